@@ -1,0 +1,35 @@
+# make train: set up .venv, then run the main job.   make test: set up, then run every test that needs no GPU.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+GPU    := $(shell command -v nvidia-smi 2>/dev/null)
+STAMP  := $(VENV)/.installed
+
+.PHONY: train test check bench setup clean
+train: setup
+	$(BIN)/python -m rl.train $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m kernels.bench
+	$(BIN)/python -m rollout.bench
+	$(BIN)/python -m trainer.bench
+
+setup: $(STAMP)
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "samebit needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 2; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { echo "samebit needs a C compiler (cc, gcc or clang)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(GPU),,-c constraints-cpu.txt) -e ".[dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,100 @@
+"""Builds the C sources into one shared library, keeps it in a cache, and calls it.
+
+The key of the cache is everything that goes in: sources, flags, compiler version and processor. A build is written to a
+temporary name and renamed, so processes that start together do not read half a library.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kernels.device import UnsupportedError
+
+_ROOT = Path(__file__).resolve().parent.parent
+# What makes bits independent of compiler and machine is -ffp-contract=off and the absence of -ffast-math; the rest is speed.
+_FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+
+class BuildError(RuntimeError):
+    """The C compiler is missing or failed; the message is one line."""
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name):
+            return name
+    raise BuildError("no C compiler (cc, gcc or clang) found: the CPU kernels need one")
+
+
+def _sources() -> list[Path]:
+    return sorted(_ROOT.glob("ops/*/cpu.c"))
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        return next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    return platform.processor() or platform.machine()
+
+
+def build(target: tuple[str, ...] = ("-march=native",)) -> Path:
+    """The path of the library for instruction set `target`, built if the cache has none. Bits do not depend on `target`."""
+    compiler = _compiler()
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    digest = hashlib.sha256("\0".join((version, _processor(), *_FLAGS, *target)).encode())
+    for path in (*_sources(), *sorted(_ROOT.glob("**/*.h"))):
+        digest.update(path.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "samebit"
+    library = folder / f"kernels-{digest.hexdigest()[:20]}.so"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
+    except OSError as error:
+        raise BuildError(f"cannot write the kernel cache {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
+    os.close(handle)
+    command = [compiler, *_FLAGS, *target, f"-I{_ROOT / 'cpu'}", *map(str, _sources()), "-o", temporary, "-lm"]
+    # Apple's clang has no OpenMP; threads decide no bit, so the library is then built for one.
+    for attempt in ((*command, "-fopenmp"), command):
+        result = subprocess.run(attempt, capture_output=True, text=True)
+        if result.returncode == 0:
+            os.replace(temporary, library)
+            return library
+    os.unlink(temporary)
+    reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip()[:200])
+    raise BuildError(f"{compiler} could not build the CPU kernels: {reason}")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build()))
+
+
+def call(name: str, *args: torch.Tensor | int | float, strided: bool = False) -> None:
+    """Runs C function `name`: a tensor is passed as its address (contiguous, unless `strided`), an int as int64, a float
+    as float32, and the number of threads last. Raises MemoryError where the function reports one."""
+    raw: list[object] = []
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            if arg.device.type != "cpu" or not (strided or arg.is_contiguous()):
+                raise UnsupportedError(
+                    f"{name}: expected a contiguous CPU tensor, got {tuple(arg.shape)} on {arg.device}"
+                )
+            raw.append(ctypes.c_void_p(arg.data_ptr()))
+        elif isinstance(arg, float):
+            raw.append(ctypes.c_float(arg))
+        else:
+            raw.append(ctypes.c_int64(arg))
+    function = getattr(library(), name)
+    function.restype = ctypes.c_int if name == "matmul" else None
+    if function(*raw, ctypes.c_int64(torch.get_num_threads())):
+        raise MemoryError(f"{name}: out of memory")

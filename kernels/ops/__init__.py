@@ -1,0 +1,30 @@
+"""Every operation that decides a bit. One folder an op: the public function with its autograd rule (`__init__`), the
+implementation of each device (`cpu.py` over `cpu.c`; `gpu.py`), and its spec."""
+
+from kernels.ops.adamw import adamw
+from kernels.ops.attention import attention
+from kernels.ops.embedding import embedding
+from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
+from kernels.ops.matmul import matmul
+from kernels.ops.reduce import square_rows, sum_rows
+from kernels.ops.rms_norm import rms_norm
+from kernels.ops.rope import rope, rope_table
+from kernels.ops.sample import gumbel_argmax
+from kernels.ops.swiglu import swiglu
+
+__all__ = [
+    "adamw",
+    "attention",
+    "embedding",
+    "gumbel_argmax",
+    "linear_logprob",
+    "matmul",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "square_rows",
+    "sum_rows",
+    "swiglu",
+    "vocab_logprob",
+    "vocab_nodes",
+]

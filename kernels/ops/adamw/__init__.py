@@ -1,0 +1,31 @@
+"""The AdamW update (Loshchilov and Hutter 2019, algorithm 2)."""
+
+import torch
+
+from kernels.device import same_device
+
+
+def adamw(
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None:
+    """In place on float32 tensors of one shape: with g = grad * grad_scale,
+
+        m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+        w = w (1 - lr * weight_decay) - lr (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + eps)
+
+    step counts from 1. Elementwise: invariant to how the tensor is sharded.
+    """
+    corrections = (1.0 - betas[0] ** step, 1.0 - betas[1] ** step)
+    same_device("adamw", weight, grad, first, second).update(
+        weight, grad, first, second, grad_scale, lr, *betas, eps, weight_decay, *corrections
+    )

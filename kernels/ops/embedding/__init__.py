@@ -1,0 +1,39 @@
+"""Token embedding, vocabulary-sharded."""
+
+import torch
+
+from kernels.device import UnsupportedError, same_device
+
+
+def embedding(
+    ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0, groups: torch.Tensor | None = None
+) -> torch.Tensor:
+    """y[t] = weight[ids[t] - first_id] + 0, and +0 where the id belongs to another shard.
+
+    ids int64 [T]; weight [V, n], the rows first_id .. first_id + V of the vocabulary -> [T, n]. The added zero turns -0
+    into +0, so that the tree over shards (one row, the others zero) has the bits of the unsharded gather. The gradient sums
+    over the tokens of an id with one leaf for each group of sequences (`groups`: int64 token offsets [G + 1]).
+
+    Invariant to batch, position and shard.
+    """
+    if ids.dim() != 1 or weight.dim() != 2:
+        raise UnsupportedError(
+            f"embedding: ids {tuple(ids.shape)} and weight {tuple(weight.shape)} must be [T] and [V, n]"
+        )
+    if groups is None and weight.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError("embedding: the weight needs a gradient, so `groups` must say where each group ends")
+    return _Embedding.apply(ids, weight, first_id, groups)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ids, weight, first_id, groups):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(ids, groups)
+        ctx.first_id, ctx.vocab, ctx.dtype = first_id, weight.shape[0], weight.dtype
+        return same_device("embedding", ids, weight).gather(ids, weight, first_id)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        ids, groups = ctx.saved_tensors
+        dw = same_device("embedding", ids, dy).scatter(dy, ids - ctx.first_id, groups, ctx.vocab)
+        return None, dw.to(ctx.dtype), None, None

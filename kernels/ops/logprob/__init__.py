@@ -1,0 +1,65 @@
+"""Log-probabilities over a vocabulary that may be sharded."""
+
+import torch
+
+from kernels.device import UnsupportedError, same_device
+from kernels.ops.matmul import matmul
+
+
+def vocab_nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
+    """The leaves of a log-sum-exp: (max z, sum e^(z - max)) of each equal part of the vocabulary, z = logits / temperature.
+
+    logits float32 [R, V], temperature float32 [R] -> float32 [R, leaves, 2]. A shard holds consecutive leaves; the nodes
+    of all shards, side by side in rank order, go to `vocab_logprob`.
+    """
+    if logits.shape[1] % leaves:
+        raise UnsupportedError(f"log-prob: a vocabulary of {logits.shape[1]} is not divisible by {leaves} leaves")
+    return same_device("logprob", logits, temperature).nodes(logits, temperature, leaves)
+
+
+def vocab_logprob(
+    nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability, log-sum-exp) of the token whose logit is `picked`: nodes merge up the tree to (m, s), then
+    (picked / temperature - m) - ln s, and m + ln s.
+
+    nodes float32 [R, leaves, 2], picked and temperature float32 [R] -> two float32 [R].
+    """
+    return same_device("logprob", nodes, picked).logprob(nodes, picked, temperature)
+
+
+def linear_logprob(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
+
+    x [R, n], head [V, n], targets int64 [R], temperature float32 [R] -> float32 [R]. The logits are float32 roots of the
+    matmul tree, never rounded to bfloat16: the same numbers the sampler draws from. `groups`: int64 row offsets [G + 1].
+
+    Invariant to the number and position of rows; equal to the vocabulary-sharded path above.
+    """
+    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups)
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, head, targets, temperature, leaves, groups):  # type: ignore[no-untyped-def]
+        logits = matmul(x, head, leaves, groups=groups, out_dtype=torch.float32)
+        picked = logits.gather(1, targets[:, None])[:, 0]
+        logprob, lse = vocab_logprob(vocab_nodes(logits, temperature, leaves), picked, temperature)
+        ctx.save_for_backward(x, head, targets, temperature, lse, groups)
+        ctx.leaves = leaves
+        return logprob
+
+    @staticmethod
+    def backward(ctx, d_logprob):  # type: ignore[no-untyped-def]
+        x, head, targets, temperature, lse, groups = ctx.saved_tensors
+        grads = same_device("logprob", x, head).backward(
+            x, head, targets, temperature, lse, d_logprob, ctx.leaves, groups if ctx.needs_input_grad[1] else None
+        )
+        return (*grads, None, None, None, None)

@@ -1,0 +1,38 @@
+"""CPU log-probabilities: see cpu.c. The logits of one micro-batch are materialised and computed again for the gradient."""
+
+import torch
+
+from kernels.cpu import call
+from kernels.ops.matmul import input_gradient, matmul, weight_gradient
+
+
+def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
+    rows, vocab = logits.shape
+    out = torch.empty(rows, leaves, 2)
+    call("vocab_nodes", logits.contiguous(), temperature.contiguous(), out, rows, leaves, vocab // leaves)
+    return out
+
+
+def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, leaves, _ = nodes.shape
+    out, lse = torch.empty(rows), torch.empty(rows)
+    scratch = nodes.clone(memory_format=torch.contiguous_format)
+    call("vocab_logprob", scratch, picked.contiguous(), temperature.contiguous(), out, lse, rows, leaves)
+    return out, lse
+
+
+def backward(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    lse: torch.Tensor,
+    d_logprob: torch.Tensor,
+    leaves: int,
+    groups: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    call("vocab_backward", logits, temperature, lse, targets, d_logprob.float().contiguous(), *logits.shape)
+    d_logits = logits.to(x.dtype)
+    dx = input_gradient(d_logits, head, leaves)
+    return dx, None if groups is None else weight_gradient(d_logits, x, groups).to(head.dtype)

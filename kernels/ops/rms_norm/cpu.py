@@ -1,0 +1,22 @@
+"""CPU rms_norm: see cpu.c."""
+
+import torch
+
+from kernels.cpu import call
+
+
+def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    n = x.shape[-1]
+    x32 = x.float().contiguous()
+    y = torch.empty_like(x32)
+    call("rms_norm", x32, weight.float(), y, x.numel() // n, n, eps)
+    return y.to(x.dtype)
+
+
+def backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx in the dtype of x, each row's contribution to the gradient of the weight in float32)."""
+    n = x.shape[-1]
+    x32, dy32 = x.float().contiguous(), dy.float().contiguous()
+    dx, d_rows = torch.empty_like(x32), torch.empty_like(x32)
+    call("rms_norm_backward", x32, weight.float(), dy32, dx, d_rows, x.numel() // n, n, eps)
+    return dx.to(x.dtype), d_rows

@@ -1,0 +1,101 @@
+"""The reduction tree: the one definition of the order in which partial sums are added.
+
+A sum is cut into leaves. A leaf is one chain, in ascending order, from zero. Leaves are nodes of a balanced binary tree:
+
+    root = ((n0 + n1) + (n2 + n3)) + ((n4 + n5) + (n6 + n7))
+
+A shard holds consecutive leaves that are a whole subtree, so "who computed which leaf" is not part of the result. Where
+the number of leaves is no power of two, the tree is that of the next power of two with the missing leaves left out:
+`fold` of 6 is ((n0 + n1) + (n2 + n3)) + (n4 + n5).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Node = TypeVar("Node")
+
+KEY_BLOCK = 64
+"""Keys in one block of attention; blocks start at position 0."""
+KEY_SPLIT = 512
+"""Keys in one split of attention: blocks inside a split are one online softmax, splits merge in ascending order."""
+
+
+class TreeError(ValueError):
+    """An extent, a leaf count and a shard that do not fit together; the message names the numbers."""
+
+
+def is_power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `rank` of `size` equal consecutive parts of a tensor-parallel extent."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not is_power_of_two(self.size) or not 0 <= self.rank < self.size:
+            raise TreeError(f"shard {self.rank} of {self.size}: the size must be a power of two and the rank below it")
+
+    def part(self, extent: int, what: str = "extent") -> int:
+        """extent / size, or an error that names both."""
+        if extent % self.size:
+            raise TreeError(f"{what} {extent} is not divisible by tensor-parallel size {self.size}")
+        return extent // self.size
+
+    def range(self, extent: int, what: str = "extent") -> slice:
+        n = self.part(extent, what)
+        return slice(self.rank * n, (self.rank + 1) * n)
+
+
+WHOLE = Shard()
+
+
+def leaf_bounds(extent: int, leaves: int, what: str = "extent") -> list[int]:
+    """Offsets [leaves + 1] of `leaves` equal parts of `extent`; `leaves` must be a power of two that divides it."""
+    if not is_power_of_two(leaves):
+        raise TreeError(f"{leaves} leaves: the number of leaves must be a power of two")
+    if extent % leaves:
+        raise TreeError(f"{what} {extent} is not divisible by {leaves} leaves: lower model.leaves to a divisor")
+    return list(range(0, extent + 1, extent // leaves))
+
+
+def fold(nodes: Sequence[Node], add: Callable[[Node, Node], Node]) -> Node:
+    """The root of the tree over `nodes`, as the definition reads: split at the largest power of two below the count."""
+    if len(nodes) == 1:
+        return nodes[0]
+    half = 1 << (len(nodes) - 1).bit_length() - 1
+    return add(fold(nodes[:half], add), fold(nodes[half:], add))
+
+
+class Counter:
+    """`fold` for nodes that arrive one at a time: a binary counter that keeps at most log2(n) + 1 of them.
+
+    Used where the nodes are large (gradients of micro-batches). `push` in ascending leaf order, then `root` once.
+    """
+
+    def __init__(self, add: Callable[[Node, Node], Node]) -> None:
+        self._add = add
+        self._parked: dict[int, Node] = {}
+        self._count = 0
+
+    def push(self, node: Node) -> None:
+        level, n = 0, self._count
+        while n & 1:
+            node = self._add(self._parked.pop(level), node)
+            level, n = level + 1, n >> 1
+        self._parked[level] = node
+        self._count += 1
+
+    def root(self) -> Node:
+        if not self._parked:
+            raise TreeError("an empty sum has no root")
+        levels: Iterable[int] = sorted(self._parked)
+        root = None
+        for level in levels:
+            root = self._parked[level] if root is None else self._add(self._parked[level], root)
+        self._parked, self._count = {}, 0
+        return root  # type: ignore[return-value]
