@@ -1,0 +1,18 @@
+"""The one model definition, its weights on disk and in shards, and the layouts it runs under."""
+
+from kernels.model.config import ConfigError, ModelConfig
+from kernels.model.decoder import LayerWeights, OuterWeights, decoder_layer, forward, head_logits
+from kernels.model.layout import Activations, Layout, PagedCache
+
+__all__ = [
+    "Activations",
+    "ConfigError",
+    "LayerWeights",
+    "Layout",
+    "ModelConfig",
+    "OuterWeights",
+    "PagedCache",
+    "decoder_layer",
+    "forward",
+    "head_logits",
+]

@@ -1,0 +1,96 @@
+"""The Qwen3 decoder: the last op. Where a cast stands and when a residual is added decide bits as a tile order does.
+
+Differs from Hugging Face's Qwen3 in rounding only: a norm rounds once (after the weight), logits stay float32, and the
+projections are fused ([q; k; v] and [gate; up] by rows, which changes no bit: output columns are independent).
+
+Activations are rounded to the weights' dtype after every op; sums inside an op are float32 on the tree. The residual stream
+is in the weights' dtype.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kernels.collectives import TreeGroup
+from kernels.model.config import ModelConfig
+from kernels.model.layout import KeyValues, Layout
+from kernels.ops import attention, embedding, matmul, rms_norm, rope, swiglu
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's weights on one shard of size S; H hidden, D head_dim, Q / K heads and kv heads of the whole model."""
+
+    attn_norm: torch.Tensor  # [H]
+    qkv: torch.Tensor  # [(Q + 2 K) D / S, H], query rows, then key rows, then value rows
+    q_norm: torch.Tensor  # [D]
+    k_norm: torch.Tensor  # [D]
+    o: torch.Tensor  # [H, Q D / S]
+    mlp_norm: torch.Tensor  # [H]
+    gate_up: torch.Tensor  # [2 I / S, H], gate rows, then up rows
+    down: torch.Tensor  # [H, I / S]
+
+
+@dataclass(frozen=True)
+class OuterWeights:
+    """What stands outside the layers, on one shard."""
+
+    embed: torch.Tensor  # [V / S, H]
+    norm: torch.Tensor  # [H]
+    head: torch.Tensor  # [V / S, H]
+
+
+def decoder_layer(
+    config: ModelConfig,
+    group: TreeGroup,
+    weights: LayerWeights,
+    index: int,
+    x: torch.Tensor,
+    layout: Layout,
+    kv: KeyValues,
+    table: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """x [T, H] -> [T, H]; `table` from rope_table. Invariant to layout and to the size of `group`."""
+    size, groups = group.shard.size, layout.groups
+    heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
+
+    def row_parallel(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        partial = matmul(y, w, config.leaves // size, groups=groups, out_dtype=torch.float32)
+        return group.all_reduce(partial, x.dtype)
+
+    h = rms_norm(x, weights.attn_norm, config.rms_eps, groups=groups)
+    qkv = matmul(h, weights.qkv, config.leaves, groups=groups)
+    q, k, v = qkv.view(-1, heads + 2 * kv_heads, D).split((heads, kv_heads, kv_heads), 1)
+    q = rope(rms_norm(q, weights.q_norm, config.rms_eps, groups=groups), *table, layout.positions)
+    k = rope(rms_norm(k, weights.k_norm, config.rms_eps, groups=groups), *table, layout.positions)
+    keys, values = kv.update(index, k, v, layout)
+    a = attention(q, keys, values, layout.pages, D**-0.5)
+    x = x + row_parallel(a.reshape(-1, heads * D), weights.o)
+
+    h = rms_norm(x, weights.mlp_norm, config.rms_eps, groups=groups)
+    y = swiglu(matmul(h, weights.gate_up, config.leaves, groups=groups))
+    return x + row_parallel(y, weights.down)
+
+
+def forward(
+    config: ModelConfig,
+    group: TreeGroup,
+    outer: OuterWeights,
+    run_layer: Callable[[int, torch.Tensor], torch.Tensor],
+    token_ids: torch.Tensor,
+    layout: Layout,
+) -> torch.Tensor:
+    """token_ids int64 [T] -> final hidden states [T, H]. `run_layer(i, x)` is `decoder_layer` on layer i, by whatever means
+    the caller holds its weights (a list; FSDP modules)."""
+    first = group.shard.rank * outer.embed.shape[0]
+    rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups)
+    x = group.all_reduce(rows.float(), outer.embed.dtype)
+    for i in range(config.layers):
+        x = run_layer(i, x)
+    return rms_norm(x, outer.norm, config.rms_eps, groups=layout.groups)
+
+
+def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor) -> torch.Tensor:
+    """float32 logits [R, V / S] of this shard's part of the vocabulary: unrounded roots of the matmul tree."""
+    return matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)

@@ -1,0 +1,167 @@
+"""The weights by name: shapes, shards, Hugging Face names, files, and the digest that both sides must agree on."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kernels.model.config import ConfigError, ModelConfig
+from kernels.model.decoder import LayerWeights, OuterWeights
+from kernels.tree import Shard
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor as the model holds it: one or several Hugging Face tensors stacked by rows."""
+
+    name: str
+    sections: tuple[int, ...]  # rows of each Hugging Face tensor
+    columns: int  # 0 for a vector
+    hf_names: tuple[str, ...]
+    axis: int | None  # tensor-parallel axis; None: every rank holds it whole
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(self.sections), self.columns) if self.columns else (sum(self.sections),)
+
+    def shard(self, whole: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """This rank's part, contiguous: each section cut on its own, so that a rank holds whole heads."""
+        if self.axis is None:
+            return whole.contiguous()
+        if self.axis == 1:
+            return whole[:, shard.range(self.columns, self.name)].contiguous()
+        return torch.cat([part[shard.range(len(part), self.name)] for part in whole.split(self.sections)])
+
+
+def parameters(config: ModelConfig) -> list[Parameter]:
+    """Every parameter, in a fixed order. A tied head is no parameter."""
+    H, I, D = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.heads * D, config.kv_heads * D
+    out = [Parameter("embed", (config.vocab_size,), H, ("model.embed_tokens.weight",), 0)]
+    for i in range(config.layers):
+        at, hf = f"layers.{i}.", f"model.layers.{i}."
+        qkv = tuple(f"{hf}self_attn.{x}_proj.weight" for x in "qkv")
+        gate_up = tuple(f"{hf}mlp.{x}_proj.weight" for x in ("gate", "up"))
+        out += [
+            Parameter(at + "attn_norm", (H,), 0, (hf + "input_layernorm.weight",), None),
+            Parameter(at + "qkv", (q, kv, kv), H, qkv, 0),
+            Parameter(at + "q_norm", (D,), 0, (hf + "self_attn.q_norm.weight",), None),
+            Parameter(at + "k_norm", (D,), 0, (hf + "self_attn.k_norm.weight",), None),
+            Parameter(at + "o", (H,), q, (hf + "self_attn.o_proj.weight",), 1),
+            Parameter(at + "mlp_norm", (H,), 0, (hf + "post_attention_layernorm.weight",), None),
+            Parameter(at + "gate_up", (I, I), H, gate_up, 0),
+            Parameter(at + "down", (H,), I, (hf + "mlp.down_proj.weight",), 1),
+        ]
+    out.append(Parameter("norm", (H,), 0, ("model.norm.weight",), None))
+    if not config.tied:
+        out.append(Parameter("head", (config.vocab_size,), H, ("lm_head.weight",), 0))
+    return out
+
+
+def layer_weights(weights: Mapping[str, torch.Tensor], index: int) -> LayerWeights:
+    at = f"layers.{index}."
+    return LayerWeights(**{name: weights[at + name] for name in LayerWeights.__dataclass_fields__})
+
+
+def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
+    return OuterWeights(weights["embed"], weights["norm"], weights.get("head", weights["embed"]))
+
+
+def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Random weights, float32: norms 1, matrices normal with standard deviation 0.02 (o and down divided by
+    sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
+    neither order nor sharding; numpy's Philox gives the same bits on every machine."""
+    for parameter in parameters(config):
+        if not parameter.columns:
+            yield parameter, torch.ones(parameter.shape)
+            continue
+        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
+        scale = 0.02 / (2 * config.layers) ** 0.5 if parameter.axis == 1 else 0.02
+        noise = generator.standard_normal(parameter.shape, dtype=np.float32)
+        yield parameter, torch.from_numpy(noise * np.float32(scale))
+
+
+def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Every parameter from the safetensors files of a Hugging Face model directory, one at a time."""
+    directory = Path(directory)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{directory} holds no .safetensors file")
+    where: dict[str, Path] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                where |= dict.fromkeys(file.keys(), path)
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+
+    def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name not in where:
+            raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
+        with safe_open(where[name], "pt") as file:
+            tensor = file.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ConfigError(f"{where[name]}: {name} is {tuple(tensor.shape)}, the config says {shape}")
+        return tensor
+
+    for parameter in parameters(config):
+        columns = (parameter.columns,) if parameter.columns else ()
+        parts = zip(parameter.hf_names, parameter.sections, strict=True)
+        yield parameter, torch.cat([read(name, (rows, *columns)) for name, rows in parts])
+
+
+def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {n: t.contiguous() for n, t in zip(parameter.hf_names, whole.split(parameter.sections), strict=True)}
+
+
+def save(config: ModelConfig, whole: Iterable[tuple[Parameter, torch.Tensor]], directory: str | Path) -> None:
+    """A Hugging Face model directory (config.json, model.safetensors) that `transformers` loads."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    dtype = "float32"
+    for parameter, tensor in whole:
+        tensors |= to_hf(parameter, tensor.cpu())
+        dtype = str(tensor.dtype).removeprefix("torch.")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config.to_hf(dtype), indent=2) + "\n")
+
+
+Leaves = dict[tuple[str, int], str]
+
+
+def leaf_digests(
+    config: ModelConfig, shard: Shard, tensor_of: Callable[[Parameter], torch.Tensor]
+) -> Leaves:
+    """SHA-256 of each 1 / leaves slice of each tensor that this shard holds, keyed by (name, slice number)."""
+    out: Leaves = {}
+    per_rank = config.leaves // shard.size
+    for parameter in parameters(config):
+        local = tensor_of(parameter)
+        if parameter.axis is None:
+            out[parameter.name, 0] = _sha256(local)
+            continue
+        sections = tuple(s // shard.size for s in parameter.sections) if parameter.axis == 0 else parameter.sections
+        columns = parameter.columns // shard.size if parameter.axis == 1 else parameter.columns
+        held = Parameter(parameter.name, sections, columns, parameter.hf_names, parameter.axis)
+        for i in range(per_rank):
+            out[parameter.name, shard.rank * per_rank + i] = _sha256(held.shard(local, Shard(i, per_rank)))
+    return out
+
+
+def digest(leaves: Leaves) -> str:
+    """The SHA-256 of a model: over the sorted lines `name slice sha256`. A pure function of the weights and
+    `model.leaves`: the same from a trainer that holds all slices and from tensor-parallel ranks that hold a few each."""
+    lines = "".join(f"{name} {i} {value}\n" for (name, i), value in sorted(leaves.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,0 +1,38 @@
+"""The Ray actor of one rollout rank: a process, its rendezvous, and an engine."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import ray
+import torch
+import torch.distributed as dist
+
+from kernels.collectives import TreeGroup
+from kernels.model import ModelConfig
+from kernels.model.weights import Leaves, parameters
+from rollout.engine import Engine, EngineConfig
+from rollout.sampling import Completion, Request
+
+
+class RolloutRank:
+    """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
+
+    def __init__(self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig) -> None:
+        torch.set_num_threads(threads)
+        group = TreeGroup()
+        if size > 1:
+            dist.init_process_group(
+                "gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120)
+            )
+            group = TreeGroup(dist.group.WORLD)
+        self.model = model
+        self.engine = Engine(model, config, group)
+
+    def load(self, weights: dict[str, "ray.ObjectRef"], version: int) -> Leaves:
+        """Fetches every parameter from the object store, one at a time, and keeps this shard's part."""
+        return self.engine.load(
+            ((p, torch.from_numpy(ray.get(weights[p.name]))) for p in parameters(self.model)), version
+        )
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return self.engine.generate(requests)

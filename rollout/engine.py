@@ -1,0 +1,73 @@
+"""The engine: requests in, completions out, weights replaced in place between batches."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from kernels.collectives import TreeGroup
+from kernels.model import ModelConfig
+from kernels.model.weights import Leaves, Parameter
+from rollout.pages import PagePool
+from rollout.runner import Runner
+from rollout.sampling import Completion, Request, RequestError
+from rollout.scheduler import Limits, Scheduler
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How one engine serves. Nothing here changes a bit of a completion."""
+
+    pages: int
+    page_size: int
+    prefix_cache: bool
+    limits: Limits
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+
+class Engine:
+    """One rank of a tensor-parallel engine; `group` is the whole of it. Ranks are given the same requests in the same order
+    and then need no coordinator: the schedule is a function of the requests, the samples meet in the collectives."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None) -> None:
+        self.config = config
+        self.runner = Runner(
+            model, group or TreeGroup(), config.pages, config.page_size, config.dtype, config.device
+        )
+        self.pool = PagePool(config.pages, config.page_size, config.prefix_cache)
+        self.scheduler = Scheduler(self.pool, config.limits, model.max_positions)
+        self.version = -1  # no weights yet
+
+    def load(self, weights: Iterable[tuple[Parameter, torch.Tensor]], version: int) -> Leaves:
+        """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held."""
+        if not self.scheduler.idle:
+            raise RequestError(f"weights of version {version} arrived while requests are in flight")
+        for parameter, whole in weights:
+            self.runner.load(parameter, whole)
+        self.pool.clear()
+        self.version = version
+        return self.runner.leaf_digests()
+
+    def add(self, request: Request) -> None:
+        vocab = self.runner.config.vocab_size
+        if request.prompt_ids and not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab:
+            raise RequestError(f"request {request.id}: a prompt id is outside the vocabulary of {vocab}")
+        self.scheduler.add(request)
+
+    def step(self) -> list[Completion]:
+        """One batch."""
+        spans = self.scheduler.schedule()
+        return self.scheduler.commit(spans, self.runner.run(spans), self.version)
+
+    def generate(self, requests: Iterable[Request]) -> list[Completion]:
+        """All of them to the end, in the order of the requests."""
+        order = []
+        for request in requests:
+            self.add(request)
+            order.append(request.id)
+        done: dict[int, Completion] = {}
+        while not self.scheduler.idle:
+            for completion in self.step():
+                done[completion.request_id] = completion
+        return [done[i] for i in order]

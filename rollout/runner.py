@@ -1,0 +1,87 @@
+"""Runs one batch on one rank: tokens in, sampled tokens and their log-probabilities out."""
+
+import torch
+
+from kernels.collectives import TreeGroup
+from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits
+from kernels.model.weights import Leaves, Parameter, layer_weights, leaf_digests, outer_weights, parameters
+from kernels.ops import gumbel_argmax, rope_table, vocab_logprob, vocab_nodes
+from rollout.scheduler import Span
+
+
+class RunnerError(RuntimeError):
+    """The model produced no number to sample from."""
+
+
+class Runner:
+    """One shard's weights and key-value rows. No gradients."""
+
+    def __init__(
+        self, config: ModelConfig, group: TreeGroup, pages: int, page_size: int, dtype: torch.dtype, device: str
+    ) -> None:
+        config.check_shards(group.shard.size)
+        self.config, self.group, self.page_size, self.device = config, group, page_size, device
+        self.cache = PagedCache(
+            config.layers, pages, page_size, config.kv_heads // group.shard.size, config.head_dim, dtype, device
+        )
+        cosine, sine = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+        self.table = (cosine.to(device), sine.to(device))
+        self.weights: dict[str, torch.Tensor] = {}
+        for p in parameters(config):  # NaN until loaded, so that a forgotten tensor cannot go unseen
+            held = p.shard(torch.empty(p.shape, device="meta"), group.shard).shape
+            self.weights[p.name] = torch.full(held, torch.nan, dtype=dtype, device=device)
+        self.outer = outer_weights(self.weights)
+        self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
+
+    def load(self, parameter: Parameter, whole: torch.Tensor) -> None:
+        """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype."""
+        self.weights[parameter.name].copy_(parameter.shard(whole, self.group.shard))
+
+    def leaf_digests(self) -> Leaves:
+        return leaf_digests(self.config, self.group.shard, lambda p: self.weights[p.name])
+
+    @torch.no_grad()
+    def run(self, spans: list[Span]) -> list[tuple[int, float]]:
+        """(token, log-prob) for each span that samples, in order; the same on every rank."""
+        layout = Layout.paged(
+            [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
+        )
+        ids = torch.tensor([t for s in spans for t in s.sequence.tokens[s.start : s.stop]], device=self.device)
+
+        def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
+            return decoder_layer(self.config, self.group, self.layers[i], i, x, layout, self.cache, self.table)
+
+        hidden = forward(self.config, self.group, self.outer, run_layer, ids, layout)
+        sampling = [s for s in spans if s.samples]
+        if not sampling:
+            return []
+        last = [int(end) - 1 for end, span in zip(layout.pages.starts[1:], spans, strict=True) if span.samples]
+        return self._sample(head_logits(self.config, self.outer, hidden[last]), sampling)
+
+    def _sample(self, logits: torch.Tensor, spans: list[Span]) -> list[tuple[int, float]]:
+        """Every rank draws from its part of the vocabulary; the parts meet in one gather of winners and of the leaves of
+        the log-sum-exp."""
+        params = [s.sequence.request.sampling for s in spans]
+        temperature = torch.tensor([p.scale for p in params], dtype=torch.float32, device=self.device)
+        seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=self.device)
+        positions = torch.tensor([s.stop for s in spans], dtype=torch.int64, device=self.device)
+        greedy = torch.tensor([p.greedy for p in params], dtype=torch.uint8, device=self.device)
+        shard, (rows, width) = self.group.shard, logits.shape
+        score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
+        leaves = self.config.leaves // shard.size
+        nodes = vocab_nodes(logits, temperature, leaves)
+
+        winner = torch.stack([score, logit, token.int().view(torch.float32)], 1)
+        parts = self.group.all_gather(torch.cat([winner, nodes.view(rows, 2 * leaves)], 1))
+        nodes = parts[:, :, 3:].transpose(0, 1).reshape(rows, self.config.leaves, 2)
+        best = parts[0, :, :3]
+        for other in parts[1:, :, :3]:  # a tie stays with the lower rank: the lowest token id
+            best = torch.where((other[:, 0] > best[:, 0])[:, None], other, best)
+        tokens = best[:, 2].contiguous().view(torch.int32).tolist()
+        if min(tokens) < 0:
+            raise RunnerError(
+                f"request {spans[tokens.index(min(tokens))].sequence.request.id}: no logit is a number; "
+                f"the weights or the activations overflowed"
+            )
+        logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
+        return list(zip(tokens, logprobs.tolist(), strict=True))

@@ -1,0 +1,69 @@
+"""The model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
+
+import torch
+from torch import nn
+
+from kernels.collectives import TreeGroup
+from kernels.model import (
+    Activations,
+    LayerWeights,
+    Layout,
+    ModelConfig,
+    OuterWeights,
+    decoder_layer,
+    forward,
+)
+from kernels.model.weights import parameters
+from kernels.ops import linear_logprob, rope_table
+
+
+class Block(nn.Module):
+    """Holds one layer's weights."""
+
+    def __init__(self, config: ModelConfig, index: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.config, self.index = config, index
+        for name in LayerWeights.__dataclass_fields__:
+            self.register_parameter(name, nn.Parameter(torch.empty(shapes[f"layers.{index}.{name}"])))
+
+    def forward(self, x: torch.Tensor, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        weights = LayerWeights(**{name: getattr(self, name) for name in LayerWeights.__dataclass_fields__})
+        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, layout, Activations(), table)
+
+
+class TrainerModel(nn.Module):
+    """Token log-probabilities of packed sequences. Built on the meta device: `torch.device("meta")` around it.
+
+    A tied head is held as a second parameter, so that each of its two uses sums its gradient on its own tree; the optimizer
+    adds the two roots and keeps the copies equal.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        shapes = {p.name: p.shape for p in parameters(config)}
+        self.embed = nn.Parameter(torch.empty(shapes["embed"]))
+        self.norm = nn.Parameter(torch.empty(shapes["norm"]))
+        self.head = nn.Parameter(torch.empty(shapes["embed"]))
+        self.layers = nn.ModuleList(Block(config, i, shapes) for i in range(config.layers))
+        with torch.device("cpu"):
+            self.table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        layout: Layout,
+        rows: torch.Tensor,
+        row_groups: torch.Tensor,
+        temperatures: torch.Tensor,
+    ) -> torch.Tensor:
+        """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
+        the gradient's leaves among the rows."""
+        outer = OuterWeights(self.embed, self.norm, self.head)
+
+        def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[i](x, layout, self.table)
+
+        hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout)
+        targets = token_ids[rows]
+        return linear_logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups)

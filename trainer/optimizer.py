@@ -1,0 +1,89 @@
+"""AdamW over sharded parameters, fed by micro-batches in tree order, clipped by a norm that no sharding changes."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from kernels.collectives import TreeGroup
+from kernels.ops import adamw, square_rows, sum_rows
+from kernels.tree import Counter, fold
+from trainer.model import TrainerModel
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+
+class Optimizer:
+    """`accumulate` after every backward pass, then `step`. Moments are float32, sharded as the parameters are."""
+
+    def __init__(self, model: TrainerModel, config: AdamWConfig) -> None:
+        self.config = config
+        self.tied = model.config.tied
+        self._parameters: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets moments and step count."""
+        self.steps = 0
+        locals_ = {name: p.to_local() for name, p in self._parameters.items()}
+        self._first = {name: torch.zeros_like(w) for name, w in locals_.items()}
+        self._second = {name: torch.zeros_like(w) for name, w in locals_.items()}
+        self._gradients = Counter(lambda a, b: {name: a[name] + b[name] for name in a})
+
+    def accumulate(self) -> None:
+        """Takes the reduced gradient of one micro-batch: the next node, in leaf order, of the tree over micro-batches."""
+        node = {}
+        for name, parameter in self._parameters.items():
+            assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
+            node[name] = parameter.grad.to_local()
+            parameter.grad = None
+        self._gradients.push(node)
+
+    def step(self, lr: float) -> float:
+        """One update; returns the gradient's norm before clipping."""
+        gradients = self._gradients.root()
+        if self.tied:
+            gradients["embed"] = gradients["embed"] + gradients.pop("head")
+        norm = fold([self._squares(name, g) for name, g in gradients.items()], operator.add).sqrt().item()
+        scale = min(1.0, self.config.grad_clip / norm) if norm > 0 else 1.0
+        self.steps += 1
+        for name, gradient in gradients.items():
+            adamw(
+                self._parameters[name].to_local(),
+                gradient,
+                self._first[name],
+                self._second[name],
+                step=self.steps,
+                lr=lr,
+                betas=self.config.betas,
+                eps=self.config.eps,
+                weight_decay=self.config.weight_decay if self._parameters[name].dim() > 1 else 0.0,
+                grad_scale=scale,
+            )
+        if self.tied:
+            with torch.no_grad():
+                self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
+        return norm
+
+    def _squares(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """Sum of squares of one tensor, float32 [1]: of each row, then the tree over rows, wherever the rows live."""
+        parameter = self._parameters[name]
+        rows = parameter.shape[0]
+        group = TreeGroup(parameter.device_mesh.get_group())
+        part = -(-rows // group.shard.size)  # FSDP2 gives the first ranks ceil(rows / size) each
+        squares = torch.zeros(part, device=gradient.device)
+        squares[: gradient.shape[0]] = square_rows(gradient.reshape(gradient.shape[0], -1)) if gradient.numel() else 0.0
+        whole = group.all_gather(squares).view(-1)[:rows, None]
+        return sum_rows(whole, torch.arange(rows + 1))
+
+
+def barrier() -> None:
+    dist.barrier()

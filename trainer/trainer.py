@@ -1,0 +1,140 @@
+"""From a batch to new weights."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from kernels.model import Layout, ModelConfig
+from kernels.model.weights import Parameter, parameters
+from trainer.batch import Batch, StepReport, check_batch_arithmetic
+from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
+from trainer.model import TrainerModel
+from trainer.optimizer import AdamWConfig, Optimizer
+from trainer.parallelize import fill, parallelize
+
+
+class TrainerError(RuntimeError):
+    """A step that must not touch the weights; one line that says what was not finite."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    leaf_sequences: int  # sequences of one leaf of the gradient's tree: part of the run's identity, like its seed
+    micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    clip: Clip = field(default_factory=Clip)
+
+
+class Trainer:
+    """One FSDP2 rank; every method is called on all ranks of `mesh`, with the same arguments.
+
+    The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
+    summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
+    counter. The weights therefore depend on neither `micro_leaves` nor the size of the mesh.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainerConfig,
+        mesh: DeviceMesh,
+        weights: Iterable[tuple[Parameter, torch.Tensor]],
+    ) -> None:
+        self.config, self.mesh = config, mesh
+        self.device = mesh.device_type
+        with torch.device("meta"):
+            self.model = TrainerModel(model)
+        parallelize(self.model, mesh)
+        self.model.to_empty(device=self.device)
+        self.model.table = tuple(t.to(self.device) for t in self.model.table)
+        named = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for parameter, whole in weights:
+                fill(named[parameter.name], whole)
+                if model.tied and parameter.name == "embed":
+                    fill(named["head"], whole)
+        self.optimizer = Optimizer(self.model, config.optimizer)
+
+    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
+        """One optimizer step on `batch`. Raises TrainerError, weights untouched, where a log-prob or the gradient is not
+        finite."""
+        world, rank = self.mesh.size(), self.mesh.get_local_rank()
+        config = self.config
+        micro_batches = check_batch_arithmetic(batch.sequences, config.leaf_sequences, config.micro_leaves, world)
+        size = config.leaf_sequences * config.micro_leaves
+        logprobs, sequences, responses = [], [], []
+        loss = clipped = 0.0
+        for i in range(micro_batches):
+            start = (i * world + rank) * size
+            part = batch.take(start, start + size)
+            values, part_loss, part_clipped = self._backward(part, objective)
+            self.optimizer.accumulate()
+            logprobs.append(values)
+            sequences.append(np.arange(start, start + size))
+            responses.append(part.responses)
+            loss, clipped = loss + part_loss, clipped + part_clipped
+        all_logprobs = np.concatenate(logprobs)
+        self._check_finite(all_logprobs)
+        grad_norm = self.optimizer.step(lr)
+        return StepReport(
+            logprobs=all_logprobs,
+            sequences=np.concatenate(sequences),
+            responses=np.concatenate(responses),
+            loss=loss,
+            clip_fraction=clipped / len(all_logprobs),
+            grad_norm=grad_norm,
+            step=self.optimizer.steps,
+        )
+
+    def _backward(self, part: Batch, objective: Objective) -> tuple[np.ndarray, float, int]:
+        """(log-probs, weighted loss, clipped tokens) of one micro-batch; its gradients are left in the parameters."""
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        leaf = self.config.leaf_sequences
+        groups = [leaf] * self.config.micro_leaves
+        layout = Layout.packed(part.lengths.tolist(), groups, self.device)
+        row_groups = np.concatenate([[0], np.cumsum(part.responses)])[::leaf]
+        logprobs = self.model(
+            tensor(part.token_ids),
+            layout,
+            tensor(part.response_rows()),
+            tensor(row_groups),
+            tensor(part.temperatures),
+        )
+        clipped = 0
+        if objective == "policy":
+            losses, mask = policy_loss(logprobs, tensor(part.logprobs), tensor(part.advantages), self.config.clip)
+            clipped = int(mask.sum())
+        else:
+            losses = likelihood_loss(logprobs)
+        weighted = losses * tensor(part.weights)
+        weighted.sum().backward()
+        return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), clipped
+
+    def _check_finite(self, logprobs: np.ndarray) -> None:
+        if not np.isfinite(logprobs).all():
+            bad = int(np.flatnonzero(~np.isfinite(logprobs))[0])
+            raise TrainerError(
+                f"step {self.optimizer.steps + 1}: the log-prob of response token {bad} on rank "
+                f"{self.mesh.get_local_rank()} is {logprobs[bad]}; the weights were not touched"
+            )
+
+    def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
+        """Every parameter whole, float32, one at a time, on every rank. A collective."""
+        named = dict(self.model.named_parameters())
+        for parameter in parameters(self.model.config):
+            value = named[parameter.name]
+            assert isinstance(value, DTensor)
+            yield parameter, value.detach().full_tensor()
+
+    def publish(self, put: Callable[[Parameter, torch.Tensor], None]) -> None:
+        """Hands every whole parameter to `put`, in order, on rank 0. A collective."""
+        for parameter, whole in self.weights():
+            if self.mesh.get_local_rank() == 0:
+                put(parameter, whole)
