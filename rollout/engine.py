@@ -47,7 +47,7 @@ class Engine:
             self.runner.load(parameter, whole)
         self.pool.clear()
         self.version = version
-        return self.runner.leaf_digests()
+        return self.runner.digests()
 
     def add(self, request: Request) -> None:
         vocab = self.runner.config.vocab_size

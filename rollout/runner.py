@@ -4,7 +4,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits
-from kernels.model.weights import Leaves, Parameter, layer_weights, leaf_digests, outer_weights, parameters
+from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import gumbel_argmax, rope_table, vocab_logprob, vocab_nodes
 from rollout.scheduler import Span
 
@@ -28,8 +28,7 @@ class Runner:
         self.table = (cosine.to(device), sine.to(device))
         self.weights: dict[str, torch.Tensor] = {}
         for p in parameters(config):  # NaN until loaded, so that a forgotten tensor cannot go unseen
-            held = p.shard(torch.empty(p.shape, device="meta"), group.shard).shape
-            self.weights[p.name] = torch.full(held, torch.nan, dtype=dtype, device=device)
+            self.weights[p.name] = torch.full(p.part(group.shard).shape, torch.nan, dtype=dtype, device=device)
         self.outer = outer_weights(self.weights)
         self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
 
@@ -37,8 +36,12 @@ class Runner:
         """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype."""
         self.weights[parameter.name].copy_(parameter.shard(whole, self.group.shard))
 
-    def leaf_digests(self) -> Leaves:
-        return leaf_digests(self.config, self.group.shard, lambda p: self.weights[p.name])
+    def digests(self) -> Leaves:
+        """SHA-256 of every slice held."""
+        out: Leaves = {}
+        for p in parameters(self.config):
+            out |= slice_digests(self.config, p, self.weights[p.name], self.group.shard)
+        return out
 
     @torch.no_grad()
     def run(self, spans: list[Span]) -> list[tuple[int, float]]:

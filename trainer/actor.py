@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, Parameter, initial, leaf_digests, load, save
+from kernels.model.weights import Leaves, Parameter, initial, load, save, slice_digests
 from kernels.tree import WHOLE
 from trainer.batch import Batch, StepReport
 from trainer.loss import Objective
@@ -43,18 +43,17 @@ class TrainerRank:
 
     def publish(self) -> tuple[dict[str, "ray.ObjectRef"], Leaves]:
         """Rank 0: a reference to every whole parameter in the object store, and the digest of every slice. Other ranks take
-        part in the gathers and return nothing."""
+        part in the gathers and return empty ones."""
         references: dict[str, ray.ObjectRef] = {}
-        held: dict[str, torch.Tensor] = {}
+        digests: Leaves = {}
 
         def put(parameter: Parameter, whole: torch.Tensor) -> None:
+            nonlocal digests
             references[parameter.name] = ray.put(whole.cpu().numpy())
-            held[parameter.name] = whole
+            digests |= slice_digests(self.config, parameter, whole, WHOLE)
 
         self.trainer.publish(put)
-        if self.rank:
-            return {}, {}
-        return references, leaf_digests(self.config, WHOLE, lambda p: held[p.name])
+        return references, digests
 
     def save(self, directory: str) -> None:
         """Rank 0 writes a Hugging Face model directory. A collective."""

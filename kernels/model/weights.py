@@ -3,8 +3,8 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,12 @@ class Parameter:
         if self.axis == 1:
             return whole[:, shard.range(self.columns, self.name)].contiguous()
         return torch.cat([part[shard.range(len(part), self.name)] for part in whole.split(self.sections)])
+
+    def part(self, shard: Shard) -> "Parameter":
+        """The shape of what `shard` holds."""
+        if self.axis == 0:
+            return replace(self, sections=tuple(shard.part(s, self.name) for s in self.sections))
+        return replace(self, columns=shard.part(self.columns, self.name)) if self.axis == 1 else self
 
 
 def parameters(config: ModelConfig) -> list[Parameter]:
@@ -137,23 +143,15 @@ def save(config: ModelConfig, whole: Iterable[tuple[Parameter, torch.Tensor]], d
 Leaves = dict[tuple[str, int], str]
 
 
-def leaf_digests(
-    config: ModelConfig, shard: Shard, tensor_of: Callable[[Parameter], torch.Tensor]
-) -> Leaves:
-    """SHA-256 of each 1 / leaves slice of each tensor that this shard holds, keyed by (name, slice number)."""
-    out: Leaves = {}
-    per_rank = config.leaves // shard.size
-    for parameter in parameters(config):
-        local = tensor_of(parameter)
-        if parameter.axis is None:
-            out[parameter.name, 0] = _sha256(local)
-            continue
-        sections = tuple(s // shard.size for s in parameter.sections) if parameter.axis == 0 else parameter.sections
-        columns = parameter.columns // shard.size if parameter.axis == 1 else parameter.columns
-        held = Parameter(parameter.name, sections, columns, parameter.hf_names, parameter.axis)
-        for i in range(per_rank):
-            out[parameter.name, shard.rank * per_rank + i] = _sha256(held.shard(local, Shard(i, per_rank)))
-    return out
+def slice_digests(config: ModelConfig, parameter: Parameter, held: torch.Tensor, shard: Shard) -> Leaves:
+    """SHA-256 of each 1 / leaves slice of `parameter` that this shard holds, keyed by (name, slice number)."""
+    if parameter.axis is None:
+        return {(parameter.name, 0): _sha256(held)}
+    slices = config.leaves // shard.size
+    part = parameter.part(shard)
+    return {
+        (parameter.name, shard.rank * slices + i): _sha256(part.shard(held, Shard(i, slices))) for i in range(slices)
+    }
 
 
 def digest(leaves: Leaves) -> str:

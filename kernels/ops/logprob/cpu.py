@@ -32,7 +32,8 @@ def backward(
     groups: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
-    call("vocab_backward", logits, temperature, lse, targets, d_logprob.float().contiguous(), *logits.shape)
+    of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))
+    call("vocab_backward", logits, *of_rows, *logits.shape)
     d_logits = logits.to(x.dtype)
     dx = input_gradient(d_logits, head, leaves)
     return dx, None if groups is None else weight_gradient(d_logits, x, groups).to(head.dtype)

@@ -1,5 +1,7 @@
 """Root-mean-square normalisation (Zhang and Sennrich 2019, equation 4)."""
 
+import math
+
 import torch
 
 from kernels.device import UnsupportedError, same_device
@@ -34,6 +36,6 @@ class _RmsNorm(torch.autograd.Function):
         dx, d_rows = same_device("rms_norm", x, dy).backward(x, weight, dy, ctx.eps)
         dw = None
         if ctx.needs_input_grad[1]:
-            rows = x.numel() // (x.shape[0] * x.shape[-1])  # rows of each token (heads, for the q and k norms)
+            rows = math.prod(x.shape[1:-1])  # rows of each token (heads, for the q and k norms)
             dw = sum_rows(d_rows.reshape(-1, x.shape[-1]), groups * rows).to(weight.dtype)
         return dx, dw, None, None

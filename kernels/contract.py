@@ -1,0 +1,225 @@
+"""A spec's claims as pairs of tensors that must have the same bits: what the contract test asserts, and what a benchmark
+asks before it times anything. Nothing here knows an op by name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from kernels.spec import Inputs, OpSpec, as_tuple, each_tensor
+from kernels.tree import Shard, fold
+
+Pair = tuple[str, torch.Tensor, torch.Tensor]  # what, actual, expected
+_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    kind = _INTEGER[a.element_size()]
+    return torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+
+
+def _pairs(what: str, actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> Iterator[Pair]:
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        yield (f"{what}, output {i}" if len(expected) > 1 else what), a, e
+
+
+# Where the data lie ---------------------------------------------------------------------------------------------------
+
+
+def _poison(shape: tuple[int, ...] | list[int], like: torch.Tensor) -> torch.Tensor:
+    value: Any = torch.nan if like.is_floating_point() else torch.iinfo(like.dtype).max
+    return torch.full(tuple(shape), value, dtype=like.dtype, device=like.device)
+
+
+def at_offset(t: torch.Tensor, elements: int) -> torch.Tensor:
+    """A contiguous copy that starts `elements` into a buffer of poison."""
+    buffer = _poison([t.numel() + elements + 16], t)
+    view = buffer[elements : elements + t.numel()].view(t.shape)
+    return view.copy_(t)
+
+
+def inside(t: torch.Tensor) -> torch.Tensor:
+    """A copy that is a window in a larger tensor of poison: every stride is larger than the extent below it, and the last
+    is 1 where there are two dimensions."""
+    if t.dim() == 1:
+        return _poison([t.numel(), 2], t)[:, 1].copy_(t)
+    window = _poison([n + 3 for n in t.shape], t)
+    for dim, n in enumerate(t.shape):
+        window = window.narrow(dim, 1, n)
+    return window.copy_(t)
+
+
+def transposed(t: torch.Tensor) -> torch.Tensor:
+    """A copy whose last dimension is not the fastest."""
+    return inside(t) if t.dim() < 2 else inside(t.transpose(-1, -2)).transpose(-1, -2)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# Outputs --------------------------------------------------------------------------------------------------------------
+
+
+def of_rows(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
+    """Batch and position: units alone, or in another order and company, against the same units of the whole."""
+    part, rows = spec.outputs(spec.take_rows(inputs, index)), spec.rows(inputs, index)
+    yield from _pairs(f"units {index.tolist()}", part, tuple(y[rows] for y in spec.outputs(inputs)))
+
+
+def of_neighbours(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
+    """Padding: every other unit is NaN."""
+    rows, whole, among = spec.rows(inputs, index), spec.outputs(inputs), dict(inputs)
+    for name in spec.row_inputs:
+        if inputs[name].is_floating_point():
+            among[name] = _poison(inputs[name].shape, inputs[name]).index_copy_(0, rows, inputs[name][rows])
+    actual = tuple(y[rows] for y in spec.outputs(among))
+    yield from _pairs(f"units {index.tolist()} among NaN", actual, tuple(y[rows] for y in whole))
+
+
+def of_columns(spec: OpSpec, inputs: Inputs, columns: slice) -> Iterator[Pair]:
+    assert spec.columns
+    part = spec.outputs(spec.columns(inputs, columns))
+    yield from _pairs(f"columns {columns.start}:{columns.stop}", part, tuple(y[..., columns] for y in spec.outputs(inputs)))
+
+
+def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
+    whole = spec.outputs(inputs)
+    for sharding in spec.shardings:
+        if sharding.most(inputs) % size == 0:
+            parts = [(sharding.run or spec.run)(sharding.split(inputs, Shard(r, size))) for r in range(size)]
+            yield from _pairs(f"{size} shards of the {sharding.name}", as_tuple(sharding.join(inputs, parts)), whole)
+
+
+def of_threads(spec: OpSpec, inputs: Inputs, count: int) -> Iterator[Pair]:
+    with threads(1):
+        expected = _everything(spec, inputs)
+    with threads(count):
+        yield from _pairs(f"{count} threads", _everything(spec, inputs), expected)
+
+
+def of_alignment(spec: OpSpec, inputs: Inputs, elements: int) -> Iterator[Pair]:
+    moved = each_tensor(inputs, lambda t: at_offset(t, elements))
+    yield from _pairs(f"storage offset {elements}", _everything(spec, moved), _everything(spec, inputs))
+
+
+def of_strides(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
+    expected = _everything(spec, inputs)
+    for lay in (inside, transposed):
+        laid = {
+            k: lay(v) if isinstance(v, torch.Tensor) and k not in spec.contiguous else v for k, v in inputs.items()
+        }
+        yield from _pairs(f"strides of {lay.__name__}", _everything(spec, laid, lay), expected)
+
+
+def of_variants(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[Pair]:
+    for claim, variant in spec.variants.items():
+        yield from _pairs(claim, as_tuple(variant(inputs, generator)), spec.outputs(inputs))
+
+
+def of_groups(spec: OpSpec, inputs: Inputs, chunk: int) -> Iterator[Pair]:
+    """A sum over tokens equals the tree over the sums of its aligned runs of `chunk` groups; `chunk` a power of two."""
+    groups = inputs["groups"].numel() - 1
+    runs = [spec.take_groups(inputs, g, min(g + chunk, groups)) for g in range(0, groups, chunk)]
+    if "output" in spec.group_sums:
+        parts = [spec.outputs(run) for run in runs]
+        whole = spec.outputs(inputs)
+    else:
+        dy, at = cotangent(spec, inputs), inputs["groups"].tolist()
+        cuts = [(at[g], at[min(g + chunk, groups)]) for g in range(0, groups, chunk)]
+        parts = [_summed(spec, run, dy[low:high]) for run, (low, high) in zip(runs, cuts, strict=True)]
+        whole = _summed(spec, inputs, dy)
+    joined = tuple(fold(list(nodes), torch.add) for nodes in zip(*parts, strict=True))
+    yield from _pairs(f"the sum over {groups} groups, {chunk} at a time", joined, whole)
+
+
+def sums_unrounded(spec: OpSpec, inputs: Inputs) -> bool:
+    """Whether the op claims its group sums here: a gradient in bfloat16 is rounded by each call, so parts do not add up."""
+    of = (inputs[name].dtype for name in spec.group_sums if name != "output")
+    return bool(spec.group_sums) and all(dtype == torch.float32 for dtype in of)
+
+
+def _summed(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(gradients(spec, inputs, dy)[name] for name in spec.group_sums)
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
+def cotangent(spec: OpSpec, inputs: Inputs, seed: int = 1) -> torch.Tensor:
+    """A gradient of the output: the same numbers on every device."""
+    y = spec.outputs(inputs)[0]
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y.dtype).to(y.device)
+
+
+def gradients(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> dict[str, torch.Tensor]:
+    leaf = {name: inputs[name].detach().requires_grad_() for name in spec.differentiable}
+    y = spec.outputs({**inputs, **leaf})[0]
+    return dict(zip(leaf, torch.autograd.grad(y, list(leaf.values()), dy), strict=True))
+
+
+def _everything(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tuple[torch.Tensor, ...]:
+    """The outputs, and the gradients if the op has any; `lay` lays out the gradient of the output too."""
+    outputs = spec.outputs(inputs)
+    if not spec.differentiable:
+        return outputs
+    dy = cotangent(spec, inputs)
+    return (*outputs, *gradients(spec, inputs, lay(dy) if lay else dy).values())
+
+
+def of_row_gradients(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
+    """A unit's gradients do not depend on the other units, which are left out, or are NaN."""
+    names = [name for name in spec.differentiable if name not in spec.group_sums]
+    dy, rows = cotangent(spec, inputs), spec.rows(inputs, index)
+    whole, part = gradients(spec, inputs, dy), gradients(spec, spec.take_rows(inputs, index), dy[rows])
+    among = gradients(spec, inputs, _poison(dy.shape, dy).index_copy_(0, rows, dy[rows]))
+    for name in names:
+        yield f"gradient of {name} of units {index.tolist()}", part[name], whole[name][rows]
+        yield f"gradient of {name} of units {index.tolist()} among NaN", among[name][rows], whole[name][rows]
+
+
+def of_broadcast_cotangent(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
+    """A gradient with strides of zero, as y.sum().backward() sends it."""
+    y = spec.outputs(inputs)[0]
+    one = torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape)
+    actual, expected = gradients(spec, inputs, one), gradients(spec, inputs, one.contiguous())
+    for name in expected:
+        yield f"gradient of {name} from a broadcast one", actual[name], expected[name]
+
+
+# All at once ----------------------------------------------------------------------------------------------------------
+
+
+def quick(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[Pair]:
+    """Every claim of the spec, once."""
+    device = next(v.device for v in inputs.values() if isinstance(v, torch.Tensor))
+    if "batch" in spec.claims:
+        units = spec.units(inputs)
+        index = torch.randint(0, units, (min(units, 3),), generator=generator).to(device)
+        yield from of_rows(spec, inputs, index)
+        if "padding" in spec.claims:
+            yield from of_neighbours(spec, inputs, index.unique())
+        if set(spec.differentiable) - set(spec.group_sums):
+            yield from of_row_gradients(spec, inputs, index.unique())
+    if "columns" in spec.claims:
+        width = spec.width(inputs)
+        yield from of_columns(spec, inputs, slice(width // 3, width // 3 + 1 + width // 2))
+    if "shard" in spec.claims:
+        yield from of_shards(spec, inputs, 2)
+        yield from of_shards(spec, inputs, 8)
+    if sums_unrounded(spec, inputs):
+        yield from of_groups(spec, inputs, 2)
+    yield from of_variants(spec, inputs, generator)
+    yield from of_alignment(spec, inputs, 1)
+    yield from of_strides(spec, inputs)
+    if device.type == "cpu":
+        yield from of_threads(spec, inputs, 2)

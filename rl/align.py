@@ -1,0 +1,60 @@
+"""The proof of every step: the sampler's log-probabilities are the trainer's, byte for byte.
+
+It costs no forward. The loss needs the trainer's log-probabilities anyway, and on the update that follows sampling they
+must be the sampler's: the ratio is exactly 1, and "old" log-probabilities are not computed a second time.
+"""
+
+import sys
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.metrics import Mismatch, differs, first_mismatch
+
+
+class AlignmentError(RuntimeError):
+    """Sampler and trainer disagree; the message says where, `mismatch` holds it."""
+
+    def __init__(self, line: str, mismatch: Mismatch) -> None:
+        super().__init__(line)
+        self.mismatch = mismatch
+
+    def __reduce__(self) -> tuple[type["AlignmentError"], tuple[str, Mismatch]]:
+        return type(self), (str(self), self.mismatch)  # so that it survives the way back from a Ray actor
+
+
+def check(
+    trainer: NDArray[np.float32],
+    rollout: NDArray[np.float32],
+    sequence: NDArray[np.integer],
+    positions: NDArray[np.integer],
+    tokens: NDArray[np.integer],
+    policy: Literal["fail", "warn"],
+    step: int,
+) -> Mismatch | None:
+    """None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail) or printed (warn).
+
+    `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token.
+    """
+    if policy not in ("fail", "warn"):
+        raise ValueError(f"align.policy={policy}: must be fail or warn")
+    mismatch = first_mismatch(trainer, rollout, sequence, positions, tokens)
+    if mismatch is None:
+        return None
+    line = describe(mismatch, step, int(np.count_nonzero(differs(trainer, rollout))), trainer.size)
+    if policy == "fail":
+        raise AlignmentError(line, mismatch)
+    print(line, file=sys.stderr, flush=True)
+    return mismatch
+
+
+def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> str:
+    """One line: the place, both values (shortest decimals that name the float32), both bit patterns, and how many."""
+    m = mismatch
+    return (
+        f"step {step}: sample {m.sample}, position {m.position}, token {m.token}: "
+        f"log-prob of the trainer {np.float32(m.trainer)!s} (0x{m.trainer_bits:08x}) "
+        f"and of the rollout {np.float32(m.rollout)!s} (0x{m.rollout_bits:08x}) differ; "
+        f"{differing} of {compared} response tokens differ"
+    )

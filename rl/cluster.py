@@ -1,0 +1,211 @@
+"""The processes of a run: Ray actors of the rollout engines and of the trainer, called as two groups."""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from kernels.model import ModelConfig
+from kernels.model.weights import digest
+from rl.config import ClusterSection, RunConfig
+from rl.errors import BAD_INPUT, RunError, UserError
+from rollout.actor import RolloutRank
+from rollout.engine import EngineConfig
+from rollout.sampling import Completion, Request
+from rollout.scheduler import Limits
+from trainer.actor import TrainerRank
+from trainer.batch import Batch, StepReport
+from trainer.loss import Clip, Objective
+from trainer.optimizer import AdamWConfig
+from trainer.trainer import TrainerConfig
+
+_OBJECT_STORE = 256 * 2**20
+
+
+class _Ranks:
+    """Actors that are called together."""
+
+    def __init__(self, name: str, actors: Sequence[Any]) -> None:
+        self.name, self.actors = name, list(actors)
+
+    def start(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(actor, method).remote(*args) for actor in self.actors]
+
+
+def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
+    """The results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of the
+    failures that arrive within a moment, a death or a Python error outranks the broken connections it causes."""
+    waiting, failures = list(pending), []
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while waiting:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, waiting = ray.wait(waiting, timeout=0.5 if failures else left)
+        if not ready and not failures:
+            raise RunError(f"{pending[waiting[0]]} did not answer within {timeout:.0f} s")
+        for reference in ready:
+            try:
+                ray.get(reference)
+            except RayError as error:
+                failures.append((pending[reference], error))
+        if failures and not ready:
+            break
+    if failures:
+        raise _root_cause(failures)
+    return ray.get(list(pending))
+
+
+def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
+    def rank(failure: tuple[str, RayError]) -> int:
+        _, error = failure
+        if isinstance(error, (ActorDiedError, RayActorError)):
+            return 0
+        transport = isinstance(error, RayTaskError) and any(
+            word in str(error.cause) for word in ("gloo", "Connection closed", "Connection reset", "DistBackendError")
+        )
+        return 2 if transport else 1
+
+    name, error = min(failures, key=rank)
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, BAD_INPUT):
+        return cause
+    text = " ".join(str(cause).split())[:400]
+    return RunError(f"{name} failed: {type(cause).__name__}: {text}")
+
+
+class RolloutFleet:
+    """Engines that share a step's requests. Which one serves a request changes nothing in its completion."""
+
+    def __init__(self, replicas: list[_Ranks]) -> None:
+        self.replicas = replicas
+
+    def load(self, version: int, weights: dict[str, "ray.ObjectRef"], published: dict[tuple[str, int], str]) -> str:
+        """Replaces the weights of every engine and returns their digest; RunError where one holds other bits."""
+        calls = {r: f"{e.name} rank {i}" for e in self.replicas for i, r in enumerate(e.start("load", weights, version))}
+        held = iter(_gather(calls))
+        expected = digest(published)
+        for engine in self.replicas:
+            leaves: dict[tuple[str, int], str] = {}
+            for _ in engine.actors:
+                leaves |= next(held)
+            if digest(leaves) != expected:
+                name, part = next(key for key in sorted(published) if leaves.get(key) != published[key])
+                raise RunError(
+                    f"{engine.name} holds other weights than the trainer after version {version}: {name}, slice {part}"
+                )
+        return expected
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """All completions, in the order of the requests. Requests of one prompt stay together, for the prefix cache."""
+        count = len(self.replicas)
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
+        shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]
+        calls = {}
+        for engine, share in zip(self.replicas, shares, strict=True):
+            if share:
+                calls |= {ref: f"{engine.name} rank {i}" for i, ref in enumerate(engine.start("generate", share))}
+        done = {c.request_id: c for part in _gather(calls) for c in part}
+        return [done[r.id] for r in requests]
+
+
+class TrainerFleet:
+    """The FSDP2 ranks of the trainer."""
+
+    def __init__(self, ranks: _Ranks) -> None:
+        self.ranks = ranks
+
+    def _call(self, method: str, *args: Any) -> list[Any]:
+        return _gather({ref: f"trainer rank {i}" for i, ref in enumerate(self.ranks.start(method, *args))})
+
+    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
+        return StepReport.merge(self._call("step", ray.put(batch), objective, lr))
+
+    def publish(self) -> tuple[dict[str, "ray.ObjectRef"], dict[tuple[str, int], str]]:
+        return self._call("publish")[0]
+
+    def reset_optimizer(self) -> None:
+        self._call("reset_optimizer")
+
+    def save(self, directory: str) -> None:
+        self._call("save", directory)
+
+
+@contextlib.contextmanager
+def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
+    """Starts Ray and all processes; on the way out, however that is, ends them all."""
+    _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp)
+    try:
+        ports = _ports(config.cluster.port, config.rollout.replicas + 1)
+        engine = EngineConfig(
+            pages=config.rollout.pages,
+            page_size=config.rollout.page_size,
+            prefix_cache=config.rollout.prefix_cache,
+            limits=Limits(config.rollout.max_running, config.rollout.max_batch_tokens, config.rollout.prefill_chunk),
+        )
+        section = config.trainer
+        training = TrainerConfig(
+            section.leaf_sequences,
+            section.micro_leaves,
+            AdamWConfig(section.betas, section.eps, section.weight_decay, section.grad_clip),
+            Clip(section.clip_low, section.clip_high),
+        )
+        rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
+        trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
+        replicas = [
+            _Ranks(
+                f"rollout engine {i}",
+                [
+                    rollout_rank.remote(r, config.rollout.tp, port, config.rollout.threads, model, engine)
+                    for r in range(config.rollout.tp)
+                ],
+            )
+            for i, port in enumerate(ports[1:])
+        ]
+        source = config.model.path or config.seed
+        ranks = _Ranks(
+            "trainer",
+            [
+                trainer_rank.remote(r, section.world_size, ports[0], section.threads, model, training, source)
+                for r in range(section.world_size)
+            ],
+        )
+        started = {
+            actor.__ray_ready__.remote(): f"{g.name} rank {i}" for g in (ranks, *replicas) for i, actor in enumerate(g.actors)
+        }
+        _gather(started, timeout=config.cluster.timeout)
+        yield RolloutFleet(replicas), TrainerFleet(ranks)
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(config: ClusterSection, processes: int) -> None:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, Any] = {}
+    if config.address == "local":
+        local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"Ray did not start (cluster.address={config.address}): {reason}") from None
+
+
+def _ports(first: int, count: int) -> list[str]:
+    """Addresses of `count` rendezvous: the ports from `first` on, each free, or any free ones."""
+    sockets, out = [], []
+    for i in range(count):
+        listener = socket.socket()
+        try:
+            listener.bind(("127.0.0.1", first + i if first else 0))
+        except OSError as error:
+            raise UserError(f"cluster.port={first}: port {first + i} is in use ({error.strerror}); set another or 0") from None
+        sockets.append(listener)
+        out.append(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+    for listener in sockets:
+        listener.close()
+    return out

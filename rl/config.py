@@ -1,0 +1,152 @@
+"""The schema of a run: every key with its type, range and meaning. `configs/*.yaml` holds the values."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rl.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    path: str | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
+    hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
+    leaves: Positive = Field(description="leaves of every contraction, a power of two: the largest TP the run may ever use")
+    dtype: Literal["float32", "bfloat16"] = Field(description="of activations and of the rollout's weights")
+
+
+class RolloutSection(Section):
+    tp: Positive = Field(description="tensor-parallel processes of one engine")
+    replicas: Positive = Field(description="engines that share a step's requests")
+    temperature: float = Field(gt=0, description="of sampling, and of the log-probs that are trained on")
+    max_new_tokens: Positive
+    pages: Positive = Field(description="key-value pages of one engine")
+    page_size: Positive = Field(description="tokens of a page")
+    prefix_cache: bool
+    max_running: Positive = Field(description="sequences in one batch")
+    max_batch_tokens: Positive = Field(description="tokens computed in one engine step")
+    prefill_chunk: Positive = Field(description="tokens of one sequence computed in one engine step")
+    threads: Positive = Field(description="CPU threads of each process")
+
+
+class TrainerSection(Section):
+    world_size: Positive = Field(description="FSDP2 processes")
+    leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
+    micro_leaves: Positive = Field(description="leaves of one micro-batch")
+    lr: float = Field(gt=0)
+    betas: tuple[Fraction, Fraction]
+    eps: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    grad_clip: float = Field(gt=0)
+    clip_low: float = Field(ge=0, le=1)
+    clip_high: float = Field(ge=0)
+    threads: Positive
+
+
+class AlgorithmSection(Section):
+    prompts_per_step: Positive
+    group_size: Annotated[int, Field(ge=2)]
+    advantage: Literal["grpo", "dr_grpo", "rloo"]
+    loss_mean: Literal["token", "sequence", "constant"]
+
+
+class WarmupSection(Section):
+    steps: Natural = Field(description="supervised steps before GRPO; 0: none")
+    sequences: Positive = Field(description="sequences of one supervised step")
+    lr: float = Field(gt=0, description="peak; falls linearly to 0")
+
+
+class EvalSection(Section):
+    problems: Positive = Field(description="held-out problems")
+    every: Natural = Field(description="GRPO steps between evaluations; 0: only before and after")
+    temperature: float = Field(ge=0)
+
+
+class AlignSection(Section):
+    policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+
+
+class ClusterSection(Section):
+    address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
+    port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
+    timeout: Positive = Field(description="seconds to wait for all processes to start")
+
+
+class ReasoningGymSection(Section):
+    kind: Literal["reasoning_gym"]
+    task: str = Field(description="name of a reasoning-gym dataset")
+    args: dict[str, Any] = Field(description="its parameters")
+    pattern: str = Field(description="regular expression: keeps the questions it matches; its groups fill `prompt`")
+    prompt: str = Field(description="template over the groups of `pattern`")
+    problems: Positive = Field(description="problems to draw before the held-out ones are set apart")
+
+
+class JsonlSection(Section):
+    kind: Literal["jsonl"]
+    path: str = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
+    question: str = Field(description="field of the question")
+    answer: str = Field(description="field of the worked answer; the result follows `marker`")
+    marker: str
+    prompt: str = Field(description="template over {question}")
+    vocab_size: Positive = Field(description="of the byte-level BPE that is trained where the model brings no tokenizer")
+    max_prompt_tokens: Positive = Field(description="longer prompts are left out, and counted")
+
+
+class RunConfig(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    steps: Natural = Field(description="GRPO steps")
+    out_dir: str
+    dry_run: bool
+    device: Literal["cpu", "cuda"]
+    logger: Literal["wandb", "none"]
+    reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
+    model: ModelSection
+    data: Annotated[ReasoningGymSection | JsonlSection, Field(discriminator="kind")]
+    rollout: RolloutSection
+    trainer: TrainerSection
+    algorithm: AlgorithmSection
+    warmup: WarmupSection
+    eval: EvalSection
+    align: AlignSection
+    cluster: ClusterSection
+
+
+def validate(values: dict[str, Any]) -> RunConfig:
+    """The typed config, or UserError with the first offending key, its value and what is allowed."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl")]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            section = values
+            for part in path[:-1]:
+                section = section[part]
+            known = sorted(_known_keys(path[:-1], values))
+            raise UserError(unknown_key(key, known)) from None
+        if first["type"] == "missing":
+            raise UserError(f"{key} is missing: set {key}=...") from None
+        raise UserError(f"{key}={first['input']!r}: {first['msg'].lower()}") from None
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    return f"unknown key {key!r}; {f'keys of {parent}' if parent else 'keys'}: {', '.join(known)}"
+
+
+def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        if part == "data":
+            section = JsonlSection if values["data"].get("kind") == "jsonl" else ReasoningGymSection
+        else:
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)

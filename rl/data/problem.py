@@ -1,0 +1,58 @@
+"""A problem, a source of problems, and the order in which a run takes them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    answer: str  # the result that a completion is judged by
+    solution: str  # what a supervised step teaches; ends in the result
+    record: Any  # the source's own record, for its verifier
+
+
+Judge = Callable[[Problem, str], float]
+"""(problem, completion text) -> reward; 1.0 is a correct answer."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Problems for training, problems that training never sees, and what judges both."""
+
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    judge: Judge
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def encode_solution(self, problem: Problem) -> tuple[int, ...]:
+        ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
+
+
+class ProblemStream:
+    """Epochs over the problems, each in its own order. A pure function of (seed, name, cursor): the cursor is all there is
+    to save."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int, name: int) -> None:
+        self._problems, self._key, self.cursor = problems, (seed, name), 0
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def take(self, count: int) -> list[Problem]:
+        out = []
+        for _ in range(count):
+            epoch, at = divmod(self.cursor, len(self._problems))
+            if epoch != self._epoch:
+                bits = np.random.Philox(key=[self._key[0], self._key[1] << 32 | epoch])
+                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(len(self._problems))
+            out.append(self._problems[self._order[at]])
+            self.cursor += 1
+        return out

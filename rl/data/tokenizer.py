@@ -1,0 +1,54 @@
+"""Tokenizers: the model's own, or one made from the data."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+def from_model(path: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    if not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise UserError(f"model.path={path} holds no tokenizer (tokenizer.json)")
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def of_characters(texts: Iterable[str]) -> "PreTrainedTokenizerBase":
+    """One token for each character that occurs in `texts`, in code-point order."""
+    characters = sorted({c for text in texts for c in text})
+    vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer)
+
+
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """Byte-level BPE (Sennrich et al. 2016, over bytes) trained on `texts`: no text is unknown to it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def _wrap(tokenizer: Tokenizer) -> "PreTrainedTokenizerBase":
+    from transformers import PreTrainedTokenizerFast
+
+    unknown = {"unk_token": UNKNOWN} if tokenizer.token_to_id(UNKNOWN) is not None else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, **unknown)

@@ -1,0 +1,19 @@
+"""What can go wrong for a user, and the exit code it ends with."""
+
+from kernels.cpu import BuildError
+from kernels.device import UnsupportedError
+from kernels.model import ConfigError
+from kernels.tree import TreeError
+from rollout.sampling import RequestError
+from trainer.batch import BatchError
+
+
+class UserError(Exception):
+    """Bad input: config, data, checkpoint or request. One line that says what to change; exit code 2."""
+
+
+class RunError(Exception):
+    """A run that had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
+
+
+BAD_INPUT = (UserError, ConfigError, BatchError, RequestError, TreeError, BuildError, UnsupportedError)

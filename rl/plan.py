@@ -1,0 +1,129 @@
+"""What a run would take, before it takes it: processes, memory, batch arithmetic."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kernels.model import ModelConfig
+from rl.config import RunConfig
+from rl.errors import UserError
+from trainer.batch import check_batch_arithmetic
+
+_PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: int
+    rollout_processes: int
+    trainer_processes: int
+    weights_bytes: int  # of one rollout process
+    kv_bytes: int  # of one rollout process
+    kv_tokens: int  # that the pages of one engine hold
+    trainer_state_bytes: int  # of one trainer process: weights, gradients, moments
+    activation_bytes: int  # of one micro-batch, on one trainer process, at full length
+    sequences: int
+    micro_batches: int  # of each trainer process in one step
+    warmup_micro_batches: int
+
+    @property
+    def rollout_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes
+
+    @property
+    def trainer_bytes(self) -> int:
+        return self.trainer_state_bytes + self.activation_bytes
+
+
+def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
+    """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
+    section, rollout = config.trainer, config.rollout
+    sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
+    sizes = (section.leaf_sequences, section.micro_leaves, section.world_size)
+    micro_batches = check_batch_arithmetic(sequences, *sizes)
+    warmup = check_batch_arithmetic(config.warmup.sequences, *sizes) if config.warmup.steps else 0
+    length = prompt_tokens + rollout.max_new_tokens
+    kv_tokens = rollout.pages * rollout.page_size
+    if length > min(model.max_positions, kv_tokens):
+        raise UserError(
+            f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the model's "
+            f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
+            f"page_size={rollout.page_size}"
+        )
+    width = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
+    kv_heads = model.kv_heads // rollout.tp
+    tokens = section.leaf_sequences * section.micro_leaves * length
+    # saved by one layer's ops: two norms, qkv, q and k before and after norm and rope, attention, gate_up, down's input
+    per_token = 4 * model.hidden_size + 3 * (model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.intermediate_size
+    logits = 2 * 4 * model.vocab_size * section.leaf_sequences * section.micro_leaves * rollout.max_new_tokens
+    held = model.parameter_count + (model.vocab_size * model.hidden_size if model.tied else 0)
+    layer = (model.parameter_count - 2 * model.vocab_size * model.hidden_size) // model.layers
+    return Plan(
+        parameters=model.parameter_count,
+        rollout_processes=rollout.tp * rollout.replicas,
+        trainer_processes=section.world_size,
+        weights_bytes=width * model.parameter_count // rollout.tp,
+        kv_bytes=2 * width * model.layers * kv_tokens * kv_heads * model.head_dim,
+        kv_tokens=kv_tokens,
+        trainer_state_bytes=4 * 4 * held // section.world_size + 2 * 4 * (layer + 2 * model.vocab_size * model.hidden_size),
+        activation_bytes=width * tokens * per_token * model.layers + logits,
+        sequences=sequences,
+        micro_batches=micro_batches,
+        warmup_micro_batches=warmup,
+    )
+
+
+def check_machine(config: RunConfig, plan: Plan) -> None:
+    """UserError where this machine has no such device or too little memory."""
+    if config.device == "cuda":
+        raise UserError("device=cuda: the kernels have no GPU implementation yet; use device=cpu, or dry_run=true for the plan")
+    need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (_PROCESS + plan.trainer_bytes)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return
+    available = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    if need > available * 1024:
+        raise UserError(
+            f"the plan needs about {_gib(need)} and {_gib(available * 1024)} is free: lower rollout.pages, "
+            f"trainer.micro_leaves, rollout.replicas or the model's size"
+        )
+
+
+def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Console) -> None:
+    algorithm, section = config.algorithm, config.trainer
+    table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
+    rows = [
+        ("model", f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}"),
+        ("tree", f"{model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"),
+        (
+            "processes",
+            f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp} + {section.world_size} trainer ranks on {config.device}",
+        ),
+        (
+            "memory, rollout process",
+            f"{_gib(plan.rollout_bytes)} = weights {_gib(plan.weights_bytes)} + keys and values {_gib(plan.kv_bytes)}",
+        ),
+        (
+            "memory, trainer process",
+            f"{_gib(plan.trainer_bytes)} = weights, gradients, moments {_gib(plan.trainer_state_bytes)} + "
+            f"activations {_gib(plan.activation_bytes)}",
+        ),
+        ("KV capacity of an engine", f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})"),
+        (
+            "batch",
+            f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences = "
+            f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
+            f"{section.world_size} x {plan.micro_batches} micro-batches",
+        ),
+        ("steps", f"{config.warmup.steps} supervised + {config.steps} GRPO"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _gib(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

@@ -1,0 +1,44 @@
+"""Every kernel test runs over poisoned memory: what an op allocates and does not write comes out as NaN."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=40, **_COMMON)
+settings.register_profile("thorough", max_examples=500, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        ),
+    ],
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN (and the largest integer). On glibc malloc gives 0x7f7f7f7f, 3.4e38, for the scratch in C."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # more threads than free cores make the barriers of small ops spin
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(-6, 0x80)  # M_PERTURB fills with the complement
+    yield
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(-6, 0)
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
