@@ -1,5 +1,5 @@
-"""A spec's claims as pairs of tensors that must have the same bits: what the contract test asserts, and what a benchmark
-asks before it times anything. Nothing here knows an op by name."""
+"""A spec's claims as pairs of tensors that must have the same bits: what the contract test asserts, and what a
+benchmark asks before it times anything. Nothing here knows an op by name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +42,8 @@ def at_offset(t: torch.Tensor, elements: int) -> torch.Tensor:
 
 
 def inside(t: torch.Tensor) -> torch.Tensor:
-    """A copy that is a window in a larger tensor of poison: every stride is larger than the extent below it, and the last
-    is 1 where there are two dimensions."""
+    """A copy that is a window in a larger tensor of poison: every stride is larger than the extent below it, but the last,
+    which is 1 where there are two dimensions."""
     if t.dim() == 1:
         return _poison([t.numel(), 2], t)[:, 1].copy_(t)
     window = _poison([n + 3 for n in t.shape], t)
@@ -89,7 +89,9 @@ def of_neighbours(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator
 def of_columns(spec: OpSpec, inputs: Inputs, columns: slice) -> Iterator[Pair]:
     assert spec.columns
     part = spec.outputs(spec.columns(inputs, columns))
-    yield from _pairs(f"columns {columns.start}:{columns.stop}", part, tuple(y[..., columns] for y in spec.outputs(inputs)))
+    yield from _pairs(
+        f"columns {columns.start}:{columns.stop}", part, tuple(y[..., columns] for y in spec.outputs(inputs))
+    )
 
 
 def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
@@ -115,9 +117,7 @@ def of_alignment(spec: OpSpec, inputs: Inputs, elements: int) -> Iterator[Pair]:
 def of_strides(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
     expected = _everything(spec, inputs)
     for lay in (inside, transposed):
-        laid = {
-            k: lay(v) if isinstance(v, torch.Tensor) and k not in spec.contiguous else v for k, v in inputs.items()
-        }
+        laid = {k: lay(v) if isinstance(v, torch.Tensor) and k not in spec.contiguous else v for k, v in inputs.items()}
         yield from _pairs(f"strides of {lay.__name__}", _everything(spec, laid, lay), expected)
 
 
@@ -143,7 +143,7 @@ def of_groups(spec: OpSpec, inputs: Inputs, chunk: int) -> Iterator[Pair]:
 
 
 def sums_unrounded(spec: OpSpec, inputs: Inputs) -> bool:
-    """Whether the op claims its group sums here: a gradient in bfloat16 is rounded by each call, so parts do not add up."""
+    """Whether the op claims its group sums here: each call rounds a gradient in bfloat16, so parts do not add up."""
     of = (inputs[name].dtype for name in spec.group_sums if name != "output")
     return bool(spec.group_sums) and all(dtype == torch.float32 for dtype in of)
 

@@ -1,4 +1,4 @@
-"""What each op promises: inputs to try, a float64 reference, how its work splits, and which of its bits must not change.
+"""What each op promises: inputs to try, a float64 reference, how its work splits, and which bits must not change.
 
 Every folder of `kernels/ops` has a `spec.py` with a tuple `SPECS`. `kernels/contract.py` turns a spec into checks; the
 contract test, the build test and `kernels.bench` all read the same specs, on every device.
@@ -39,8 +39,8 @@ class SpecError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sharding:
-    """One way to spread an op over ranks: rank r runs `run` on `split(inputs, Shard(r, size))`, and `join` of the results
-    in rank order is the unsharded output. `most(inputs)` is the largest size."""
+    """One way to spread an op over ranks: rank r runs `run` on `split(inputs, Shard(r, size))`, and `join` of the
+    results in rank order is the unsharded output. `most(inputs)` is a multiple of every size allowed."""
 
     name: str
     most: Callable[[Inputs], int]
@@ -65,10 +65,11 @@ class OpSpec:
 
     `space` holds the values a property test may give to each key of a case, every combination of which is valid.
 
-    accuracy: |y - reference| <= accuracy * eps32 * scale (+ half an ulp of the output dtype where that is not float32),
-    with `scale` in float64 of the shape of each output, by default |reference|. gradient_accuracy: |g - reference| <=
-    gradient_accuracy * eps32 * max|reference| over the tensor, against float64 autograd of `reference`; in bfloat16, where
-    the gradient between two matmuls is rounded too, <= BFLOAT16_GRADIENT * eps(bfloat16) * max|reference|.
+    accuracy: |y - reference| <= accuracy * eps32 * scale, plus eps / 2 |reference| of an output dtype that is not float32;
+    `scale` in float64, of the shape of each output, by default |reference|.
+    gradient_accuracy: |g - reference| <= gradient_accuracy * eps32 * max|reference| over the tensor, against float64
+    autograd of `reference`; in bfloat16, where the gradient between two matmuls is rounded as well,
+    <= BFLOAT16_GRADIENT * eps(bfloat16) * max|reference|.
     """
 
     name: str
@@ -124,7 +125,7 @@ class OpSpec:
         return self.unit_rows(inputs, index) if self.unit_rows else index
 
     def take_rows(self, inputs: Inputs, index: torch.Tensor) -> Inputs:
-        """The same op on the chosen units, in that order; repeats are allowed. `groups` becomes one group of all rows."""
+        """The same op on the chosen units, in that order; repeats are allowed. `groups` becomes one group of all."""
         rows = self.rows(inputs, index)
         taken = {k: v[rows] if k in self.row_inputs else v for k, v in inputs.items()}
         if "groups" in inputs:

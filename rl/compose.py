@@ -62,6 +62,14 @@ def check(overrides: Sequence[str]) -> list[RunConfig]:
     return configs
 
 
+def sweep_name(command_line: Sequence[str], job: Sequence[str]) -> str:
+    """What sets one run of a sweep apart: its values of the swept keys, as a folder name ("seed=0,trainer.lr=0.001")."""
+    parsed = OverridesParser.create().parse_overrides([a for a in command_line if not a.startswith("-")])
+    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+    own = [o for o in job if o.lstrip("+~").partition("=")[0] in swept]
+    return ",".join(own).lstrip("+").replace("/", "_") or "run"
+
+
 def _base() -> DictConfig:
     return compose("train")
 

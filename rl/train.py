@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rl.compose import CONFIGS, check, register_recipes, to_run_config
+from rl.compose import CONFIGS, check, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, RunError
 
 
@@ -32,7 +32,7 @@ def _hydra_main(composed: DictConfig) -> None:
     console = Console(highlight=False)
     try:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's runs each get a folder named by their overrides
-            name = HydraConfig.get().job.override_dirname or str(HydraConfig.get().job.num)
+            name = sweep_name(sys.argv[1:], list(HydraConfig.get().overrides.task))
             composed = OmegaConf.merge(composed, {"out_dir": str(Path(composed.out_dir) / name)})  # type: ignore[assignment]
         config = to_run_config(composed)
         from rl.loop import run
@@ -49,7 +49,7 @@ def _hydra_main(composed: DictConfig) -> None:
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
         console.print(f"{summary['tokens_nonzero']} of {summary['tokens_compared']:,} log-probs differ in a bit")
         console.print(f"weights sha256 {summary['weights_sha256']}")
-        console.print(f"report {Path(config.out_dir) / 'report.html'}")
+        console.print(f"report {Path(config.out_dir) / 'report.html'}", soft_wrap=True)
 
 
 def _fail(error: object, code: int) -> None:

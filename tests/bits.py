@@ -16,7 +16,7 @@ def integers(t: torch.Tensor) -> torch.Tensor:
 
 
 def assert_same_bits(actual: Tensors, expected: Tensors, what: str = "") -> None:
-    """Fails with how many elements differ, and where the first does: its coordinate, both bit patterns and both values."""
+    """Fails with how many elements differ and where the first does: its coordinate, both bit patterns, both values."""
     __tracebackhide__ = True
     what = what or "tensors"
     if isinstance(actual, tuple | list) or isinstance(expected, tuple | list):
@@ -34,7 +34,9 @@ def assert_same_bits(actual: Tensors, expected: Tensors, what: str = "") -> None
     digits, mask = 2 * a.element_size(), (1 << 8 * a.element_size()) - 1
     got, want = (f"{int(t[at]) & mask:0{digits}x}" for t in (a, e))
     values = f"{actual[at].item()!r} against {expected[at].item()!r}"
-    raise AssertionError(f"{what}: {len(different)} of {a.numel()} differ, first at {list(at)}: {got} != {want} ({values})")
+    raise AssertionError(
+        f"{what}: {len(different)} of {a.numel()} differ, first at {list(at)}: {got} != {want} ({values})"
+    )
 
 
 def sha256(tensors: Iterable[torch.Tensor]) -> str:

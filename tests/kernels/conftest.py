@@ -30,13 +30,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="package", autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN (and the largest integer). On glibc malloc gives 0x7f7f7f7f, 3.4e38, for the scratch in C."""
+    """torch.empty gives NaN (and the largest integer); with glibc the scratch memory of C code is full of 3.4e38."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # more threads than free cores make the barriers of small ops spin
     if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(-6, 0x80)  # M_PERTURB fills with the complement
+        ctypes.CDLL(None).mallopt(-6, 0x80)  # M_PERTURB: malloc fills with 0x7f, the complement
     yield
     if sys.platform == "linux":
         ctypes.CDLL(None).mallopt(-6, 0)

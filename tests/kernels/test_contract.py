@@ -49,7 +49,9 @@ def every_case(spec: OpSpec, device: torch.device) -> Iterable[tuple[Inputs, tor
 
 def units(data: st.DataObject, spec: OpSpec, inputs: Inputs, *, unique: bool = False) -> torch.Tensor:
     count = spec.units(inputs)
-    index = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=min(count + 2, 12), unique=unique), "units")
+    index = data.draw(
+        st.lists(st.integers(0, count - 1), min_size=1, max_size=min(count + 2, 12), unique=unique), "units"
+    )
     return torch.tensor(index, device=inputs[spec.row_inputs[0]].device)
 
 
@@ -79,7 +81,9 @@ def test_every_unit_alone(spec: OpSpec, device: torch.device) -> None:
     for unit in range(min(spec.units(inputs), 60)):
         index = torch.tensor([unit], device=device)
         rows = spec.rows(inputs, index)
-        assert_same_bits(spec.outputs(spec.take_rows(inputs, index)), tuple(y[rows] for y in whole), f"unit {unit} alone")
+        assert_same_bits(
+            spec.outputs(spec.take_rows(inputs, index)), tuple(y[rows] for y in whole), f"unit {unit} alone"
+        )
 
 
 @claiming("batch")
@@ -150,7 +154,9 @@ def test_strides(spec: OpSpec, device: torch.device) -> None:
 @given(st.data())
 def test_variants(spec: OpSpec, device: torch.device, data: st.DataObject) -> None:
     inputs = drawn(data, spec, device)
-    assert check(contract.of_variants(spec, inputs, torch.Generator().manual_seed(data.draw(st.integers(0, 99), "order"))))
+    assert check(
+        contract.of_variants(spec, inputs, torch.Generator().manual_seed(data.draw(st.integers(0, 99), "order")))
+    )
 
 
 @having(lambda s: s.variants)
@@ -223,7 +229,9 @@ def test_gradient_accuracy(spec: OpSpec, device: torch.device) -> None:
 
 @having(per_row)
 @given(st.data())
-def test_gradients_of_a_unit_do_not_know_its_neighbours(spec: OpSpec, device: torch.device, data: st.DataObject) -> None:
+def test_gradients_of_a_unit_do_not_know_its_neighbours(
+    spec: OpSpec, device: torch.device, data: st.DataObject
+) -> None:
     inputs = drawn(data, spec, device)
     assert check(contract.of_row_gradients(spec, inputs, units(data, spec, inputs, unique=True)))
 

@@ -113,7 +113,7 @@ def test_shards_tile_an_extent() -> None:
         assert [i for part in parts for i in range(24)[part]] == list(range(24))
         assert {Shard(rank, size).part(24) for rank in range(size)} == {24 // size}
     assert WHOLE.range(7) == slice(0, 7)
-    with pytest.raises(TreeError, match="heads 6 .* 4"):
+    with pytest.raises(TreeError, match=r"heads 6 .* 4"):
         Shard(1, 4).range(6, "heads")
 
 

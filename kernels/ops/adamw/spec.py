@@ -15,7 +15,9 @@ def _make(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-
 
 
 def _run(i: Inputs) -> tuple[torch.Tensor, ...]:
-    weight, first, second = (i[name].clone(memory_format=torch.contiguous_format) for name in ("weight", "first", "second"))
+    weight, first, second = (
+        i[name].clone(memory_format=torch.contiguous_format) for name in ("weight", "first", "second")
+    )
     adamw(weight, i["grad"], first, second, step=i["step"], **_HYPER)
     return weight, first, second
 
@@ -30,7 +32,7 @@ def _reference(i: Inputs) -> tuple[torch.Tensor, ...]:
 
 
 def _scale(i: Inputs) -> tuple[torch.Tensor, ...]:
-    """Magnitudes before cancellation. 1 - beta is rounded to float32 from a beta that is: an error of eps / (1 - beta)."""
+    """Magnitudes before cancellation. 1 - beta comes from a beta that was rounded: an error of eps / (1 - beta)."""
     b1, b2 = _HYPER["betas"]
     g = (i["grad"] * _HYPER["grad_scale"]).abs()
     first = b1 * i["first"].abs() + (1 - b1) * g * (1 + 1 / (1 - b1))

@@ -98,7 +98,7 @@ def _retake(i: Inputs, index: torch.Tensor, taken: Inputs) -> None:
 
 
 def _scatter(i: Inputs, lengths: torch.Tensor, size: int, generator: torch.Generator) -> Inputs:
-    """The same keys in a pool of shuffled pages; what no sequence owns is NaN, and table entries past its end point nowhere."""
+    """The same keys in a pool of shuffled pages: what no sequence owns is NaN, the table points nowhere past an end."""
     device, counts = i["q"].device, (lengths + size - 1) // size
     pool_pages = int(counts.sum()) + 2
     free = torch.randperm(pool_pages, generator=generator)
@@ -126,7 +126,9 @@ def _in_chunks(i: Inputs, generator: torch.Generator) -> torch.Tensor:
     lengths = _lengths(pages)
     done = torch.zeros_like(lengths)
     while (done < lengths).any():
-        upto = torch.minimum(done + torch.randint(0, int(lengths.max()) // 2 + 2, done.shape, generator=generator), lengths)
+        upto = torch.minimum(
+            done + torch.randint(0, int(lengths.max()) // 2 + 2, done.shape, generator=generator), lengths
+        )
         sequence, position = pages.sequence.cpu().long(), pages.position.cpu().long()
         mine = ((position >= done[sequence]) & (position < upto[sequence])).nonzero()[:, 0].to(out.device)
         absent = (position >= upto[sequence]).to(out.device)
@@ -158,7 +160,8 @@ def _vendor(i: Inputs) -> torch.Tensor:
     S = i["pages"].table.shape[0]
     q, k, v = (i[n].unflatten(0, (S, -1)).transpose(1, 2) for n in ("q", "keys", "values"))
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    return sdpa(q, k, v, is_causal=True, scale=i["scale"], enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2).flatten(0, 1)  # fmt: skip
+    out = sdpa(q, k, v, is_causal=True, scale=i["scale"], enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _case(sequences: int, longest: int, kv_heads: int, group: int, head_dim: int, ragged: int = 1) -> dict[str, int]:
@@ -226,7 +229,9 @@ def _decode_vendor(i: Inputs) -> torch.Tensor:
         pages, S = i["pages"], i["q"].shape[0]
         at = torch.arange(int(pages.position.max()) + 1, device=i["q"].device)
         row = pages.table[:, at // pages.size].long() * pages.size + at % pages.size
-        i["gathered"] = [i[n][row.flatten()].unflatten(0, (S, -1)).transpose(1, 2).contiguous() for n in ("keys", "values")]
+        i["gathered"] = [
+            i[n][row.flatten()].unflatten(0, (S, -1)).transpose(1, 2).contiguous() for n in ("keys", "values")
+        ]
     q, (k, v) = i["q"][:, :, None], i["gathered"]
     sdpa = torch.nn.functional.scaled_dot_product_attention
     return sdpa(q, k, v, scale=i["scale"], enable_gqa=q.shape[1] != k.shape[1])[:, :, 0]

@@ -145,7 +145,9 @@ LINEAR = OpSpec(
         size * (c["rows"] + c["columns"] * c["leaves"]) * c["leaf"] * c["leaves"],
         backward=3.0,
     ),
-    vendor=lambda i: (i["x"] @ i["head"].T / i["temperature"][:, None]).log_softmax(1).gather(1, i["targets"][:, None])[:, 0],  # fmt: skip
+    vendor=lambda i: (
+        (i["x"] @ i["head"].T / i["temperature"][:, None]).log_softmax(1).gather(1, i["targets"][:, None])[:, 0]
+    ),
     bench=({"rows": 512, "columns": 512, "leaf": 32, "leaves": 8, "groups": 8},),
 )
 SPECS = (VOCAB, LINEAR)

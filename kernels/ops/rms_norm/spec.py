@@ -31,7 +31,7 @@ RMS_NORM = OpSpec(
     run=lambda i: rms_norm(i["x"], i["weight"], i["eps"], groups=i["groups"]),
     reference=_reference,
     cases=(
-        {"rows": 1, "heads": 0, "n": 2, "groups": 1},
+        {"rows": 1, "heads": 0, "n": 5, "groups": 1},
         {"rows": 21, "heads": 0, "n": 100, "groups": 5},
         {"rows": 9, "heads": 3, "n": 32, "groups": 6},
         {"rows": 6, "heads": 0, "n": 512, "groups": 2},

@@ -26,7 +26,8 @@ def _turn(i: Inputs) -> torch.Tensor:
     half = i["x"].shape[-1] // 2
     frequency = np.longdouble(_THETA) ** (-np.arange(half, dtype=np.longdouble) / half)
     angle = i["positions"].numpy().astype(np.longdouble)[:, None] * frequency
-    return torch.complex(torch.from_numpy(np.cos(angle).astype("f8")), torch.from_numpy(np.sin(angle).astype("f8")))[:, None]  # fmt: skip
+    cosine, sine = (torch.from_numpy(f(angle).astype("f8")) for f in (np.cos, np.sin))
+    return torch.complex(cosine, sine)[:, None]
 
 
 def _reference(i: Inputs) -> torch.Tensor:

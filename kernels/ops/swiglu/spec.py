@@ -47,7 +47,9 @@ SWIGLU = OpSpec(
     ),
     differentiable=("x",),
     gradient_accuracy=4.0,
-    work=lambda c, size: Work(8.0 * c["rows"] * c["n"], 3.0 * size * c["rows"] * c["n"], backward=5 / 3, by_flops=False),
+    work=lambda c, size: Work(
+        8.0 * c["rows"] * c["n"], 3.0 * size * c["rows"] * c["n"], backward=5 / 3, by_flops=False
+    ),
     vendor=_vendor,
     bench=({"rows": 2048, "n": 1024},),
 )
