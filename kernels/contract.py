@@ -42,8 +42,8 @@ def at_offset(t: torch.Tensor, elements: int) -> torch.Tensor:
 
 
 def inside(t: torch.Tensor) -> torch.Tensor:
-    """A copy that is a window in a larger tensor of poison: every stride is larger than the extent below it, but the last,
-    which is 1 where there are two dimensions."""
+    """A copy that is a window in a larger tensor of poison: no stride is the product of the extents below it. The last
+    is 1, but for a vector's, which is 2."""
     if t.dim() == 1:
         return _poison([t.numel(), 2], t)[:, 1].copy_(t)
     window = _poison([n + 3 for n in t.shape], t)
@@ -104,21 +104,23 @@ def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
 
 def of_threads(spec: OpSpec, inputs: Inputs, count: int) -> Iterator[Pair]:
     with threads(1):
-        expected = _everything(spec, inputs)
+        expected = outputs_and_gradients(spec, inputs)
     with threads(count):
-        yield from _pairs(f"{count} threads", _everything(spec, inputs), expected)
+        yield from _pairs(f"{count} threads", outputs_and_gradients(spec, inputs), expected)
 
 
 def of_alignment(spec: OpSpec, inputs: Inputs, elements: int) -> Iterator[Pair]:
     moved = each_tensor(inputs, lambda t: at_offset(t, elements))
-    yield from _pairs(f"storage offset {elements}", _everything(spec, moved), _everything(spec, inputs))
+    yield from _pairs(
+        f"storage offset {elements}", outputs_and_gradients(spec, moved), outputs_and_gradients(spec, inputs)
+    )
 
 
 def of_strides(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
-    expected = _everything(spec, inputs)
+    expected = outputs_and_gradients(spec, inputs)
     for lay in (inside, transposed):
         laid = {k: lay(v) if isinstance(v, torch.Tensor) and k not in spec.contiguous else v for k, v in inputs.items()}
-        yield from _pairs(f"strides of {lay.__name__}", _everything(spec, laid, lay), expected)
+        yield from _pairs(f"strides of {lay.__name__}", outputs_and_gradients(spec, laid, lay), expected)
 
 
 def of_variants(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[Pair]:
@@ -167,7 +169,7 @@ def gradients(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> dict[str, torch
     return dict(zip(leaf, torch.autograd.grad(y, list(leaf.values()), dy), strict=True))
 
 
-def _everything(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tuple[torch.Tensor, ...]:
+def outputs_and_gradients(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tuple[torch.Tensor, ...]:
     """The outputs, and the gradients if the op has any; `lay` lays out the gradient of the output too."""
     outputs = spec.outputs(inputs)
     if not spec.differentiable:

@@ -65,7 +65,7 @@ class OpSpec:
 
     `space` holds the values a property test may give to each key of a case, every combination of which is valid.
 
-    accuracy: |y - reference| <= accuracy * eps32 * scale, plus eps / 2 |reference| of an output dtype that is not float32;
+    accuracy: |y - reference| <= accuracy * eps32 * scale, plus eps / 2 |reference| where the output is not float32;
     `scale` in float64, of the shape of each output, by default |reference|.
     gradient_accuracy: |g - reference| <= gradient_accuracy * eps32 * max|reference| over the tensor, against float64
     autograd of `reference`; in bfloat16, where the gradient between two matmuls is rounded as well,
@@ -96,6 +96,7 @@ class OpSpec:
     differentiable: tuple[str, ...] = ()
     group_sums: tuple[str, ...] = ()  # gradients (or "output") that sum over tokens, one leaf a group
     gradient_accuracy: float = 0.0
+    describe: Callable[[Case], str] | None = None
     timed: Callable[[Inputs], Any] | None = None  # what the benchmark times, where `run` does more than the op
     contiguous: tuple[str, ...] = ("groups",)  # inputs that must be contiguous; any strides are taken elsewhere
 
@@ -107,6 +108,9 @@ class OpSpec:
             raise SpecError(f"{self.name} claims {sorted(missing)} and gives no means to check it")
         if unused := means - set(self.claims) - {"padding"}:  # rows of integers have no NaN to pad with
             raise SpecError(f"{self.name} can be checked for {sorted(unused)} and does not claim it")
+
+    def label(self, case: Case) -> str:
+        return self.describe(case) if self.describe else ", ".join(f"{k} {v}" for k, v in case.items())
 
     def outputs(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         return as_tuple(self.run(inputs))

@@ -3,12 +3,14 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from kernels.model import ModelConfig
@@ -131,21 +133,24 @@ class TrainerFleet:
     def reset_optimizer(self) -> None:
         self._call("reset_optimizer")
 
-    def save(self, directory: str) -> None:
-        self._call("save", directory)
+    def save(self, directory: str) -> str:
+        """Writes the master weights as a Hugging Face model directory; returns their digest."""
+        return self._call("save", directory)[0]
 
 
 @contextlib.contextmanager
 def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
     """Starts Ray and all processes; on the way out, however that is, ends them all."""
-    _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp)
+    ports = _ports(config.cluster.port, config.rollout.replicas + 1)
     try:
-        ports = _ports(config.cluster.port, config.rollout.replicas + 1)
+        _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp)
         engine = EngineConfig(
             pages=config.rollout.pages,
             page_size=config.rollout.page_size,
             prefix_cache=config.rollout.prefix_cache,
             limits=Limits(config.rollout.max_running, config.rollout.max_batch_tokens, config.rollout.prefill_chunk),
+            dtype=getattr(torch, config.model.dtype),
+            device=config.device,
         )
         section = config.trainer
         training = TrainerConfig(
@@ -153,6 +158,7 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             section.micro_leaves,
             AdamWConfig(section.betas, section.eps, section.weight_decay, section.grad_clip),
             Clip(section.clip_low, section.clip_high),
+            getattr(torch, config.model.dtype),
         )
         rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
         trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
@@ -170,7 +176,7 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
         ranks = _Ranks(
             "trainer",
             [
-                trainer_rank.remote(r, section.world_size, ports[0], section.threads, model, training, source)
+                trainer_rank.remote(r, section.world_size, ports[0], section.threads, model, training, source, config.device)
                 for r in range(section.world_size)
             ],
         )
@@ -185,14 +191,30 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
 
 def _start_ray(config: ClusterSection, processes: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
     local: dict[str, Any] = {}
     if config.address == "local":
         local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+    else:
+        _check_address(config.address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Ray did not start (cluster.address={config.address}): {reason}") from None
+    signal.signal(signal.SIGTERM, handler)  # ray.init sets its own
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes, and fills stderr."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts a Ray of its own") from None
 
 
 def _ports(first: int, count: int) -> list[str]:

@@ -81,7 +81,9 @@ def _is_hydra(override: Override) -> bool:
 def _values(override: Override) -> Iterator[str]:
     if override.is_sweep_override():
         return (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
-    return iter([override.input_line or ""])
+    line = override.input_line or ""
+    # which keys `data` has depends on the group chosen: added here, so that the schema names the keys of that one
+    return iter(["++" + line if override.key_or_group.startswith("data.") and line.startswith("data.") else line])
 
 
 def _check_key(override: Override, base: DictConfig) -> None:
@@ -107,7 +109,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
     for i, part in enumerate([*path, last]):
         if not isinstance(section, DictConfig) or part not in section:
             if path and path[0] == "data":
-                return  # which keys `data` has depends on the group chosen: the composed config tells
+                return  # see _values
             known = sorted(map(str, section)) if isinstance(section, DictConfig) else []
             close = difflib.get_close_matches(part, known, 1)
             hint = f" (did you mean {'.'.join([*key.split('.')[:i], close[0]])}?)" if close else ""

@@ -8,11 +8,12 @@ from rl.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -41,7 +42,7 @@ class TrainerSection(Section):
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
     micro_leaves: Positive = Field(description="leaves of one micro-batch")
     lr: float = Field(gt=0)
-    betas: tuple[Fraction, Fraction]
+    betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     grad_clip: float = Field(gt=0)
@@ -61,6 +62,7 @@ class WarmupSection(Section):
     steps: Natural = Field(description="supervised steps before GRPO; 0: none")
     sequences: Positive = Field(description="sequences of one supervised step")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
+    wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
 
 
 class EvalSection(Section):
@@ -102,7 +104,7 @@ class JsonlSection(Section):
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     steps: Natural = Field(description="GRPO steps")
-    out_dir: str
+    out_dir: Annotated[str, Field(min_length=1)]
     dry_run: bool
     device: Literal["cpu", "cuda"]
     logger: Literal["wandb", "none"]

@@ -1,9 +1,11 @@
 """The run: warm start, evaluation, GRPO steps, evaluation, and what it leaves behind."""
 
+import contextlib
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,17 +16,18 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kernels.model import ModelConfig
 from kernels.model.weights import digest
 from rl import align
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import ProblemStream, Source, open_source
+from rl.data import Judge, ProblemStream, Source, open_source
 from rl.errors import UserError
 from rl.log import RunLog
 from rl.metrics import divergence
 from rl.model import model_config
 from rl.pack import pack, pack_supervised
-from rl.plan import check_machine, make_plan, print_plan
+from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.report import write_report
 from rl.requests import requests_for
 from rl.score import Group, group, judge_of, score
@@ -54,6 +57,26 @@ class Totals:
     tokens_nonzero: int = 0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    source: Source
+    judge: Judge
+    model: ModelConfig
+    plan: Plan
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """All that a run needs before a process starts or a file is written; raises a BAD_INPUT error."""
+    source = open_source(config)
+    model = model_config(config, len(source.tokenizer))
+    longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
+    plan = make_plan(config, model, longest)
+    if not config.dry_run:
+        check_machine(config, plan)
+        _check_out_dir(Path(config.out_dir))
+    return Prepared(source, judge_of(source, config.reward), model, plan)
+
+
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
     """The whole run; returns its summary. Raises a BAD_INPUT error before anything is started or written, if it can."""
     start = time.perf_counter()
@@ -61,21 +84,18 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         model = model_config(config, None)  # a plan needs no data
         print_plan(config, model, make_plan(config, model, prompt_tokens=_prompt_budget(config)), console)
         return {}
-    source = open_source(config)
-    judge = judge_of(source, config.reward)
-    model = model_config(config, len(source.tokenizer))
-    longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
-    plan = make_plan(config, model, longest)
+    ready = prepare(config)
+    source, judge = ready.source, ready.judge
     if config.dry_run:
-        print_plan(config, model, plan, console)
+        print_plan(config, ready.model, ready.plan, console)
         return {}
-    check_machine(config, plan)
-    out_dir = _claim(Path(config.out_dir))
-
-    with cluster(config, model) as (rollout, trainer):
-        values = config.model_dump()
+    values = config.model_dump()
+    with (
+        _claim(Path(config.out_dir)) as out_dir,
+        cluster(config, ready.model) as (rollout, trainer),
+        RunLog(out_dir, values, config.logger, out_dir.name) as log,
+    ):
         (out_dir / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        log = RunLog(out_dir, values, config.logger, out_dir.name)
         rows: list[dict[str, Any]] = []
         completions: list[dict[str, Any]] = []
 
@@ -84,7 +104,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             log.step(step, metrics)
 
         _warm_start(config, source, trainer, record, console)
-        weights = _publish(trainer, rollout, 0)
+        _publish(trainer, rollout, 0)
         before = _evaluate(config, source, rollout, console)
         record(config.warmup.steps, {"phase": "grpo", "eval/accuracy": before})
 
@@ -107,7 +127,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
                 metrics = _align(batch, report, config.align.policy, step, totals)
-                weights = _publish(trainer, rollout, step)
+                _publish(trainer, rollout, step)
                 clock.lap("publish", now)
                 metrics |= {"phase": "grpo", **_describe(groups, batch, report), **clock.seconds}
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
@@ -121,7 +141,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         if config.steps:
             after = _evaluate(config, source, rollout, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
-        trainer.save(str(out_dir / "model"))
+        weights = trainer.save(str(out_dir / "model"))
         source.tokenizer.save_pretrained(out_dir / "model")
         summary = {
             "weights_sha256": weights,
@@ -139,15 +159,23 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
 
 def _warm_start(config: RunConfig, source: Source, trainer: TrainerFleet, record: Any, console: Console) -> None:
-    """Supervised steps on solutions; the learning rate falls linearly from warmup.lr to 0."""
+    """Supervised steps on demonstrations; the learning rate falls linearly from warmup.lr to 0.
+
+    The teacher is as good as the config says: `wrong_frac` of the demonstrations carry the solution of another problem.
+    What the verifier teaches afterwards can therefore be more than imitation could.
+    """
+    section = config.warmup
     stream = ProblemStream(source.train, config.seed, _WARMUP)
     with _progress(console, "warm start") as bar:
-        for step in range(config.warmup.steps):
+        for step in range(section.steps):
             now = time.perf_counter()
-            problems = stream.take(config.warmup.sequences)
-            batch = pack_supervised(problems, source, config.rollout.max_new_tokens)
-            lr = config.warmup.lr * (1 - step / config.warmup.steps)
-            report = trainer.step(batch, "likelihood", lr)
+            problems = stream.take(section.sequences)
+            noise = np.random.Generator(np.random.Philox(key=[config.seed, step]))
+            wrong = noise.random(len(problems)) < section.wrong_frac
+            shown = [p if not w else problems[noise.integers(len(problems))] for p, w in zip(problems, wrong, strict=True)]
+            limit = config.rollout.max_new_tokens
+            batch = pack_supervised([(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)])
+            report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
             metrics = {
                 "phase": "warmup",
                 "policy/loss": report.loss,
@@ -155,7 +183,7 @@ def _warm_start(config: RunConfig, source: Source, trainer: TrainerFleet, record
                 "time/train": time.perf_counter() - now,
             }
             record(step, metrics)
-            bar(step + 1, config.warmup.steps, f"loss {report.loss:.3f}")
+            bar(step + 1, section.steps, f"loss {report.loss:.3f}")
     trainer.reset_optimizer()
 
 
@@ -232,17 +260,33 @@ def _shown(groups: list[Group], batch: Batch, report: StepReport) -> list[dict[s
     return out
 
 
-def _claim(out_dir: Path) -> Path:
-    """A folder of this run's own."""
-    if (out_dir / "config.yaml").exists():
-        raise UserError(f"out_dir={out_dir} holds a run already: choose another or remove it")
+def _check_out_dir(out_dir: Path) -> None:
+    """UserError where it cannot become a folder of this run's own."""
+    try:
+        if (out_dir / "config.yaml").exists():
+            raise UserError(f"out_dir={out_dir} holds a run already: choose another or remove it")
+        nearest = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"out_dir={out_dir} cannot be read: {error.strerror}") from None
+    if not nearest.is_dir():
+        raise UserError(f"out_dir={out_dir} cannot be made: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"out_dir={out_dir} cannot be made: {nearest} is not writable")
+
+
+@contextlib.contextmanager
+def _claim(out_dir: Path) -> Iterator[Path]:
+    """Makes the folder, and removes it where the run ended before it wrote anything."""
+    _check_out_dir(out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out_dir={out_dir} cannot be made: {error.strerror}") from None
-    if not os.access(out_dir, os.W_OK):
-        raise UserError(f"out_dir={out_dir} cannot be written")
-    return out_dir
+    try:
+        yield out_dir
+    finally:
+        with contextlib.suppress(OSError):
+            out_dir.rmdir()  # does nothing to a folder that holds something
 
 
 def _prompt_budget(config: RunConfig) -> int:

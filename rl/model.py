@@ -12,6 +12,8 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
         model = ModelConfig.from_directory(section.path, section.leaves)
     else:
         hf = dict(section.hf)
+        for field, value in hf.items():
+            _check_field(field, value)
         if hf.get("vocab_size") is None:
             if vocabulary is None:
                 raise UserError("model.hf.vocab_size is null and there is no tokenizer to take it from")
@@ -22,3 +24,16 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
         raise UserError(f"the tokenizer has {vocabulary} tokens, the model's vocabulary {model.vocab_size}")
     model.check_shards(config.rollout.tp)
     return model
+
+
+_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
+_REALS = ("rms_norm_eps", "rope_theta")
+
+
+def _check_field(field: str, value: object) -> None:
+    count = field in _COUNTS or field.startswith("num_")
+    if value is None or not (count or field in _REALS):
+        return
+    kinds = int if count else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        raise UserError(f"model.hf.{field}={value!r} must be a positive {'integer' if count else 'number'}")

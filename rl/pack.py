@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from rl.data import Problem, Source
+from rl.data import Problem
 from rl.score import Group
 from trainer.batch import Batch
 
@@ -36,14 +36,13 @@ def pack(groups: Sequence[Group], temperature: float, mean: Literal["token", "se
     )
 
 
-def pack_supervised(problems: Sequence[Problem], source: Source, max_tokens: int) -> Batch:
-    """Solutions as responses, each token weighted 1 / (all solution tokens of the batch); cut at `max_tokens`."""
-    solutions = [source.encode_solution(p)[:max_tokens] for p in problems]
-    responses = np.array([len(s) for s in solutions], dtype=np.int64)
+def pack_supervised(solutions: Sequence[tuple[Problem, tuple[int, ...]]]) -> Batch:
+    """(problem, solution tokens) pairs, each token weighted 1 / (all solution tokens of the batch)."""
+    responses = np.array([len(s) for _, s in solutions], dtype=np.int64)
     total = int(responses.sum())
     return Batch(
-        token_ids=np.concatenate([np.array(p.prompt_ids + s, dtype=np.int64) for p, s in zip(problems, solutions, strict=True)]),
-        lengths=np.array([len(p.prompt_ids) for p in problems], dtype=np.int64) + responses,
+        token_ids=np.concatenate([np.array(p.prompt_ids + s, dtype=np.int64) for p, s in solutions]),
+        lengths=np.array([len(p.prompt_ids) for p, _ in solutions], dtype=np.int64) + responses,
         responses=responses,
         logprobs=np.zeros(total, dtype=np.float32),
         advantages=np.ones(total, dtype=np.float32),

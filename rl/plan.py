@@ -60,7 +60,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     per_token = 4 * model.hidden_size + 3 * (model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.intermediate_size
     logits = 2 * 4 * model.vocab_size * section.leaf_sequences * section.micro_leaves * rollout.max_new_tokens
     held = model.parameter_count + (model.vocab_size * model.hidden_size if model.tied else 0)
-    layer = (model.parameter_count - 2 * model.vocab_size * model.hidden_size) // model.layers
+    layer = (held - 2 * model.vocab_size * model.hidden_size) // model.layers
     return Plan(
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
@@ -80,6 +80,8 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     """UserError where this machine has no such device or too little memory."""
     if config.device == "cuda":
         raise UserError("device=cuda: the kernels have no GPU implementation yet; use device=cpu, or dry_run=true for the plan")
+    if config.model.dtype != "float32":
+        raise UserError(f"model.dtype={config.model.dtype}: the CPU runs float32 only; use model.dtype=float32, or dry_run=true")
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (_PROCESS + plan.trainer_bytes)
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():

@@ -32,24 +32,31 @@ def judge_of(source: Source, reward: str | None) -> Judge:
         return source.judge
     module, _, function = reward.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"reward={reward!r} (module:function): {error}") from None
+        judge = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise UserError(f"reward={reward!r} (module:function): {type(error).__name__}: {error}") from None
+    for text in (source.train[0].solution, ""):  # found wrong now, not after the warm start
+        _reward(judge, source.train[0], text)
+    return judge
 
 
 def score(problem: Problem, completions: Sequence[Completion], source: Source, judge: Judge) -> list[Sample]:
     samples = []
     for completion in completions:
-        text = source.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        try:
-            reward = float(judge(problem, text))
-        except Exception as error:
-            kind = type(error).__name__
-            raise UserError(f"the reward raised {kind}: {error}; problem {problem.id!r}, completion {text!r}") from error
-        if not math.isfinite(reward):
-            raise UserError(f"the reward is {reward}, not a number; problem {problem.id!r}, completion {text!r}")
-        samples.append(Sample(completion, text, reward))
+        text = str(source.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+        samples.append(Sample(completion, text, _reward(judge, problem, text)))
     return samples
+
+
+def _reward(judge: Judge, problem: Problem, text: str) -> float:
+    try:
+        reward = float(judge(problem, text))
+    except Exception as error:
+        kind = type(error).__name__
+        raise UserError(f"the reward raised {kind}: {error}; problem {problem.id!r}, completion {text!r}") from error
+    if not math.isfinite(reward):
+        raise UserError(f"the reward is {reward}, not a number; problem {problem.id!r}, completion {text!r}")
+    return reward
 
 
 def advantages(rewards: Sequence[float], kind: str) -> tuple[float, ...]:

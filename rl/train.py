@@ -10,21 +10,48 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from rl.align import AlignmentError
 from rl.compose import CONFIGS, check, register_recipes, sweep_name, to_run_config
-from rl.errors import BAD_INPUT, RunError
+from rl.errors import BAD_INPUT, RunError, UserError
 
 
 def main() -> None:
     """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     register_recipes()
+    flags, overrides = ([a for a in sys.argv[1:] if a.startswith("-") is flag] for flag in (True, False))
     try:
         # Hydra's own flags (--cfg, --help, ...) show configs; everything else must be a config that runs
-        if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in sys.argv[1:]):
-            check([a for a in sys.argv[1:] if not a.startswith("-")])
+        if set(flags) <= {"-m", "--multirun"}:
+            overrides = _check_runs(overrides, sweep=bool(flags))
     except BAD_INPUT as error:
         _fail(error, 2)
-    _hydra_main()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    if overrides is not None:
+        sys.argv[1:] = [*flags, *overrides]
+        _hydra_main()
+
+
+def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
+    """The overrides for Hydra, once every run that they stand for is known to be one; None where nothing is left to run."""
+    configs = check(overrides)
+    if len(configs) > 1 and not sweep:
+        raise UserError(f"these overrides stand for {len(configs)} runs: add -m to run them one after the other")
+    if not any(c.dry_run for c in configs):
+        if sweep:
+            from rl.loop import prepare
+
+            for config in configs:
+                prepare(config)
+            if not any(o.lstrip("+").startswith("out_dir=") for o in overrides):  # one folder, though each run has its time
+                return [*overrides, f"out_dir={configs[0].out_dir}"]
+        return overrides
+    from rl.loop import run
+
+    for config in configs:  # by Hydra a sweep would leave its folder
+        run(config.model_copy(update={"dry_run": True}), Console(highlight=False))
+    return None
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -40,7 +67,7 @@ def _hydra_main(composed: DictConfig) -> None:
         summary = run(config, console)
     except BAD_INPUT as error:
         _fail(error, 2)
-    except RunError as error:
+    except (RunError, AlignmentError) as error:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -53,7 +80,7 @@ def _hydra_main(composed: DictConfig) -> None:
 
 
 def _fail(error: object, code: int) -> None:
-    print(f"samebit: error: {error}", file=sys.stderr)
+    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
     sys.exit(code)
 
 

@@ -19,6 +19,8 @@ class RolloutRank:
 
     def __init__(self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig) -> None:
         torch.set_num_threads(threads)
+        if config.device == "cuda":  # ranks share the devices there are
+            torch.cuda.set_device(rank % torch.cuda.device_count())
         group = TreeGroup()
         if size > 1:
             dist.init_process_group(
@@ -29,10 +31,10 @@ class RolloutRank:
         self.engine = Engine(model, config, group)
 
     def load(self, weights: dict[str, "ray.ObjectRef"], version: int) -> Leaves:
-        """Fetches every parameter from the object store, one at a time, and keeps this shard's part."""
-        return self.engine.load(
-            ((p, torch.from_numpy(ray.get(weights[p.name]))) for p in parameters(self.model)), version
-        )
+        """Fetches the bits of every parameter from the object store, one at a time, and keeps this shard's part."""
+        dtype = self.engine.config.dtype
+        whole = ((p, torch.from_numpy(ray.get(weights[p.name])).view(dtype)) for p in parameters(self.model))
+        return self.engine.load(whole, version)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self.engine.generate(requests)

@@ -49,10 +49,15 @@ class Engine:
         self.version = version
         return self.runner.digests()
 
-    def add(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Raises RequestError if the request could never be served."""
         vocab = self.runner.config.vocab_size
         if request.prompt_ids and not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab:
             raise RequestError(f"request {request.id}: a prompt id is outside the vocabulary of {vocab}")
+        self.scheduler.check(request)
+
+    def add(self, request: Request) -> None:
+        self.check(request)
         self.scheduler.add(request)
 
     def step(self) -> list[Completion]:
@@ -61,13 +66,18 @@ class Engine:
         return self.scheduler.commit(spans, self.runner.run(spans), self.version)
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
-        """All of them to the end, in the order of the requests."""
-        order = []
+        """All of them to the end, in the order of the requests; none of them if one is refused."""
+        requests = list(requests)
+        ids: set[int] = set()
         for request in requests:
-            self.add(request)
-            order.append(request.id)
+            self.check(request)
+            if request.id in ids:
+                raise RequestError(f"request {request.id}: two requests have this id")
+            ids.add(request.id)
+        for request in requests:
+            self.scheduler.add(request)
         done: dict[int, Completion] = {}
         while not self.scheduler.idle:
             for completion in self.step():
                 done[completion.request_id] = completion
-        return [done[i] for i in order]
+        return [done[request.id] for request in requests]

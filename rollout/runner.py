@@ -20,7 +20,8 @@ class Runner:
         self, config: ModelConfig, group: TreeGroup, pages: int, page_size: int, dtype: torch.dtype, device: str
     ) -> None:
         config.check_shards(group.shard.size)
-        self.config, self.group, self.page_size, self.device = config, group, page_size, device
+        self.config, self.group, self.page_size = config, group, page_size
+        self.dtype, self.device = dtype, device
         self.cache = PagedCache(
             config.layers, pages, page_size, config.kv_heads // group.shard.size, config.head_dim, dtype, device
         )
@@ -54,7 +55,7 @@ class Runner:
         def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
             return decoder_layer(self.config, self.group, self.layers[i], i, x, layout, self.cache, self.table)
 
-        hidden = forward(self.config, self.group, self.outer, run_layer, ids, layout)
+        hidden = forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
         sampling = [s for s in spans if s.samples]
         if not sampling:
             return []

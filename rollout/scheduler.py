@@ -58,9 +58,13 @@ class Scheduler:
         self.pool, self.limits, self.max_positions = pool, limits, max_positions
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.in_flight: set[int] = set()  # ids of both
         self.preemptions = 0
 
-    def add(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Raises RequestError if the request could never be served."""
+        if request.id in self.in_flight:
+            raise RequestError(f"request {request.id}: a request with this id is already in flight")
         if not request.prompt_ids:
             raise RequestError(f"request {request.id}: the prompt is empty")
         length = len(request.prompt_ids) + request.sampling.max_new_tokens
@@ -75,6 +79,10 @@ class Scheduler:
                 f"request {request.id}: {length} tokens do not fit the {capacity} of the key-value pages: raise "
                 f"rollout.pages or lower max_new_tokens"
             )
+
+    def add(self, request: Request) -> None:
+        self.check(request)
+        self.in_flight.add(request.id)
         self.waiting.append(Sequence(request, list(request.prompt_ids)))
 
     @property
@@ -122,6 +130,7 @@ class Scheduler:
             sequence.logprobs.append(logprob)
             if reason := sequence.finish_reason():
                 self.running.remove(sequence)
+                self.in_flight.remove(sequence.request.id)
                 self._drop(sequence)
                 prompt = len(sequence.request.prompt_ids)
                 tokens, logprobs = tuple(sequence.tokens[prompt:]), tuple(sequence.logprobs)

@@ -38,9 +38,10 @@ class TrainerModel(nn.Module):
     adds the two roots and keeps the copies equal.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` of activations; the parameters are float32 masters, and so are their gradients."""
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         shapes = {p.name: p.shape for p in parameters(config)}
         self.embed = nn.Parameter(torch.empty(shapes["embed"]))
         self.norm = nn.Parameter(torch.empty(shapes["norm"]))
@@ -64,6 +65,6 @@ class TrainerModel(nn.Module):
         def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
             return self.layers[i](x, layout, self.table)
 
-        hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout)
+        hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
         targets = token_ids[rows]
         return linear_logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups)

@@ -1,5 +1,6 @@
 """AdamW over sharded parameters, fed by micro-batches in tree order, clipped by a norm that no sharding changes."""
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ from kernels.collectives import TreeGroup
 from kernels.ops import adamw, square_rows, sum_rows
 from kernels.tree import Counter, fold
 from trainer.model import TrainerModel
+
+
+class TrainerError(RuntimeError):
+    """A step that must not touch the weights; one line that says what was not finite."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ class Optimizer:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets moments and step count."""
+        """Forgets moments, step count and whatever was accumulated."""
         self.steps = 0
         locals_ = {name: p.to_local() for name, p in self._parameters.items()}
         self._first = {name: torch.zeros_like(w) for name, w in locals_.items()}
         self._second = {name: torch.zeros_like(w) for name, w in locals_.items()}
-        self._gradients = Counter(lambda a, b: {name: a[name] + b[name] for name in a})
+        self.discard()
 
     def accumulate(self) -> None:
         """Takes the reduced gradient of one micro-batch: the next node, in leaf order, of the tree over micro-batches."""
@@ -47,12 +52,24 @@ class Optimizer:
             parameter.grad = None
         self._gradients.push(node)
 
+    def discard(self) -> None:
+        """Forgets what was accumulated since the last step."""
+        self._gradients = Counter(lambda a, b: {name: a[name] + b[name] for name in a})
+
     def step(self, lr: float) -> float:
-        """One update; returns the gradient's norm before clipping."""
+        """One update; returns the gradient's norm before clipping. Raises TrainerError, on every rank alike and with
+        weights and moments untouched, where that norm is not finite. Forgets what was accumulated either way."""
         gradients = self._gradients.root()
         if self.tied:
             gradients["embed"] = gradients["embed"] + gradients.pop("head")
-        norm = fold([self._squares(name, g) for name, g in gradients.items()], operator.add).sqrt().item()
+        squares = {name: self._squares(name, g) for name, g in gradients.items()}
+        norm = fold(list(squares.values()), operator.add).sqrt().item()
+        if not math.isfinite(norm):
+            bad = next((name for name, s in squares.items() if not s.isfinite().all()), "all tensors together")
+            raise TrainerError(
+                f"step {self.steps + 1}: the norm of the gradient of {bad} is not finite in float32; "
+                f"the weights were not touched"
+            )
         scale = min(1.0, self.config.grad_clip / norm) if norm > 0 else 1.0
         self.steps += 1
         for name, gradient in gradients.items():
@@ -82,7 +99,7 @@ class Optimizer:
         squares = torch.zeros(part, device=gradient.device)
         squares[: gradient.shape[0]] = square_rows(gradient.reshape(gradient.shape[0], -1)) if gradient.numel() else 0.0
         whole = group.all_gather(squares).view(-1)[:rows, None]
-        return sum_rows(whole, torch.arange(rows + 1))
+        return sum_rows(whole, torch.arange(rows + 1, device=gradient.device))
 
 
 def barrier() -> None:

@@ -8,17 +8,14 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
 from kernels.model.weights import Parameter, parameters
 from trainer.batch import Batch, StepReport, check_batch_arithmetic
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
-from trainer.optimizer import AdamWConfig, Optimizer
+from trainer.optimizer import AdamWConfig, Optimizer, TrainerError
 from trainer.parallelize import fill, parallelize
-
-
-class TrainerError(RuntimeError):
-    """A step that must not touch the weights; one line that says what was not finite."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,7 @@ class TrainerConfig:
     micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     clip: Clip = field(default_factory=Clip)
+    dtype: torch.dtype = torch.float32  # of activations
 
 
 class Trainer:
@@ -47,7 +45,7 @@ class Trainer:
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
         with torch.device("meta"):
-            self.model = TrainerModel(model)
+            self.model = TrainerModel(model, config.dtype)
         parallelize(self.model, mesh)
         self.model.to_empty(device=self.device)
         self.model.table = tuple(t.to(self.device) for t in self.model.table)
@@ -60,12 +58,13 @@ class Trainer:
         self.optimizer = Optimizer(self.model, config.optimizer)
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
-        """One optimizer step on `batch`. Raises TrainerError, weights untouched, where a log-prob or the gradient is not
-        finite."""
+        """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
+        log-prob or the gradient of any of them is not finite."""
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
         config = self.config
         micro_batches = check_batch_arithmetic(batch.sequences, config.leaf_sequences, config.micro_leaves, world)
         size = config.leaf_sequences * config.micro_leaves
+        self.optimizer.discard()  # of a step that failed
         logprobs, sequences, responses = [], [], []
         loss = clipped = 0.0
         for i in range(micro_batches):
@@ -118,12 +117,15 @@ class Trainer:
         return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), clipped
 
     def _check_finite(self, logprobs: np.ndarray) -> None:
-        if not np.isfinite(logprobs).all():
-            bad = int(np.flatnonzero(~np.isfinite(logprobs))[0])
-            raise TrainerError(
-                f"step {self.optimizer.steps + 1}: the log-prob of response token {bad} on rank "
-                f"{self.mesh.get_local_rank()} is {logprobs[bad]}; the weights were not touched"
-            )
+        """A collective: a rank that raised alone would leave the others waiting for its gradient."""
+        bad = np.flatnonzero(~np.isfinite(logprobs))[:1]
+        mine = torch.tensor([*bad, *logprobs[bad]] or [-1, 0], dtype=torch.float64, device=self.device)
+        for rank, (token, value) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
+            if token >= 0:
+                raise TrainerError(
+                    f"step {self.optimizer.steps + 1}: the log-prob of response token {int(token)} on rank {rank} is "
+                    f"{value}; the weights were not touched"
+                )
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""

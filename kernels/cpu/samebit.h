@@ -84,7 +84,8 @@ static inline float exp_f32(float x) {
     float t = fmaf(n, -0x1.62e4p-1f, x); /* ln 2 in two parts: n times the first is exact */
     return times_power_of_two(exp_small(fmaf(n, -0x1.7f7d1cp-20f, t)), n);
 }
-/* Natural logarithm of x > 0: x = 2^e m with m in [sqrt(1/2), sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)). */
+/* Natural logarithm of x > 0: x = 2^e m with m in [sqrt(1/2), sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)). Infinity and
+ * NaN stay what they are. */
 static inline float log_f32(float x) {
     int tiny = x < 0x1p-126f;
     float y = tiny ? x * 0x1p24f : x;
@@ -94,7 +95,7 @@ static inline float log_f32(float x) {
     float s = (m - 1.0f) / (m + 1.0f), z = s * s;
     float p = fmaf(z, fmaf(z, fmaf(z, fmaf(z, 1.0f / 11.0f, 1.0f / 9.0f), 1.0f / 7.0f), 1.0f / 5.0f), 1.0f / 3.0f);
     float r = fmaf(2.0f * s, z * p, 2.0f * s);
-    return fmaf(e, 0x1.62e4p-1f, fmaf(e, 0x1.7f7d1cp-20f, r));
+    return x < INFINITY ? fmaf(e, 0x1.62e4p-1f, fmaf(e, 0x1.7f7d1cp-20f, r)) : x;
 }
 
 /* Row order: element i goes to lane i mod 16, each lane ascends, and the lanes fold by halves. */

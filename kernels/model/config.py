@@ -26,6 +26,7 @@ class ModelConfig:
     rope_theta: float
     tied: bool  # the LM head is the embedding
     leaves: int  # of every contraction: the largest tensor-parallel size that the run may ever use
+    init_std: float = 0.02  # of random matrices
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
@@ -101,6 +102,7 @@ class ModelConfig:
                 rope_theta=float(theta),
                 tied=bool(hf.get("tie_word_embeddings", False)),
                 leaves=leaves,
+                init_std=hf.get("initializer_range", 0.02),
             )
         except KeyError as missing:
             raise ConfigError(f"the model config has no field {missing}") from None
@@ -133,6 +135,7 @@ class ModelConfig:
             "tie_word_embeddings": self.tied,
             "attention_bias": False,
             "hidden_act": "silu",
+            "initializer_range": self.init_std,
             "torch_dtype": dtype,
         }
 

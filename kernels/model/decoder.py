@@ -3,8 +3,8 @@
 Differs from Hugging Face's Qwen3 in rounding only: a norm rounds once (after the weight), logits stay float32, and the
 projections are fused ([q; k; v] and [gate; up] by rows, which changes no bit: output columns are independent).
 
-Activations are rounded to the weights' dtype after every op; sums inside an op are float32 on the tree. The residual stream
-is in the weights' dtype.
+Activations, the residual stream among them, are rounded to the model's dtype after every op; sums inside an op are float32 on
+the tree. Weights are in that dtype or are float32 masters, which every op rounds to it first: the same bits.
 """
 
 from collections.abc import Callable
@@ -80,12 +80,13 @@ def forward(
     run_layer: Callable[[int, torch.Tensor], torch.Tensor],
     token_ids: torch.Tensor,
     layout: Layout,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """token_ids int64 [T] -> final hidden states [T, H]. `run_layer(i, x)` is `decoder_layer` on layer i, by whatever means
+    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x)` is `decoder_layer` on layer i, by whatever means
     the caller holds its weights (a list; FSDP modules)."""
     first = group.shard.rank * outer.embed.shape[0]
-    rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups)
-    x = group.all_reduce(rows.float(), outer.embed.dtype)
+    rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
+    x = group.all_reduce(rows.float(), dtype)
     for i in range(config.layers):
         x = run_layer(i, x)
     return rms_norm(x, outer.norm, config.rms_eps, groups=layout.groups)

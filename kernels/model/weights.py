@@ -81,7 +81,7 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 
 
 def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Random weights, float32: norms 1, matrices normal with standard deviation 0.02 (o and down divided by
+    """Random weights, float32: norms 1, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
     neither order nor sharding; numpy's Philox gives the same bits on every machine."""
     for parameter in parameters(config):
@@ -89,7 +89,7 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
             yield parameter, torch.ones(parameter.shape)
             continue
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
-        scale = 0.02 / (2 * config.layers) ** 0.5 if parameter.axis == 1 else 0.02
+        scale = config.init_std / (2 * config.layers) ** 0.5 if parameter.axis == 1 else config.init_std
         noise = generator.standard_normal(parameter.shape, dtype=np.float32)
         yield parameter, torch.from_numpy(noise * np.float32(scale))
 

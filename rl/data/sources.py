@@ -1,8 +1,9 @@
 """The sources: procedural tasks of reasoning-gym, and question-answer files."""
 
+import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
     for i in range(1000 * config.problems):
         entry = dataset[i]
         if match := pattern.fullmatch(entry["question"]):
-            found.append((config.prompt.format(*match.groups()), entry))
+            found.append((_fill(config.prompt, *match.groups()), entry))
             if len(found) == config.problems:
                 break
         elif i >= 10_000 and not found:
@@ -73,7 +74,7 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
 
 
 def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Source:
-    from math_verify import parse, verify
+    from rl.data.answer import same_answer
 
     train_records, held_records = _read_files(config)
     tokenizer = own or tokenizers.byte_level_bpe(
@@ -81,20 +82,27 @@ def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Sourc
     )
 
     def problem(record: Mapping[str, Any]) -> Problem:
-        prompt = config.prompt.format(question=record[config.question])
+        prompt = _fill(config.prompt, question=record[config.question])
         answer = record[config.answer].rpartition(config.marker)[2].strip().replace(",", "")
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         return Problem(record["where"], prompt, ids, answer, record[config.answer], record)
 
     def judge(problem: Problem, text: str) -> float:
         """1 where the result after the last marker (the whole text, if there is none) equals the answer, by math-verify."""
-        claim = text.rpartition(config.marker)[2]
-        return float(verify(parse(problem.answer, parsing_timeout=None), parse(claim, parsing_timeout=None), timeout_seconds=None))
+        return float(same_answer(text.rpartition(config.marker)[2], problem.answer))
 
     def short(records: list[dict[str, Any]]) -> list[Problem]:
         return [p for p in map(problem, records) if len(p.prompt_ids) <= config.max_prompt_tokens]
 
     return Source(short(train_records), short(held_records), judge, tokenizer)
+
+
+def _fill(template: str, *groups: str, **fields: str) -> str:
+    try:
+        return template.format(*groups, **fields)
+    except (LookupError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields))
+        raise UserError(f"data.prompt={template!r}: {type(error).__name__} {error}; it may use {known}") from None
 
 
 def _read_files(config: JsonlSection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -116,28 +124,52 @@ def _read_files(config: JsonlSection) -> tuple[list[dict[str, Any]], list[dict[s
 
 
 def _read(path: Path, config: JsonlSection) -> list[dict[str, Any]]:
-    import json
-
+    """The records of one file, each with where it stands; UserError names the first bad line (or row)."""
     import datasets
 
-    datasets.disable_progress_bars()
-    if path.suffix == ".jsonl":  # a bad line is named by its number, which the loader does not do
-        text = path.read_text(encoding="utf-8", errors="replace")
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not a JSON object: {error.msg}") from None
-            for field in (config.question, config.answer):
-                if not isinstance(record, dict) or not isinstance(record.get(field), str):
-                    raise UserError(f"{path}:{number}: no text field {field!r}")
-            if config.marker not in record[config.answer]:
-                raise UserError(f"{path}:{number}: the answer has no {config.marker!r} before its result")
-        if not text.strip():
-            raise UserError(f"{path} is empty")
-    builder = "json" if path.suffix == ".jsonl" else "parquet"
-    table = datasets.Dataset.from_json(str(path)) if builder == "json" else datasets.Dataset.from_parquet(str(path))
-    missing = {config.question, config.answer} - set(table.column_names)
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
-    return [{**record, "where": f"{path.name}:{i}"} for i, record in enumerate(table, 1)]
+    fields = (config.question, config.answer)
+    rows = _parquet_rows(path, fields) if path.suffix == ".parquet" else _jsonl_rows(path)
+    records = []
+    for number, row in rows:
+        where = f"{path}:{number}"
+        for field in fields:
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                raise UserError(f"{where}: no text field {field!r}")
+        if not row[config.answer].rpartition(config.marker)[1]:
+            raise UserError(f"{where}: the answer has no {config.marker!r} before its result")
+        if not row[config.answer].rpartition(config.marker)[2].strip():
+            raise UserError(f"{where}: the answer has no result after its {config.marker!r}")
+        records.append({**{f: row[f] for f in fields}, "where": f"{path.name}:{number}"})
+    if not records:
+        raise UserError(f"{path} is empty")
+    return list(datasets.Dataset.from_list(records))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        lines = path.read_bytes().split(b"\n")  # and nothing else ends a line: a text may hold U+2028
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON in UTF-8: {error}") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not a JSON object: {error.msg}") from None
+
+
+def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        columns = pyarrow.parquet.read_schema(path).names
+        if missing := sorted(set(fields) - set(columns)):
+            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+        table = pyarrow.parquet.read_table(path, columns=list(fields))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from None
+    yield from enumerate(table.to_pylist(), 1)

@@ -17,9 +17,17 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 def from_model(path: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
+    if not Path(path).is_dir():
+        raise UserError(f"model.path={path} is no folder")
     if not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise UserError(f"model.path={path} holds no tokenizer (tokenizer.json)")
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the library raises a bare Exception for a file it cannot read
+        raise UserError(f"model.path={path}: its tokenizer cannot be loaded: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.path={path}: its tokenizer has no eos_token, which ends a completion")
+    return tokenizer
 
 
 def of_characters(texts: Iterable[str]) -> "PreTrainedTokenizerBase":
@@ -27,7 +35,7 @@ def of_characters(texts: Iterable[str]) -> "PreTrainedTokenizerBase":
     characters = sorted({c for text in texts for c in text})
     vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *characters))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return _wrap(tokenizer)
 

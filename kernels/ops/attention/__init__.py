@@ -30,7 +30,7 @@ def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: 
 
     Invariant to batch, position in it, page layout, chunk of the query, and shard of the heads.
     """
-    T, heads, head_dim = q.shape
+    _, heads, head_dim = q.shape
     if heads % keys.shape[1] or keys.shape != values.shape or keys.shape[2] != head_dim:
         raise UnsupportedError(f"attention: q {tuple(q.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}")
     if head_dim % 16 or head_dim > 512:

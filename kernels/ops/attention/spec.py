@@ -89,8 +89,9 @@ def _scale(i: Inputs) -> torch.Tensor:
 
 
 def _sequence_rows(i: Inputs, index: torch.Tensor) -> torch.Tensor:
-    starts = i["pages"].starts
-    return torch.cat([torch.arange(int(starts[s]), int(starts[s + 1])) for s in index] or [torch.arange(0)])
+    starts = i["pages"].starts.tolist()
+    rows = [row for s in index.tolist() for row in range(starts[s], starts[s + 1])]
+    return torch.tensor(rows, dtype=torch.int64, device=i["q"].device)
 
 
 def _retake(i: Inputs, index: torch.Tensor, taken: Inputs) -> None:
@@ -143,6 +144,11 @@ def _head_shard(i: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
     q = shard.range(i["q"].shape[1])
     kv = shard.range(i["keys"].shape[1])
     return {**i, "q": i["q"][:, q], "keys": i["keys"][:, kv], "values": i["values"][:, kv]}
+
+
+def _describe(case) -> str:  # type: ignore[no-untyped-def]
+    heads = f"{case['kv_heads'] * case['group']}/{case['kv_heads']} heads"
+    return f"{case['sequences']} sequences of {case['longest']}, {heads} of {case['head_dim']}"
 
 
 _HEADS = Sharding("heads", most=lambda i: i["keys"].shape[1], split=_head_shard, join=concatenated(1))
@@ -198,6 +204,7 @@ ATTENTION = OpSpec(
     gradient_accuracy=40.0,
     work=_work,
     vendor=_vendor,
+    describe=_describe,
     bench=(_case(16, 128, 2, 2, 64, 0), _case(2, 1024, 2, 2, 64, 0)),
 )
 
@@ -252,6 +259,7 @@ DECODE = OpSpec(
     shardings=(_HEADS,),
     work=_decode_work,
     vendor=_decode_vendor,
+    describe=_describe,
     bench=(_case(64, 512, 2, 2, 64, 0),),
 )
 SPECS = (ATTENTION, DECODE)

@@ -6,9 +6,15 @@ from kernels.device import UnsupportedError, same_device
 
 
 def embedding(
-    ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0, groups: torch.Tensor | None = None
+    ids: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    first_id: int = 0,
+    groups: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """y[t] = weight[ids[t] - first_id] + 0, and +0 where the id belongs to another shard.
+    """y[t] = weight[ids[t] - first_id] + 0, and +0 where the id belongs to another shard; in `out_dtype` (default: that of
+    the weight).
 
     ids int64 [T]; weight [V, n], the rows first_id .. first_id + V of the vocabulary -> [T, n]. The added zero turns -0
     into +0, so that the tree over shards (one row, the others zero) has the bits of the unsharded gather. The gradient sums
@@ -22,18 +28,18 @@ def embedding(
         )
     if groups is None and weight.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("embedding: the weight needs a gradient, so `groups` must say where each group ends")
-    return _Embedding.apply(ids, weight, first_id, groups)
+    return _Embedding.apply(ids, weight, first_id, groups, out_dtype or weight.dtype)
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids, weight, first_id, groups):  # type: ignore[no-untyped-def]
+    def forward(ctx, ids, weight, first_id, groups, out_dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(ids, groups)
         ctx.first_id, ctx.vocab, ctx.dtype = first_id, weight.shape[0], weight.dtype
-        return same_device("embedding", ids, weight).gather(ids, weight, first_id)
+        return same_device("embedding", ids, weight).gather(ids, weight, first_id).to(out_dtype)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         ids, groups = ctx.saved_tensors
         dw = same_device("embedding", ids, dy).scatter(dy, ids - ctx.first_id, groups, ctx.vocab)
-        return None, dw.to(ctx.dtype), None, None
+        return None, dw.to(ctx.dtype), None, None, None

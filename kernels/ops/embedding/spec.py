@@ -51,6 +51,7 @@ EMBEDDING = OpSpec(
     group_sums=("weight",),
     gradient_accuracy=2.0,
     work=lambda c, size: Work(0.0, 2.0 * size * c["rows"] * c["n"], by_flops=False),
+    describe=lambda c: f"tokens {c['rows']}, vocabulary {8 * c['eighth']}, n {c['n']}",
     vendor=lambda i: torch.nn.functional.embedding(i["ids"], i["weight"]),
     bench=({"rows": 2048, "eighth": 4096, "n": 512, "groups": 8},),
 )

@@ -36,4 +36,4 @@ def backward(
     call("vocab_backward", logits, *of_rows, *logits.shape)
     d_logits = logits.to(x.dtype)
     dx = input_gradient(d_logits, head, leaves)
-    return dx, None if groups is None else weight_gradient(d_logits, x, groups).to(head.dtype)
+    return dx, None if groups is None else weight_gradient(d_logits, x, groups)

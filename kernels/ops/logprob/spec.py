@@ -73,6 +73,7 @@ VOCAB = OpSpec(
         4.0 * c["rows"] * c["columns"] * c["leaves"], 4.0 * c["rows"] * c["columns"] * c["leaves"], by_flops=False
     ),
     vendor=_vocab_vendor,
+    describe=lambda c: f"rows {c['rows']}, vocabulary {c['columns'] * c['leaves']}, {c['leaves']} leaves",
     bench=({"rows": 512, "columns": 1024, "leaves": 8},),
 )
 
@@ -148,6 +149,7 @@ LINEAR = OpSpec(
     vendor=lambda i: (
         (i["x"] @ i["head"].T / i["temperature"][:, None]).log_softmax(1).gather(1, i["targets"][:, None])[:, 0]
     ),
+    describe=lambda c: f"rows {c['rows']}, vocabulary {c['columns'] * c['leaves']}, n {c['leaf'] * c['leaves']}",
     bench=({"rows": 512, "columns": 512, "leaf": 32, "leaves": 8, "groups": 8},),
 )
 SPECS = (VOCAB, LINEAR)

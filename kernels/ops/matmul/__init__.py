@@ -16,8 +16,9 @@ def matmul(
 ) -> torch.Tensor:
     """y[m, n] = sum_k x[m, k] w[n, k], summed on the tree of `leaves` leaves over k.
 
-    x [M, K], w [N, K] (the layout of a Hugging Face weight), same dtype (float32 or bfloat16); y [M, N] in `out_dtype`
-    (default: that of x), rounded once from float32 at the root. A row-parallel shard passes its slice of K with
+    x [M, K], w [N, K] (the layout of a Hugging Face weight), float32 or bfloat16; a float32 w against a bfloat16 x is a
+    master weight: it is rounded to bfloat16 first, and its gradient stays float32. y [M, N] in `out_dtype` (default: that
+    of x), rounded once from float32 at the root. A row-parallel shard passes its slice of K with
     leaves / size and out_dtype=float32, and `collectives` adds the roots.
 
     Gradients: dx sums over n on the tree of `leaves` leaves; dw sums over tokens, one leaf for each group of sequences
@@ -30,8 +31,8 @@ def matmul(
     """
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
         raise UnsupportedError(f"matmul: x {tuple(x.shape)} and w {tuple(w.shape)} must be [M, K] and [N, K]")
-    if x.dtype != w.dtype or x.dtype not in (torch.float32, torch.bfloat16):
-        raise UnsupportedError(f"matmul: x is {x.dtype} and w is {w.dtype}; both must be float32 or both bfloat16")
+    if x.dtype not in (torch.float32, torch.bfloat16) or w.dtype not in (x.dtype, torch.float32):
+        raise UnsupportedError(f"matmul: x is {x.dtype} and w is {w.dtype}; both must be float32 or bfloat16, w not narrower")
     if groups is None and w.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("matmul: w needs a gradient, so `groups` must say where each group of sequences ends")
     return _Matmul.apply(x, w, leaves, groups, out_dtype or x.dtype)
@@ -43,14 +44,14 @@ class _Matmul(torch.autograd.Function):
         ctx.save_for_backward(x, w, groups)
         ctx.leaves = leaves
         bounds = leaf_bounds(x.shape[1], leaves, "contraction length")
-        return same_device("matmul", x, w).contract(x, w, bounds, out_dtype)
+        return same_device("matmul", x, w).contract(x, w.to(x.dtype), bounds, out_dtype)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, w, groups = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = input_gradient(dy.to(x.dtype), w, ctx.leaves)
+            dx = input_gradient(dy.to(x.dtype), w.to(x.dtype), ctx.leaves)
         if ctx.needs_input_grad[1]:
             dw = weight_gradient(dy.to(x.dtype), x, groups).to(w.dtype)
         return dx, dw, None, None, None

@@ -57,16 +57,19 @@ static void pack_rows(operand b, int64_t K, int64_t first, int64_t height, float
 static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, int64_t K, const int64_t *bounds,
                     int64_t leaves, int64_t threads, tile *tile, int64_t width, int64_t height) {
     int64_t columns = (a.rows + width - 1) / width, strips = (b.rows + height - 1) / height;
-    int64_t step = K + 16; /* no power of two: 24 rows in one cache set would evict each other */
+    /* A strip of b is read once for each column: with few columns in place, unless its rows would share a cache set. */
+    int in_place = columns <= 2 && b.k_stride == 1 && b.row_stride >= K && b.row_stride % 1024;
+    int64_t step = in_place ? b.row_stride : K + 16;
     float *packed = malloc(sizeof(float) * (size_t)(columns * K * width + threads * height * step));
     if (!packed) return 1;
     PARALLEL_FOR
     for (int64_t c = 0; c < columns; c++) pack_column(a, K, c * width, width, packed + c * K * width);
     PARALLEL_FOR
     for (int64_t s = 0; s < strips; s++) {
-        float *rows = packed + columns * K * width + thread_id() * height * step;
         int64_t j0 = s * height, count = b.rows - j0 < height ? b.rows - j0 : height;
-        pack_rows(b, K, j0, height, rows, step);
+        float *copy = packed + columns * K * width + thread_id() * height * step;
+        const float *rows = in_place && count == height ? b.data + j0 * b.row_stride : copy;
+        if (rows == copy) pack_rows(b, K, j0, height, copy, step);
         for (int64_t c = 0; c < columns; c++) {
             int64_t i0 = c * width, filled = a.rows - i0 < width ? a.rows - i0 : width;
             float out[TILE_MAX];

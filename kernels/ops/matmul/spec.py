@@ -47,7 +47,13 @@ def _dx_shard(inputs: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
 
 def _work(case, size: int) -> Work:  # type: ignore[no-untyped-def]
     M, N, K = case["M"], case["columns"] * case["leaves"], case["leaf"] * case["leaves"]
-    return Work(2.0 * M * N * K, size * (M * K + N * K + M * N))
+    # The gradients are specs of their own, so the benchmark times them there.
+    return Work(2.0 * M * N * K, size * (M * K + N * K + M * N), backward=0)
+
+
+def _describe(case) -> str:  # type: ignore[no-untyped-def]
+    M, N, K = case["M"], case["columns"] * case["leaves"], case["leaf"] * case["leaves"]
+    return f"M {M}, N {N}, K {K}, {case['leaves']} leaves"
 
 
 FORWARD = OpSpec(
@@ -78,6 +84,7 @@ FORWARD = OpSpec(
     work=_work,
     vendor=lambda i: i["x"] @ i["w"].T,
     bench=_BENCH,
+    describe=_describe,
 )
 INPUT_GRADIENT = OpSpec(
     name="matmul_dx",
@@ -97,6 +104,7 @@ INPUT_GRADIENT = OpSpec(
     work=_work,
     vendor=lambda i: i["dy"] @ i["w"],
     bench=_BENCH,
+    describe=_describe,
 )
 WEIGHT_GRADIENT = OpSpec(
     name="matmul_dw",
@@ -115,5 +123,6 @@ WEIGHT_GRADIENT = OpSpec(
     work=_work,
     vendor=lambda i: i["dy"].T @ i["x"],
     bench=_BENCH,
+    describe=_describe,
 )
 SPECS = (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)

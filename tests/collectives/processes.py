@@ -1,0 +1,40 @@
+"""Real ranks: one process each, gloo over a TCP store on a port that the system picks."""
+
+import multiprocessing
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+HOST = "127.0.0.1"
+PATIENCE = timedelta(seconds=60)
+START = "forkserver" if sys.platform == "linux" else "spawn"
+if START == "forkserver":  # imports torch once for all ranks of a session, in a process that has started no thread yet
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "kernels.model.weights"])
+
+
+def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `work(*args)` returns on each of `world` ranks, in rank order. `work` must be importable by name."""
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_rank, (world, store.port, folder, work, args), nprocs=world, start_method=START)
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world)]
+
+
+def _rank(rank: int, world: int, port: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    store = dist.TCPStore(HOST, port, is_master=False, timeout=PATIENCE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    try:
+        Path(folder, str(rank)).write_bytes(pickle.dumps(work(*args)))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,36 @@
+"""The same weights in transformers' Qwen3ForCausalLM."""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from kernels.model import ModelConfig
+from kernels.model.weights import parameters, to_hf
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def reference(config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32):
+    """A Qwen3ForCausalLM built by transformers from its own config class, with these weights."""
+    fields = config.to_hf()
+    for unused in ("architectures", "model_type", "torch_dtype", "rope_theta"):
+        fields.pop(unused)
+    hf = Qwen3ForCausalLM(Qwen3Config(**fields, attn_implementation="eager"))
+    state = {n: t for p in parameters(config) for n, t in to_hf(p, weights[p.name]).items()}
+    missing, unexpected = hf.load_state_dict(state, strict=False)
+    assert not unexpected and missing == (["lm_head.weight"] if config.tied else [])
+    hf.tie_weights()
+    return hf.to(dtype).eval()
+
+
+@torch.no_grad()
+def reference_logits(hf: torch.nn.Module, sequences: list[list[int]]) -> torch.Tensor:
+    """[tokens of all sequences, V], each sequence on its own."""
+    return torch.cat([hf(torch.tensor([s])).logits[0] for s in sequences])
+
+
+def units(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, in float32 eps times the largest magnitude of `expected`."""
+    difference = (actual.double() - expected.double()).abs().max()
+    return float(difference / (EPS * expected.double().abs().max()))

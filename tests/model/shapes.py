@@ -1,0 +1,71 @@
+"""Small models whose weights leave no part of the decoder idle: norms that are not one, logits of a few units."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from kernels.collectives import TreeGroup
+from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, head_logits
+from kernels.model.weights import Parameter, layer_weights, outer_weights, parameters
+from kernels.ops import rope_table
+
+TINY = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    max_positions=96,
+    rms_eps=1e-6,
+    rope_theta=10000.0,
+    tied=False,
+    leaves=2,
+)
+EIGHT = replace(TINY, heads=8, kv_heads=8, intermediate_size=128, leaves=8)
+"""Can be cut into 1, 2, 4 and 8 shards."""
+SHAPES = {
+    "tiny": TINY,
+    "eight": EIGHT,
+    "tied": replace(TINY, tied=True, leaves=4),
+    "one leaf, no groups": replace(TINY, kv_heads=4, leaves=1),
+    "multi-query": replace(TINY, kv_heads=1, layers=1, leaves=1),
+    "wide heads, odd widths": replace(TINY, hidden_size=40, intermediate_size=56, head_dim=48, vocab_size=96, leaves=8),
+    "narrow heads": replace(TINY, hidden_size=128, heads=2, kv_heads=1, layers=1, rope_theta=1e6, rms_eps=1e-5, leaves=4),
+    "three layers": replace(TINY, layers=3, heads=6, kv_heads=2, tied=True),
+}
+
+
+def noise(seed: int, name: str, shape: Sequence[int]) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + zlib.crc32(name.encode())))
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Float32: matrices of standard deviation 2 / sqrt(columns), embedding and norms around 1."""
+    for p in parameters(config):
+        x = noise(seed, p.name, p.shape)
+        yield p, 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x
+
+
+def prompts(config: ModelConfig, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def packed_logits(
+    config: ModelConfig, weights: dict[str, torch.Tensor], sequences: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """float32 [tokens of all sequences, V]: the whole model on one rank, as the trainer lays it out."""
+    layout = Layout.packed([len(s) for s in sequences], [len(sequences)])
+    outer = outer_weights(weights)
+    table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+
+    def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
+        return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, layout, Activations(), table)
+
+    ids = torch.tensor([t for s in sequences for t in s])
+    return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout))

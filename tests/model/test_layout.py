@@ -1,0 +1,98 @@
+"""Layouts against the plain words: token t of sequence s stands at position p, its key in row r."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.model import Activations, Layout, PagedCache
+from tests.bits import assert_same_bits
+
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+def row(layout: Layout, sequence: int, position: int) -> int:
+    """The key-value row of a position, as the docstring of Pages has it."""
+    size = layout.pages.size
+    return int(layout.pages.table[sequence, position // size]) * size + position % size
+
+
+def check(layout: Layout, tokens: list[tuple[int, int]], sequences: int) -> None:
+    """`tokens`: (sequence, position) of every token, in order."""
+    pages = layout.pages
+    assert list(zip(pages.sequence.tolist(), pages.position.tolist(), strict=True)) == tokens
+    assert layout.positions is pages.position
+    assert [t.dtype for t in (pages.table, pages.sequence, pages.position)] == [torch.int32] * 3
+    assert [t.dtype for t in (pages.starts, layout.slots, layout.groups)] == [torch.int64] * 3
+    starts = [sum(s < i for s, _ in tokens) for i in range(sequences + 1)]
+    assert pages.starts.tolist() == starts
+    assert layout.slots.tolist() == [row(layout, s, p) for s, p in tokens]
+    assert len(set(layout.slots.tolist())) == len(tokens), "two tokens write one row"
+
+
+@PROPERTY
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_packed(groups: list[list[int]]) -> None:
+    lengths = [n for group in groups for n in group]
+    layout = Layout.packed(lengths, [len(group) for group in groups])
+    check(layout, [(s, p) for s, n in enumerate(lengths) for p in range(n)], len(lengths))
+    assert layout.pages.size == 1
+    assert layout.slots.tolist() == list(range(sum(lengths)))  # the keys are the activations themselves
+    assert layout.groups.tolist() == [sum(map(sum, groups[:i])) for i in range(len(groups) + 1)]
+    assert 0 <= int(layout.pages.table.min()) and int(layout.pages.table.max()) < sum(lengths)  # no row out of reach
+
+
+@st.composite
+def paged(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[list[int]], int]:
+    size = draw(st.integers(1, 5))
+    spans = [
+        (start, start + draw(st.integers(1, 7)))
+        for start in draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
+    ]
+    free = draw(st.permutations(range(90)))
+    tables = []
+    for _, stop in spans:
+        owned = -(-stop // size) + draw(st.integers(0, 1))
+        tables.append(list(free[:owned]))
+        free = free[owned:]
+    return spans, tables, size
+
+
+@PROPERTY
+@given(paged())
+def test_paged(case: tuple[list[tuple[int, int]], list[list[int]], int]) -> None:
+    spans, tables, size = case
+    layout = Layout.paged(spans, tables, size)
+    check(layout, [(s, p) for s, (a, b) in enumerate(spans) for p in range(a, b)], len(spans))
+    assert layout.pages.size == size
+    for s, owned in enumerate(tables):
+        assert layout.pages.table[s, : len(owned)].tolist() == owned
+    assert layout.groups.tolist() == [0, sum(b - a for a, b in spans)]
+
+
+def test_activations_are_their_own_cache() -> None:
+    k, v = torch.randn(5, 2, 16), torch.randn(5, 2, 16)
+    keys, values = Activations().update(1, k, v, Layout.packed([2, 3], [2]))
+    assert keys is k and values is v
+
+
+def test_the_cache_keeps_what_was_written_and_is_nan_elsewhere() -> None:
+    cache = PagedCache(layers=2, pages=4, page_size=3, kv_heads=1, head_dim=2, dtype=torch.float32, device="cpu")
+    tables = [[3, 0], [2]]
+    first = Layout.paged([(0, 4), (0, 2)], tables, 3)
+    second = Layout.paged([(4, 5), (2, 3)], tables, 3)
+    k = torch.arange(16, dtype=torch.float32).view(8, 1, 2)
+    cache.update(1, k[:6], -k[:6], first)
+    keys, values = cache.update(1, k[6:], -k[6:], second)
+    rows = [9, 10, 11, 0, 6, 7, 1, 8]  # of the tokens, in order of writing
+    assert_same_bits(keys[rows], k)
+    assert_same_bits(values[rows], -k)
+    untouched = [r for r in range(12) if r not in rows]
+    assert keys[untouched].isnan().all() and values[untouched].isnan().all()
+    assert cache.keys[0].isnan().all() and cache.values[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_cache_is_nan(dtype: torch.dtype) -> None:
+    cache = PagedCache(1, 2, 2, 1, 16, dtype, "cpu")
+    assert cache.keys.isnan().all() and cache.values.isnan().all() and cache.keys.dtype == dtype

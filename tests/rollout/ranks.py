@@ -1,0 +1,48 @@
+"""What one rank does in the test of tensor parallelism: engines over groups of 1, 2 and 4 ranks, several scenarios each."""
+
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from kernels.collectives import TreeGroup
+from kernels.model import ModelConfig
+from rollout.runner import RunnerError
+from rollout.sampling import Request, SamplingParams
+from tests.model.shapes import EIGHT, random_weights
+from tests.rollout.scenarios import LIMITS, bits, engine, flat_head, requests
+
+WORLD = 4
+MODELS = {"untied": EIGHT, "tied": replace(EIGHT, tied=True, layers=1)}
+SERVED = ["roomy", "chunks of 3", "few pages"]
+
+
+def outcome(config: ModelConfig, group: TreeGroup | None) -> dict:
+    """The same scenarios on any group: what the engine says and holds."""
+    out: dict = {}
+    for name in SERVED:
+        served = engine(config, group=group, **LIMITS[name])
+        out[name] = bits(served.generate(requests(config)))
+        out[f"{name}, from cache"] = bits(served.generate(requests(config)))
+    out["first digests"] = served.runner.digests()
+    out["next digests"] = served.load(random_weights(config, 1), 8)
+    out["next weights"] = bits(served.generate(requests(config)))
+    served.load(flat_head(config), 9)
+    tied_logits = [Request(i, (1, 2), SamplingParams(20, i / 2, seed=4)) for i in range(3)]
+    out["ties"] = bits(served.generate(tied_logits))
+    served.load(((p, w * float("nan")) for p, w in random_weights(config)), 10)
+    try:
+        served.generate(tied_logits)
+    except RunnerError as error:
+        out["no number"] = str(error)
+    return out
+
+
+def work() -> dict:
+    rank, out = dist.get_rank(), {}
+    for size in (1, 2, 4):
+        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, WORLD, size)]
+        group = TreeGroup(groups[rank // size])
+        assert group.shard.size == size
+        for name, config in MODELS.items():
+            out[size, name] = outcome(config, group)
+    return out

@@ -1,0 +1,118 @@
+"""What one trainer rank does in the test of sharding: it trains in several ways and returns what it ended with."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from kernels.model.weights import initial
+from tests.bits import sha256
+from tests.model.shapes import TINY, random_weights
+from tests.trainer.batches import random_batch
+from trainer.batch import Batch, StepReport
+from trainer.optimizer import TrainerError
+from trainer.trainer import Trainer, TrainerConfig
+
+STEPS = 3
+# name -> (model, weights, leaf_sequences, sequences a step)
+RUNS: dict[str, tuple] = {
+    "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16),
+    "tied, 8 leaves of 1": (replace(TINY, tied=True), lambda c: random_weights(c), 1, 8),
+    "12 leaves, initial weights, odd widths": (
+        replace(TINY, hidden_size=40, intermediate_size=56, leaves=8, vocab_size=96, layers=1, rms_eps=1e-5),
+        lambda c: initial(c, 3),
+        1,
+        12,
+    ),
+}
+LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences) in RUNS.items()}
+
+
+def micro_leaves(name: str, world: int) -> list[int]:
+    """Every size of micro-batch that fits."""
+    return [n for n in (1, 2, 4, 8) if LEAVES[name] % (n * world) == 0]
+
+
+def train(name: str, world: int, micro: int) -> tuple[str, list[dict[str, Any]]]:
+    """(SHA-256 of the weights after three steps, what was reported)."""
+    config, weights, leaf, sequences = RUNS[name]
+    trainer = Trainer(config, TrainerConfig(leaf, micro), init_device_mesh("cpu", (world,)), weights(config))
+    told = []
+    for step in range(STEPS):
+        batch = random_batch(config, sequences, seed=step)
+        report = merged(trainer.step(batch, "policy" if step < 2 else "likelihood", lr=1e-2), world)
+        told.append(
+            {
+                "logprobs": hashlib.sha256(report.logprobs.tobytes()).hexdigest(),
+                "responses": report.responses.tolist() == batch.responses.tolist(),
+                "sequences": report.sequences.tolist() == list(range(sequences)),
+                "grad_norm": report.grad_norm,
+                "clip_fraction": round(report.clip_fraction * int(batch.responses.sum())),
+                "loss": round(report.loss, 9),
+                "step": report.step,
+            }
+        )
+    return sha256(w for _, w in trainer.weights()), told
+
+
+def merged(report: StepReport, world: int) -> StepReport:
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, report)
+    return StepReport.merge(parts)
+
+
+def poisoned(batch: Batch, sequence: int) -> Batch:
+    """One sequence's advantages are infinite: finite log-probs, a gradient that is not."""
+    advantages = batch.advantages.copy()
+    first = int(batch.responses[:sequence].sum())
+    advantages[first : first + int(batch.responses[sequence])] = np.inf
+    return replace(batch, advantages=advantages)
+
+
+def fail(world: int) -> dict[str, Any]:
+    """Errors that only one rank can see reach every rank."""
+    config, mesh = TINY, init_device_mesh("cpu", (world,))
+    out: dict[str, Any] = {}
+    batch = random_batch(config, 2 * world, seed=0)
+    trainer = Trainer(config, TrainerConfig(2, 1), mesh, random_weights(config))
+    before = sha256(w for _, w in trainer.weights())
+    out["gradient"] = error_of(lambda: trainer.step(poisoned(batch, 2 * world - 1), "policy", 1e-2))
+    # a token that occurs in the last sequence only, and whose embedding is no number
+    ids = batch.token_ids % (config.vocab_size - 1)
+    ids[-int(batch.responses[-1])] = config.vocab_size - 1
+    ids[-int(batch.responses[-1]) - 1] = config.vocab_size - 1
+    bad = ((p, broken_row(w) if p.name == "embed" else w) for p, w in random_weights(config))
+    broken = Trainer(config, TrainerConfig(2, 1), mesh, bad)
+    held = sha256(w for _, w in broken.weights())
+    out["logprob"] = error_of(lambda: broken.step(replace(batch, token_ids=ids), "likelihood", 1e-2))
+    out["untouched"] = (
+        sha256(w for _, w in trainer.weights()) == before and sha256(w for _, w in broken.weights()) == held
+    )
+    return out
+
+
+def broken_row(embedding: torch.Tensor) -> torch.Tensor:
+    embedding[-1] = float("nan")
+    return embedding
+
+
+def error_of(attempt: Callable[[], Any]) -> str:
+    try:
+        attempt()
+    except TrainerError as error:
+        return str(error)
+    return "no error"
+
+
+def work() -> dict[str, Any]:
+    world = dist.get_world_size()
+    out: dict[str, Any] = {"failures": fail(world)}
+    for name in RUNS:
+        for micro in micro_leaves(name, world):
+            out[name, micro] = train(name, world, micro)
+    return out

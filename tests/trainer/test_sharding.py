@@ -1,0 +1,75 @@
+"""World size and micro-batch change no bit of the weights: three steps at 1, 2 and 4 real FSDP2 ranks, one SHA-256."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from torch.distributed.device_mesh import DeviceMesh
+
+from tests.collectives.processes import run_ranks
+from tests.bits import sha256
+from tests.trainer.ranks import RUNS, STEPS, fail, micro_leaves, train, work
+
+
+@cache  # not fixtures: two parametrised ones in a test would be set up again and again
+def ranks(world: int) -> list[dict[Any, Any]]:
+    return run_ranks(world, work)
+
+
+@cache
+def single(name: str) -> tuple[str, list[dict[str, Any]]]:
+    """One rank that takes one leaf at a time."""
+    return train(name, 1, 1)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_step_is_not_none(name: str, mesh: DeviceMesh) -> None:
+    digest, told = single(name)
+    config, weights, _, _ = RUNS[name]
+    assert digest != sha256(w for _, w in weights(config))
+    assert len({t["grad_norm"] for t in told}) == STEPS and all(t["grad_norm"] > 0 for t in told)
+    assert any(t["clip_fraction"] for t in told[:2]), "no token was clipped"
+    assert all(t["responses"] and t["sequences"] for t in told)
+    assert [t["step"] for t in told] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_micro_batches_change_no_bit(name: str, mesh: DeviceMesh) -> None:
+    sizes = micro_leaves(name, 1)
+    assert len(sizes) >= 3
+    for micro in sizes[1:]:
+        assert train(name, 1, micro) == single(name), f"{name}, {micro} leaves a micro-batch"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", RUNS)
+def test_world_size_changes_no_bit(name: str, world: int, mesh: DeviceMesh) -> None:
+    for micro in micro_leaves(name, world):
+        for rank in range(world):
+            assert ranks(world)[rank][name, micro] == single(name), f"{name}: rank {rank} of {world}, {micro} leaves"
+
+
+def test_the_leaf_size_is_part_of_the_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits above are not equal because sums are exact: leaves of 1 and of 2 sequences end in other weights."""
+    config, weights, _, sequences = RUNS["untied, 8 leaves of 2"]
+    monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences))
+    assert train("16 leaves of 1", 1, 1)[0] != single("untied, 8 leaves of 2")[0]
+
+
+def check_failures(failures: dict[str, Any], world: int) -> None:
+    assert "step 1: the norm of the gradient of " in failures["gradient"]
+    assert "the weights were not touched" in failures["gradient"]
+    assert f"on rank {world - 1} is nan; the weights were not touched" in failures["logprob"]
+    assert failures["untouched"]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_an_error_of_one_rank_is_raised_on_all(world: int) -> None:
+    """Nobody is left waiting in a collective, and nobody updates."""
+    for rank in range(world):
+        check_failures(ranks(world)[rank]["failures"], world)
+        assert ranks(world)[rank]["failures"] == ranks(world)[0]["failures"]
+
+
+def test_an_error_on_one_rank_alone(mesh: DeviceMesh) -> None:
+    check_failures(fail(1), 1)
