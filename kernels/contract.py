@@ -97,7 +97,7 @@ def of_columns(spec: OpSpec, inputs: Inputs, columns: slice) -> Iterator[Pair]:
 def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
     whole = spec.outputs(inputs)
     for sharding in spec.shardings:
-        if sharding.most(inputs) % size == 0:
+        if size in sharding.sizes(inputs):
             parts = [(sharding.run or spec.run)(sharding.split(inputs, Shard(r, size))) for r in range(size)]
             yield from _pairs(f"{size} shards of the {sharding.name}", as_tuple(sharding.join(inputs, parts)), whole)
 
@@ -128,30 +128,43 @@ def of_variants(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Ite
         yield from _pairs(claim, as_tuple(variant(inputs, generator)), spec.outputs(inputs))
 
 
+def with_master_weights(spec: OpSpec, inputs: Inputs) -> Inputs:
+    """The same op where what a gradient sums over tokens for is float32, so that no call rounds its part of the sum. A
+    weight that was bfloat16 moves by less than half an ulp of that: the op must round it back."""
+    nudge = 1 + 2.0**-11
+    masters = {n: inputs[n].float() * nudge for n in spec.weights if inputs[n].dtype == torch.bfloat16}
+    return {**inputs, **masters}
+
+
+def of_master_weights(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
+    """A float32 weight against bfloat16 activations is rounded first; only its gradient is not."""
+    master, dy = with_master_weights(spec, inputs), cotangent(spec, inputs)
+    yield from _pairs("with master weights", spec.outputs(master), spec.outputs(inputs))
+    actual, expected = gradients(spec, master, dy), gradients(spec, inputs, dy)
+    for name in expected:
+        yield f"gradient of {name} with master weights", actual[name].to(expected[name].dtype), expected[name]
+        if name in spec.weights:
+            assert actual[name].dtype == torch.float32, f"the gradient of a float32 {name} is {actual[name].dtype}"
+
+
 def of_groups(spec: OpSpec, inputs: Inputs, chunk: int) -> Iterator[Pair]:
     """A sum over tokens equals the tree over the sums of its aligned runs of `chunk` groups; `chunk` a power of two."""
-    groups = inputs["groups"].numel() - 1
-    runs = [spec.take_groups(inputs, g, min(g + chunk, groups)) for g in range(0, groups, chunk)]
-    if "output" in spec.group_sums:
-        parts = [spec.outputs(run) for run in runs]
-        whole = spec.outputs(inputs)
-    else:
-        dy, at = cotangent(spec, inputs), inputs["groups"].tolist()
-        cuts = [(at[g], at[min(g + chunk, groups)]) for g in range(0, groups, chunk)]
-        parts = [_summed(spec, run, dy[low:high]) for run, (low, high) in zip(runs, cuts, strict=True)]
+    inputs = with_master_weights(spec, inputs)
+    at = inputs["groups"].tolist()
+    runs = [(g, min(g + chunk, len(at) - 1)) for g in range(0, len(at) - 1, chunk)]
+    if spec.weights:
+        dy = cotangent(spec, inputs)
+        parts = [_summed(spec, spec.take_groups(inputs, g, h), dy[at[g] : at[h]]) for g, h in runs]
         whole = _summed(spec, inputs, dy)
+    else:
+        parts = [spec.outputs(spec.take_groups(inputs, g, h)) for g, h in runs]
+        whole = spec.outputs(inputs)
     joined = tuple(fold(list(nodes), torch.add) for nodes in zip(*parts, strict=True))
-    yield from _pairs(f"the sum over {groups} groups, {chunk} at a time", joined, whole)
-
-
-def sums_unrounded(spec: OpSpec, inputs: Inputs) -> bool:
-    """Whether the op claims its group sums here: each call rounds a gradient in bfloat16, so parts do not add up."""
-    of = (inputs[name].dtype for name in spec.group_sums if name != "output")
-    return bool(spec.group_sums) and all(dtype == torch.float32 for dtype in of)
+    yield from _pairs(f"the sum over {len(at) - 1} groups, {chunk} at a time", joined, whole)
 
 
 def _summed(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(gradients(spec, inputs, dy)[name] for name in spec.group_sums)
+    return tuple(gradients(spec, inputs, dy)[name] for name in spec.weights)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
@@ -180,7 +193,7 @@ def outputs_and_gradients(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tupl
 
 def of_row_gradients(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
     """A unit's gradients do not depend on the other units, which are left out, or are NaN."""
-    names = [name for name in spec.differentiable if name not in spec.group_sums]
+    names = [name for name in spec.differentiable if name not in spec.weights]
     dy, rows = cotangent(spec, inputs), spec.rows(inputs, index)
     whole, part = gradients(spec, inputs, dy), gradients(spec, spec.take_rows(inputs, index), dy[rows])
     among = gradients(spec, inputs, _poison(dy.shape, dy).index_copy_(0, rows, dy[rows]))
@@ -210,7 +223,7 @@ def quick(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[
         yield from of_rows(spec, inputs, index)
         if "padding" in spec.claims:
             yield from of_neighbours(spec, inputs, index.unique())
-        if set(spec.differentiable) - set(spec.group_sums):
+        if set(spec.differentiable) - set(spec.weights):
             yield from of_row_gradients(spec, inputs, index.unique())
     if "columns" in spec.claims:
         width = spec.width(inputs)
@@ -218,8 +231,10 @@ def quick(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[
     if "shard" in spec.claims:
         yield from of_shards(spec, inputs, 2)
         yield from of_shards(spec, inputs, 8)
-    if sums_unrounded(spec, inputs):
+    if "groups" in spec.claims:
         yield from of_groups(spec, inputs, 2)
+    if spec.weights:
+        yield from of_master_weights(spec, inputs)
     yield from of_variants(spec, inputs, generator)
     yield from of_alignment(spec, inputs, 1)
     yield from of_strides(spec, inputs)

@@ -47,6 +47,12 @@ class Sharding:
     split: Callable[[Inputs, Shard], Inputs]
     join: Callable[[Inputs, list[Any]], Outputs]
     run: Callable[[Inputs], Any] | None = None  # what a rank computes, where that is not the op itself
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)  # the claim holds in
+
+    def sizes(self, inputs: Inputs) -> tuple[int, ...]:
+        """The numbers of shards that are claimed for these inputs, of 1, 2, 4 and 8."""
+        held = {v.dtype for v in inputs.values() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        return tuple(n for n in (1, 2, 4, 8) if self.most(inputs) % n == 0 and held <= {torch.float32, *self.dtypes})
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ class OpSpec:
             raise SpecError(f"{self.name} claims {sorted(missing)} and gives no means to check it")
         if unused := means - set(self.claims) - {"padding"}:  # rows of integers have no NaN to pad with
             raise SpecError(f"{self.name} can be checked for {sorted(unused)} and does not claim it")
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The inputs whose gradient sums over tokens."""
+        return tuple(name for name in self.group_sums if name != "output")
 
     def label(self, case: Case) -> str:
         return self.describe(case) if self.describe else ", ".join(f"{k} {v}" for k, v in case.items())

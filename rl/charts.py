@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 34
 MARKS = 400
 """At most this many points a line, and hover columns a chart: more than there are pixels helps nobody."""
+DOTS = 30
+"""Above this many points a line shows no dots."""
 
 Point = tuple[float, float | None]
 """(step, value); None is a value that was not finite."""
@@ -133,23 +135,25 @@ def line_chart(
     if high <= low:
         low, high = (low, low + 1) if floor is not None and low >= floor else (low - 0.5, low + 0.5)
     steps = sorted({x for s in series for x, _ in s.points})
-    frame = _Frame((steps[0], steps[-1]), ticks(low, high))
+    frame = _Frame((steps[0], steps[-1]), [0.0, 1.0] if flat else ticks(low, high))
     out = frame.draw(x_name, percent)
     broken = False
     for s in series:
         points = thin(s.points)
         style = f"stroke:var(--c{s.color})" + (";stroke-dasharray:5 4" if s.dashed else "")
-        kind = "line faint" if s.faint else "line zero" if flat else "line"
+        kind = "line faint" if s.faint else "line zero" if flat else "line" if len(points) < 150 else "line dense"
+        dots = s.dots and len(points) <= DOTS
         for run in _runs(points):
             path = " ".join(f"{frame.px(x):.1f},{frame.py(v):.1f}" for x, v in run)
             if len(run) > 1:
                 out.append(f'<polyline class="{kind}" style="{style}" points="{path}"/>')
-            if len(run) == 1 or s.dots:
+            if len(run) == 1 or dots:
                 out += [_dot(frame.px(x), frame.py(v), s.color) for x, v in run]
         if s.dots:
             for i, (x, v) in enumerate(points):
                 if v is not None and i in (0, len(points) - 1):
-                    out.append(_value_label(frame, x, v, f"{v * 100:.1f} %" if percent else number(v)))
+                    rising = i == 0 and len(points) > 1 and (points[1][1] or v) >= v
+                    out.append(_value_label(frame, x, v, f"{v * 100:.1f} %" if percent else number(v), rising))
         for x, v in points:
             if v is None:
                 broken = True
@@ -158,7 +162,7 @@ def line_chart(
     if flat:
         out.append(f'<text class="result" x="{LEFT + 8}" y="{frame.py(0) - 9:.1f}">{escape(zero)}</text>')
     out += _hover(frame, series, steps, percent, x_name)
-    legend = [(s.name, s.color) for s in series] if len(series) > 1 else []
+    legend = series if len(series) > 1 and not flat else []
     return _card(title, unit, _svg(title, out), legend, caption, "not finite" if broken else "")
 
 
@@ -169,15 +173,14 @@ def stacked_chart(title: str, unit: str, series: Sequence[Series], *, caption: s
         return _card(title, unit, _empty(), [], caption)
     by_step = [{x: v or 0.0 for x, v in s.points} for s in series]
     steps = sorted({x for layer in by_step for x in layer})
-    count = min(columns, len(steps))
-    bins = [steps[b * len(steps) // count : (b + 1) * len(steps) // count] for b in range(count)]
+    share = math.ceil(len(steps) / columns)
+    bins = [steps[i : i + share] for i in range(0, len(steps), share)]
     stacks = [[sum(layer.get(x, 0.0) for x in b) / len(b) for layer in by_step] for b in bins]
     high = max(map(sum, stacks)) or 1.0
-    frame = _Frame((steps[0], steps[-1]), ticks(0.0, high))
+    frame = _Frame((steps[0] - 0.5, steps[-1] + 0.5), ticks(0.0, high))
     out = frame.draw("step", False)
-    pitch = (WIDTH - LEFT - RIGHT) / count
-    for i, (b, stack) in enumerate(zip(bins, stacks, strict=True)):
-        x, total = LEFT + i * pitch, 0.0
+    for b, stack in zip(bins, stacks, strict=True):
+        x, pitch, total = frame.px(b[0] - 0.5), frame.px(b[-1] + 0.5) - frame.px(b[0] - 0.5), 0.0
         span = f"step {number(b[0])}" + (f" to {number(b[-1])}, mean" if len(b) > 1 else "")
         lines = [span, *(f"{s.name}: {number(v)} {unit}" for s, v in zip(series, stack, strict=True))]
         out.append(f'<g class="column"><title>{escape(chr(10).join(lines))}</title>')
@@ -188,8 +191,10 @@ def stacked_chart(title: str, unit: str, series: Sequence[Series], *, caption: s
                 f'height="{bottom - top:.2f}" style="fill:var(--c{s.color})"/>'
             )
             total += value
-        out.append(f'<rect class="hit" x="{x:.2f}" y="{TOP}" width="{pitch:.2f}" height="{HEIGHT - TOP - BOTTOM}"/></g>')
-    return _card(title, unit, _svg(title, out), [(s.name, s.color) for s in series], caption)
+        out.append(
+            f'<rect class="hit" x="{x:.2f}" y="{TOP}" width="{pitch:.2f}" height="{HEIGHT - TOP - BOTTOM}"/></g>'
+        )
+    return _card(title, unit, _svg(title, out), series, caption)
 
 
 def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
@@ -207,10 +212,12 @@ def _dot(x: float, y: float, color: int) -> str:
     return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4" style="fill:var(--c{color})"/>'
 
 
-def _value_label(frame: _Frame, step: float, value: float, text: str) -> str:
+def _value_label(frame: _Frame, step: float, value: float, text: str, below: bool) -> str:
+    """The value beside its dot: on the side where the line is not."""
     x, y = frame.px(step), frame.py(value)
     anchor = "start" if x < LEFT + 40 else "end" if x > WIDTH - RIGHT - 40 else "middle"
-    return f'<text class="value" x="{x:.1f}" y="{y - 9 if y > TOP + 16 else y + 18:.1f}" text-anchor="{anchor}">{text}</text>'
+    below = y + 18 < HEIGHT - BOTTOM and (below or y < TOP + 16)
+    return f'<text class="value" x="{x:.1f}" y="{y + 18 if below else y - 9:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _hover(frame: _Frame, series: Sequence[Series], steps: list[float], percent: bool, x_name: str) -> list[str]:
@@ -243,11 +250,14 @@ def _empty() -> str:
     return '<p class="nothing">not in metrics.jsonl</p>'
 
 
-def _card(title: str, unit: str, body: str, legend: list[tuple[str, int]], caption: str, bad: str = "") -> str:
-    keys = "".join(f'<span><i style="background:var(--c{color})"></i>{escape(name)}</span>' for name, color in legend)
+def _card(title: str, unit: str, body: str, legend: Sequence[Series], caption: str, bad: str = "") -> str:
+    keys = "".join(
+        f'<span><i style="background:var(--c{s.color});opacity:{0.45 if s.faint else 1}"></i>{escape(s.name)}</span>'
+        for s in legend
+    )
     keys += f'<span class="critical">✕ {escape(bad)}</span>' if bad else ""
     return (
-        f'<figure class="card"><figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small>'
-        f'<output class="readout"></output></figcaption>{f"<div class=legend>{keys}</div>" if keys else ""}{body}'
+        f'<figure class="card"><figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small></figcaption>'
+        f'<div class="legend">{keys}</div>{body}<output class="readout"></output>'
         f"{f'<p class=note>{escape(caption)}</p>' if caption else ''}</figure>"
     )

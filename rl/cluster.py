@@ -76,7 +76,10 @@ def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, BAD_INPUT):
         return cause
-    text = " ".join(str(cause).split())[:400]
+    lines = str(cause).strip().splitlines()
+    if isinstance(cause, ActorDiedError) and "creation task" in lines[0]:  # its own error is the last line of a traceback
+        return RunError(f"{name} could not start: {lines[-1].strip()[:400]}")
+    text = " ".join(" ".join(lines).split())[:400]
     return RunError(f"{name} failed: {type(cause).__name__}: {text}")
 
 
@@ -214,7 +217,7 @@ def _check_address(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts a Ray of its own") from None
+        raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts Ray") from None
 
 
 def _ports(first: int, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rl.config import RunConfig, unknown_key, validate
 from rl.errors import UserError
@@ -35,16 +35,19 @@ def register_recipes() -> None:
 def to_run_config(composed: DictConfig) -> RunConfig:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value: set {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{key} has no value: set {key}=..." if key else _first_line(error)) from None
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("recipe", None)
     return validate(values)
 
 
-def check(overrides: Sequence[str]) -> list[RunConfig]:
-    """Every config that `overrides` stand for (one, or all of a sweep), or UserError for the first mistake."""
+def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
+    """Every config that `overrides` stand for (one, or all of a sweep), or UserError for the first mistake. The runs of a sweep
+    have folders of their own."""
+    register_recipes()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
@@ -56,9 +59,13 @@ def check(overrides: Sequence[str]) -> list[RunConfig]:
             _check_key(override, base)
         for combination in itertools.product(*(_values(o) for o in parsed if not _is_hydra(o))):
             try:
-                configs.append(to_run_config(compose("train", overrides=list(combination))))
+                config = to_run_config(compose("train", overrides=list(combination)))
             except (HydraException, OmegaConfBaseException) as error:
                 raise UserError(_first_line(error)) from None
+            if sweep:
+                out_dir = str(Path(config.out_dir) / sweep_name(overrides, combination))
+                config = config.model_copy(update={"out_dir": out_dir})
+            configs.append(config)
     return configs
 
 

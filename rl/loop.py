@@ -134,7 +134,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     metrics["eval/accuracy"] = _evaluate(config, source, rollout, console)
                 record(config.warmup.steps + step, metrics)
                 if step == config.steps or (step - 1) % 10 == 0:
-                    shown = _shown(groups, batch, report)
+                    shown = _shown(source, groups, batch, report)
                     completions += [{"step": config.warmup.steps + step, **row} for row in shown]
                     log.completions(config.warmup.steps + step, shown)
                 bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
@@ -237,7 +237,7 @@ def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str
     }
 
 
-def _shown(groups: list[Group], batch: Batch, report: StepReport) -> list[dict[str, Any]]:
+def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport) -> list[dict[str, Any]]:
     """The first sample of the first groups, with both sides' log-probs of each token."""
     ends = np.cumsum(batch.responses)
     size = len(groups[0].samples)
@@ -252,9 +252,9 @@ def _shown(groups: list[Group], batch: Batch, report: StepReport) -> list[dict[s
                 "answer": g.problem.answer,
                 "reward": sample.reward,
                 "tokens": list(sample.completion.token_ids),
+                "token_texts": [str(source.tokenizer.decode([t])) for t in sample.completion.token_ids],
                 "logprobs": [float(x) for x in batch.logprobs[rows]],
                 "trainer_logprobs": [float(x) for x in report.logprobs[rows]],
-                "seed_sample": i * size,
             }
         )
     return out

@@ -1,5 +1,7 @@
 """Which model a run trains: a directory, or random weights of a given shape."""
 
+from pathlib import Path
+
 from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.errors import UserError
@@ -10,6 +12,8 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     section = config.model
     if section.path:
         model = ModelConfig.from_directory(section.path, section.leaves)
+        if not any(Path(section.path).glob("*.safetensors")):
+            raise UserError(f"model.path={section.path} holds no .safetensors file")
     else:
         hf = dict(section.hf)
         for field, value in hf.items():

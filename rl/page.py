@@ -4,6 +4,7 @@ Nothing is loaded from anywhere. Without scripts everything is still there; hove
 """
 
 from html import escape
+from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --page:#f7f7f5; --card:#fff; --ink:#0b0b0b; --soft:#52514e; --mute:#757470;
@@ -22,14 +23,15 @@ code, .mono { font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; 
 .verdict span { display:block; font-size:14px; font-weight:400; color:var(--ink) }
 .verdict.good { background:var(--good-fill); color:var(--good) } .verdict.bad { background:var(--bad-fill); color:var(--bad) }
 .verdict.none { background:var(--card); border:1px solid var(--edge) }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(170px,1fr)); gap:12px }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(200px,1fr)); gap:12px }
 .tile, .card { background:var(--card); border:1px solid var(--edge); border-radius:10px; padding:12px 14px; margin:0 }
-.tile small { display:block; font-size:13px } .tile b { font-size:22px; font-weight:600; white-space:nowrap }
+.tile small { display:block; font-size:13px } .tile b { font-size:20px; font-weight:600; white-space:nowrap }
 .tile.wide { grid-column:1/-1 } .tile.wide b { font-size:15px; white-space:normal; overflow-wrap:anywhere }
 .grid { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr)); gap:12px }
-figcaption { display:flex; flex-wrap:wrap; gap:0 8px; align-items:baseline; min-height:24px }
-.readout { margin-left:auto; font-size:12px; color:var(--soft); font-variant-numeric:tabular-nums; text-align:right }
-.legend { display:flex; flex-wrap:wrap; gap:0 14px; font-size:13px; color:var(--soft) }
+figcaption { display:flex; flex-wrap:wrap; gap:0 8px; align-items:baseline }
+.pair { display:grid; grid-template-columns:minmax(0,1fr) minmax(0,2fr); gap:12px; margin-top:12px; align-items:start }
+.readout { display:block; min-height:17px; font-size:11.5px; color:var(--soft); font-variant-numeric:tabular-nums }
+.legend { display:flex; flex-wrap:wrap; gap:0 14px; min-height:20px; font-size:13px; color:var(--soft) }
 .legend i { display:inline-block; width:12px; height:3px; border-radius:2px; margin-right:6px; vertical-align:middle }
 svg { display:block; width:100%; height:auto; margin-top:4px; overflow:visible }
 svg .grid { stroke:var(--grid) } svg .axis { stroke:var(--axis) }
@@ -37,12 +39,12 @@ svg text { font:11px system-ui,sans-serif; fill:var(--mute); font-variant-numeri
 svg text.value { font-size:12px; font-weight:600; fill:var(--ink) }
 svg text.result { font-size:12.5px; font-weight:600; fill:var(--good) }
 svg .line { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:round }
-svg .line.faint { stroke-width:1; opacity:.45 } svg .line.zero { stroke-width:3.5; stroke:var(--good) !important }
+svg .line.dense { stroke-width:1.2 } svg .line.faint { stroke-width:1; opacity:.45 } svg .line.zero { stroke-width:3.5; stroke:var(--good) !important }
 svg .dot { stroke:var(--card); stroke-width:2 } svg .bad { stroke:var(--bad); stroke-width:2.2 }
 svg .hit { fill:transparent } svg .cursor { stroke:var(--mute); opacity:0; pointer-events:none }
 svg .column:hover .cursor { opacity:.7 } svg .column:hover rect:not(.hit) { opacity:.8 }
 .nothing { color:var(--mute); padding:70px 0; text-align:center }
-.scroll { overflow-x:auto; -webkit-overflow-scrolling:touch } .tall { max-height:26rem; overflow:auto }
+.scroll { overflow-x:auto; -webkit-overflow-scrolling:touch } .scroll table { min-width:640px } .tall { max-height:26rem; overflow:auto }
 table { border-collapse:collapse; width:100%; font-size:14px } td.n, th.n { text-align:right; white-space:nowrap }
 th { text-align:left; font-weight:600; color:var(--soft); font-size:13px } td, th { padding:5px 14px 5px 0; vertical-align:top }
 tbody tr { border-top:1px solid var(--edge) } td.n { font-variant-numeric:tabular-nums }
@@ -61,8 +63,9 @@ pre { white-space:pre-wrap; overflow-wrap:anywhere; margin:4px 0; font-size:13px
 .reward.high { background:var(--good-fill); color:var(--good) }
 details { background:var(--card); border:1px solid var(--edge); border-radius:10px; padding:10px 14px; margin-top:12px }
 summary { cursor:pointer; font-weight:600 }
+@media (max-width:860px) { .pair { grid-template-columns:minmax(0,1fr) } }
 @media (max-width:560px) { main { padding:18px 12px 40px } h1 { font-size:22px } .tiles { grid-template-columns:1fr 1fr }
-  .tile b { font-size:18px; white-space:normal } }
+  .tile b { font-size:17px } }
 """
 
 # shows the title under the finger or the pointer in the card's corner: touch screens have no hover titles
@@ -83,3 +86,10 @@ def page(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def labelled(label: str, value: Any) -> str:
+    """A small label and text below it as it is, line breaks included; nothing where the value is None."""
+    if value is None:
+        return ""
+    return f'<div class="label">{label}</div><pre>{escape(str(value))}</pre>'

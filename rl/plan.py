@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kernels.device import implementation
 from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.errors import UserError
@@ -79,9 +80,10 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
 def check_machine(config: RunConfig, plan: Plan) -> None:
     """UserError where this machine has no such device or too little memory."""
     if config.device == "cuda":
-        raise UserError("device=cuda: the kernels have no GPU implementation yet; use device=cpu, or dry_run=true for the plan")
-    if config.model.dtype != "float32":
-        raise UserError(f"model.dtype={config.model.dtype}: the CPU runs float32 only; use model.dtype=float32, or dry_run=true")
+        if not torch.cuda.is_available():
+            raise UserError("device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan")
+        implementation("matmul", "cuda")
+        return  # its memory is the device's, and the plan says how much
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (_PROCESS + plan.trainer_bytes)
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():

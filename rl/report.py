@@ -1,6 +1,6 @@
 """report.html: one self-contained page about a run, from metrics.jsonl, completions.jsonl and summary.json.
 
-    python -m rl.report OUT_DIR        writes it again from the files in the folder
+python -m rl.report OUT_DIR        writes it again from the files in the folder
 """
 
 import json
@@ -11,17 +11,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rl.charts import Series, line_chart, number, running_mean, stacked_chart
 from rl.log import strict, write_atomic
 from rl.metrics import FORMULAS
-from rl.page import page
+from rl.page import labelled, page
+from rl.token_view import worst_sample
 
 Row = Mapping[str, Any]
 PHASES = ("sample", "score", "train", "publish")
-PROBABILITY_CLASSES = (0.9, 0.5, 0.1, 0.01)
-"""Lower edges of the colour classes of a token; the last class is everything below."""
 
 
 class ReportError(ValueError):
@@ -48,7 +45,7 @@ def write_report(
         "<h2>Divergence between trainer and sampler</h2>",
         _divergence_table(rows),
         "<h2>The worst sample, token by token</h2>",
-        _worst_sample(completions),
+        worst_sample(completions),
         "<h2>Completions</h2>",
         _completions(completions),
         f"<h2>Configuration</h2><details><summary>Resolved config</summary><pre>{_config_text(config)}</pre></details>",
@@ -98,10 +95,12 @@ def _verdict(rows: Sequence[Row], summary: Row) -> str:
 
 def _tiles(rows: Sequence[Row], summary: Row) -> str:
     compared, nonzero = _compared(rows, summary)
-    percent = ["?" if (v := summary.get(f"eval_accuracy_{k}")) is None else f"{v:.1%}" for k in ("before", "after")]
-    steps = sum(_phase(row) != "warmup" for row in rows)
+    percent = [
+        "?" if (v := summary.get(f"eval_accuracy_{k}")) is None else f"{v * 100:.1f} %" for k in ("before", "after")
+    ]
+    steps = sum("reward/mean" in row for row in rows)
     tiles = [
-        ("Held-out accuracy, before → after", " → ".join(percent)),
+        ("Accuracy, before → after", " → ".join(percent)),
         ("Response tokens compared", "?" if compared is None else f"{compared:,}"),
         ("of which differ in any bit", "?" if nonzero is None else f"{nonzero:,}"),
         ("GRPO steps", f"{steps:,}"),
@@ -161,7 +160,7 @@ def _curves(rows: Sequence[Row], summary: Row) -> str:
             percent=True,
         ),
         line_chart(
-            "Tokens whose bits differ",
+            "Tokens that differ",
             "response tokens per step",
             [Series("tokens", _points(rows, "divergence/tokens_nonzero"))],
             zero=zero,
@@ -184,7 +183,9 @@ def _curves(rows: Sequence[Row], summary: Row) -> str:
         line_chart("Gradient norm", "before clipping", [Series("norm", _points(rows, "policy/grad_norm"))]),
     ]
     if warmup:
-        loss = next((k for k in ("warmup/loss", "policy/loss", "loss") if any(k in row for row in warmup)), "warmup/loss")
+        loss = next(
+            (k for k in ("warmup/loss", "policy/loss", "loss") if any(k in row for row in warmup)), "warmup/loss"
+        )
         charts.append(line_chart("Warm start", "loss, nats per token", [Series("loss", _points(warmup, loss), 2)]))
     return f'<div class="grid">{"".join(charts)}</div>'
 
@@ -196,8 +197,9 @@ def _accuracy(rows: Sequence[Row], summary: Row) -> tuple[tuple[float, float | N
     before, after = summary.get("eval_accuracy_before"), summary.get("eval_accuracy_after")
     if before is not None:
         points.setdefault(min(steps), before)
-    last = max(points, default=None)
-    if after is not None and (last is None or last < max(steps) or points[last] != after or len(points) == 1):
+    last = max(points, default=-1)
+    trained = any("reward/mean" in row for row in rows)
+    if after is not None and trained and (last < max(steps) or points[last] != after or len(points) == 1):
         points[max(steps) + 1] = after
     return tuple(sorted(points.items()))
 
@@ -214,7 +216,7 @@ def _divergence_table(rows: Sequence[Row]) -> str:
             state = '<span class="soft">not logged</span>'
         else:
             off = max(values, key=lambda v: math.inf if v is None else abs(v - ideal))
-            last, worst = number(values[-1]), number(off)
+            last, worst = _beside(values[-1], ideal), _beside(off, ideal)
             state = '<span class="ok">✓ ideal</span>' if off == ideal else '<span class="critical">✕ off</span>'
         lines.append(
             f'<tr><td><code>{escape(name)}</code></td><td>{escape(formula)}</td><td class="n">{number(ideal)}</td>'
@@ -229,93 +231,11 @@ def _divergence_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _float_bits(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([math.nan if v is None else v for v in values], dtype=np.float32).view(np.uint32)
-
-
-def _worst(completions: Sequence[Row]) -> tuple[Row, np.ndarray] | None:
-    """The row with most differing tokens, then the largest gap, then the least likely token; and its differing bits."""
-    best = None
-    for row in completions:
-        ours, theirs = row.get("trainer_logprobs"), row.get("logprobs")
-        if not ours or not theirs or len(ours) != len(theirs):
-            continue
-        xor = _float_bits(ours) ^ _float_bits(theirs)
-        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-        lowest = min((v for v in theirs if v is not None), default=0.0)
-        key = (int(np.count_nonzero(xor)), max(gaps, default=0.0), -lowest)
-        if best is None or key > best[0]:
-            best = (key, row, xor)
-    return None if best is None else best[1:]
-
-
-def _worst_sample(completions: Sequence[Row]) -> str:
-    worst = _worst(completions)
-    if worst is None:
-        return '<div class="card"><p class="nothing">No sampled completion holds the log-probabilities of both sides.</p></div>'
-    row, xor = worst
-    ours, theirs, count = row["trainer_logprobs"], row["logprobs"], len(xor)
-    different = int(np.count_nonzero(xor))
-    tokens = list(row.get("tokens") or [])
-    texts = [_visible(t) for t in (row.get("token_texts") or tokens or range(count))]
-    texts += ["?"] * (count - len(texts))
-    if different:
-        words = f'<span class="critical">{different} of {count} tokens differ in their bits.</span>'
-    else:
-        words = (
-            f'<span class="ok">0 of {count} tokens differ.</span> No sampled completion has a gap; this is the one with '
-            "the least likely token, where a gap would show first."
-        )
-    chips, lines = [], []
-    for i in range(count):
-        t, r, x = ours[i], theirs[i], int(xor[i])
-        p = 0.0 if r is None else math.exp(min(r, 0.0))
-        shade = next((c for c, edge in enumerate(PROBABILITY_CLASSES) if p >= edge), len(PROBABILITY_CLASSES))
-        gap = f"{x.bit_count()} bits differ" if x else "same bits"
-        chips.append(
-            f'<span class="tok p{shade}{" diff" if x else ""}" title="{escape(f"p = {p:.4g}, {gap}")}"><b>'
-            f'{escape(texts[i])}</b><small class="mono">{_short(r)}<br>{_short(t)}</small></span>'
-        )
-        hexes = [f"{int(_float_bits([v])[0]):08x}" if v is not None else "–" for v in (r, t)]
-        id_ = f" <small>{escape(str(tokens[i]))}</small>" if row.get("token_texts") and i < len(tokens) else ""
-        lines.append(
-            f'<tr><td class="n">{i}</td><td><code>{escape(texts[i])}</code>{id_}</td><td class="n">{p:.4f}</td>'
-            f'<td class="n mono">{_exact(r)}</td><td class="n mono">{_exact(t)}</td><td class="n mono">{hexes[0]}</td>'
-            f'<td class="n mono">{hexes[1]}</td><td class="{"critical" if x else "ok"}">'
-            f"{x.bit_count() if x else 0}</td></tr>"
-        )
-    curve = line_chart(
-        "Both curves",
-        "log-probability, nats",
-        [
-            Series("sampler", tuple(enumerate(theirs)), 2),
-            Series("trainer", tuple(enumerate(ours)), 0, dashed=True),
-        ],
-        x_name="response token",
-    )
-    edges = [f"p ≥ {edge:g}" for edge in PROBABILITY_CLASSES] + [f"p < {PROBABILITY_CLASSES[-1]:g}"]
-    scale = "".join(f'<span class="p{i}">{escape(text)}</span>' for i, text in enumerate(edges))
-    return (
-        f'<div class="card"><p>Step {escape(str(row.get("step", "?")))}: {words}</p>{_text("prompt", row.get("prompt"))}'
-        f'<div class="scale">{scale} under each token: log-probability of the sampler, then of the trainer</div>'
-        f'<div class="tokens">{"".join(chips)}</div></div><div class="grid" style="margin-top:12px">{curve}'
-        '<div class="card" style="grid-column:span 1 / -1"><div class="tall"><table><thead><tr><th class="n">#</th>'
-        '<th>Token</th><th class="n">p</th><th class="n">Sampler</th><th class="n">Trainer</th><th class="n">Bits</th>'
-        f'<th class="n">Bits</th><th>Differing</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div></div></div>'
-    )
-
-
-def _visible(token: Any) -> str:
-    text = str(token)
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅"
-
-
-def _short(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def _exact(value: float | None) -> str:
-    return "not finite" if value is None else str(np.float32(value))
+def _beside(value: float | None, ideal: float) -> str:
+    """The value, written as ideal ± rest where rounding would make it look ideal."""
+    if value is None or value == ideal or number(value) != number(ideal):
+        return number(value)
+    return f"{number(ideal)} {'+' if value > ideal else '−'} {number(abs(value - ideal))}"
 
 
 # completions and config ----------------------------------------------------------------------------------------------
@@ -333,20 +253,14 @@ def _completions(completions: Sequence[Row], each: int = 4) -> str:
         high = " high" if isinstance(reward, int | float) and reward > 0 else ""
         cards.append(
             f'<div class="card"><span class="reward{high}">reward {escape(number(reward))}</span>'
-            f'<span class="label">step {escape(str(row.get("step", "?")))}</span>{_text("prompt", row.get("prompt"))}'
-            f"{_text('completion', row.get('completion'))}{_text('answer', row.get('answer'))}</div>"
+            f'<span class="label">step {escape(str(row.get("step", "?")))}</span>{labelled("prompt", row.get("prompt"))}'
+            f"{labelled('completion', row.get('completion'))}{labelled('answer', row.get('answer'))}</div>"
         )
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
 def _at(completions: Sequence[Row], step: float) -> list[Row]:
     return [row for row in completions if row.get("step", 0) == step]
-
-
-def _text(label: str, value: Any) -> str:
-    if value is None:
-        return ""
-    return f'<div class="label">{label}</div><pre>{escape(str(value))}</pre>'
 
 
 def _config_text(config: Mapping[str, Any]) -> str:

@@ -23,19 +23,21 @@ def main() -> None:
     try:
         # Hydra's own flags (--cfg, --help, ...) show configs; everything else must be a config that runs
         if set(flags) <= {"-m", "--multirun"}:
-            overrides = _check_runs(overrides, sweep=bool(flags))
+            runs = _check_runs(overrides, sweep=bool(flags))
+        else:
+            runs = overrides
     except BAD_INPUT as error:
         _fail(error, 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    if overrides is not None:
-        sys.argv[1:] = [*flags, *overrides]
+    if runs is not None:
+        sys.argv[1:] = [*flags, *runs]
         _hydra_main()
 
 
 def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
     """The overrides for Hydra, once every run that they stand for is known to be one; None where nothing is left to run."""
-    configs = check(overrides)
+    configs = check(overrides, sweep)
     if len(configs) > 1 and not sweep:
         raise UserError(f"these overrides stand for {len(configs)} runs: add -m to run them one after the other")
     if not any(c.dry_run for c in configs):
@@ -44,8 +46,10 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
 
             for config in configs:
                 prepare(config)
-            if not any(o.lstrip("+").startswith("out_dir=") for o in overrides):  # one folder, though each run has its time
-                return [*overrides, f"out_dir={configs[0].out_dir}"]
+            if not any(
+                o.lstrip("+").startswith("out_dir=") for o in overrides
+            ):  # one for all, though their times differ
+                return [*overrides, f"out_dir={Path(configs[0].out_dir).parent}"]
         return overrides
     from rl.loop import run
 

@@ -59,7 +59,7 @@ class Trainer:
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
-        log-prob or the gradient of any of them is not finite."""
+        log-prob, the loss or the gradient of any of them is not finite."""
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
         config = self.config
         micro_batches = check_batch_arithmetic(batch.sequences, config.leaf_sequences, config.micro_leaves, world)
@@ -77,7 +77,7 @@ class Trainer:
             responses.append(part.responses)
             loss, clipped = loss + part_loss, clipped + part_clipped
         all_logprobs = np.concatenate(logprobs)
-        self._check_finite(all_logprobs)
+        self._check_finite(all_logprobs, loss)
         grad_norm = self.optimizer.step(lr)
         return StepReport(
             logprobs=all_logprobs,
@@ -116,15 +116,17 @@ class Trainer:
         weighted.sum().backward()
         return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), clipped
 
-    def _check_finite(self, logprobs: np.ndarray) -> None:
+    def _check_finite(self, logprobs: np.ndarray, loss: float) -> None:
         """A collective: a rank that raised alone would leave the others waiting for its gradient."""
         bad = np.flatnonzero(~np.isfinite(logprobs))[:1]
-        mine = torch.tensor([*bad, *logprobs[bad]] or [-1, 0], dtype=torch.float64, device=self.device)
-        for rank, (token, value) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
-            if token >= 0:
+        mine = torch.tensor([loss, *bad, *logprobs[bad]], dtype=torch.float64, device=self.device)
+        mine = torch.nn.functional.pad(mine, (0, 3 - mine.numel()), value=-1.0)
+        for rank, (value, token, logprob) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
+            what = f"the log-prob of response token {int(token)}" if token >= 0 else "the loss"
+            if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
-                    f"step {self.optimizer.steps + 1}: the log-prob of response token {int(token)} on rank {rank} is "
-                    f"{value}; the weights were not touched"
+                    f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "
+                    f"the weights were not touched"
                 )
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:

@@ -38,7 +38,9 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
     from reasoning_gym.factory import DATASETS
 
     if config.task not in DATASETS:
-        raise UserError(f"data.task={config.task!r} is no reasoning-gym dataset; some are: {', '.join(sorted(DATASETS)[:8])}")
+        raise UserError(
+            f"data.task={config.task!r} is no reasoning-gym dataset; some are: {', '.join(sorted(DATASETS)[:8])}"
+        )
     try:
         dataset = reasoning_gym.create_dataset(config.task, size=2**31, seed=seed, **config.args)
         pattern = re.compile(config.pattern)

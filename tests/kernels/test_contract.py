@@ -27,7 +27,7 @@ def having(what: Callable[[OpSpec], object]) -> Any:
 
 
 def per_row(spec: OpSpec) -> list[str]:
-    return [name for name in spec.differentiable if name not in spec.group_sums]
+    return [name for name in spec.differentiable if name not in spec.weights]
 
 
 def made(spec: OpSpec, case: Case, seed: int, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -125,7 +125,7 @@ def test_eight_shards(spec: OpSpec, device: torch.device) -> None:
     tried = 0
     for inputs, _, _ in every_case(spec, device):
         tried += check(contract.of_shards(spec, inputs, 8))
-    assert tried >= len(spec.shardings)
+    assert tried >= sum(bool(set(s.dtypes) & set(spec.dtypes_on(device))) for s in spec.shardings)
 
 
 @claiming("threads")
@@ -254,17 +254,23 @@ def test_gradients_of_a_unit_do_not_know_its_neighbours(
 @given(st.data())
 def test_group_sums(spec: OpSpec, device: torch.device, data: st.DataObject) -> None:
     inputs = drawn(data, spec, device)
-    if contract.sums_unrounded(spec, inputs):
-        assert check(contract.of_groups(spec, inputs, data.draw(st.sampled_from([1, 2, 4, 8]), "chunk")))
+    assert check(contract.of_groups(spec, inputs, data.draw(st.sampled_from([1, 2, 4, 8]), "chunk")))
 
 
 @claiming("groups")
-def test_group_sums_of_every_case(spec: OpSpec) -> None:
-    tried = 0
-    for inputs, _, _ in every_case(spec, torch.device("cpu")):
-        if contract.sums_unrounded(spec, inputs):
-            tried += sum(check(contract.of_groups(spec, inputs, chunk)) for chunk in (1, 2, 4))
-    assert tried >= 3 * len(spec.cases)
+def test_group_sums_of_every_case(spec: OpSpec, device: torch.device) -> None:
+    for inputs, _, _ in every_case(spec, device):
+        for chunk in (1, 2, 4):
+            assert check(contract.of_groups(spec, inputs, chunk))
+
+
+@having(lambda s: s.weights)
+def test_master_weights(spec: OpSpec, device: torch.device) -> None:
+    for seed, case in enumerate(spec.cases):
+        inputs = made(spec, case, seed, device, torch.bfloat16)
+        for name in spec.weights:  # the weights that the op sees really differ
+            assert not torch.equal(contract.with_master_weights(spec, inputs)[name], inputs[name].float())
+        assert check(contract.of_master_weights(spec, inputs))
 
 
 @claiming("groups")
@@ -272,11 +278,11 @@ def test_the_groups_matter(spec: OpSpec) -> None:
     """Otherwise the tests above would say nothing: all groups but the first made one must change some bit."""
     inputs = made(spec, spec.cases[1], 1, torch.device("cpu"), torch.float32)
     merged = {**inputs, "groups": torch.cat([inputs["groups"][:2], inputs["groups"][-1:]])}
-    if "output" in spec.group_sums:
-        a, b = spec.outputs(inputs)[0], spec.outputs(merged)[0]
-    else:
-        dy, name = contract.cotangent(spec, inputs), spec.group_sums[0]
+    if spec.weights:
+        dy, name = contract.cotangent(spec, inputs), spec.weights[0]
         a, b = contract.gradients(spec, inputs, dy)[name], contract.gradients(spec, merged, dy)[name]
+    else:
+        a, b = spec.outputs(inputs)[0], spec.outputs(merged)[0]
     assert not torch.equal(integers(a), integers(b))
 
 

@@ -34,7 +34,9 @@ SHAPES = {
     "one leaf, no groups": replace(TINY, kv_heads=4, leaves=1),
     "multi-query": replace(TINY, kv_heads=1, layers=1, leaves=1),
     "wide heads, odd widths": replace(TINY, hidden_size=40, intermediate_size=56, head_dim=48, vocab_size=96, leaves=8),
-    "narrow heads": replace(TINY, hidden_size=128, heads=2, kv_heads=1, layers=1, rope_theta=1e6, rms_eps=1e-5, leaves=4),
+    "narrow heads": replace(
+        TINY, hidden_size=128, heads=2, kv_heads=1, layers=1, rope_theta=1e6, rms_eps=1e-5, leaves=4
+    ),
     "three layers": replace(TINY, layers=3, heads=6, kv_heads=2, tied=True),
 }
 
@@ -57,7 +59,10 @@ def prompts(config: ModelConfig, lengths: Sequence[int], seed: int = 0) -> list[
 
 @torch.no_grad()
 def packed_logits(
-    config: ModelConfig, weights: dict[str, torch.Tensor], sequences: Sequence[Sequence[int]]
+    config: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    sequences: Sequence[Sequence[int]],
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """float32 [tokens of all sequences, V]: the whole model on one rank, as the trainer lays it out."""
     layout = Layout.packed([len(s) for s in sequences], [len(sequences)])
@@ -68,4 +73,4 @@ def packed_logits(
         return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, layout, Activations(), table)
 
     ids = torch.tensor([t for s in sequences for t in s])
-    return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout))
+    return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype))

@@ -39,15 +39,14 @@ def test_packed(groups: list[list[int]]) -> None:
     assert layout.pages.size == 1
     assert layout.slots.tolist() == list(range(sum(lengths)))  # the keys are the activations themselves
     assert layout.groups.tolist() == [sum(map(sum, groups[:i])) for i in range(len(groups) + 1)]
-    assert 0 <= int(layout.pages.table.min()) and int(layout.pages.table.max()) < sum(lengths)  # no row out of reach
+    assert int(layout.pages.table.min()) >= 0 and int(layout.pages.table.max()) < sum(lengths)  # no row out of reach
 
 
 @st.composite
 def paged(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[list[int]], int]:
     size = draw(st.integers(1, 5))
     spans = [
-        (start, start + draw(st.integers(1, 7)))
-        for start in draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
+        (start, start + draw(st.integers(1, 7))) for start in draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
     ]
     free = draw(st.permutations(range(90)))
     tables = []

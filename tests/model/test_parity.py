@@ -65,6 +65,16 @@ def test_a_prefix_has_the_same_bits_as_in_the_whole() -> None:
         assert_same_bits(packed_logits(TINY, weights, [sequence[:n]]), whole[:n], f"{n} of 90 tokens")
 
 
+def test_float32_masters_are_their_bfloat16_roundings() -> None:
+    """The trainer's weights against the engine's."""
+    masters, sequences = by_name(TINY), prompts(TINY, LENGTHS)
+    rounded = {name: w.bfloat16() for name, w in masters.items()}
+    logits = packed_logits(TINY, masters, sequences, torch.bfloat16)
+    assert_same_bits(logits, packed_logits(TINY, rounded, sequences, torch.bfloat16))
+    exact = packed_logits(TINY, masters, sequences)
+    assert 1e-3 < float((logits - exact).abs().max() / exact.abs().max()) < 0.1
+
+
 def test_tied_logits_are_those_of_an_untied_copy() -> None:
     tied = SHAPES["tied"]
     weights, sequences = by_name(tied), prompts(tied, [20, 5])

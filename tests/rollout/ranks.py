@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 import torch.distributed as dist
 
 from kernels.collectives import TreeGroup
@@ -12,15 +13,19 @@ from tests.model.shapes import EIGHT, random_weights
 from tests.rollout.scenarios import LIMITS, bits, engine, flat_head, requests
 
 WORLD = 4
-MODELS = {"untied": EIGHT, "tied": replace(EIGHT, tied=True, layers=1)}
+MODELS = {
+    "untied": (EIGHT, torch.float32),
+    "tied": (replace(EIGHT, tied=True, layers=1), torch.float32),
+    "bfloat16": (replace(EIGHT, layers=1), torch.bfloat16),
+}
 SERVED = ["roomy", "chunks of 3", "few pages"]
 
 
-def outcome(config: ModelConfig, group: TreeGroup | None) -> dict:
+def outcome(config: ModelConfig, dtype: torch.dtype, group: TreeGroup | None) -> dict:
     """The same scenarios on any group: what the engine says and holds."""
     out: dict = {}
     for name in SERVED:
-        served = engine(config, group=group, **LIMITS[name])
+        served = engine(config, 0, group, dtype, **LIMITS[name])
         out[name] = bits(served.generate(requests(config)))
         out[f"{name}, from cache"] = bits(served.generate(requests(config)))
     out["first digests"] = served.runner.digests()
@@ -43,6 +48,6 @@ def work() -> dict:
         groups = [dist.new_group(list(range(first, first + size))) for first in range(0, WORLD, size)]
         group = TreeGroup(groups[rank // size])
         assert group.shard.size == size
-        for name, config in MODELS.items():
-            out[size, name] = outcome(config, group)
+        for name, (config, dtype) in MODELS.items():
+            out[size, name] = outcome(config, dtype, group)
     return out

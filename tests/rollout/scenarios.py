@@ -27,11 +27,18 @@ LIMITS: dict[str, dict[str, Any]] = {
 }
 
 
-def engine(config: ModelConfig, seed: int = 0, group: TreeGroup | None = None, **limits: Any) -> Engine:
+def engine(
+    config: ModelConfig,
+    seed: int = 0,
+    group: TreeGroup | None = None,
+    dtype: torch.dtype = torch.float32,
+    **limits: Any,
+) -> Engine:
     """With the random weights of `seed`, as version 7."""
     asked = ROOMY | limits
     limits_ = Limits(asked["running"], asked["batch"], asked["chunk"])
-    out = Engine(config, EngineConfig(asked["pages"], asked["page_size"], asked["prefix_cache"], limits_), group)
+    how = EngineConfig(asked["pages"], asked["page_size"], asked["prefix_cache"], limits_, dtype)
+    out = Engine(config, how, group)
     out.load(random_weights(config, seed), 7)
     return out
 
@@ -58,9 +65,11 @@ def requests(config: ModelConfig) -> list[Request]:
     ]
 
 
-def alone(config: ModelConfig, asked: Iterable[Request], seed: int = 0) -> list[Completion]:
+def alone(
+    config: ModelConfig, asked: Iterable[Request], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> list[Completion]:
     """Each request in an engine of its own, without a cache: what every other way of serving it must equal."""
-    return [engine(config, seed, prefix_cache=False).generate([request])[0] for request in asked]
+    return [engine(config, seed, None, dtype, prefix_cache=False).generate([request])[0] for request in asked]
 
 
 def flat_head(config: ModelConfig) -> list:
@@ -70,10 +79,7 @@ def flat_head(config: ModelConfig) -> list:
 
 def bits(completions: Sequence[Completion]) -> list[tuple]:
     """Everything a completion says, log-probs as float32 bit patterns."""
-    return [
-        (c.request_id, c.token_ids, logprob_bits(c), c.finish_reason, c.version)
-        for c in completions
-    ]
+    return [(c.request_id, c.token_ids, logprob_bits(c), c.finish_reason, c.version) for c in completions]
 
 
 def logprob_bits(completion: Completion) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kernels.model import ModelConfig
-from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.model.weights import digest, slice_digests
+from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.tree import WHOLE
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.model.shapes import EIGHT, SHAPES, TINY, packed_logits, random_weights
@@ -20,13 +20,13 @@ def reference() -> list[Completion]:
     return alone(TINY, requests(TINY))
 
 
-def naive(config: ModelConfig, request: Request, seed: int = 0) -> Completion:
+def naive(config: ModelConfig, request: Request, dtype: torch.dtype) -> Completion:
     """The whole sequence through the model again for every token, as the trainer lays it out."""
-    weights = {p.name: w for p, w in random_weights(config, seed)}
+    weights = {p.name: w for p, w in random_weights(config)}
     asked, tokens, logprobs, reason = request.sampling, list(request.prompt_ids), [], "length"
     temperature = torch.tensor([asked.temperature or 1.0])
     for _ in range(asked.max_new_tokens):
-        logits = packed_logits(config, weights, [tokens])[-1:]
+        logits = packed_logits(config, weights, [tokens], dtype)[-1:]
         greedy = torch.tensor([asked.temperature == 0], dtype=torch.uint8)
         where = torch.tensor([asked.seed]), torch.tensor([len(tokens)])
         _, token, logit = gumbel_argmax(logits, temperature, *where, greedy)
@@ -39,11 +39,19 @@ def naive(config: ModelConfig, request: Request, seed: int = 0) -> Completion:
     return Completion(request.id, tuple(tokens[len(request.prompt_ids) :]), tuple(logprobs), reason, 7)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tied", "eight", "wide heads, odd widths"])
-def test_the_engine_is_the_model_run_naively(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("tiny", torch.float32),
+        ("tied", torch.float32),
+        ("wide heads, odd widths", torch.float32),
+        ("eight", torch.bfloat16),
+    ],
+)
+def test_the_engine_is_the_model_run_naively(name: str, dtype: torch.dtype) -> None:
     config = SHAPES[name]
     asked = requests(config)
-    assert bits(engine(config).generate(asked)) == bits([naive(config, r) for r in asked])
+    assert bits(engine(config, dtype=dtype).generate(asked)) == bits([naive(config, r, dtype) for r in asked])
 
 
 def test_the_requests_cover_what_they_should(reference: list[Completion]) -> None:
@@ -60,6 +68,14 @@ def test_no_limit_changes_a_bit(name: str, reference: list[Completion]) -> None:
     assert (served.scheduler.preemptions > 0) == ("few pages" in name)
     assert bits(served.generate(requests(TINY))) == bits(reference)  # over a cache that holds the first round
     assert (served.pool.hit_tokens > 0) == (name not in ("no prefix cache", "few pages, chunks, no cache", "one page"))
+
+
+@pytest.mark.parametrize("name", ["chunks of 3", "few pages"])
+def test_no_limit_changes_a_bit_in_bfloat16(name: str) -> None:
+    expected = bits(alone(TINY, requests(TINY), dtype=torch.bfloat16))
+    served = engine(TINY, dtype=torch.bfloat16, **LIMITS[name])
+    for _ in range(2):
+        assert bits(served.generate(requests(TINY))) == expected
 
 
 @pytest.mark.parametrize("order", list(permutations([0, 3, 5, 7]))[::4], ids=str)

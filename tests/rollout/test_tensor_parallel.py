@@ -17,13 +17,13 @@ def ranks() -> list[dict[Any, Any]]:
 
 @pytest.fixture(scope="module", params=MODELS)
 def single(request: pytest.FixtureRequest) -> tuple[str, dict]:
-    return request.param, outcome(MODELS[request.param], None)
+    return request.param, outcome(*MODELS[request.param], None)
 
 
 def test_one_rank_serves_what_each_request_gets_alone(single: tuple[str, dict]) -> None:
     name, expected = single
-    config = MODELS[name]
-    assert expected["roomy"] == bits(alone(config, requests(config)))
+    config, dtype = MODELS[name]
+    assert expected["roomy"] == bits(alone(config, requests(config), dtype=dtype))
     assert expected["next weights"] != expected["roomy"]
 
 

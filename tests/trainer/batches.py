@@ -26,9 +26,11 @@ def random_batch(config: ModelConfig, sequences: int, seed: int = 0, longest: in
     )
 
 
-def plain_model(config: ModelConfig, weights: dict[str, torch.Tensor]) -> TrainerModel:
+def plain_model(
+    config: ModelConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
+) -> TrainerModel:
     """The trainer's model as an ordinary module on one rank."""
-    model = TrainerModel(config)
+    model = TrainerModel(config, dtype)
     named = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in weights.items():

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,18 +18,20 @@ from trainer.optimizer import TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
 STEPS = 3
-# name -> (model, weights, leaf_sequences, sequences a step)
+# name -> (model, weights, leaf_sequences, sequences a step, dtype)
 RUNS: dict[str, tuple] = {
-    "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16),
-    "tied, 8 leaves of 1": (replace(TINY, tied=True), lambda c: random_weights(c), 1, 8),
+    "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16, torch.float32),
+    "tied, 8 leaves of 1": (replace(TINY, tied=True), lambda c: random_weights(c), 1, 8, torch.float32),
+    "bfloat16, 8 leaves of 1": (replace(TINY, tied=True), lambda c: random_weights(c), 1, 8, torch.bfloat16),
     "12 leaves, initial weights, odd widths": (
         replace(TINY, hidden_size=40, intermediate_size=56, leaves=8, vocab_size=96, layers=1, rms_eps=1e-5),
         lambda c: initial(c, 3),
         1,
         12,
+        torch.float32,
     ),
 }
-LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences) in RUNS.items()}
+LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, _) in RUNS.items()}
 
 
 def micro_leaves(name: str, world: int) -> list[int]:
@@ -40,8 +41,9 @@ def micro_leaves(name: str, world: int) -> list[int]:
 
 def train(name: str, world: int, micro: int) -> tuple[str, list[dict[str, Any]]]:
     """(SHA-256 of the weights after three steps, what was reported)."""
-    config, weights, leaf, sequences = RUNS[name]
-    trainer = Trainer(config, TrainerConfig(leaf, micro), init_device_mesh("cpu", (world,)), weights(config))
+    config, weights, leaf, sequences, dtype = RUNS[name]
+    how = TrainerConfig(leaf, micro, dtype=dtype)
+    trainer = Trainer(config, how, init_device_mesh("cpu", (world,)), weights(config))
     told = []
     for step in range(STEPS):
         batch = random_batch(config, sequences, seed=step)
@@ -66,12 +68,11 @@ def merged(report: StepReport, world: int) -> StepReport:
     return StepReport.merge(parts)
 
 
-def poisoned(batch: Batch, sequence: int) -> Batch:
-    """One sequence's advantages are infinite: finite log-probs, a gradient that is not."""
-    advantages = batch.advantages.copy()
-    first = int(batch.responses[:sequence].sum())
-    advantages[first : first + int(batch.responses[sequence])] = np.inf
-    return replace(batch, advantages=advantages)
+def heavy(batch: Batch, weight: float) -> Batch:
+    """The last sequence's tokens weigh this much: log-probs stay what they are."""
+    weights = batch.weights.copy()
+    weights[-int(batch.responses[-1]) :] = weight
+    return replace(batch, weights=weights)
 
 
 def fail(world: int) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def fail(world: int) -> dict[str, Any]:
     batch = random_batch(config, 2 * world, seed=0)
     trainer = Trainer(config, TrainerConfig(2, 1), mesh, random_weights(config))
     before = sha256(w for _, w in trainer.weights())
-    out["gradient"] = error_of(lambda: trainer.step(poisoned(batch, 2 * world - 1), "policy", 1e-2))
+    out["gradient"] = error_of(lambda: trainer.step(heavy(batch, 1e25), "likelihood", 1e-2))
+    out["loss"] = error_of(lambda: trainer.step(heavy(batch, float("inf")), "likelihood", 1e-2))
     # a token that occurs in the last sequence only, and whose embedding is no number
     ids = batch.token_ids % (config.vocab_size - 1)
     ids[-int(batch.responses[-1])] = config.vocab_size - 1

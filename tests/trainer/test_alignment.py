@@ -44,12 +44,16 @@ def pack(requests: list[Request], completions: list[Completion], advantage: floa
     )
 
 
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_trainer_computes_what_the_engine_recorded(name: str) -> None:
+def test_the_trainer_computes_what_the_engine_recorded(name: str, dtype: torch.dtype) -> None:
     config = SHAPES[name]
     requests = asked(config)
-    batch = pack(requests, engine(config, chunk=11, page_size=4, pages=120).generate(requests))
-    model = plain_model(config, {p.name: w for p, w in random_weights(config)})
+    batch = pack(requests, engine(config, dtype=dtype, chunk=11, page_size=4, pages=120).generate(requests))
+    model = plain_model(config, {p.name: w for p, w in random_weights(config)}, dtype)
     assert_same_bits(token_logprobs(model, batch).detach(), torch.from_numpy(batch.logprobs), name)
 
 
@@ -64,17 +68,18 @@ def test_other_weights_give_other_bits() -> None:
     assert changed.float().mean() > 0.5
 
 
-@pytest.mark.parametrize("name", ["tiny", "tied"])
-def test_three_rounds_of_sampling_and_training(name: str, mesh: DeviceMesh) -> None:
-    """Weights travel trainer -> engine; every round the ratio is exactly 1, nothing is clipped, and digests agree."""
+@pytest.mark.parametrize(("name", "dtype"), [("tiny", DTYPES[0]), ("tied", DTYPES[0]), ("tied", DTYPES[1])])
+def test_three_rounds_of_sampling_and_training(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
+    """Weights travel trainer -> engine, rounded to the model's dtype; every round the ratio is exactly 1, nothing is
+    clipped, and digests agree."""
     config = SHAPES[name]
-    trainer = Trainer(config, TrainerConfig(2, 2), mesh, random_weights(config))
-    served = engine(config, seed=99, page_size=4, pages=120)
+    trainer = Trainer(config, TrainerConfig(2, 2, dtype=dtype), mesh, random_weights(config))
+    served = engine(config, 99, None, dtype, page_size=4, pages=120)
     digests = []
     for version in range(3):
         sent: Leaves = {}
         for p, whole in trainer.weights():
-            sent |= slice_digests(config, p, whole, WHOLE)
+            sent |= slice_digests(config, p, whole.to(dtype), WHOLE)
         assert served.load(trainer.weights(), version) == sent
         digests.append(sent)
         requests = asked(config, seed=version)

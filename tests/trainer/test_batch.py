@@ -1,6 +1,7 @@
 """Batches are cut, counted and reported as the words say."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def test_take_cuts_every_field(count: int, seed: int, data: st.DataObject) -> No
     batch = random_batch(TINY, count, seed)
     cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=3)))
     edges = [0, *cuts, count]
-    parts = [batch.take(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [batch.take(a, b) for a, b in pairwise(edges)]
     for name, whole in vars(batch).items():
         joined = np.concatenate([getattr(part, name) for part in parts])
         assert joined.dtype == whole.dtype and joined.tobytes() == whole.tobytes(), name
@@ -48,7 +49,9 @@ def test_the_formula(micro: int, world: int, leaf: int, micro_batches: int) -> N
     sequences = leaf * micro * world * micro_batches
     assert check_batch_arithmetic(sequences, leaf, micro, world) == micro_batches
     if leaf * micro * world > 1:
-        with pytest.raises(BatchError, match=f"{sequences + 1} sequences a step are no multiple of .* = {leaf * micro * world}$"):
+        with pytest.raises(
+            BatchError, match=f"{sequences + 1} sequences a step are no multiple of .* = {leaf * micro * world}$"
+        ):
             check_batch_arithmetic(sequences + 1, leaf, micro, world)
 
 

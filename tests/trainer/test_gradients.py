@@ -12,7 +12,7 @@ from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import gradients, plain_model, random_batch, token_logprobs
 from trainer.batch import Batch
 
-BOUND = 256.0
+BOUND = 96.0
 
 
 def reference_loss(hf: torch.nn.Module, batch: Batch) -> torch.Tensor:

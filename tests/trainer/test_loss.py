@@ -19,7 +19,7 @@ def naive(logprob: float, rollout: float, advantage: float, clip: Clip) -> tuple
     ratio = torch.exp(x - rollout)
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
     loss.backward()
-    return float(loss), float(x.grad)
+    return loss.item(), x.grad.item()
 
 
 @PROPERTY

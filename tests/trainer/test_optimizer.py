@@ -19,11 +19,6 @@ from trainer.trainer import Trainer, TrainerConfig, TrainerError
 LR = 1e-2
 
 
-def on_policy(batch: Batch, logprobs: np.ndarray) -> Batch:
-    """As if these log-probs had been recorded: every ratio is 1 and the gradient is that of `gradients`."""
-    return replace(batch, logprobs=logprobs)
-
-
 def trainer_for(config: ModelConfig, mesh: DeviceMesh, **optimizer: float) -> Trainer:
     return Trainer(config, TrainerConfig(1, 2, AdamWConfig(**optimizer)), mesh, random_weights(config))
 
@@ -109,14 +104,25 @@ def spoiled(kind: str, batch: Batch) -> tuple[Batch, str]:
     changed = {
         "advantage inf": {"advantages": np.where(last, inf, batch.advantages)},
         "advantage nan": {"advantages": np.where(last, nan, batch.advantages)},
-        "weight overflows": {"weights": batch.weights * np.float32(1e38), "advantages": batch.advantages * 1000},
+        "gradient overflows": {
+            "weights": np.full_like(batch.weights, 2e38),
+            "advantages": np.ones_like(batch.advantages),
+        },
         "squares overflow": {"weights": batch.weights * np.float32(1e25)},
-        "recorded log-prob -inf": {"logprobs": np.where(last, -inf, batch.logprobs), "advantages": -abs(batch.advantages)},
+        "recorded log-prob -inf": {
+            "logprobs": np.where(last, -inf, batch.logprobs),
+            "advantages": -abs(batch.advantages),
+        },
         "temperature nan": {"temperatures": np.where(last, nan, batch.temperatures)},
         "temperature 0": {"temperatures": np.where(last, np.float32(0), batch.temperatures)},
     }[kind]
-    where = "the log-prob of response token" if "temperature" in kind else "the norm of the gradient of"
-    return replace(batch, **changed), where
+    log_prob, loss, gradient = (
+        r"the log-prob of response token \d+ on rank 0",
+        "the loss on rank 0",
+        "the norm of the gradient",
+    )
+    message = {"temperature": log_prob, "gradient": gradient, "squares": gradient}.get(kind.split()[0], loss)
+    return replace(batch, **changed), message
 
 
 @pytest.mark.parametrize("name", ["tiny", "tied"])
@@ -125,7 +131,7 @@ def spoiled(kind: str, batch: Batch) -> tuple[Batch, str]:
     [
         "advantage inf",
         "advantage nan",
-        "weight overflows",
+        "gradient overflows",
         "squares overflow",
         "recorded log-prob -inf",
         "temperature nan",
@@ -152,9 +158,9 @@ def test_what_is_not_finite_leaves_no_trace(name: str, kind: str, mesh: DeviceMe
 
 
 def test_the_tensor_is_named(mesh: DeviceMesh) -> None:
-    """A weight of 1e30 in one down projection: finite log-probs after the norm, a gradient that overflows."""
-    trainer = trainer_for(TINY, mesh)
-    batch, _ = spoiled("advantage inf", random_batch(TINY, 4))
-    names = "|".join(n for n, _ in trainer.model.named_parameters())
-    with pytest.raises(TrainerError, match=f"the norm of the gradient of ({names}) is not finite in float32"):
-        trainer.step(batch, "policy", LR)
+    """A last norm of 1e-30 over a head of 1e30: ordinary logits, and one gradient alone whose squares overflow."""
+    scale = {"norm": 1e-30, "head": 1e30}
+    weights = [(p, w * scale.get(p.name, 1.0)) for p, w in random_weights(TINY)]
+    trainer = Trainer(TINY, TrainerConfig(1, 2), mesh, weights)
+    with pytest.raises(TrainerError, match=r"the norm of the gradient of norm is not finite in float32"):
+        step(trainer, random_batch(TINY, 4))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from torch.distributed.device_mesh import DeviceMesh
 
-from tests.collectives.processes import run_ranks
 from tests.bits import sha256
+from tests.collectives.processes import run_ranks
 from tests.trainer.ranks import RUNS, STEPS, fail, micro_leaves, train, work
 
 
@@ -25,7 +25,7 @@ def single(name: str) -> tuple[str, list[dict[str, Any]]]:
 @pytest.mark.parametrize("name", RUNS)
 def test_one_step_is_not_none(name: str, mesh: DeviceMesh) -> None:
     digest, told = single(name)
-    config, weights, _, _ = RUNS[name]
+    config, weights, *_ = RUNS[name]
     assert digest != sha256(w for _, w in weights(config))
     assert len({t["grad_norm"] for t in told}) == STEPS and all(t["grad_norm"] > 0 for t in told)
     assert any(t["clip_fraction"] for t in told[:2]), "no token was clipped"
@@ -51,14 +51,15 @@ def test_world_size_changes_no_bit(name: str, world: int, mesh: DeviceMesh) -> N
 
 def test_the_leaf_size_is_part_of_the_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bits above are not equal because sums are exact: leaves of 1 and of 2 sequences end in other weights."""
-    config, weights, _, sequences = RUNS["untied, 8 leaves of 2"]
-    monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences))
+    config, weights, _, sequences, dtype = RUNS["untied, 8 leaves of 2"]
+    monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences, dtype))
     assert train("16 leaves of 1", 1, 1)[0] != single("untied, 8 leaves of 2")[0]
 
 
 def check_failures(failures: dict[str, Any], world: int) -> None:
     assert "step 1: the norm of the gradient of " in failures["gradient"]
     assert "the weights were not touched" in failures["gradient"]
+    assert f"the loss on rank {world - 1} is " in failures["loss"]
     assert f"on rank {world - 1} is nan; the weights were not touched" in failures["logprob"]
     assert failures["untouched"]
 

@@ -17,7 +17,12 @@ def _make(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-
         "weight": weight,
         "groups": offsets(case["rows"], case["groups"], generator).to(device),
         "first_id": 0,
+        "out_dtype": dtype,
     }
+
+
+def _run(i: Inputs) -> torch.Tensor:
+    return embedding(i["ids"], i["weight"], first_id=i["first_id"], groups=i["groups"], out_dtype=i["out_dtype"])
 
 
 def _split(i: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
@@ -33,7 +38,7 @@ def _reference(i: Inputs) -> torch.Tensor:
 EMBEDDING = OpSpec(
     name="embedding",
     make=_make,
-    run=lambda i: embedding(i["ids"], i["weight"], first_id=i["first_id"], groups=i["groups"]),
+    run=_run,
     reference=_reference,
     cases=(
         {"rows": 1, "eighth": 1, "n": 1, "groups": 1},

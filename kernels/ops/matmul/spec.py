@@ -95,12 +95,19 @@ INPUT_GRADIENT = OpSpec(
     cases=_CASES,
     space=_SPACE,
     claims=("batch", "position", "padding", "columns", "shard", "threads", "alignment", "strides"),
-    dtypes=(torch.float32,),  # it rounds to the dtype of dy, so a bfloat16 shard would round before the join
     accuracy=4.0,
     row_inputs=("dy",),
     columns=lambda i, k: {**i, "w": i["w"][:, k]},
     width=lambda i: i["w"].shape[1],
-    shardings=(Sharding("output width", most=lambda i: i["leaves"], split=_dx_shard, join=tree_sum("dy")),),
+    shardings=(
+        Sharding(
+            "output width",
+            most=lambda i: i["leaves"],
+            split=_dx_shard,
+            join=tree_sum("dy"),
+            dtypes=(torch.float32,),  # a gradient has the dtype of dy: a bfloat16 shard would round before the join
+        ),
+    ),
     work=_work,
     vendor=lambda i: i["dy"] @ i["w"],
     bench=_BENCH,

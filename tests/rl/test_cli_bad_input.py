@@ -1,0 +1,193 @@
+"""Bad input: one line that says what to change, exit code 2, nothing started, nothing written."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernels.model import ModelConfig
+from rl.compose import check
+from rl.data.tokenizer import of_characters
+from tests.rl.command import call, command
+
+CASES = {
+    "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, seed, steps")),
+    "unknown key in a section": (("rollout.tpp=2",), ("'rollout.tpp'", "rollout.tp?", "prefill_chunk")),
+    "added unknown key": (("+unknown=1",), ("unknown key 'unknown'", "align, cluster")),
+    "added unknown key in a section": (("+trainer.foo=1",), ("unknown key 'trainer.foo'", "world_size")),
+    "key of another data group": (("data.path=x",), ("unknown key 'data.path'", "pattern")),
+    "not an override": (("steps",), ("steps", "EQUAL")),
+    "bad syntax": (('steps="2',), ("steps",)),
+    "removed key": (("~seed",), ("seed is missing",)),
+    "no interpolation": (("steps=${nope}",), ("nope",)),
+    "bad type": (("steps=many",), ("steps='many'", "integer")),
+    "out of range": (("seed=-1",), ("seed=-1", "greater than or equal to 0")),
+    "infinite": (("rollout.temperature=inf",), ("rollout.temperature=inf", "finite")),
+    "not a number": (("trainer.lr=nan",), ("trainer.lr=nan",)),
+    "beta of 1": (("trainer.betas=[0.9,1.0]",), ("trainer.betas.1=1.0", "less than 1")),
+    "section set to a value": (("rollout=3",), ("rollout=3",)),
+    "tp does not divide heads": (("rollout.tp=8",), ("rollout.tp=8", "4 key-value heads")),
+    "tp above leaves": (("rollout.tp=4", "model.leaves=2"), ("rollout.tp=4", "model.leaves=2")),
+    "tp no power of two": (("rollout.tp=3",), ("rollout.tp=3", "power of two")),
+    "leaves do not divide": (("model.hf.hidden_size=100",), ("hidden_size 100", "model.leaves=8")),
+    "shape of a wrong type": (("model.hf.hidden_size=wide",), ("model.hf.hidden_size='wide'", "positive integer")),
+    "shape of zero": (("model.hf.num_key_value_heads=0",), ("model.hf.num_key_value_heads=0", "positive")),
+    "another architecture": (("model.hf.model_type=llama",), ("'llama' is not supported", "qwen3")),
+    "batch arithmetic": (("algorithm.prompts_per_step=5",), ("trainer.leaf_sequences=", "no multiple of", "40 seq")),
+    "warm start arithmetic": (("warmup.sequences=10",), ("10 sequences", "no multiple of")),
+    "world size": (("trainer.world_size=3",), ("trainer.world_size=3", "power of two")),
+    "unknown recipe": (("+recipe=nope",), ("unknown recipe 'nope'", "grpo_qwen3_8b, gsm8k_tiny")),
+    "unknown model": (("model=nope",), ("unknown model 'nope'", "qwen3_0p6b")),
+    "unknown data": (("data=nope",), ("unknown data 'nope'", "arithmetic, gsm8k")),
+    "no data path": (("data=gsm8k",), ("data.path has no value: set data.path=",)),
+    "data path that does not exist": (("data=gsm8k", "data.path=/does/not/exist"), ("/does/not/exist",)),
+    "unknown task": (("data.task=nope",), ("data.task='nope'", "reasoning-gym")),
+    "bad task argument": (("+data.args.foo=1",), ("data.args of chain_sum", "foo")),
+    "bad pattern": (("data.pattern='('",), ("data.pattern", "unterminated")),
+    "bad template": (("data.prompt='{x}'",), ("data.prompt='{x}'", "{0}, {1}")),
+    "too few problems": (("data.problems=1",), ("0 held out", "more problems")),
+    "no such reward module": (("reward=does_not_exist:f",), ("reward='does_not_exist:f'", "No module")),
+    "no such reward function": (("reward=math:nope",), ("reward='math:nope'", "nope")),
+    "reward without function": (("reward=math",), ("reward='math' (module:function)",)),
+    "reward that raises": (("reward=tests.rl.command:raises",), ("KeyError", "boom", "problem '", "completion '")),
+    "reward of NaN": (("reward=tests.rl.command:nan",), ("nan, not a number", "problem '", "completion '")),
+    "reward of nothing": (("reward=tests.rl.command:none",), ("TypeError", "completion '")),
+    "nothing at the address": (("cluster.address=127.0.0.1:1",), ("cluster.address=127.0.0.1:1", "refused")),
+    "too little memory": (("rollout.pages=100000000000",), ("GiB is free", "lower rollout.pages")),
+    "prompt too long": (("model.hf.max_position_embeddings=8",), ("exceed the model's 8 positions", "max_new_tokens=")),
+    "too few pages": (("rollout.pages=2",), ("rollout.pages=2",)),
+    "vocabulary too small": (("model.hf.vocab_size=8", "model.leaves=1", "rollout.tp=1"), ("tokens", "vocabulary 8")),
+    "no GPU implementation": (("device=cuda",), ("device=cuda", "device=cpu")),
+    "no model folder": (("model.path=/does/not/exist",), ("model.path=/does/not/exist",)),
+    "no out_dir": (("out_dir=",), ("out_dir=''",)),
+    "sweep without -m": (("seed=0,1",), ("2 runs", "add -m")),
+    "sweep with a bad last value": (("-m", "rollout.tp=2,8"), ("rollout.tp=8", "key-value heads")),
+    "sweep with a bad reward": (("-m", "reward=tests.rl.command:length,tests.rl.command:nan"), ("nan, not a",)),
+}
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Iterator:
+    """The error of a command that must leave nothing; its arguments come first, so that a test may override out_dir."""
+    folder = tmp_path / "run"
+
+    def run(*arguments: str) -> str:
+        flags = [a for a in arguments if a == "-m"]
+        rest = [a for a in arguments if a != "-m"]
+        line = call(*flags, "logger=none", f"out_dir={folder}", *rest).error()
+        assert not folder.exists()
+        return line
+
+    yield run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(refused, case: str) -> None:
+    arguments, parts = CASES[case]
+    small = () if any("data" in a or "recipe" in a for a in arguments) else ("data.problems=100",)
+    line = refused(*arguments, *small)
+    for part in parts:
+        assert part in line
+
+
+GOOD = '{"question": "1 and 1?", "answer": "It is\\n#### 2"}\n'
+FILES = {
+    "empty": ("", "is empty"),
+    "blank": ("\n \n", "is empty"),
+    "malformed": (GOOD + "{\n" + GOOD, ".jsonl:2: not a JSON object"),
+    "half a line": (GOOD + GOOD[:20], ".jsonl:2: not a JSON object"),
+    "not an object": (GOOD + "[1]\n", ".jsonl:2: no text field 'question'"),
+    "missing field": (GOOD * 2 + '{"question": "?"}\n', ".jsonl:3: no text field 'answer'"),
+    "field of another type": (GOOD + '{"question": "?", "answer": 5}\n', ".jsonl:2: no text field 'answer'"),
+    "no marker": (GOOD + '{"question": "?", "answer": "2"}\n', ".jsonl:2: the answer has no '####'"),
+    "no result": (GOOD + '{"question": "?", "answer": "2 #### "}\n', ".jsonl:2: the answer has no result"),
+    "not UTF-8": (GOOD + '{"question": "\udcff", "answer": "####2"}\n', ".jsonl:2: not JSON in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("split", ["train", "test", "one file"])
+def test_bad_file(refused, tmp_path: Path, case: str, split: str) -> None:
+    text, part = FILES[case]
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        bad = name == split or split == "one file"
+        (data / f"{name}.jsonl").write_text(text if bad else GOOD, errors="surrogateescape")
+    path = data / "train.jsonl" if split == "one file" else data
+    line = refused("data=gsm8k", f"data.path={path}")
+    assert part in line and ("test" if split == "test" else "train") in line
+
+
+def test_bad_parquet(refused, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    data = tmp_path / "data.parquet"
+    data.write_bytes(b"PAR1 not really")
+    assert "not a readable parquet file" in refused("data=gsm8k", f"data.path={data}")
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["?"], "solution": ["#### 2"]}), data)
+    assert "no column answer; it has question, solution" in refused("data=gsm8k", f"data.path={data}")
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["?", "?"], "answer": ["#### 2", None]}), data)
+    assert "data.parquet:2: no text field 'answer'" in refused("data=gsm8k", f"data.path={data}")
+
+
+def test_folder_without_a_split(refused, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(GOOD)
+    assert "holds no test.jsonl" in refused("data=gsm8k", f"data.path={tmp_path}")
+
+
+def test_model_folder(refused, tmp_path: Path) -> None:
+    """Without tokenizer, without config, with a config that is not JSON, without weights: each is said."""
+    path = tmp_path / "model"
+    path.mkdir()
+    assert "no tokenizer" in refused(f"model.path={path}")
+    (path / "tokenizer.json").write_text("{")
+    assert "tokenizer cannot be loaded" in refused(f"model.path={path}")
+    of_characters(["0123456789+-="]).save_pretrained(path)
+    assert "config.json does not exist" in refused(f"model.path={path}")
+    (path / "config.json").write_text('{\n"model_type": }')
+    assert "config.json" in refused(f"model.path={path}")
+    shape = dict(check([])[0].model.hf) | {"vocab_size": 32}
+    import json
+
+    (path / "config.json").write_text(json.dumps(ModelConfig.from_hf(shape, 8).to_hf()))
+    assert "no .safetensors" in refused(f"model.path={path}")
+
+
+def test_port_in_use(refused) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        line = refused(f"cluster.port={port}", "data.problems=100")
+    assert f"port {port} is in use" in line and "set another or 0" in line
+
+
+def test_out_dir(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0\n")
+    assert "holds a run already" in call("logger=none", "data.problems=100", f"out_dir={run}").error()
+    assert [p.name for p in run.iterdir()] == ["config.yaml"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "below"):
+        assert f"{file} is a file" in call("logger=none", "data.problems=100", f"out_dir={path}").error()
+    assert file.read_text() == "mine"
+
+
+def test_sweep_with_a_taken_folder(tmp_path: Path) -> None:
+    (tmp_path / "seed=1").mkdir()
+    (tmp_path / "seed=1" / "config.yaml").write_text("seed: 1\n")
+    line = call("-m", "seed=0,1", "logger=none", "data.problems=100", f"out_dir={tmp_path}").error()
+    assert "seed=1 holds a run already" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["seed=1"]
+
+
+@pytest.mark.parametrize("arguments", [("stpes=2",), ("rollout.tp=8",), ("-m", "seed=0,1", "rollout.tp=2,8")])
+def test_as_a_process(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with command(*arguments, "data.problems=100", "out_dir=run", cwd=tmp_path) as running:
+        running.finish(timeout=60).error()
+        assert running.family() == []
+    assert list(tmp_path.iterdir()) == []

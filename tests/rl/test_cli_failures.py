@@ -1,0 +1,162 @@
+"""Runs that have to stop: a differing bit, other weights, an exception in a worker, a dead worker, a signal."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from rl import loop
+from rl.cluster import RolloutFleet, TrainerFleet, cluster
+from rl.compose import check
+from rollout.sampling import Request, RequestError, SamplingParams
+from tests.rl import command as rewards
+from tests.rl.command import SHORT, Outcome, call, command
+from trainer.batch import Batch, StepReport
+
+pytestmark = pytest.mark.slow
+
+Fleets = tuple[RolloutFleet, TrainerFleet]
+
+
+@pytest.fixture(scope="module")
+def fleets() -> Iterator[Fleets]:
+    """The processes of a real run, shared by the tests in this process."""
+    config = check([*SHORT, "out_dir=unused"])[0]
+    with cluster(config, loop.prepare(config).model) as started:
+        yield started
+
+
+@pytest.fixture
+def run(fleets: Fleets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
+    """The command in this process, on the shared processes."""
+    monkeypatch.setattr(loop, "cluster", lambda *_: contextlib.nullcontext(fleets))
+    short = [*SHORT, "warmup.steps=1", "eval.problems=4"]
+    return lambda *overrides: call(*short, f"out_dir={tmp_path / 'run'}", *overrides)
+
+
+@pytest.fixture
+def flipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The lowest bit of one of the trainer's log-probs is another one in step 2; where that is."""
+    place: dict[str, Any] = {}
+    step, seen = TrainerFleet.step, []
+
+    def other(self: TrainerFleet, batch: Batch, objective: Any, lr: float) -> StepReport:
+        report = step(self, batch, objective, lr)
+        seen.append(objective)
+        if seen.count("policy") != 2 or objective != "policy":
+            return report
+        sample = 11
+        row = int(batch.responses[:sample].sum())  # its first response token
+        place["sample"], place["position"] = sample, int(batch.lengths[sample] - batch.responses[sample])
+        place["token"] = int(batch.take(sample, sample + 1).token_ids[place["position"]])
+        bits = report.logprobs.copy().view(np.uint32)
+        place["rollout"] = int(bits[row])
+        bits[row] ^= 1
+        place["trainer"] = int(bits[row])
+        return replace(report, logprobs=bits.view(np.float32))
+
+    monkeypatch.setattr(TrainerFleet, "step", other)
+    return place
+
+
+def test_one_bit_stops_the_run(run: Callable[..., Outcome], flipped: dict[str, Any], tmp_path: Path) -> None:
+    line = run().error(code=1)
+    assert line.startswith("step 2: ")
+    for part in ("sample {sample},", "position {position},", "token {token}:", "0x{trainer:08x}", "0x{rollout:08x}"):
+        assert part.format(**flipped) in line
+    assert "1 of " in line
+    assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "model").exists()
+
+
+def test_warn_goes_on_and_counts(run: Callable[..., Outcome], flipped: dict[str, Any], tmp_path: Path) -> None:
+    outcome = run("align.policy=warn")
+    assert outcome.code == 0 and f"0x{flipped['trainer']:08x}" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert "1 of " in outcome.out and '"tokens_nonzero": 1,' in (tmp_path / "run" / "summary.json").read_text()
+
+
+def test_other_weights_after_a_sync(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = TrainerFleet.publish
+
+    def other(self: TrainerFleet) -> Any:
+        references, slices = publish(self)
+        weights = ray.get(references["layers.1.o"]).copy()  # 128 input columns in 8 slices
+        weights.view(np.uint32)[3, 37] ^= 1
+        return references | {"layers.1.o": ray.put(weights)}, slices
+
+    monkeypatch.setattr(TrainerFleet, "publish", other)
+    line = run().error(code=1)
+    assert "rollout engine 0" in line and "version 0" in line and "layers.1.o, slice 2" in line
+
+
+def test_not_finite_in_a_worker(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a worker arrives with its own text."""
+    pack = loop.pack
+    monkeypatch.setattr(loop, "pack", lambda *a: replace(b := pack(*a), advantages=b.advantages * np.float32(np.nan)))
+    line = run().error(code=1)
+    assert re.match(r"trainer rank \d failed: TrainerError: step 1: .* nan", line), line
+
+
+def test_reward_that_raises_late(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial at the start cannot find it; the line names the problem and the completion."""
+    seen: list[Any] = []
+
+    def late(problem: Any, text: str) -> float:
+        seen.append(problem)
+        return 1.0 if len(seen) < 50 else [][0]
+
+    monkeypatch.setattr(rewards, "length", late)
+    line = run("reward=tests.rl.command:length").error(code=2)
+    assert "IndexError" in line and repr(seen[-1].id) in line and "completion '" in line
+
+
+def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
+    with pytest.raises(RequestError, match="outside the vocabulary"):
+        fleets[0].generate([Request(0, (10**6,), SamplingParams(2))])
+
+
+LONG = ("steps=5000", "warmup.steps=2", "eval.problems=8", "logger=none", "out_dir=run", "data.problems=500")
+
+
+@pytest.mark.parametrize(("actor", "name"), [("TrainerRank", "trainer rank"), ("RolloutRank", "rollout engine 0 rank")])
+def test_dead_worker(tmp_path: Path, actor: str, name: str) -> None:
+    with command(*LONG, cwd=tmp_path) as running:
+        running.line("held-out accuracy")
+        os.kill(running.family(f"ray::{actor}")[0], signal.SIGKILL)
+        start = time.monotonic()
+        outcome = running.finish(timeout=60)
+        assert time.monotonic() - start < 30
+        line = outcome.error(code=1)
+        assert re.match(rf"{name} \d failed: ActorDiedError", line), line
+        running.assert_nothing_left()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "codes"),
+    [
+        (signal.SIGTERM, "start", (15, 143)),  # 15 is from ray.init's own handler
+        (signal.SIGTERM, "steps", (143,)),
+        (signal.SIGINT, "steps", (130,)),
+    ],
+)
+def test_signal_leaves_no_process(tmp_path: Path, number: signal.Signals, when: str, codes: tuple[int, ...]) -> None:
+    with command(*LONG, cwd=tmp_path) as running:
+        if when == "start":
+            running.wait_for("default_worker")
+        else:
+            running.line("held-out accuracy")
+        running.process.send_signal(number)
+        outcome = running.finish(timeout=40)
+        assert outcome.code in codes, outcome
+        assert "Traceback" not in outcome.err
+        running.assert_nothing_left()

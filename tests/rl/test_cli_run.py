@@ -1,0 +1,145 @@
+"""Whole runs through the command line: what they leave, and one hash for all layouts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from rl.config import validate
+from rl.metrics import FORMULAS
+from tests.rl.command import GSM8K, SHORT, command
+
+pytestmark = pytest.mark.slow
+
+ELSEWHERE = (  # every way to serve and to shard that must not matter, at once
+    "rollout.tp=1",
+    "rollout.replicas=2",
+    "rollout.pages=24",
+    "rollout.page_size=3",
+    "rollout.prefix_cache=false",
+    "rollout.prefill_chunk=2",
+    "rollout.max_batch_tokens=9",
+    "rollout.max_running=3",
+)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two runs in one command, from another folder, into a relative one."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with command("-m", "seed=0,1", *SHORT, "out_dir=runs", cwd=folder) as running:
+        outcome = running.finish()
+        assert outcome.code == 0, outcome
+        running.assert_nothing_left()
+    yield folder / "runs"
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_sweep_keeps_runs_apart(sweep: Path) -> None:
+    assert sorted(p.name for p in sweep.iterdir() if p.is_dir()) == ["seed=0", "seed=1"]
+    assert [yaml.safe_load((sweep / f"seed={s}/config.yaml").read_text())["seed"] for s in (0, 1)] == [0, 1]
+    hashes = [summary(sweep / f"seed={s}")["weights_sha256"] for s in (0, 1)]
+    assert all(len(h) == 64 for h in hashes) and hashes[0] != hashes[1]
+
+
+def test_summary(sweep: Path) -> None:
+    for folder in (sweep / "seed=0", sweep / "seed=1"):
+        s = summary(folder)
+        assert {"eval_accuracy_before", "eval_accuracy_after", "seconds", "versions"} < set(s)
+        assert s["tokens_nonzero"] == 0 and s["tokens_compared"] > 256
+        assert {"python", "torch", "ray", "samebit"} <= set(s["versions"])
+
+
+def test_metrics_and_completions(sweep: Path) -> None:
+    rows = lines(sweep / "seed=0" / "metrics.jsonl")
+    assert [r["phase"] for r in rows] == ["warmup"] * 3 + ["grpo"] * 4  # evaluation, two steps, evaluation
+    steps = [r for r in rows if "reward/mean" in r]
+    assert len(steps) == 2
+    for row in steps:
+        assert {name: row[name] for name in FORMULAS} == {name: ideal for name, (_, ideal) in FORMULAS.items()}
+        assert all(row[f"time/{phase}"] > 0 for phase in ("sample", "score", "train", "publish"))
+    compared = sum(r["divergence/tokens_compared"] for r in steps)
+    assert compared == summary(sweep / "seed=0")["tokens_compared"]
+    for row in lines(sweep / "seed=0" / "completions.jsonl"):
+        assert len(row["tokens"]) == len(row["logprobs"]) == len(row["trainer_logprobs"])
+        assert row["logprobs"] == row["trainer_logprobs"]
+        assert {"step", "prompt", "completion", "answer", "reward"} <= set(row)
+
+
+def test_config_is_resolved(sweep: Path) -> None:
+    values = yaml.safe_load((sweep / "seed=1" / "config.yaml").read_text())
+    assert validate(values).out_dir == "runs/seed=1" and "${" not in json.dumps(values)
+
+
+def test_report_is_self_contained(sweep: Path) -> None:
+    html = (sweep / "seed=0" / "report.html").read_text()
+    assert summary(sweep / "seed=0")["weights_sha256"] in html
+    assert not any(f'{attribute}="http' in html for attribute in ("src", "href"))
+
+
+def test_transformers_loads_the_model(sweep: Path) -> None:
+    """Logits of the saved directory: ours and transformers' agree within float32 rounding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from kernels.collectives import TreeGroup
+    from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward
+    from kernels.model.weights import layer_weights, load, outer_weights
+    from kernels.ops import rope_table
+
+    path = sweep / "seed=0" / "model"
+    ids = AutoTokenizer.from_pretrained(path)("1+2-3=", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 6
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()(torch.tensor([ids])).logits[0]
+        config = ModelConfig.from_directory(path, leaves=8)
+        weights = {p.name: t for p, t in load(config, path)}
+        outer = outer_weights(weights)
+        table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+        layout, kv = Layout.packed([len(ids)], [1], "cpu"), Activations()
+
+        def layer(i: int, x: torch.Tensor) -> torch.Tensor:
+            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, layout, kv, table)
+
+        hidden = forward(config, TreeGroup(), outer, layer, torch.tensor(ids), layout, torch.float32)
+    ours = hidden @ outer.head.T
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layout", [ELSEWHERE, ("rollout.tp=4", "trainer.world_size=1", "trainer.micro_leaves=1")], ids=["engine", "shards"]
+)
+def test_same_hash_for_another_layout(sweep: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
+    with command(*SHORT, *layout, f"out_dir={tmp_path / 'run'}", cwd=tmp_path) as running:
+        outcome = running.finish()
+        assert outcome.code == 0, outcome
+        running.assert_nothing_left()
+    first, second = summary(sweep / "seed=0"), summary(tmp_path / "run")
+    for key in ("weights_sha256", "tokens_compared", "eval_accuracy_before", "eval_accuracy_after"):
+        assert first[key] == second[key], key
+    assert second["tokens_nonzero"] == 0
+    assert (sweep / "seed=0/model/model.safetensors").read_bytes() == (
+        tmp_path / "run/model/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K in ../shared/data/gsm8k")
+def test_two_steps_of_real_text(tmp_path: Path) -> None:
+    small = ("model.hf.num_hidden_layers=1", "rollout.max_new_tokens=16", "eval.problems=4", "warmup.steps=1")
+    data = f"data.path={GSM8K.resolve()}"
+    with command("+recipe=gsm8k_tiny", data, *small, "logger=none", "out_dir=text", cwd=tmp_path) as running:
+        outcome = running.finish()
+        assert outcome.code == 0, outcome
+        running.assert_nothing_left()
+    s = summary(tmp_path / "text")
+    assert s["tokens_nonzero"] == 0 and s["tokens_compared"] > 64

@@ -1,0 +1,82 @@
+"""Which failure is the cause, and which ports are taken, without starting Ray."""
+
+import socket
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from rl.cluster import RolloutFleet, _check_address, _ports, _root_cause
+from rl.errors import RunError, UserError
+from rollout.sampling import Completion, Request, RequestError, SamplingParams
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("step", "traceback", cause)
+
+
+BROKEN = ("trainer rank 0", task_error(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("failure", "part"),
+    [
+        (("trainer rank 1", ActorDiedError()), "trainer rank 1 failed: ActorDiedError"),
+        (("trainer rank 1", task_error(ValueError("bad\n row"))), "trainer rank 1 failed: ValueError: bad row"),
+    ],
+)
+def test_the_cause_comes_before_what_it_broke(failure: tuple, part: str, order: int) -> None:
+    error = _root_cause([BROKEN, failure][::order])
+    assert isinstance(error, RunError) and part in str(error) and "\n" not in str(error)
+
+
+def test_bad_input_stays_bad_input() -> None:
+    cause = RequestError("request 3: too long")
+    assert _root_cause([BROKEN, ("rollout engine 0 rank 0", task_error(cause))]) is cause
+
+
+def test_a_broken_connection_alone_is_named() -> None:
+    assert "trainer rank 0 failed: RuntimeError: [gloo" in str(_root_cause([BROKEN]))
+
+
+def test_ports() -> None:
+    free = _ports(0, 4)
+    assert len(set(free)) == 4 and all(address.startswith("tcp://127.0.0.1:") for address in free)
+    first = int(free[0].rpartition(":")[2])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", first))
+        with pytest.raises(UserError, match=f"cluster.port={first}: port {first} is in use"):
+            _ports(first, 1)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:99999"]
+)
+def test_nothing_at_the_address(address: str) -> None:
+    with pytest.raises(UserError, match="nothing answers there"):
+        _check_address(address)
+
+
+def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request is served once, completions come in the order of the requests, a prompt stays on one engine."""
+    served: list[list[Request]] = []
+
+    class Engine:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self, method: str, share: list[Request]) -> list[tuple]:
+            served.append(share)
+            return [tuple(Completion(r.id, (r.id,), (0.0,), "stop", 0) for r in reversed(share))]
+
+    monkeypatch.setattr("rl.cluster._gather", lambda calls: list(calls))
+    rng = np.random.default_rng(0)
+    prompts = [(int(rng.integers(5)),) for _ in range(7)]
+    requests = [Request(10 * i + j, p, SamplingParams(4)) for i, p in enumerate(prompts) for j in range(3)]
+    fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")])  # type: ignore[list-item]
+    done = fleet.generate(requests)
+    assert [c.request_id for c in done] == [r.id for r in requests]
+    assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)
+    owners = [{r.prompt_ids for r in share} for share in served]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == len(set(prompts))

@@ -1,0 +1,101 @@
+"""Recipes, overrides and sweeps as configs; the plan of each."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
+from rl.config import JsonlSection, ReasoningGymSection, RunConfig, Section
+from tests.rl.command import GSM8K, call
+
+
+def test_every_recipe_is_known() -> None:
+    assert recipe_names() == sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    assert {"grpo_qwen3_0p6b", "grpo_qwen3_8b", "gsm8k_tiny"} <= set(recipe_names())
+
+
+def sections(section: type[Section]) -> list[type[Section]]:
+    below = [f.annotation for f in section.model_fields.values() if isinstance(f.annotation, type)]
+    return [section, *(s for b in below if issubclass(b, Section) for s in sections(b))]
+
+
+def test_the_files_hold_every_key_and_no_other() -> None:
+    """The schema has no defaults: what a run does can be read in configs/."""
+    for section in (*sections(RunConfig), ReasoningGymSection, JsonlSection):
+        assert all(f.is_required() for f in section.model_fields.values()), section
+    values = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    assert set(values) - {"defaults", "hydra"} == set(RunConfig.model_fields) - {"model", "data"}
+    for name, section in (("arithmetic", ReasoningGymSection), ("gsm8k", JsonlSection)):
+        assert set(yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())) == set(section.model_fields)
+
+
+def test_interface_names() -> None:
+    config = check(
+        ["seed=3", "steps=4", "out_dir=o", "dry_run=true", "rollout.tp=1", "trainer.world_size=4", "data=gsm8k"]
+        + ["data.path=p", "align.policy=warn", "logger=none"]
+    )[0]
+    assert (config.seed, config.steps, config.out_dir, config.dry_run) == (3, 4, "o", True)
+    assert (config.rollout.tp, config.trainer.world_size, config.data.path) == (1, 4, "p")
+    assert (config.align.policy, config.logger) == ("warn", "none")
+
+
+def test_overrides_beat_the_recipe() -> None:
+    config = check(["+recipe=gsm8k_tiny", "data.path=x", "steps=7", "model.hf.num_hidden_layers=1"])[0]
+    assert (config.steps, config.data.kind, config.model.hf["num_hidden_layers"]) == (7, "jsonl", 1)
+
+
+def test_a_sweep_is_every_combination() -> None:
+    configs = check(["seed=0,1,2", "rollout.tp=choice(1,2)", "out_dir=o"], sweep=True)
+    assert [(c.seed, c.rollout.tp) for c in configs] == [(s, t) for s in (0, 1, 2) for t in (1, 2)]
+    assert len({c.out_dir for c in configs}) == 6 and configs[1].out_dir == "o/seed=0,rollout.tp=2"
+    assert [c.seed for c in check(["seed=range(1,4)"])] == [1, 2, 3]
+
+
+def test_sweep_name() -> None:
+    line = ["-m", "seed=0,1", "steps=2", "+data.args.x=a,b"]
+    assert sweep_name(line, ["seed=1", "steps=2", "+data.args.x=b"]) == "seed=1,+data.args.x=b"
+    assert sweep_name(["-m", "model.path=/a,/b"], ["model.path=/b"]) == "model.path=_b"
+    assert sweep_name(["-m", "steps=2"], ["steps=2"]) == "run"
+
+
+PLANS = {
+    "default": ((), ("1 rollout engine(s) x tp 2 + 2 trainer ranks on cpu",)),
+    "gsm8k_tiny": (("+recipe=gsm8k_tiny", f"data.path={GSM8K.resolve()}"), ("8 prompts x group of 4",)),
+    "grpo_qwen3_8b": (("+recipe=grpo_qwen3_8b",), ("8,190,735,360 parameters", "2 rollout engine(s) x tp 2", "GiB")),
+    "grpo_qwen3_0p6b": (("+recipe=grpo_qwen3_0p6b",), ("596,049,920 parameters", "131,072 tokens", "32 prompts")),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if name == "gsm8k_tiny" and not GSM8K.exists():
+        pytest.skip("no GSM8K in ../shared/data/gsm8k")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    arguments, parts = PLANS[name]
+    outcome = call(*arguments, "dry_run=true")
+    assert outcome.code == 0 and outcome.err == ""
+    rows = ("Plan", "processes", "memory, rollout process", "memory, trainer process", "KV capacity", "batch")
+    for part in (*rows, *parts):
+        assert part in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for order in (("-m", "seed=0,1", "dry_run=true"), ("seed=0,1", "dry_run=true", "-m")):
+        outcome = call(*order, "data.problems=100")
+        assert outcome.code == 0 and outcome.out.count("Plan") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_finds_what_does_not_fit() -> None:
+    line = call("+recipe=grpo_qwen3_8b", "dry_run=true", "rollout.tp=16").error()
+    assert "rollout.tp=16" in line
+    assert (
+        "no multiple of"
+        in call(
+            "+recipe=grpo_qwen3_8b", "dry_run=true", "algorithm.prompts_per_step=1", "algorithm.group_size=2"
+        ).error()
+    )

@@ -1,0 +1,162 @@
+"""Problems in their order, tokenizers, and the reasoning-gym source."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl.compose import check
+from rl.data import ProblemStream, Source, open_source
+from rl.data.tokenizer import byte_level_bpe, of_characters
+from rl.requests import requests_for, sample_seed
+
+settings.register_profile("rl", max_examples=60, deadline=None, derandomize=True)
+quick = settings.get_profile("rl")
+
+
+def stream(size: int = 7, seed: int = 3, name: int = 0) -> ProblemStream:
+    return ProblemStream([f"p{i}" for i in range(size)], seed, name)  # type: ignore[arg-type]
+
+
+@quick
+@given(st.integers(1, 12), st.integers(0, 2**31 - 1), st.integers(0, 1), st.lists(st.integers(0, 9), max_size=6))
+def test_order_is_a_function_of_the_cursor(size: int, seed: int, name: int, counts: list[int]) -> None:
+    """However it is cut into steps, and wherever it is taken up again."""
+    whole = stream(size, seed, name).take(sum(counts))
+    pieces = stream(size, seed, name)
+    assert [p for c in counts for p in pieces.take(c)] == whole
+    for cursor in {0, len(whole) // 2, len(whole)}:
+        resumed = stream(size, seed, name)
+        resumed.cursor = cursor
+        assert resumed.take(len(whole) - cursor) == whole[cursor:]
+
+
+def test_each_epoch_is_another_permutation() -> None:
+    s = stream(20)
+    epochs = [tuple(s.take(20)) for _ in range(4)]
+    assert len(set(epochs)) == 4 and all(len(set(e)) == 20 for e in epochs)
+
+
+def test_seed_and_name_change_the_order() -> None:
+    orders = {tuple(stream(30, seed, name).take(30)) for seed in (0, 1, 2) for name in (0, 1)}
+    assert len(orders) == 6
+
+
+def source(*overrides: str) -> Source:
+    return open_source(check(["data.problems=2000", *overrides])[0])
+
+
+@pytest.fixture(scope="module")
+def arithmetic() -> Source:
+    return source()
+
+
+def test_held_out_is_disjoint(arithmetic: Source) -> None:
+    train, held = {p.prompt for p in arithmetic.train}, [p.prompt for p in arithmetic.held_out]
+    assert train and held and not train & set(held)
+    assert len(held) == len(set(held))
+    assert 0.08 < len(held) / (len(train) + len(held)) < 0.17  # one in eight
+
+
+def test_held_out_is_the_same_for_every_seed(arithmetic: Source) -> None:
+    """What is held out is a function of the prompt: a model trained with one seed never saw another seed's held-out ones."""
+    other = source("seed=1")
+    assert not {p.prompt for p in other.held_out} & {p.prompt for p in arithmetic.train}
+    assert [p.prompt for p in other.train] != [p.prompt for p in arithmetic.train]
+
+
+def test_source_is_deterministic(arithmetic: Source) -> None:
+    again = source()
+    assert [p.prompt_ids for p in again.train] == [p.prompt_ids for p in arithmetic.train]
+    assert again.tokenizer.get_vocab() == arithmetic.tokenizer.get_vocab()
+
+
+def test_arithmetic_is_judged_by_its_verifier(arithmetic: Source) -> None:
+    for problem in (*arithmetic.train[:300], *arithmetic.held_out):
+        assert int(problem.answer) == eval(problem.prompt.rstrip("="))
+        assert arithmetic.judge(problem, problem.answer) == 1.0
+        assert arithmetic.judge(problem, str(int(problem.answer) + 1)) < 1.0
+        assert arithmetic.tokenizer.decode(list(arithmetic.encode_solution(problem)), skip_special_tokens=True) == (
+            problem.solution
+        )
+        assert arithmetic.tokenizer.unk_token_id not in problem.prompt_ids
+
+
+@pytest.mark.parametrize("text", ["", " ", "-", "--", "1-", "\x00", "9" * 5000, "ten", "nan", "1e999", "\ud7ff\u2028"])
+def test_arithmetic_judge_takes_any_text(arithmetic: Source, text: str) -> None:
+    assert 0.0 <= arithmetic.judge(arithmetic.train[0], text) < 1.0
+
+
+# tokenizers -----------------------------------------------------------------------------------------------------------
+
+CORPUS = ["the sum of one and two is three", "Janet’s ducks lay 16 eggs\n\nper day", "#### 18", "  spaces\ttabs"] * 3
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe(CORPUS, 300)
+
+
+@quick
+@given(text=st.text())
+def test_bpe_knows_any_text(bpe, text: str) -> None:
+    ids = bpe(text, add_special_tokens=False)["input_ids"]
+    assert bpe.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    assert bpe.decode(ids) == text  # as score() calls it, but for special tokens in the text
+    assert all(0 <= i < len(bpe) for i in ids)
+
+
+@quick
+@given(ids=st.lists(st.integers(0, 299), max_size=20))
+def test_bpe_decodes_any_ids(bpe, ids: list[int]) -> None:
+    assert isinstance(bpe.decode([i % len(bpe) for i in ids], skip_special_tokens=True), str)
+
+
+def test_bpe_training_is_deterministic() -> None:
+    vocabularies = [byte_level_bpe(CORPUS, 300).get_vocab() for _ in range(3)]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
+    assert vocabularies[0]["<pad>"] == 0 and vocabularies[0]["<eos>"] == 1
+
+
+@quick
+@given(text=st.text(alphabet="ab \n\t'.é漢", max_size=30))
+def test_characters_round_trip(text: str) -> None:
+    tokenizer = of_characters(["ab \n\t'.é漢"])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text) and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+
+
+def test_unknown_character_is_one_token() -> None:
+    tokenizer = of_characters(["abc"])
+    assert tokenizer("axb", add_special_tokens=False)["input_ids"][1] == tokenizer.unk_token_id
+
+
+# requests -------------------------------------------------------------------------------------------------------------
+
+
+def test_sample_seeds_are_distinct_and_fixed() -> None:
+    seeds = [
+        sample_seed(r, w, s, p, i)
+        for r in (0, 1, 11)
+        for w in ("train", "eval")
+        for s in range(12)
+        for p in range(12)
+        for i in range(8)
+    ]
+    assert max(Counter(seeds).values()) == 1
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert np.std([s / 2**63 for s in seeds]) == pytest.approx(12**-0.5, rel=0.03)  # spread over the whole range
+
+
+def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
+    problems = list(arithmetic.train[:3])
+    layouts = (["rollout.tp=1", "rollout.replicas=2", "rollout.pages=64"], ["rollout.tp=4", "trainer.world_size=1"])
+    requests = [requests_for(problems, 4, check(list(o))[0], 1, "train", 5, 0.7) for o in layouts]
+    assert requests[0] == requests[1]
+    assert [r.id for r in requests[0]] == list(range(12))
+    assert [r.prompt_ids for r in requests[0]] == [p.prompt_ids for p in problems for _ in range(4)]
+    assert len({r.sampling.seed for r in requests[0]}) == 12
+    assert all(r.sampling.temperature == 0.7 and r.sampling.stop_ids == (1,) for r in requests[0])

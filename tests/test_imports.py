@@ -1,0 +1,120 @@
+"""Who may import whom, and what never stands where."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("kernels", "rollout", "trainer", "rl")
+
+
+def modules(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """All modules that `tree` names, at whatever depth: an import inside a function counts."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return names
+
+
+def top(tree: ast.Module) -> set[str]:
+    return {name.partition(".")[0] for name in imported(tree)}
+
+
+def test_contracts_of_pyproject() -> None:
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout and "Contracts: 0" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("kernels", {"rollout", "trainer", "rl", "ray", "hydra", "omegaconf", "pydantic", "wandb", "transformers"}),
+        ("rollout", {"trainer", "rl", "hydra", "omegaconf", "pydantic", "wandb"}),
+        ("trainer", {"rollout", "rl", "hydra", "omegaconf", "pydantic", "wandb"}),
+        ("rl", set()),
+    ],
+)
+def test_directions(room: str, never: set[str]) -> None:
+    never = never | {"tests", "recipes", "configs"}
+    for path, tree in modules(room):
+        if path.name != "bench.py":  # a benchmark compares with transformers
+            assert not top(tree) & never, path
+
+
+def test_the_rule_on_benchmarks() -> None:
+    for room, never in (
+        ("rollout", {"trainer", "rl"}),
+        ("trainer", {"rollout", "rl"}),
+        ("kernels", {"rollout", "trainer", "rl"}),
+    ):
+        for path, tree in modules(room):
+            assert not top(tree) & (never | {"tests", "recipes", "configs"}), path
+
+
+def test_ray_stays_in_the_actors() -> None:
+    for path, tree in modules("rollout", "trainer"):
+        if path.name != "actor.py":
+            assert "ray" not in top(tree), path
+
+
+def test_rollout_computes_nothing() -> None:
+    """What decides bits is in kernels/: here no module of weights, no product, no gradient."""
+    for path, tree in modules("rollout"):
+        names = imported(tree)
+        if path.name == "bench.py":
+            continue
+        assert not {n for n in names if n.startswith(("torch.nn", "torch.autograd"))}, path
+        for node in ast.walk(tree):
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ClassDef):
+                assert not any(ast.unparse(base).endswith("Module") for base in node.bases), where
+            if isinstance(node, ast.BinOp):
+                assert not isinstance(node.op, ast.MatMult), where
+            if isinstance(node, ast.Attribute):
+                never = {
+                    "matmul",
+                    "mm",
+                    "bmm",
+                    "einsum",
+                    "softmax",
+                    "log_softmax",
+                    "backward",
+                    "requires_grad_",
+                    "grad",
+                }
+                assert node.attr not in never, where
+                assert ast.unparse(node) not in ("torch.nn", "nn.functional", "torch.autograd"), where
+            if isinstance(node, ast.keyword):
+                assert node.arg != "requires_grad", where
+
+
+def test_no_code_among_the_data() -> None:
+    for folder in ("configs", "recipes"):
+        kinds = {p.suffix for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+        assert kinds <= {".yaml", ".md"}, folder
+
+
+def test_names_that_say_nothing() -> None:
+    for path, _ in modules(*ROOMS):
+        assert not {"utils", "util", "common", "helpers", "misc"} & {path.stem, *path.parts}, path
+
+
+def test_no_numeric_test_is_run_again() -> None:
+    for path, tree in modules("tests"):
+        assert not {"flaky", "pytest_rerunfailures"} & top(tree), path
