@@ -52,7 +52,8 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def running_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
     """The mean of the last `window` finite values at every step."""
-    means, recent = [], []
+    means: list[Point] = []
+    recent: list[float] = []
     for step, value in points:
         if value is not None:
             recent = [*recent, value][-window:]
@@ -69,7 +70,7 @@ def thin(points: Sequence[Point], limit: int = MARKS) -> list[Point]:
     for b in range(buckets):
         stretch = points[b * len(points) // buckets : (b + 1) * len(points) // buckets]
         bad = [p for p in stretch if p[1] is None][:1]
-        good = sorted((p for p in stretch if p[1] is not None), key=lambda p: p[1])
+        good = sorted((p for p in stretch if p[1] is not None), key=lambda p: p[1] or 0.0)
         kept += sorted({*bad, *good[:1], *good[-1:]}, key=lambda p: p[0])
     return kept
 
@@ -114,7 +115,6 @@ def line_chart(
     series: Sequence[Series],
     *,
     caption: str = "",
-    floor: float | None = 0.0,
     ceiling: float | None = None,
     percent: bool = False,
     zero: str = "",
@@ -122,7 +122,7 @@ def line_chart(
 ) -> str:
     """A card with one line per series over steps; `unit` names the vertical axis.
 
-    `floor` and `ceiling` are values that the axis must reach. `zero` is the label drawn on the line where every value is
+    The axis reaches 0, and `ceiling` where given. `zero` is the label drawn on the line where every value is
     0: there a flat line is the result. A value that was not finite is a red cross at the top, never a gap in silence.
     """
     series = [s for s in series if s.points]
@@ -130,10 +130,8 @@ def line_chart(
         return _card(title, unit, _empty(), [], caption)
     finite = [v for s in series for _, v in s.points if v is not None]
     flat = bool(zero) and not any(finite) and all(v is not None for s in series for _, v in s.points)
-    low = min([*finite, *([] if floor is None else [floor])], default=0.0)
-    high = max([*finite, *([] if ceiling is None else [ceiling])], default=1.0)
-    if high <= low:
-        low, high = (low, low + 1) if floor is not None and low >= floor else (low - 0.5, low + 0.5)
+    low, high = min([0.0, *finite]), max([0.0, *finite, *([] if ceiling is None else [ceiling])])
+    high = high if high > low else 1.0
     steps = sorted({x for s in series for x, _ in s.points})
     frame = _Frame((steps[0], steps[-1]), [0.0, 1.0] if flat else ticks(low, high))
     out = frame.draw(x_name, percent)

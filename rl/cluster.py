@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -43,7 +43,8 @@ class _Ranks:
 def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
     """The results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of the
     failures that arrive within a moment, a death or a Python error outranks the broken connections it causes."""
-    waiting, failures = list(pending), []
+    waiting = list(pending)
+    failures: list[tuple[str, RayError]] = []
     deadline = None if timeout is None else time.monotonic() + timeout
     while waiting:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -77,7 +78,9 @@ def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
     if isinstance(cause, BAD_INPUT):
         return cause
     lines = str(cause).strip().splitlines()
-    if isinstance(cause, ActorDiedError) and "creation task" in lines[0]:  # its own error is the last line of a traceback
+    if (
+        isinstance(cause, ActorDiedError) and "creation task" in lines[0]
+    ):  # its own error is the last line of a traceback
         return RunError(f"{name} could not start: {lines[-1].strip()[:400]}")
     text = " ".join(" ".join(lines).split())[:400]
     return RunError(f"{name} failed: {type(cause).__name__}: {text}")
@@ -91,7 +94,9 @@ class RolloutFleet:
 
     def load(self, version: int, weights: dict[str, "ray.ObjectRef"], published: dict[tuple[str, int], str]) -> str:
         """Replaces the weights of every engine and returns their digest; RunError where one holds other bits."""
-        calls = {r: f"{e.name} rank {i}" for e in self.replicas for i, r in enumerate(e.start("load", weights, version))}
+        calls = {
+            r: f"{e.name} rank {i}" for e in self.replicas for i, r in enumerate(e.start("load", weights, version))
+        }
         held = iter(_gather(calls))
         expected = digest(published)
         for engine in self.replicas:
@@ -110,7 +115,7 @@ class RolloutFleet:
         count = len(self.replicas)
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
         shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]
-        calls = {}
+        calls: dict[Any, str] = {}
         for engine, share in zip(self.replicas, shares, strict=True):
             if share:
                 calls |= {ref: f"{engine.name} rank {i}" for i, ref in enumerate(engine.start("generate", share))}
@@ -179,17 +184,21 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
         ranks = _Ranks(
             "trainer",
             [
-                trainer_rank.remote(r, section.world_size, ports[0], section.threads, model, training, source, config.device)
+                trainer_rank.remote(
+                    r, section.world_size, ports[0], section.threads, model, training, source, config.device
+                )
                 for r in range(section.world_size)
             ],
         )
         started = {
-            actor.__ray_ready__.remote(): f"{g.name} rank {i}" for g in (ranks, *replicas) for i, actor in enumerate(g.actors)
+            actor.__ray_ready__.remote(): f"{g.name} rank {i}"
+            for g in (ranks, *replicas)
+            for i, actor in enumerate(g.actors)
         }
         _gather(started, timeout=config.cluster.timeout)
         yield RolloutFleet(replicas), TrainerFleet(ranks)
     finally:
-        ray.shutdown()
+        _end_ray()
 
 
 def _start_ray(config: ClusterSection, processes: int) -> None:
@@ -200,13 +209,29 @@ def _start_ray(config: ClusterSection, processes: int) -> None:
         local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:
         _check_address(config.address)
-    handler = signal.getsignal(signal.SIGTERM)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns of what the next line is for
+    # In a thread: a signal waits until Ray is up and can be shut down; interrupted halfway, it leaves processes behind.
+    with ThreadPoolExecutor(1) as starter:
+        start = starter.submit(
+            ray.init, address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local
+        )
     try:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        start.result()
     except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Ray did not start (cluster.address={config.address}): {reason}") from None
-    signal.signal(signal.SIGTERM, handler)  # ray.init sets its own
+
+
+def _end_ray() -> None:
+    """Ray ends its processes, but not those of its agents that are still starting."""
+    import psutil  # comes with Ray, and is found once that is imported
+
+    own = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
+    own += [p for parent in own for p in parent.children(recursive=True)]
+    ray.shutdown()
+    for process in psutil.wait_procs(own, timeout=3)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _check_address(address: str) -> None:
@@ -228,7 +253,9 @@ def _ports(first: int, count: int) -> list[str]:
         try:
             listener.bind(("127.0.0.1", first + i if first else 0))
         except OSError as error:
-            raise UserError(f"cluster.port={first}: port {first + i} is in use ({error.strerror}); set another or 0") from None
+            raise UserError(
+                f"cluster.port={first}: port {first + i} is in use ({error.strerror}); set another or 0"
+            ) from None
         sockets.append(listener)
         out.append(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
     for listener in sockets:

@@ -41,7 +41,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("recipe", None)
-    return validate(values)
+    return validate({str(key): value for key, value in values.items()})
 
 
 def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:

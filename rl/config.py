@@ -19,7 +19,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     path: str | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
-    leaves: Positive = Field(description="leaves of every contraction, a power of two: the largest TP the run may ever use")
+    leaves: Positive = Field(
+        description="leaves of every contraction, a power of two: the largest TP the run may ever use"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(description="of activations and of the rollout's weights")
 
 
@@ -97,7 +99,9 @@ class JsonlSection(Section):
     answer: str = Field(description="field of the worked answer; the result follows `marker`")
     marker: str
     prompt: str = Field(description="template over {question}")
-    vocab_size: Positive = Field(description="of the byte-level BPE that is trained where the model brings no tokenizer")
+    vocab_size: Positive = Field(
+        description="of the byte-level BPE that is trained where the model brings no tokenizer"
+    )
     max_prompt_tokens: Positive = Field(description="longer prompts are left out, and counted")
 
 

@@ -104,7 +104,7 @@ class RunLog:
         if hasattr(wandb.Settings, "finish_timeout") or "finish_timeout" in getattr(wandb.Settings, "model_fields", ()):
             quiet.finish_timeout, quiet.finish_timeout_raises = 120, True  # no network at the end must not hang a run
         settings = wandb.setup(settings=quiet).settings
-        mode = os.environ.get("WANDB_MODE")  # offline or disabled is the user's word; online needs credentials
+        mode: Any = os.environ.get("WANDB_MODE")  # offline or disabled is the user's word; online needs credentials
         if mode not in ("offline", "disabled"):
             mode = "online" if settings.api_key or _logged_in(settings.base_url) else "offline"
         self._wandb = wandb.init(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -172,9 +172,13 @@ def _warm_start(config: RunConfig, source: Source, trainer: TrainerFleet, record
             problems = stream.take(section.sequences)
             noise = np.random.Generator(np.random.Philox(key=[config.seed, step]))
             wrong = noise.random(len(problems)) < section.wrong_frac
-            shown = [p if not w else problems[noise.integers(len(problems))] for p, w in zip(problems, wrong, strict=True)]
+            shown = [
+                p if not w else problems[noise.integers(len(problems))] for p, w in zip(problems, wrong, strict=True)
+            ]
             limit = config.rollout.max_new_tokens
-            batch = pack_supervised([(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)])
+            batch = pack_supervised(
+                [(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)]
+            )
             report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
             metrics = {
                 "phase": "warmup",
@@ -201,11 +205,15 @@ def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, console:
     completions = rollout.generate(requests)
     right = [score(p, [c], source, source.judge)[0].reward >= 1 for p, c in zip(problems, completions, strict=True)]
     accuracy = sum(right) / len(right)
-    console.print(f"held-out accuracy {accuracy:.3f} ({sum(right)} of {len(right)}, temperature {config.eval.temperature})")
+    console.print(
+        f"held-out accuracy {accuracy:.3f} ({sum(right)} of {len(right)}, temperature {config.eval.temperature})"
+    )
     return accuracy
 
 
-def _align(batch: Batch, report: StepReport, policy: str, step: int, totals: Totals) -> dict[str, Any]:
+def _align(
+    batch: Batch, report: StepReport, policy: Literal["fail", "warn"], step: int, totals: Totals
+) -> dict[str, Any]:
     """The check that costs nothing: the loss needed the trainer's log-probs anyway."""
     sequence = np.repeat(np.arange(batch.sequences), batch.responses)
     rows = batch.response_rows()
@@ -213,9 +221,7 @@ def _align(batch: Batch, report: StepReport, policy: str, step: int, totals: Tot
     metrics = divergence(report.logprobs, batch.logprobs, sequence)
     totals.tokens_compared += len(rows)
     totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
-    align.check(
-        report.logprobs, batch.logprobs, sequence, rows - starts[sequence], batch.token_ids[rows], policy, step
-    )
+    align.check(report.logprobs, batch.logprobs, sequence, rows - starts[sequence], batch.token_ids[rows], policy, step)
     return metrics
 
 
@@ -303,7 +309,13 @@ class _progress:
 
     def __init__(self, console: Console, name: str) -> None:
         self.console, self.name = console, name
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn(name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self.bar = Progress(*columns, console=console) if console.is_terminal else None
 
     def __enter__(self) -> "_progress":

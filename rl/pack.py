@@ -10,12 +10,14 @@ from rl.score import Group
 from trainer.batch import Batch
 
 
-def pack(groups: Sequence[Group], temperature: float, mean: Literal["token", "sequence", "constant"], limit: int) -> Batch:
+def pack(
+    groups: Sequence[Group], temperature: float, mean: Literal["token", "sequence", "constant"], limit: int
+) -> Batch:
     """One batch of all samples, in order. Every token's weight in the loss is 1 over an exact count:
 
-        token     all response tokens of the batch          (token-mean; Yu et al. 2025, equation 8)
-        sequence  sequences x tokens of its own sequence     (Shao et al. 2024, equation 3)
-        constant  sequences x `limit` (max_new_tokens)       (Liu et al. 2025, section 3)
+    token     all response tokens of the batch          (token-mean; Yu et al. 2025, equation 8)
+    sequence  sequences x tokens of its own sequence     (Shao et al. 2024, equation 3)
+    constant  sequences x `limit` (max_new_tokens)       (Liu et al. 2025, section 3)
     """
     samples = [(g.problem, s.completion, a) for g in groups for s, a in zip(g.samples, g.advantages, strict=True)]
     responses = np.array([len(c.token_ids) for _, c, _ in samples], dtype=np.int64)

@@ -39,12 +39,14 @@ svg text { font:11px system-ui,sans-serif; fill:var(--mute); font-variant-numeri
 svg text.value { font-size:12px; font-weight:600; fill:var(--ink) }
 svg text.result { font-size:12.5px; font-weight:600; fill:var(--good) }
 svg .line { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:round }
-svg .line.dense { stroke-width:1.2 } svg .line.faint { stroke-width:1; opacity:.45 } svg .line.zero { stroke-width:3.5; stroke:var(--good) !important }
+svg .line.dense { stroke-width:1.2 } svg .line.faint { stroke-width:1; opacity:.45 }
+svg .line.zero { stroke-width:3.5; stroke:var(--good) !important }
 svg .dot { stroke:var(--card); stroke-width:2 } svg .bad { stroke:var(--bad); stroke-width:2.2 }
 svg .hit { fill:transparent } svg .cursor { stroke:var(--mute); opacity:0; pointer-events:none }
 svg .column:hover .cursor { opacity:.7 } svg .column:hover rect:not(.hit) { opacity:.8 }
 .nothing { color:var(--mute); padding:70px 0; text-align:center }
-.scroll { overflow-x:auto; -webkit-overflow-scrolling:touch } .scroll table { min-width:640px } .tall { max-height:26rem; overflow:auto }
+.scroll { overflow-x:auto; -webkit-overflow-scrolling:touch } .scroll table { min-width:640px }
+.tall { max-height:26rem; overflow:auto }
 table { border-collapse:collapse; width:100%; font-size:14px } td.n, th.n { text-align:right; white-space:nowrap }
 th { text-align:left; font-weight:600; color:var(--soft); font-size:13px } td, th { padding:5px 14px 5px 0; vertical-align:top }
 tbody tr { border-top:1px solid var(--edge) } td.n { font-variant-numeric:tabular-nums }

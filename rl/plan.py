@@ -58,7 +58,9 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     kv_heads = model.kv_heads // rollout.tp
     tokens = section.leaf_sequences * section.micro_leaves * length
     # saved by one layer's ops: two norms, qkv, q and k before and after norm and rope, attention, gate_up, down's input
-    per_token = 4 * model.hidden_size + 3 * (model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.intermediate_size
+    per_token = (
+        4 * model.hidden_size + 3 * (model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.intermediate_size
+    )
     logits = 2 * 4 * model.vocab_size * section.leaf_sequences * section.micro_leaves * rollout.max_new_tokens
     held = model.parameter_count + (model.vocab_size * model.hidden_size if model.tied else 0)
     layer = (held - 2 * model.vocab_size * model.hidden_size) // model.layers
@@ -69,7 +71,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         weights_bytes=width * model.parameter_count // rollout.tp,
         kv_bytes=2 * width * model.layers * kv_tokens * kv_heads * model.head_dim,
         kv_tokens=kv_tokens,
-        trainer_state_bytes=4 * 4 * held // section.world_size + 2 * 4 * (layer + 2 * model.vocab_size * model.hidden_size),
+        trainer_state_bytes=4 * 4 * held // section.world_size
+        + 2 * 4 * (layer + 2 * model.vocab_size * model.hidden_size),
         activation_bytes=width * tokens * per_token * model.layers + logits,
         sequences=sequences,
         micro_batches=micro_batches,
@@ -81,14 +84,20 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     """UserError where this machine has no such device or too little memory."""
     if config.device == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan")
+            raise UserError(
+                "device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan"
+            )
         implementation("matmul", "cuda")
         return  # its memory is the device's, and the plan says how much
-    need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (_PROCESS + plan.trainer_bytes)
+    need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
+        _PROCESS + plan.trainer_bytes
+    )
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return
-    available = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    available = next(
+        int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+    )
     if need > available * 1024:
         raise UserError(
             f"the plan needs about {_gib(need)} and {_gib(available * 1024)} is free: lower rollout.pages, "
@@ -100,11 +109,15 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
     algorithm, section = config.algorithm, config.trainer
     table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
     rows = [
-        ("model", f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}"),
+        (
+            "model",
+            f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}",
+        ),
         ("tree", f"{model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"),
         (
             "processes",
-            f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp} + {section.world_size} trainer ranks on {config.device}",
+            f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp} + {section.world_size} trainer ranks "
+            f"on {config.device}",
         ),
         (
             "memory, rollout process",
@@ -115,7 +128,10 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
             f"{_gib(plan.trainer_bytes)} = weights, gradients, moments {_gib(plan.trainer_state_bytes)} + "
             f"activations {_gib(plan.activation_bytes)}",
         ),
-        ("KV capacity of an engine", f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})"),
+        (
+            "KV capacity of an engine",
+            f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",
+        ),
         (
             "batch",
             f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences = "

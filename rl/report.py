@@ -85,12 +85,15 @@ def _verdict(rows: Sequence[Row], summary: Row) -> str:
     open_run = "" if summary else "<span>This run has not finished: there is no summary.json.</span>"
     if not compared or nonzero is None:
         return f'<div class="verdict none">No token was compared yet.{open_run}</div>'
+    if nonzero == 0 and not summary:
+        return f'<div class="verdict none">{compared:,} response tokens compared so far, 0 differ.{open_run}</div>'
     if nonzero == 0:
         text = f"✓ Exact: {compared:,} response tokens compared, 0 differ."
         why = "Every log-probability that the sampler drew with has the same bits as the trainer's: the ratio is 1."
-        return f'<div class="verdict good">{text}<span>{why}</span>{open_run}</div>'
+        return f'<div class="verdict good">{text}<span>{why}</span></div>'
     text = f"✕ Not exact: {nonzero:,} of {compared:,} response tokens differ."
-    return f'<div class="verdict bad">{text}<span>The worst sample below shows where.</span>{open_run}</div>'
+    where = "The table and the worst sampled completion below show how far."
+    return f'<div class="verdict bad">{text}<span>{where}</span>{open_run}</div>'
 
 
 def _tiles(rows: Sequence[Row], summary: Row) -> str:
@@ -280,6 +283,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         rows.append(_object(line, f"{path}:{i}"))
         if "step" not in rows[-1]:
             raise ReportError(f'{path}:{i}: no "step" in this row')
+        if isinstance(rows[-1]["step"], bool) or not isinstance(rows[-1]["step"], int | float):
+            raise ReportError(f'{path}:{i}: "step" must be a number')
     return rows
 
 

@@ -15,7 +15,13 @@ def sample_seed(run_seed: int, purpose: str, step: int, problem: int, sample: in
 
 
 def requests_for(
-    problems: Sequence[Problem], samples: int, config: RunConfig, eos_id: int, purpose: str, step: int, temperature: float
+    problems: Sequence[Problem],
+    samples: int,
+    config: RunConfig,
+    eos_id: int,
+    purpose: str,
+    step: int,
+    temperature: float,
 ) -> list[Request]:
     """`samples` requests for each problem, side by side, numbered from 0."""
     return [

@@ -17,7 +17,9 @@ from rollout.sampling import Completion, Request
 class RolloutRank:
     """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
 
-    def __init__(self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig) -> None:
+    def __init__(
+        self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig
+    ) -> None:
         torch.set_num_threads(threads)
         if config.device == "cuda":  # ranks share the devices there are
             torch.cuda.set_device(rank % torch.cuda.device_count())

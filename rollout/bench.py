@@ -47,10 +47,10 @@ def main() -> None:
         table.add_column(column, justify="right")
     rows = []
     for batch in args.batches:
-        prompts = torch.randint(0, BENCH_MODEL.vocab_size, (batch, args.prompt), generator=torch.Generator().manual_seed(0))
-        requests = [
-            Request(i, tuple(p), SamplingParams(args.new, seed=i)) for i, p in enumerate(prompts.tolist())
-        ]
+        prompts = torch.randint(
+            0, BENCH_MODEL.vocab_size, (batch, args.prompt), generator=torch.Generator().manual_seed(0)
+        )
+        requests = [Request(i, tuple(p), SamplingParams(args.new, seed=i)) for i, p in enumerate(prompts.tolist())]
 
         def generate(prompts: torch.Tensor = prompts) -> object:
             with torch.no_grad():

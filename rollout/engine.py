@@ -9,7 +9,7 @@ from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, Parameter
 from rollout.pages import PagePool
-from rollout.runner import Runner
+from rollout.runner import Runner, RunnerError
 from rollout.sampling import Completion, Request, RequestError
 from rollout.scheduler import Limits, Scheduler
 
@@ -32,9 +32,7 @@ class Engine:
 
     def __init__(self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None) -> None:
         self.config = config
-        self.runner = Runner(
-            model, group or TreeGroup(), config.pages, config.page_size, config.dtype, config.device
-        )
+        self.runner = Runner(model, group or TreeGroup(), config.pages, config.page_size, config.dtype, config.device)
         self.pool = PagePool(config.pages, config.page_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, config.limits, model.max_positions)
         self.version = -1  # no weights yet
@@ -61,9 +59,14 @@ class Engine:
         self.scheduler.add(request)
 
     def step(self) -> list[Completion]:
-        """One batch."""
+        """One batch. RunnerError, where the weights gave no number to sample from, drops every request in flight."""
         spans = self.scheduler.schedule()
-        return self.scheduler.commit(spans, self.runner.run(spans), self.version)
+        try:
+            sampled = self.runner.run(spans)
+        except RunnerError:
+            self.scheduler.clear()
+            raise
+        return self.scheduler.commit(spans, sampled, self.version)
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """All of them to the end, in the order of the requests; none of them if one is refused."""

@@ -24,8 +24,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise RequestError(f"temperature={self.temperature} must be a finite number of at least 0")
+        if not math.isfinite(self.temperature) or 0 < self.temperature < 1e-3 or self.temperature < 0:
+            raise RequestError(
+                f"temperature={self.temperature} must be 0 (greedy) or a finite number of at least 0.001"
+            )
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed={self.seed} must be in 0 .. 2^63 - 1")
 

@@ -52,6 +52,11 @@ class Limits:
     max_batch_tokens: int  # tokens computed in one step
     prefill_chunk: int  # tokens of one sequence computed in one step
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise RequestError(f"{name}={value} must be at least 1")
+
 
 class Scheduler:
     def __init__(self, pool: PagePool, limits: Limits, max_positions: int) -> None:
@@ -88,6 +93,13 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self.running and not self.waiting
+
+    def clear(self) -> None:
+        """Drops every request in flight."""
+        for sequence in self.running:
+            self._drop(sequence)
+        self.running.clear()
+        self.waiting.clear()
 
     def schedule(self) -> list[Span]:
         """The next batch; not empty unless idle. Running sequences go first, in order of arrival."""

@@ -31,6 +31,19 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
             raise ConfigError(f"model.leaves={self.leaves} must be a power of two")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "max_positions",
+        )
+        for name in sizes:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"the model's {name} is {getattr(self, name)!r}; it must be a positive integer")
         if self.heads % self.kv_heads:
             raise ConfigError(f"{self.heads} attention heads are not a multiple of {self.kv_heads} key-value heads")
         if self.head_dim % 16:
@@ -60,7 +73,9 @@ class ModelConfig:
         if not is_power_of_two(size):
             raise ConfigError(f"{key}={size} must be a power of two")
         if self.leaves % size:
-            raise ConfigError(f"{key}={size} is more than model.leaves={self.leaves}: set model.leaves to at least {size}")
+            raise ConfigError(
+                f"{key}={size} is more than model.leaves={self.leaves}: set model.leaves to at least {size}"
+            )
         if self.kv_heads % size:
             raise ConfigError(f"{key}={size} does not divide the model's {self.kv_heads} key-value heads")
 
@@ -96,7 +111,7 @@ class ModelConfig:
                 layers=hf["num_hidden_layers"],
                 heads=hf["num_attention_heads"],
                 kv_heads=hf["num_key_value_heads"],
-                head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+                head_dim=hf.get("head_dim", 128),  # the default of transformers' Qwen3Config
                 max_positions=hf["max_position_embeddings"],
                 rms_eps=hf["rms_norm_eps"],
                 rope_theta=float(theta),

@@ -82,8 +82,8 @@ def forward(
     layout: Layout,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x)` is `decoder_layer` on layer i, by whatever means
-    the caller holds its weights (a list; FSDP modules)."""
+    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x)` is `decoder_layer` on layer
+    i, by whatever means the caller holds its weights (a list; FSDP modules)."""
     first = group.shard.rank * outer.embed.shape[0]
     rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
     x = group.all_reduce(rows.float(), dtype)

@@ -152,6 +152,15 @@ def test_embedding_gradient(sizes: tuple[int, ...]) -> None:
     same(dw, oracle.tree(list(leaves)))
 
 
+def test_embedding_never_gives_minus_zero() -> None:
+    """Neither from a weight of -0 nor from one that bfloat16 rounds to -0: a tree over shards adds +0 to it."""
+    weight = torch.tensor([[-0.0, -(2.0**-140), 1.0]])
+    assert torch.tensor(-(2.0**-140)).bfloat16().signbit()
+    for out_dtype in (torch.float32, torch.bfloat16):
+        y = embedding(torch.tensor([0, 0]), weight, out_dtype=out_dtype)
+        assert_same_bits(y, (weight.to(out_dtype) + 0.0).expand(2, 3), str(out_dtype))
+
+
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 32, 100])
 def test_row_order(n: int) -> None:
     x, weight = normal(9, n), normal(n, seed=1)

@@ -91,10 +91,10 @@ class Command:
             with contextlib.suppress(OSError):
                 if self.tag.encode() not in (folder / "environ").read_bytes().split(b"\0"):
                     continue
-                if name.encode() in (folder / "cmdline").read_bytes() and int(folder.name) != self.process.pid:
-                    if (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                        found.append(int(folder.name))
-        return found
+                dead = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+                if name.encode() in (folder / "cmdline").read_bytes() and not dead:
+                    found.append(int(folder.name))
+        return [pid for pid in found if pid != self.process.pid]
 
     def wait_for(self, name: str, seconds: float = 60) -> list[int]:
         end = time.monotonic() + seconds

@@ -25,9 +25,10 @@ def line_of(attempt) -> str:
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_new_tokens": -3}, "max_new_tokens=-3"),
-        ({"max_new_tokens": 1, "temperature": math.nan}, "temperature=nan must be a finite number"),
+        ({"max_new_tokens": 1, "temperature": math.nan}, "temperature=nan must be 0 (greedy) or a finite number"),
         ({"max_new_tokens": 1, "temperature": math.inf}, "temperature=inf"),
         ({"max_new_tokens": 1, "temperature": -0.5}, "temperature=-0.5"),
+        ({"max_new_tokens": 1, "temperature": 1e-50}, "temperature=1e-50"),
         ({"max_new_tokens": 1, "seed": -1}, "seed=-1 must be in 0 .. 2^63 - 1"),
         ({"max_new_tokens": 1, "seed": 2**63}, f"seed={2**63}"),
     ],

@@ -36,7 +36,7 @@ class _Embedding(torch.autograd.Function):
     def forward(ctx, ids, weight, first_id, groups, out_dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(ids, groups)
         ctx.first_id, ctx.vocab, ctx.dtype = first_id, weight.shape[0], weight.dtype
-        return same_device("embedding", ids, weight).gather(ids, weight, first_id).to(out_dtype)
+        return same_device("embedding", ids, weight).gather(ids, weight, first_id).to(out_dtype) + 0.0
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]

@@ -38,8 +38,9 @@ def linear_logprob(
 ) -> torch.Tensor:
     """log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
 
-    x [R, n], head [V, n] (a float32 head against a bfloat16 x is a master weight, as in matmul), targets int64 [R], temperature float32 [R] -> float32 [R]. The logits are float32 roots of the
-    matmul tree, never rounded to bfloat16: the same numbers the sampler draws from. `groups`: int64 row offsets [G + 1].
+    x [R, n], head [V, n] (a float32 head against a bfloat16 x is a master weight, as in matmul), targets int64 [R],
+    temperature float32 [R] -> float32 [R]. The logits are float32 roots of the matmul tree, never rounded to bfloat16: the
+    same numbers the sampler draws from. `groups`: int64 row offsets [G + 1].
 
     Invariant to the number and position of rows; equal to the vocabulary-sharded path above.
     """
@@ -60,7 +61,14 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(ctx, d_logprob):  # type: ignore[no-untyped-def]
         x, head, targets, temperature, lse, groups = ctx.saved_tensors
         grads = same_device("logprob", x, head).backward(
-            x, head.to(x.dtype), targets, temperature, lse, d_logprob, ctx.leaves, groups if ctx.needs_input_grad[1] else None
+            x,
+            head.to(x.dtype),
+            targets,
+            temperature,
+            lse,
+            d_logprob,
+            ctx.leaves,
+            groups if ctx.needs_input_grad[1] else None,
         )
         dx, d_head = grads
         return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None

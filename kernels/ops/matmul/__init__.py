@@ -32,7 +32,9 @@ def matmul(
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
         raise UnsupportedError(f"matmul: x {tuple(x.shape)} and w {tuple(w.shape)} must be [M, K] and [N, K]")
     if x.dtype not in (torch.float32, torch.bfloat16) or w.dtype not in (x.dtype, torch.float32):
-        raise UnsupportedError(f"matmul: x is {x.dtype} and w is {w.dtype}; both must be float32 or bfloat16, w not narrower")
+        raise UnsupportedError(
+            f"matmul: x is {x.dtype} and w is {w.dtype}; both must be float32 or bfloat16, w not narrower"
+        )
     if groups is None and w.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("matmul: w needs a gradient, so `groups` must say where each group of sequences ends")
     return _Matmul.apply(x, w, leaves, groups, out_dtype or x.dtype)
