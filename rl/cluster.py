@@ -3,14 +3,15 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from kernels.model import ModelConfig
@@ -28,6 +29,7 @@ from trainer.optimizer import AdamWConfig
 from trainer.trainer import TrainerConfig
 
 _OBJECT_STORE = 256 * 2**20
+_TAG = "SAMEBIT_RUN"  # in the environment of the Ray processes that a run starts
 
 
 class _Ranks:
@@ -150,14 +152,15 @@ class TrainerFleet:
 def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
     """Starts Ray and all processes; on the way out, however that is, ends them all."""
     ports = _ports(config.cluster.port, config.rollout.replicas + 1)
+    tag = uuid.uuid4().hex
     try:
-        _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp)
+        _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp, tag)
         engine = EngineConfig(
             pages=config.rollout.pages,
             page_size=config.rollout.page_size,
             prefix_cache=config.rollout.prefix_cache,
             limits=Limits(config.rollout.max_running, config.rollout.max_batch_tokens, config.rollout.prefill_chunk),
-            dtype=getattr(torch, config.model.dtype),
+            dtype=config.dtype,
             device=config.device,
         )
         section = config.trainer
@@ -166,7 +169,7 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             section.micro_leaves,
             AdamWConfig(section.betas, section.eps, section.weight_decay, section.grad_clip),
             Clip(section.clip_low, section.clip_high),
-            getattr(torch, config.model.dtype),
+            config.dtype,
         )
         rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
         trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
@@ -198,40 +201,46 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
         _gather(started, timeout=config.cluster.timeout)
         yield RolloutFleet(replicas), TrainerFleet(ranks)
     finally:
-        _end_ray()
+        _end_ray(tag)
 
 
-def _start_ray(config: ClusterSection, processes: int) -> None:
+def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it turns SIGTERM into an abort
     local: dict[str, Any] = {}
     if config.address == "local":
         local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:
         _check_address(config.address)
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns of what the next line is for
-    # In a thread: a signal waits until Ray is up and can be shut down; interrupted halfway, it leaves processes behind.
-    with ThreadPoolExecutor(1) as starter:
-        start = starter.submit(
-            ray.init, address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local
-        )
+    handler = signal.getsignal(signal.SIGTERM)
+    os.environ[_TAG] = tag
     try:
-        start.result()
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Ray did not start (cluster.address={config.address}): {reason}") from None
+    finally:
+        del os.environ[_TAG]
+        signal.signal(signal.SIGTERM, handler)  # ray.init sets its own
 
 
-def _end_ray() -> None:
-    """Ray ends its processes, but not those of its agents that are still starting."""
-    import psutil  # comes with Ray, and is found once that is imported
-
-    own = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
-    own += [p for parent in own for p in parent.children(recursive=True)]
+def _end_ray(tag: str) -> None:
+    """Also ends what carries `tag` in its environment: interrupted while it starts, Ray leaves processes behind."""
     ray.shutdown()
-    for process in psutil.wait_procs(own, timeout=3)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    mark, start = f"{_TAG}={tag}".encode(), time.monotonic()
+    while (waited := time.monotonic() - start) < 10:
+        left = []
+        for folder in Path("/proc").glob("[0-9]*"):  # elsewhere than on Linux: none, and Ray is trusted
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    left.append(int(folder.name))
+        if not left:
+            return
+        for pid in left if waited > 3 else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def _check_address(address: str) -> None:

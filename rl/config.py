@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rl.errors import UserError
@@ -22,7 +23,9 @@ class ModelSection(Section):
     leaves: Positive = Field(
         description="leaves of every contraction, a power of two: the largest TP the run may ever use"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(description="of activations and of the rollout's weights")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        description="of activations and of the rollout's weights; auto: float32 on a CPU, bfloat16 on a GPU"
+    )
 
 
 class RolloutSection(Section):
@@ -122,6 +125,12 @@ class RunConfig(Section):
     eval: EvalSection
     align: AlignSection
     cluster: ClusterSection
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.model.dtype == "auto":
+            return torch.bfloat16 if self.device == "cuda" else torch.float32
+        return torch.float32 if self.model.dtype == "float32" else torch.bfloat16
 
 
 def validate(values: dict[str, Any]) -> RunConfig:

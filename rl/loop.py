@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,10 +126,16 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 now = clock.lap("score", now)
                 report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
-                metrics = _align(batch, report, config.align.policy, step, totals)
+                metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
+                metrics |= _compare(batch, report, totals)
+                try:
+                    _align(batch, report, config.align.policy, step)
+                except align.AlignmentError:
+                    record(config.warmup.steps + step, metrics | clock.seconds)
+                    raise
                 _publish(trainer, rollout, step)
                 clock.lap("publish", now)
-                metrics |= {"phase": "grpo", **_describe(groups, batch, report), **clock.seconds}
+                metrics |= clock.seconds
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                     metrics["eval/accuracy"] = _evaluate(config, source, rollout, console)
                 record(config.warmup.steps + step, metrics)
@@ -211,18 +217,19 @@ def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, console:
     return accuracy
 
 
-def _align(
-    batch: Batch, report: StepReport, policy: Literal["fail", "warn"], step: int, totals: Totals
-) -> dict[str, Any]:
+def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]:
+    metrics = divergence(report.logprobs, batch.logprobs, np.repeat(np.arange(batch.sequences), batch.responses))
+    totals.tokens_compared += len(batch.logprobs)
+    totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
+    return metrics
+
+
+def _align(batch: Batch, report: StepReport, policy: Literal["fail", "warn"], step: int) -> None:
     """The check that costs nothing: the loss needed the trainer's log-probs anyway."""
     sequence = np.repeat(np.arange(batch.sequences), batch.responses)
     rows = batch.response_rows()
-    starts = np.cumsum(batch.lengths) - batch.lengths
-    metrics = divergence(report.logprobs, batch.logprobs, sequence)
-    totals.tokens_compared += len(rows)
-    totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
-    align.check(report.logprobs, batch.logprobs, sequence, rows - starts[sequence], batch.token_ids[rows], policy, step)
-    return metrics
+    positions = rows - (np.cumsum(batch.lengths) - batch.lengths)[sequence]
+    align.check(report.logprobs, batch.logprobs, sequence, positions, batch.token_ids[rows], policy, step)
 
 
 def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
@@ -301,7 +308,11 @@ def _prompt_budget(config: RunConfig) -> int:
 
 def _versions() -> dict[str, str]:
     packages = ("samebit", "torch", "ray", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # samebit itself, run from a folder that is not installed
+            found[name] = version(name)
+    return found
 
 
 class _progress:

@@ -54,7 +54,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
             f"page_size={rollout.page_size}"
         )
-    width = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
+    width = torch.finfo(config.dtype).bits // 8
     kv_heads = model.kv_heads // rollout.tp
     tokens = section.leaf_sequences * section.micro_leaves * length
     # saved by one layer's ops: two norms, qkv, q and k before and after norm and rope, attention, gate_up, down's input

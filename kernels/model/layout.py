@@ -42,6 +42,7 @@ class Layout:
             sequence=sequence.int().to(device),
             position=position.int().to(device),
             starts=starts.to(device),
+            packed=True,
         )
         return cls(pages=pages, slots=torch.arange(total, device=device), groups=starts[ends].to(device))
 

@@ -31,10 +31,8 @@ def test_the_files_hold_every_key_and_no_other() -> None:
 
 
 def test_interface_names() -> None:
-    config = check(
-        ["seed=3", "steps=4", "out_dir=o", "dry_run=true", "rollout.tp=1", "trainer.world_size=4", "data=gsm8k"]
-        + ["data.path=p", "align.policy=warn", "logger=none"]
-    )[0]
+    keys = "seed=3 steps=4 out_dir=o dry_run=true rollout.tp=1 trainer.world_size=4 data=gsm8k data.path=p"
+    config = check([*keys.split(), "align.policy=warn", "logger=none"])[0]
     assert (config.seed, config.steps, config.out_dir, config.dry_run) == (3, 4, "o", True)
     assert (config.rollout.tp, config.trainer.world_size, config.data.path) == (1, 4, "p")
     assert (config.align.policy, config.logger) == ("warn", "none")

@@ -52,7 +52,7 @@ def test_batch_arithmetic() -> None:
     sizes = ["trainer.leaf_sequences=4", "trainer.micro_leaves=2", "trainer.world_size=2", "algorithm.group_size=8"]
     plan, _ = plan_of(vocab, *sizes, "algorithm.prompts_per_step=10", "warmup.sequences=48")
     assert (plan.sequences, plan.micro_batches, plan.warmup_micro_batches) == (80, 5, 3)
-    with pytest.raises(BatchError, match="72 sequences .* = 16"):
+    with pytest.raises(BatchError, match=r"72 sequences .* = 16"):
         plan_of(vocab, *sizes, "algorithm.prompts_per_step=9")
     plan, _ = plan_of(vocab, *sizes, "algorithm.prompts_per_step=10", "warmup.sequences=3", "warmup.steps=0")
     assert plan.warmup_micro_batches == 0

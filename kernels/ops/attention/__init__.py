@@ -16,6 +16,7 @@ class Pages:
     sequence: torch.Tensor  # int32 [T], the sequence of each query token
     position: torch.Tensor  # int32 [T], its absolute position: keys 0 .. position are attended
     starts: torch.Tensor  # int64 [sequences + 1], query tokens of each sequence
+    packed: bool = False  # the identity table of Layout.packed: keys of sequence s are rows starts[s] .. starts[s + 1]
 
 
 def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import torch
 
 from kernels.device import UnsupportedError, same_device
-from kernels.ops.matmul import matmul
 
 
 def vocab_nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
@@ -44,15 +43,17 @@ def linear_logprob(
 
     Invariant to the number and position of rows; equal to the vocabulary-sharded path above.
     """
+    if head.shape[0] % leaves:
+        raise UnsupportedError(f"log-prob: a vocabulary of {head.shape[0]} is not divisible by {leaves} leaves")
+    if groups is None and head.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError("log-prob: the head needs a gradient, so `groups` must say where each group ends")
     return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, head, targets, temperature, leaves, groups):  # type: ignore[no-untyped-def]
-        logits = matmul(x, head, leaves, groups=groups, out_dtype=torch.float32)
-        picked = logits.gather(1, targets[:, None])[:, 0]
-        logprob, lse = vocab_logprob(vocab_nodes(logits, temperature, leaves), picked, temperature)
+        logprob, lse = same_device("logprob", x, head).linear(x, head.to(x.dtype), targets, temperature, leaves)
         ctx.save_for_backward(x, head, targets, temperature, lse, groups)
         ctx.leaves = leaves
         return logprob

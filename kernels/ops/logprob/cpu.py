@@ -21,6 +21,15 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
     return out, lse
 
 
+def linear(
+    x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, leaves: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability, log-sum-exp) of each target."""
+    logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    picked = logits.gather(1, targets[:, None])[:, 0]
+    return logprob(nodes(logits, temperature, leaves), picked, temperature)
+
+
 def backward(
     x: torch.Tensor,
     head: torch.Tensor,

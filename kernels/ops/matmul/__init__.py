@@ -66,7 +66,7 @@ def input_gradient(dy: torch.Tensor, w: torch.Tensor, leaves: int) -> torch.Tens
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """dw[n, k] = sum_t dy[t, n] x[t, k]: one leaf a group of sequences; dy [T, N], x [T, K] -> float32 [N, K]."""
-    if int(groups[-1]) != x.shape[0]:
-        raise UnsupportedError(f"matmul: groups end at token {int(groups[-1])} of {x.shape[0]}")
-    return same_device("matmul", dy, x).contract(dy.T, x.T, groups.tolist(), torch.float32)
+    """dw[n, k] = sum_t dy[t, n] x[t, k]: one leaf a group of sequences; dy [T, N], x [T, K] -> float32 [N, K].
+
+    `groups` is handed on as it is, so that a GPU need not wait for its offsets (a CPU checks where they end)."""
+    return same_device("matmul", dy, x).contract(dy.T, x.T, groups.contiguous(), torch.float32)

@@ -6,7 +6,8 @@ from kernels.device import UnsupportedError, same_device
 
 
 def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """y[i] = tree over groups of sum_{groups[g] <= r < groups[g + 1]} x[r, i], each group one ascending chain.
+    """y[i] = tree over groups of sum_{groups[g] <= r < groups[g + 1]} x[r, i], the rows of a group in the device's order: one
+    ascending chain on a CPU, 128 lanes counted from the group's first row on a GPU.
 
     x float32 [R, n], groups int64 [G + 1] -> float32 [n].
     """

@@ -1,0 +1,56 @@
+"""GPU attention: one row order (rows.py) in three forward kernels, and a backward without atomics."""
+
+import math
+
+import torch
+
+from kernels.device import UnsupportedError
+from kernels.ops.attention import Pages, decode, gradient, packed, prefill
+from kernels.ops.matmul.ring import reachable
+from kernels.tree import KEY_BLOCK, KEY_SPLIT
+
+_LOG2_E = math.log2(math.e)
+
+
+def _heads_contiguous(t: torch.Tensor) -> torch.Tensor:
+    """[rows, heads, head_dim] with heads and head_dim contiguous; the row stride is free."""
+    return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
+
+
+def forward(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out in the dtype of q, base-2 log-sum-exp of each row in float32 [T, heads])."""
+    T, heads, D = q.shape
+    if q.dtype != torch.bfloat16 or keys.dtype != q.dtype or values.dtype != q.dtype:
+        raise UnsupportedError(f"attention on a GPU takes bfloat16, got {q.dtype}, {keys.dtype}: set the model's dtype")
+    if D & (D - 1) or D > 256:
+        raise UnsupportedError(f"attention on a GPU: head_dim {D} must be a power of two between 16 and 256")
+    if scale <= 0:
+        raise UnsupportedError(f"attention: scale {scale} must be positive (the maximum is taken before it is applied)")
+    q, keys, values = map(_heads_contiguous, (q, keys, values))
+    out, lse = q.new_empty(T, heads, D), q.new_empty(T, heads, dtype=torch.float32)
+    if T:
+        c = scale * _LOG2_E
+        tma = D in (64, 128) and all(reachable(t.flatten(1)) for t in (q, keys, values)) and KEY_BLOCK == 64
+        if pages.packed and tma:
+            packed.launch(q, keys, values, pages, out, lse, c, KEY_SPLIT)
+        elif pages.starts.numel() - 1 == T and not pages.packed:
+            decode.launch(q, keys, values, pages, out, lse, c, KEY_BLOCK, KEY_SPLIT)
+        else:
+            prefill.launch(q, keys, values, pages, out, lse, c, KEY_BLOCK, KEY_SPLIT)
+    return out, lse
+
+
+def backward(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    d_out: torch.Tensor,
+    starts: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, keys, values = map(_heads_contiguous, (q, keys, values))
+    return gradient.launch(q, keys, values, out, lse, d_out.to(q.dtype).contiguous(), starts, scale, scale * _LOG2_E)

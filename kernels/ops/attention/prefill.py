@@ -1,0 +1,110 @@
+"""Attention of many queries of a sequence (training, prefill, chunked prefill): a block owns 128 queries of one head and walks
+their keys. Keys come from the same rows as the queries (packed) or through the page table."""
+
+import triton
+import triton.language as tl
+
+from kernels.gpu.arithmetic import fold
+from kernels.ops.attention.rows import LANES, block, finish, merge, tile_of
+
+
+@triton.jit
+def prefill_kernel(
+    q,
+    keys,
+    values,
+    table,
+    position,
+    starts,
+    out,
+    lse,
+    sequences,
+    width,
+    qt,
+    kt,
+    vt,
+    c,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    PACKED: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    KEY_SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    head = tl.program_id(0)
+    kv = head // (HEADS // KV_HEADS)
+    s, begin, end, tile = tile_of(starts, tl.program_id(1), sequences, SEQUENCES, ROWS)
+    if s < sequences:
+        token = begin + tile * ROWS + tl.arange(0, ROWS)
+        there = token < end
+        at = tl.load(position + token, mask=there, other=-1)
+        count = tl.max(at, 0) + 1  # keys that the tile's last query sees
+        d = tl.arange(0, D)
+        x = tl.load(q + token.to(tl.int64)[:, None] * qt + head * D + d[None, :], mask=there[:, None], other=0.0)
+        M = tl.full((ROWS,), float("-inf"), tl.float32)
+        L = tl.zeros((ROWS,), tl.float32)
+        O = tl.zeros((ROWS, D), tl.float32)
+        j = tl.arange(0, KEY_BLOCK)
+        for split in range(0, count, KEY_SPLIT):
+            m = tl.full((ROWS,), float("-inf"), tl.float32)
+            l = tl.zeros((ROWS, LANES), tl.float32)
+            o = tl.zeros((ROWS, D), tl.float32)
+            for first in tl.range(split, tl.minimum(split + KEY_SPLIT, count), KEY_BLOCK, num_stages=STAGES):
+                key = first + j
+                seen = key < count
+                if PACKED:
+                    row = (begin + key).to(tl.int64)
+                else:
+                    page = tl.load(table + s.to(tl.int64) * width + key // PAGE, mask=seen, other=0)
+                    row = page.to(tl.int64) * PAGE + key % PAGE
+                k = tl.load(keys + row[:, None] * kt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
+                v = tl.load(values + row[:, None] * vt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
+                score = tl.dot(x, tl.trans(k))
+                score = tl.where(key[None, :] <= at[:, None], score, float("-inf"))
+                m, l, o = block(score, v, m, l, o, c)
+            M, L, O = merge(M, L, O, m, fold(l), o, c)
+        y, e = finish(M, L, O, c)
+        tl.store(
+            out + (token.to(tl.int64)[:, None] * HEADS + head) * D + d[None, :],
+            y.to(out.dtype.element_ty),
+            mask=there[:, None],
+        )
+        tl.store(lse + token.to(tl.int64) * HEADS + head, e, mask=there)
+
+
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=128, warps=8, stages=3):  # type: ignore[no-untyped-def]
+    T, heads, D = q.shape
+    sequences = pages.starts.numel() - 1
+    grid = (heads, triton.cdiv(T, rows) + sequences)
+    prefill_kernel[grid](
+        q,
+        keys,
+        values,
+        pages.table,
+        pages.position,
+        pages.starts,
+        out,
+        lse,
+        sequences,
+        pages.table.shape[1],
+        q.stride(0),
+        keys.stride(0),
+        values.stride(0),
+        c,
+        heads,
+        keys.shape[1],
+        D,
+        pages.size,
+        pages.packed,
+        triton.next_power_of_2(sequences + 1),
+        rows,
+        key_block,
+        key_split,
+        stages,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )

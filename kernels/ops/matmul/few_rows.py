@@ -1,0 +1,153 @@
+"""Few rows (decoding): y = x w^T on the tree, bound by the bytes of w.
+
+A block takes `BN` columns and one subtree: 1 / SPLIT of the leaves, each one fp32 chain. Rows of w stand on the long side of
+the tensor core's tile and tokens on the short one. Subtree roots are parked in float32; the block that arrives last at a
+tile adds them in tree order, whatever the order of arrival was.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.workspace import counters
+
+
+@triton.jit
+def leaf(
+    x, w, m, n, M, N, ldx, ldw, first, extent, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
+):
+    """One chain over first <= k < first + extent -> float32 [BN, BM]."""
+    total = tl.zeros((BN, BM), tl.float32)
+    k = tl.arange(0, BK)
+    for k0 in range(0, extent, BK):
+        at = first + k0 + k
+        if EVEN:
+            b = tl.load(w + n[:, None] * ldw + at[None, :], eviction_policy="evict_first")
+            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=m[None, :] < M, other=0.0)
+        else:
+            inside = k0 + k < extent
+            b = tl.load(w + n[:, None] * ldw + at[None, :], mask=(n[:, None] < N) & inside[None, :], other=0.0)
+            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=(m[None, :] < M) & inside[:, None], other=0.0)
+        total = tl.dot(b, a, total)
+    return total
+
+
+@triton.jit
+def subtree(
+    x,
+    w,
+    m,
+    n,
+    M,
+    N,
+    ldx,
+    ldw,
+    first,
+    extent,
+    LEAVES: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    if LEAVES == 1:
+        return leaf(x, w, m, n, M, N, ldx, ldw, first, extent, BN, BM, BK, EVEN)
+    else:
+        left = subtree(x, w, m, n, M, N, ldx, ldw, first, extent, LEAVES // 2, BN, BM, BK, EVEN)
+        right = subtree(x, w, m, n, M, N, ldx, ldw, first + LEAVES // 2 * extent, extent, LEAVES // 2, BN, BM, BK, EVEN)
+        return left + right
+
+
+@triton.jit
+def parked(node, step, mask, COUNT: tl.constexpr):
+    """The root of COUNT parked nodes, `step` apart."""
+    if COUNT == 1:
+        return tl.load(node, mask=mask, other=0.0, cache_modifier=".cg")
+    else:
+        left = parked(node, step, mask, COUNT // 2)
+        return left + parked(node + COUNT // 2 * step, step, mask, COUNT // 2)
+
+
+@triton.jit(do_not_specialize=["M"])
+def few_rows_kernel(
+    x,
+    w,
+    y,
+    nodes,
+    arrived,
+    M,
+    N,
+    ldx,
+    ldw,
+    extent,
+    LEAVES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    part = tl.program_id(1)
+    m = tl.program_id(2) * BM + tl.arange(0, BM)
+    n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
+    mine: tl.constexpr = LEAVES // SPLIT
+    root = subtree(x, w, m, n, M, N, ldx, ldw, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
+    at = m[None, :].to(tl.int64) * N + n[:, None]
+    mask = (m[None, :] < M) & (n[:, None] < N)
+    if SPLIT == 1:
+        tl.store(y + at, root.to(y.dtype.element_ty), mask=mask)
+    else:
+        step = M.to(tl.int64) * N
+        tl.store(nodes + part * step + at, root, mask=mask, cache_modifier=".cg")
+        tl.debug_barrier()
+        counter = arrived + tl.program_id(2) * tl.num_programs(0) + tile
+        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
+            tl.debug_barrier()
+            tl.store(y + at, parked(nodes + at, step, mask, SPLIT).to(y.dtype.element_ty), mask=mask)
+            tl.store(counter, 0)
+
+
+def contract(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    leaves: int,
+    out_dtype: torch.dtype,
+    *,
+    BN: int,
+    BK: int,
+    split: int,
+    warps: int,
+    stages: int,
+) -> torch.Tensor:
+    """x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
+    (M, K), N = x.shape, w.shape[0]
+    y = x.new_empty(M, N, dtype=out_dtype)
+    BM = min(128, max(16, triton.next_power_of_2(M)))
+    split = min(split, leaves)
+    grid = (triton.cdiv(N, BN), split, triton.cdiv(M, BM))
+    nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
+    arrived = counters(x.device, grid[0] * grid[2])
+    extent = K // leaves
+    even = N % BN == 0 and extent % BK == 0
+    few_rows_kernel[grid](
+        x,
+        w,
+        y,
+        nodes,
+        arrived,
+        M,
+        N,
+        x.stride(0),
+        w.stride(0),
+        extent,
+        leaves,
+        split,
+        BM,
+        BN,
+        BK,
+        even,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return y

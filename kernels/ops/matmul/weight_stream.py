@@ -1,0 +1,329 @@
+"""Few rows to some hundred (decoding, small prefills): y = x w^T on the tree, bound by the bytes of w.
+
+The ring of ring.py with the operands swapped: a stage is 64 or 128 rows of w (one warpgroup for each 64) by 64, and
+BN tokens by 64; a block runs through its items without letting the ring drain. An item is a tile and one subtree of
+its leaves (1 / SPLIT of them), merged in registers. Subtree roots are parked in global memory; the warpgroup that
+arrives last at a tile adds them in tree order, whatever the order of arrival was. It loads a chunk of all of them
+before it adds the first: one wait, not one for each.
+"""
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+
+from kernels.gpu.workspace import counters
+from kernels.ops.matmul.ring import BK, accumulator, descriptor, fill, idle, leaf
+
+
+@gluon.jit
+def producer(
+    wd,
+    xd,
+    w0,
+    w1,
+    x,
+    full,
+    empty,
+    items,
+    columns,
+    extent,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    LEAVES: gl.constexpr,
+    SPLIT: gl.constexpr,
+    HALVES: gl.constexpr,
+):
+    stage = 0
+    phase = 1
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        tile = item // SPLIT
+        first = (item % SPLIT) * (LEAVES // SPLIT)
+        for j in range(LEAVES // SPLIT):
+            k = (first + j) * extent
+            stage, phase = fill(
+                wd,
+                xd,
+                w0,
+                w1,
+                x,
+                full,
+                empty,
+                tile // columns * (64 * HALVES),
+                tile % columns * BN,
+                k,
+                k,
+                extent,
+                stage,
+                phase,
+                BN,
+                STAGES,
+                False,
+                False,
+                HALVES,
+            )
+
+
+@gluon.jit
+def consumer(
+    y,
+    nodes,
+    arrived,
+    w,
+    x,
+    full,
+    empty,
+    M,
+    N,
+    items,
+    columns,
+    extent,
+    ROW: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    LEAVES: gl.constexpr,
+    SPLIT: gl.constexpr,
+    HALVES: gl.constexpr,
+    ACC: gl.constexpr,
+):
+    """One warpgroup: 64 rows of w, ROW .. ROW + 63 of the tile."""
+    stage = 0
+    phase = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        tile = item // SPLIT
+        n0 = tile // columns * (64 * HALVES) + ROW
+        m0 = tile % columns * BN
+        for j in gl.static_range(LEAVES // SPLIT):
+            v, stage, phase = leaf(w, x, full, empty, stage, phase, extent, BN, STAGES, False, False, True, ACC)
+            if j % 2 == 0:
+                level0 = v
+            else:
+                v = level0 + v
+                if j % 4 == 1:
+                    level1 = v
+                else:
+                    v = level1 + v
+                    if j == 3:
+                        level2 = v
+                    else:
+                        v = level2 + v
+        n = gl.arange(0, 64, gl.SliceLayout(1, ACC))
+        m = gl.arange(0, BN, gl.SliceLayout(0, ACC))
+        if SPLIT == 1:
+            to = gl.expand_dims((m0 + m).to(gl.int64) * N, 0) + gl.expand_dims(n0 + n, 1)
+            gl.store(
+                y + to, v.to(y.dtype.element_ty), mask=gl.expand_dims(m0 + m < M, 0) & gl.expand_dims(n0 + n < N, 1)
+            )
+        else:
+            # nodes [tile, half, part, BN, 64]
+            step: gl.constexpr = BN * 64
+            mine = nodes + (tile * HALVES + ROW // 64).to(gl.int64) * (SPLIT * step)
+            gl.store(
+                mine + (item % SPLIT) * step + gl.expand_dims(m * 64, 0) + gl.expand_dims(n, 1), v, cache_modifier=".cg"
+            )
+            gl.thread_barrier()
+            counter = arrived + tile * HALVES + ROW // 64
+            if gl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
+                gl.thread_barrier()
+                FLAT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+                CHUNK: gl.constexpr = BN if BN * SPLIT <= 128 else (128 // SPLIT)
+                cm = gl.arange(0, CHUNK, gl.SliceLayout(1, FLAT))
+                cn = gl.arange(0, 64, gl.SliceLayout(0, FLAT))
+                for c in gl.static_range(BN // CHUNK):
+                    at = mine + gl.expand_dims((c * CHUNK + cm) * 64, 1) + gl.expand_dims(cn, 0)
+                    r0 = gl.load(at, cache_modifier=".cg")
+                    r1 = gl.load(at + step, cache_modifier=".cg")
+                    if SPLIT >= 4:
+                        r2 = gl.load(at + 2 * step, cache_modifier=".cg")
+                        r3 = gl.load(at + 3 * step, cache_modifier=".cg")
+                    if SPLIT == 8:
+                        r4 = gl.load(at + 4 * step, cache_modifier=".cg")
+                        r5 = gl.load(at + 5 * step, cache_modifier=".cg")
+                        r6 = gl.load(at + 6 * step, cache_modifier=".cg")
+                        r7 = gl.load(at + 7 * step, cache_modifier=".cg")
+                    root = r0 + r1
+                    if SPLIT >= 4:
+                        root = root + (r2 + r3)
+                    if SPLIT == 8:
+                        root = root + ((r4 + r5) + (r6 + r7))
+                    to = gl.expand_dims((m0 + c * CHUNK + cm).to(gl.int64) * N, 1) + gl.expand_dims(n0 + cn, 0)
+                    inside = gl.expand_dims(m0 + c * CHUNK + cm < M, 1) & gl.expand_dims(n0 + cn < N, 0)
+                    gl.store(y + to, root.to(y.dtype.element_ty), mask=inside)
+                gl.store(counter, 0)
+
+
+@gluon.jit(do_not_specialize=["M", "columns", "items"])
+def stream_kernel(
+    wd,
+    xd,
+    y,
+    nodes,
+    arrived,
+    M,
+    N,
+    items,
+    columns,
+    extent,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    LEAVES: gl.constexpr,
+    SPLIT: gl.constexpr,
+    HALVES: gl.constexpr,
+    ACC: gl.constexpr,
+):
+    BK: gl.constexpr = 64
+    w0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, BK], wd.layout)
+    x = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BN, BK], xd.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=HALVES)
+    fence_async_shared()
+    if HALVES == 2:
+        w1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, BK], wd.layout)
+        gl.warp_specialize(
+            [
+                (
+                    consumer,
+                    (
+                        y,
+                        nodes,
+                        arrived,
+                        w0,
+                        x,
+                        full,
+                        empty,
+                        M,
+                        N,
+                        items,
+                        columns,
+                        extent,
+                        0,
+                        BN,
+                        STAGES,
+                        LEAVES,
+                        SPLIT,
+                        2,
+                        ACC,
+                    ),
+                ),
+                (
+                    consumer,
+                    (
+                        y,
+                        nodes,
+                        arrived,
+                        w1,
+                        x,
+                        full,
+                        empty,
+                        M,
+                        N,
+                        items,
+                        columns,
+                        extent,
+                        64,
+                        BN,
+                        STAGES,
+                        LEAVES,
+                        SPLIT,
+                        2,
+                        ACC,
+                    ),
+                ),
+                (producer, (wd, xd, w0, w1, x, full, empty, items, columns, extent, BN, STAGES, LEAVES, SPLIT, 2)),
+                (idle, ()),
+                (idle, ()),
+                (idle, ()),
+            ],
+            [4, 1, 1, 1, 1],
+            [240, 24, 24, 24, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    consumer,
+                    (
+                        y,
+                        nodes,
+                        arrived,
+                        w0,
+                        x,
+                        full,
+                        empty,
+                        M,
+                        N,
+                        items,
+                        columns,
+                        extent,
+                        0,
+                        BN,
+                        STAGES,
+                        LEAVES,
+                        SPLIT,
+                        1,
+                        ACC,
+                    ),
+                ),
+                (producer, (wd, xd, w0, w0, x, full, empty, items, columns, extent, BN, STAGES, LEAVES, SPLIT, 1)),
+                (idle, ()),
+                (idle, ()),
+                (idle, ()),
+            ],
+            [1, 1, 1, 1],
+            [24, 24, 24, 24],
+        )
+
+
+def least_split(leaves: int, BN: int) -> int:
+    """Leaves of an item are merged in registers: 3 levels of 64 x 64, 1 of 64 x 128, none of 64 x 256."""
+    return max(1, leaves // {16: 8, 32: 8, 64: 8, 128: 2, 256: 1}[BN])
+
+
+def contract(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    leaves: int,
+    out_dtype: torch.dtype,
+    *,
+    BN: int,
+    split: int,
+    rows: int = 128,
+    blocks: int = 132,
+    warmup: bool = False,
+):  # type: ignore[no-untyped-def]
+    """x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64."""
+    (M, K), N = x.shape, w.shape[0]
+    y = x.new_empty(M, N, dtype=out_dtype)
+    split = max(min(split, leaves), least_split(leaves, BN))
+    columns = triton.cdiv(M, BN)
+    halves = rows // 64
+    tiles = triton.cdiv(N, rows) * columns
+    nodes = x.new_empty(tiles * rows * split * BN if split > 1 else 1, dtype=torch.float32)
+    arrived = counters(x.device, tiles * halves)
+    grid = (min(blocks, tiles * split),)
+    stages = min(12, (232448 - 2048) // ((rows + BN) * BK * 2))
+    run = (lambda *args, **kw: stream_kernel.warmup(*args, grid=grid, **kw)) if warmup else stream_kernel[grid]
+    out = run(
+        descriptor(w, 64),
+        descriptor(x, BN),
+        y,
+        nodes,
+        arrived,
+        M,
+        N,
+        tiles * split,
+        columns,
+        K // leaves,
+        BN,
+        stages,
+        leaves,
+        split,
+        halves,
+        accumulator(BN),
+        num_warps=4,
+    )
+    return out if warmup else y

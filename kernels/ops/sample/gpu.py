@@ -1,0 +1,129 @@
+"""GPU sampling: noise and scores are the operations of cpu.c one by one, so a draw is the CPU's where the logits are."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.arithmetic import log_f32, philox
+
+CHUNK = 4096
+"""Ids of one block."""
+
+
+@triton.jit
+def words_of(seed, position, first, FOURS: tl.constexpr):
+    """uint32 [4 FOURS]: the noise words of ids 4 first .. 4 (first + FOURS)."""
+    zero = tl.zeros((FOURS,), tl.uint32)
+    c0 = (first + tl.arange(0, FOURS)).to(tl.uint32)
+    c1 = zero + (position & 0xFFFFFFFF).to(tl.uint32)
+    c2 = zero + ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    k0 = zero + (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = zero + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    a, b, c, d = philox(c0, c1, c2, zero, k0, k1)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (4 * FOURS,))
+
+
+@triton.jit
+def exponential(bits):
+    """-ln(1 - u), Kahan's correction of ln(1 + x)."""
+    top = (bits >> 8).to(tl.int32)
+    u = (top.to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    low = (bits & 255).to(tl.int32).to(tl.float32) * 2.3283064365386962890625e-10
+    u = tl.where(top != 0, u, low + 1.16415321826934814453125e-10)
+    w = 1.0 - u
+    rest = tl.where(w == 1.0, -1.0, w - 1.0)
+    return tl.where(w == 1.0, u, log_f32(w) * tl.div_rn(u, rest))
+
+
+@triton.jit
+def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, stride, first_id, CHUNK: tl.constexpr):
+    r = tl.program_id(1).to(tl.int64)
+    v = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    x = tl.load(logits + r * stride + v, mask=v < n, other=float("-inf"))
+    score = tl.div_rn(x, tl.zeros((CHUNK,), tl.float32) + tl.load(temperature + r))
+    if tl.load(greedy + r) == 0:
+        words = words_of(
+            tl.load(seeds + r), tl.load(positions + r), first_id // 4 + tl.program_id(0) * (CHUNK // 4), CHUNK // 4
+        )
+        score = score - log_f32(exponential(words))
+    score = tl.where((score == score) & (v < n), score, float("-inf"))
+    top = tl.max(score, 0)
+    lowest = tl.min(tl.where((score == top) & (score > float("-inf")), v, 0x7FFFFFFF), 0)
+    tl.store(best + r * tl.num_programs(0) + tl.program_id(0), top)
+    tl.store(ids + r * tl.num_programs(0) + tl.program_id(0), lowest)
+
+
+@triton.jit
+def best_of_row(logits, best, ids, score, token, picked, chunks, stride, first_id, CHUNKS: tl.constexpr):
+    r = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, CHUNKS)
+    b = tl.load(best + r * chunks + i, mask=i < chunks, other=float("-inf"))
+    v = tl.load(ids + r * chunks + i, mask=i < chunks, other=0x7FFFFFFF)
+    top = tl.max(b, 0)
+    lowest = tl.min(tl.where(b == top, v, 0x7FFFFFFF), 0)
+    found = lowest != 0x7FFFFFFF
+    tl.store(score + r, top)
+    tl.store(token + r, tl.where(found, first_id + lowest.to(tl.int64), -1))
+    tl.store(picked + r, tl.load(logits + r * stride + lowest, mask=found, other=0.0))
+
+
+def gumbel_argmax(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    greedy: torch.Tensor,
+    first_id: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, n = logits.shape
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    chunks = triton.cdiv(n, CHUNK)
+    best, ids = logits.new_empty(rows, chunks), logits.new_empty(rows, chunks, dtype=torch.int32)
+    score, token, picked = logits.new_empty(rows), logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows)
+    if rows:
+        best_of_chunk[(chunks, rows)](
+            logits,
+            temperature,
+            seeds,
+            positions,
+            greedy,
+            best,
+            ids,
+            n,
+            logits.stride(0),
+            first_id,
+            CHUNK,
+            num_warps=8,
+            enable_fp_fusion=False,
+        )
+        best_of_row[(rows,)](
+            logits,
+            best,
+            ids,
+            score,
+            token,
+            picked,
+            chunks,
+            logits.stride(0),
+            first_id,
+            triton.next_power_of_2(chunks),
+            num_warps=1,
+        )
+    return score, token, picked
+
+
+@triton.jit
+def words_kernel(words, seed, position, n, FOURS: tl.constexpr):
+    v = tl.program_id(0) * (4 * FOURS) + tl.arange(0, 4 * FOURS)
+    seed = tl.full((), 0, tl.int64) + seed
+    position = tl.full((), 0, tl.int64) + position
+    tl.store(
+        words + v, words_of(seed, position, tl.program_id(0) * FOURS, FOURS).to(tl.int32, bitcast=True), mask=v < n
+    )
+
+
+def noise_words(seed: int, position: int, ids: int, device: str = "cuda") -> torch.Tensor:
+    """The 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
+    words = torch.empty(ids, dtype=torch.int32, device=device)
+    words_kernel[(triton.cdiv(ids, 1024),)](words, seed, position, ids, 256)
+    return words

@@ -1,0 +1,193 @@
+import pytest
+import torch
+
+from kernels.ops.attention import Pages, attention, decode, gpu, gradient, prefill
+from kernels.ops.attention import packed as packed_kernel
+from kernels.tree import KEY_BLOCK, KEY_SPLIT
+from tests.bits import assert_same_bits
+from tests.kernels.gpu.accuracy import relative_error
+
+pytestmark = pytest.mark.gpu
+bf16 = torch.bfloat16
+C = 128**-0.5 * 1.4426950408889634
+
+
+def packed(lengths):
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    position = torch.arange(int(starts[-1])) - starts[sequence]
+    table = (starts[:-1, None] + torch.arange(max(lengths))).clamp(max=int(starts[-1]) - 1)
+    return Pages(table.int().cuda(), 1, sequence.int().cuda(), position.int().cuda(), starts.cuda(), True)
+
+
+def inputs(T, heads=8, kv_heads=2, D=128):
+    return [torch.randn(T, h, D, device="cuda").to(bf16) for h in (heads, kv_heads, kv_heads)]
+
+
+def paged(k, v, lengths, spans, size):
+    """The keys of `packed` sequences scattered over shuffled pages, NaN elsewhere, seen by the queries of `spans`."""
+    need = [-(-n // size) for n in lengths]
+    order = torch.randperm(sum(need) + 3)[: sum(need)].tolist()
+    table = torch.zeros(len(lengths), max(need), dtype=torch.int32)
+    kc, vc = (torch.full(((sum(need) + 3) * size, *t.shape[1:]), torch.nan, device="cuda", dtype=bf16) for t in (k, v))
+    at = 0
+    for s, n in enumerate(lengths):
+        table[s, : need[s]] = torch.tensor(order[: need[s]], dtype=torch.int32)
+        order = order[need[s] :]
+        p = torch.arange(n)
+        rows = (table[s, p // size].long() * size + p % size).cuda()
+        kc[rows], vc[rows] = k[at : at + n], v[at : at + n]
+        at += n
+    count = torch.tensor([b - a for a, b in spans])
+    sequence = torch.repeat_interleave(torch.arange(len(spans)), count)
+    position = torch.cat([torch.arange(a, b) for a, b in spans])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
+    return kc, vc, Pages(table.cuda(), size, sequence.int().cuda(), position.int().cuda(), starts.cuda())
+
+
+LENGTHS = [1, 63, 700, 64, 65, 1300, 129, 512, 513]
+
+
+def reference(q, k, v, pages):
+    """One warp, 16 rows, no pipeline."""
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device="cuda")
+    prefill.launch(q, k, v, pages, out, lse, C, KEY_BLOCK, KEY_SPLIT, rows=16, warps=1, stages=1)
+    return out, lse
+
+
+def test_accuracy():
+    lengths = [300, 1100]
+    q, k, v = inputs(1400)
+    out, lse = gpu.forward(q, k, v, packed(lengths), 128**-0.5)
+    at = 0
+    for n in lengths:
+        s = slice(at, at + n)
+        Q, K, V = (t[s].transpose(0, 1).double() for t in (q, k.repeat_interleave(4, 1), v.repeat_interleave(4, 1)))
+        S = (Q @ K.transpose(1, 2) * 128**-0.5).masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
+        want = (S.softmax(-1) @ V).transpose(0, 1)
+        theirs = torch.nn.functional.scaled_dot_product_attention(
+            *(t[s].transpose(0, 1)[None] for t in (q, k, v)), is_causal=True, enable_gqa=True
+        )[0].transpose(0, 1)
+        print(f"ours {relative_error(out[s], want):.3e}, vendor {relative_error(theirs, want):.3e}")
+        assert relative_error(out[s], want) <= 1.02 * relative_error(theirs, want)
+        assert relative_error(lse[s], S.logsumexp(-1).T / 0.6931471805599453) < 1e-6
+        at += n
+
+
+@pytest.mark.parametrize(
+    "rows,warps,stages", [(128, 8, 2), (64, 4, 2), (64, 4, 3), (128, 8, 3), (16, 4, 2), (128, 4, 2)]
+)
+def test_tiles(rows, warps, stages):
+    q, k, v = inputs(sum(LENGTHS))
+    pages = packed(LENGTHS)
+    want = reference(q, k, v, pages)
+    out, lse = torch.empty_like(want[0]), torch.empty_like(want[1])
+    prefill.launch(q, k, v, pages, out, lse, C, KEY_BLOCK, KEY_SPLIT, rows=rows, warps=warps, stages=stages)
+    assert_same_bits(out, want[0], "out")
+    assert_same_bits(lse, want[1], "lse")
+
+
+@pytest.mark.parametrize(
+    "heads,kv_heads,D,lengths",
+    [(8, 2, 128, LENGTHS), (16, 8, 128, [2500]), (4, 4, 64, LENGTHS), (32, 8, 128, [128, 1, 1, 1024, 77])],
+)
+def test_packed_by_tma(heads, kv_heads, D, lengths):
+    q, k, v = inputs(sum(lengths), heads, kv_heads, D)
+    pages = packed(lengths)
+    want = reference(q, k, v, pages)
+    for blocks in (132, 5):
+        out, lse = torch.full_like(want[0], torch.nan), torch.full_like(want[1], torch.nan)
+        packed_kernel.launch(q, k, v, pages, out, lse, C, KEY_SPLIT, blocks=blocks)
+        assert_same_bits(out, want[0], "out")
+        assert_same_bits(lse, want[1], "lse")
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 256])
+def test_pages_chunks_and_decode(size):
+    q, k, v = inputs(sum(LENGTHS))
+    out, lse = gpu.forward(q, k, v, packed(LENGTHS), 128**-0.5)
+    want = reference(q, k, v, packed(LENGTHS))
+    assert_same_bits(out, want[0], "packed")
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).tolist()
+    cuts = [
+        [(0, n) for n in LENGTHS],
+        [(n // 2, n) for n in LENGTHS],
+        [(n // 3, max(n // 3 + 1, n - 5)) for n in LENGTHS],
+        [(n - 1, n) for n in LENGTHS],
+        [(n // 2, n // 2 + 1) for n in LENGTHS],
+        [(n - 1 if i % 2 else n // 4, n) for i, n in enumerate(LENGTHS)],
+    ]
+    for spans in cuts:
+        mine = torch.cat([torch.arange(starts[s] + a, starts[s] + b) for s, (a, b) in enumerate(spans)]).cuda()
+        kc, vc, pages = paged(k, v, LENGTHS, spans, size)
+        got, e = gpu.forward(q[mine], kc, vc, pages, 128**-0.5)
+        assert_same_bits(got, out[mine], f"{spans}")
+        assert_same_bits(e, lse[mine], f"{spans} lse")
+
+
+@pytest.mark.parametrize("warps,stages", [(4, 3), (1, 1), (2, 2), (8, 2)])
+def test_decode_schedules(warps, stages):
+    lengths = [5, 64, 1500, 512, 2049, 513]
+    q, k, v = inputs(sum(lengths))
+    want, lse = reference(q, k, v, packed(lengths))
+    last = torch.tensor(lengths).cumsum(0).cuda() - 1
+    for size in (16, 64):
+        kc, vc, pages = paged(k, v, lengths, [(n - 1, n) for n in lengths], size)
+        out, e = torch.empty_like(q[: len(lengths)]), torch.empty(len(lengths), 8, device="cuda")
+        decode.launch(q[last], kc, vc, pages, out, e, C, KEY_BLOCK, KEY_SPLIT, warps=warps, stages=stages)
+        assert_same_bits(out, want[last], "out")
+        assert_same_bits(e, lse[last], "lse")
+
+
+def test_other_heads_and_strides():
+    for heads, kv_heads, D in ((16, 8, 128), (4, 4, 64), (32, 1, 128), (8, 1, 16)):
+        T = 200
+        qkv = torch.randn(T, heads + 2 * kv_heads, D, device="cuda").to(bf16)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
+        out, _ = gpu.forward(q, k, v, packed([T]), D**-0.5)
+        same, _ = gpu.forward(*(t.contiguous() for t in (q, k, v)), packed([T]), D**-0.5)
+        assert_same_bits(out, same, f"{heads} {kv_heads} {D}")
+        kc, vc, pages = paged(k, v, [T], [(T - 1, T)], 16)
+        assert_same_bits(gpu.forward(q[-1:], kc, vc, pages, D**-0.5)[0], out[-1:], f"decode {heads} {kv_heads} {D}")
+
+
+def test_backward():
+    lengths = [65, 300, 1, 640, 129]
+    q, k, v = (t.requires_grad_() for t in inputs(sum(lengths)))
+    pages = packed(lengths)
+    d_out = torch.randn(sum(lengths), 8, 128, device="cuda").to(bf16)
+    out = attention(q, k, v, pages, 128**-0.5)
+    out.backward(d_out)
+    _, lse = gpu.forward(q.detach(), k.detach(), v.detach(), pages, 128**-0.5)
+    args = (q.detach(), k.detach(), v.detach(), out.detach(), lse, d_out, pages.starts, 128**-0.5, C)
+    for rows, block, warps, stages in ((64, 64, 4, 1), (128, 64, 8, 1), (64, 32, 4, 2)):
+        for name, got, want in zip(
+            ["q", "k", "v"],
+            gradient.launch(*args, rows=rows, block=block, warps=warps, stages=stages),
+            (q.grad, k.grad, v.grad),
+            strict=False,
+        ):
+            assert_same_bits(got, want, f"d{name} {rows} {block}")
+    at = 0
+    for n in lengths:
+        s = slice(at, at + n)
+        at += n
+        alone = [t.detach()[s].clone().requires_grad_() for t in (q, k, v)]
+        attention(*alone, packed([n]), 128**-0.5).backward(d_out[s])
+        for name, got, want in zip(["q", "k", "v"], alone, (q, k, v), strict=False):
+            assert_same_bits(got.grad, want.grad[s], f"d{name} of a sequence of {n} alone")
+        if n < 300:
+            continue
+        wide = [t.detach()[s].double().requires_grad_() for t in (q, k, v)]
+        bf = [t.detach()[s].clone().requires_grad_() for t in (q, k, v)]
+        S = torch.einsum("thd,shd->hts", wide[0], wide[1].repeat_interleave(4, 1)) * 128**-0.5
+        S = S.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
+        torch.einsum("hts,shd->thd", S.softmax(-1), wide[2].repeat_interleave(4, 1)).backward(d_out[s].double())
+        y = torch.nn.functional.scaled_dot_product_attention(
+            *(t.transpose(0, 1)[None] for t in bf), is_causal=True, enable_gqa=True
+        )
+        y.backward(d_out[s].transpose(0, 1)[None])
+        for name, ours, theirs, want in zip(["q", "k", "v"], alone, bf, wide, strict=False):
+            a, b = relative_error(ours.grad, want.grad), relative_error(theirs.grad, want.grad)
+            print(f"d{name} {n}: ours {a:.3e}, vendor {b:.3e}")
+            assert a <= 1.05 * b

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from kernels.ops.logprob import gpu, linear_logprob, vocab_logprob, vocab_nodes
+from kernels.ops.matmul import matmul, order
+from kernels.tree import leaf_bounds
+from tests.bits import assert_same_bits
+from tests.kernels.gpu.accuracy import relative_error
+
+pytestmark = pytest.mark.gpu
+bf16, f32 = torch.bfloat16, torch.float32
+
+
+def case(R, n, V):
+    x = torch.randn(R, n, device="cuda").to(bf16)
+    head = (torch.randn(V, n, device="cuda") * 2 / n**0.5).to(bf16)
+    t = torch.rand(R, device="cuda") + 0.5
+    return x, head, torch.randint(V, (R,), device="cuda"), t
+
+
+@pytest.mark.parametrize(
+    "R,n,V,leaves",
+    [(200, 1024, 8 * 1000, 8), (130, 512, 8 * 1187, 8), (64, 1024, 151936, 8), (70, 512, 4096, 4), (5, 512, 2000, 2)],
+)
+def test_fused_equals_the_path_over_logits(R, n, V, leaves, monkeypatch):
+    x, head, targets, t = case(R, n, V)
+    logits = matmul(x, head, leaves, out_dtype=f32)
+    assert_same_bits(logits, order.contract(x, head, leaf_bounds(n, leaves)), "logits")
+    nodes = vocab_nodes(logits, t, leaves)
+    picked = logits.gather(1, targets[:, None])[:, 0]
+    want, lse = vocab_logprob(nodes, picked, t)
+    got, e = gpu.linear(x, head, targets, t, leaves)
+    assert_same_bits(got, want, "log-probability")
+    assert_same_bits(e, lse, "log-sum-exp")
+    exact = (logits.double() / t[:, None].double()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    theirs = (logits / t[:, None]).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ours, vendor = (got - exact).abs().max(), (theirs - exact).abs().max()
+    print(f"max error ours {ours:.2e}, vendor {vendor:.2e}")
+    assert ours <= 4e-6
+    for rows in (slice(0, 1), slice(2, 5)):  # few rows, as a decode step has them
+        few = matmul(x[rows], head, leaves, out_dtype=f32)
+        assert_same_bits(vocab_nodes(few, t[rows], leaves), nodes[rows], "nodes of few rows")
+    for size in (2, leaves):
+        parts = [
+            vocab_nodes(matmul(x, head[i * V // size : (i + 1) * V // size], leaves, out_dtype=f32), t, leaves // size)
+            for i in range(size)
+        ]
+        assert_same_bits(torch.cat(parts, 1), nodes, f"{size} vocabulary shards")
+
+
+@pytest.mark.parametrize("R,n,V,leaves", [(200, 1024, 8 * 1000, 8), (130, 512, 8 * 1187, 8), (70, 512, 4096, 4)])
+def test_backward(R, n, V, leaves, monkeypatch):
+    x, head, targets, t = case(R, n, V)
+    groups = torch.tensor([0, 33, R // 2, R], device="cuda")
+    g = torch.randn(R, device="cuda")
+    x.requires_grad_(), head.requires_grad_()
+    linear_logprob(x, head, targets, t, leaves, groups).backward(g)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "_fused", lambda *_: False)
+        a, b = x.detach().clone().requires_grad_(), head.detach().clone().requires_grad_()
+        linear_logprob(a, b, targets, t, leaves, groups).backward(g)
+    assert_same_bits(x.grad, a.grad, "dx")
+    assert_same_bits(head.grad, b.grad, "dhead")
+    X, H = x.detach().double().requires_grad_(), head.detach().double().requires_grad_()
+    ((X @ H.T) / t[:, None].double()).log_softmax(-1).gather(1, targets[:, None])[:, 0].backward(g.double())
+    xb, hb = x.detach().clone().requires_grad_(), head.detach().clone().requires_grad_()
+    ((xb @ hb.T).float() / t[:, None]).log_softmax(-1).gather(1, targets[:, None])[:, 0].backward(g)
+    for name, ours, theirs, want in (("dx", x, xb, X), ("dhead", head, hb, H)):
+        p, q = relative_error(ours.grad, want.grad), relative_error(theirs.grad, want.grad)
+        print(f"{name}: ours {p:.3e}, vendor {q:.3e}")
+        assert p <= 1.05 * q
