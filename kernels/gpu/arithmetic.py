@@ -4,7 +4,7 @@
 only in kernels launched with `enable_fp_fusion=False`: otherwise ptxas contracts a multiply and an add into one rounding.
 
 A sum over an axis of two is one commutative addition, so `fold` has one order whatever the layout and number of warps are;
-`tl.sum` over a longer axis has not (shared/numerics.md).
+`tl.sum` over a longer axis depends on the number of warps.
 """
 
 import triton

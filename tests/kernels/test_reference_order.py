@@ -192,8 +192,9 @@ def test_rms_norm_gradient() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 511, 512, 513, 576, 1024, 1030])
-def test_attention_row(length: int) -> None:
-    D, scale = 32, 32**-0.5
+@pytest.mark.parametrize("D", [32, 48])
+def test_attention_row(D: int, length: int) -> None:
+    scale = D**-0.5
     q, k, v = normal(length, 2, D, octaves=1), normal(length, 1, D, seed=1, octaves=1), normal(length, 1, D, seed=2)
     out = attention(q, k, v, packed(torch.tensor([length]), CPU), scale)
     fused = F4(scale * np.log2(np.e))

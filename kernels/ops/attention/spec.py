@@ -18,8 +18,8 @@ def packed(lengths: torch.Tensor, device: torch.device) -> Pages:
     table = torch.where(position < lengths[:, None], starts[:-1, None] + position, _NOWHERE).to(torch.int32)
     sequence = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), lengths)
     within = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths)
-    return Pages(*(t.to(device) if isinstance(t, torch.Tensor) else t
-                   for t in (table, 1, sequence, within.to(torch.int32), starts)))  # fmt: skip
+    table, sequence, position, starts = (t.to(device) for t in (table, sequence, within.to(torch.int32), starts))
+    return Pages(table, 1, sequence, position, starts, packed=True)
 
 
 def _lengths(pages: Pages) -> torch.Tensor:
@@ -113,7 +113,12 @@ def _scatter(i: Inputs, lengths: torch.Tensor, size: int, generator: torch.Gener
         row = (mine[at // size] * size + at % size).to(device)
         for pool, source in ((keys, i["keys"]), (values, i["values"])):
             pool[row] = source[int(starts[s]) : int(starts[s + 1])]
-    return {**i, "keys": keys, "values": values, "pages": replace(i["pages"], table=table.to(device), size=size)}
+    return {
+        **i,
+        "keys": keys,
+        "values": values,
+        "pages": replace(i["pages"], table=table.to(device), size=size, packed=False),
+    }
 
 
 def _in_pages(i: Inputs, generator: torch.Generator) -> torch.Tensor:
@@ -134,7 +139,8 @@ def _in_chunks(i: Inputs, generator: torch.Generator) -> torch.Tensor:
         mine = ((position >= done[sequence]) & (position < upto[sequence])).nonzero()[:, 0].to(out.device)
         absent = (position >= upto[sequence]).to(out.device)
         keys, values = (i[n].masked_fill(absent[:, None, None], torch.nan) for n in ("keys", "values"))
-        chunk = replace(pages, sequence=pages.sequence[mine], position=pages.position[mine])
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), (upto - done).cumsum(0)]).to(out.device)
+        chunk = Pages(pages.table, 1, pages.sequence[mine], pages.position[mine], starts)
         out[mine] = _run({**i, "q": i["q"][mine], "keys": keys, "values": values, "pages": chunk})
         done = upto
     return out
@@ -175,13 +181,13 @@ def _case(sequences: int, longest: int, kv_heads: int, group: int, head_dim: int
 
 
 # Lengths on both sides of a block of 64 keys and of a split of 512.
-_CASES = (_case(1, 1, 1, 1, 16), _case(4, 131, 2, 3, 32), _case(3, 64, 8, 1, 16), _case(2, 1030, 1, 2, 16))
+_CASES = (_case(1, 1, 1, 1, 16), _case(4, 131, 2, 3, 32), _case(3, 64, 8, 1, 16), _case(2, 1030, 1, 2, 64))
 _SPACE = {
     "sequences": (1, 2, 4),
     "longest": (1, 2, 17, 63, 64, 65, 130),
     "kv_heads": (1, 2, 4),
     "group": (1, 2, 3),
-    "head_dim": (16, 32, 48),
+    "head_dim": (16, 32, 64),
     "ragged": (0, 1),
 }
 ATTENTION = OpSpec(
@@ -216,13 +222,17 @@ def _make_decode(case, generator, device, dtype) -> Inputs:  # type: ignore[no-u
     paged = _scatter(whole, lengths, size, generator)
     last = (lengths.cumsum(0) - 1).to(device)
     pages = paged["pages"]
-    pages = replace(pages, sequence=pages.sequence[last], position=pages.position[last])
+    starts = torch.arange(len(lengths) + 1, device=device)
+    pages = replace(pages, sequence=pages.sequence[last], position=pages.position[last], starts=starts)
     return {**paged, "q": whole["q"][last], "pages": pages}
 
 
 def _retake_decode(i: Inputs, index: torch.Tensor, taken: Inputs) -> None:
     pages, count = i["pages"], torch.arange(len(index), dtype=torch.int32, device=index.device)
-    taken["pages"] = replace(pages, table=pages.table[index], sequence=count, position=pages.position[index])
+    starts = torch.arange(len(index) + 1, device=index.device)
+    taken["pages"] = replace(
+        pages, table=pages.table[index], sequence=count, position=pages.position[index], starts=starts
+    )
 
 
 def _decode_work(case, size: int) -> Work:  # type: ignore[no-untyped-def]
