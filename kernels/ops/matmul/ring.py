@@ -4,7 +4,7 @@ filling, and one leaf, which two consumer warpgroups of 64 rows take from it.
 An operand may lie with its contraction index contiguous (a weight in a forward) or its row index contiguous (`MN`: gradients);
 TMA boxes are then [k, rows], and wgmma reads them transposed.
 
-Four traps of Triton 3.6 that shaped the code (shared/experiments/tree_gluon.md): one named producer warp leaves three padding
+Four traps of Triton 3.6 that shaped the code: one named producer warp leaves three padding
 warps with too many registers, hence `idle`; a carried `previous = stage` is taken for a constant, hence `before`; peeling the
 first product off the loop spills; and host descriptors cost microseconds, hence `descriptor` keeps them.
 """
