@@ -3,6 +3,7 @@
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -32,3 +33,14 @@ def same_device(op: str, *tensors: torch.Tensor) -> ModuleType:
     if len(kinds) != 1:
         raise UnsupportedError(f"{op}: tensors on {sorted(map(str, kinds))}; put them on one device")
     return implementation(op, tensors[0].device.type)
+
+
+def check_groups(op: str, groups: torch.Tensor, rows: int) -> None:
+    """UnsupportedError unless `groups` are int64 offsets 0 <= ... <= rows, ascending, of at least one group."""
+    offsets = groups.tolist()
+    ascending = all(a <= b for a, b in pairwise(offsets))
+    if groups.dtype != torch.int64 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or not ascending:
+        raise UnsupportedError(
+            f"{op}: groups must be int64 offsets that ascend from 0 to the {rows} rows, got {groups.dtype} {offsets[:8]} "
+            f"that end at {offsets[-1] if offsets else None}"
+        )

@@ -207,7 +207,6 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
 def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it turns SIGTERM into an abort
     local: dict[str, Any] = {}
     if config.address == "local":
         local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
@@ -226,21 +225,30 @@ def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
 
 
 def _end_ray(tag: str) -> None:
-    """Also ends what carries `tag` in its environment: interrupted while it starts, Ray leaves processes behind."""
+    """Also ends what Ray leaves behind where it was interrupted while it started."""
+    start, left = time.monotonic(), _family(tag, set())
     ray.shutdown()
-    mark, start = f"{_TAG}={tag}".encode(), time.monotonic()
-    while (waited := time.monotonic() - start) < 10:
-        left = []
-        for folder in Path("/proc").glob("[0-9]*"):  # elsewhere than on Linux: none, and Ray is trusted
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    left.append(int(folder.name))
-        if not left:
-            return
+    while (left := _family(tag, left)) and (waited := time.monotonic() - start) < 15:
         for pid in left if waited > 3 else ():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _family(tag: str, known: set[int]) -> set[int]:
+    """The living among `known`, what carries `tag` in its environment, and their descendants. Empty elsewhere than on Linux."""
+    mark, found, parents = f"{_TAG}={tag}".encode(), set(), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            pid = int(folder.name)
+            if state != "Z":
+                parents[pid] = int(parent)
+                if pid in known or mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _check_address(address: str) -> None:

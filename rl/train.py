@@ -1,5 +1,6 @@
 """The command: `python -m rl.train [+recipe=NAME] [key=value ...] [-m]`."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from rl.errors import BAD_INPUT, RunError, UserError
 def main() -> None:
     """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ.setdefault(
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"
+    )  # which aborts on SIGTERM; read when ray is imported
     register_recipes()
     flags, overrides = ([a for a in sys.argv[1:] if a.startswith("-") is flag] for flag in (True, False))
     try:

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +22,15 @@ from kernels.device import UnsupportedError
 _ROOT = Path(__file__).resolve().parent.parent
 # What makes bits independent of compiler and machine is -ffp-contract=off and the absence of -ffast-math; the rest is speed.
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+_DTYPES = {
+    "float": torch.float32,
+    "int64_t": torch.int64,
+    "int32_t": torch.int32,
+    "uint32_t": torch.int32,
+    "uint8_t": torch.uint8,
+}
+_SERIAL = 32768  # elements below which waking threads costs more than it saves
 
 
 class BuildError(RuntimeError):
@@ -79,22 +89,43 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(build()))
 
 
+@cache
+def _prototypes() -> dict[str, list[tuple[str, torch.dtype | type]]]:
+    """(parameter, dtype of the tensor or type of the scalar) of every C function, read from its definition."""
+    found = {}
+    for path in _sources():
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        for name, parameters in re.findall(r"^(?:void|int) (\w+)\(([^)]*)\)\s*\{", text, re.MULTILINE):
+            kinds: list[tuple[str, torch.dtype | type]] = []
+            for parameter in parameters.split(","):
+                kind, star, label = re.fullmatch(r"\s*(?:const )?(\w+) (\*?)(\w+)\s*", parameter).groups()  # type: ignore[union-attr]
+                kinds.append((label, _DTYPES[kind] if star else float if kind == "float" else int))
+            found[name] = kinds[:-1]  # the last one is the number of threads
+    return found
+
+
 def call(name: str, *args: torch.Tensor | int | float, strided: bool = False) -> None:
-    """Runs C function `name`: a tensor is passed as its address (contiguous, unless `strided`), an int as int64, a float
-    as float32, and the number of threads last. Raises MemoryError where the function reports one."""
+    """Runs C function `name`: a tensor is passed as its address (contiguous, unless `strided`), a scalar as int64 or
+    float32, and the number of threads last. Every argument is checked against the definition. Raises UnsupportedError for
+    another dtype or layout, MemoryError where the function reports it."""
     raw: list[object] = []
-    for arg in args:
+    elements = 0
+    for (label, kind), arg in zip(_prototypes()[name], args, strict=True):
         if isinstance(arg, torch.Tensor):
-            if arg.device.type != "cpu" or not (strided or arg.is_contiguous()):
-                raise UnsupportedError(
-                    f"{name}: expected a contiguous CPU tensor, got {tuple(arg.shape)} on {arg.device}"
-                )
+            if arg.device.type != "cpu" or arg.dtype != kind or not (strided or arg.is_contiguous()):
+                what = f"{'a' if strided else 'a contiguous'} CPU tensor of {kind}"
+                got = f"{arg.dtype} {tuple(arg.shape)} with strides {arg.stride()} on {arg.device}"
+                raise UnsupportedError(f"{name}: {label} must be {what}, got {got}")
+            elements += arg.numel()
             raw.append(ctypes.c_void_p(arg.data_ptr()))
-        elif isinstance(arg, float):
+        elif kind is float:
             raw.append(ctypes.c_float(arg))
-        else:
+        elif kind is int and isinstance(arg, int):
             raw.append(ctypes.c_int64(arg))
+        else:
+            raise UnsupportedError(f"{name}: {label} must be {kind}, got {arg!r}")
     function = getattr(library(), name)
     function.restype = ctypes.c_int if name == "matmul" else None
-    if function(*raw, ctypes.c_int64(torch.get_num_threads())):
+    threads = torch.get_num_threads() if elements > _SERIAL else 1
+    if function(*raw, ctypes.c_int64(threads)):
         raise MemoryError(f"{name}: out of memory")

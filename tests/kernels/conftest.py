@@ -5,12 +5,17 @@ import os
 import sys
 from collections.abc import Iterator
 
+# Threads that wait must not spin: 4 threads on a machine with fewer free cores would take a thousand times as long. OpenMP
+# reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=20, **_COMMON)
+settings.register_profile("brief", max_examples=4, **_COMMON)  # where each new shape is a compilation
 settings.register_profile("thorough", max_examples=500, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import same_device
+from kernels.device import UnsupportedError, same_device
 
 
 def adamw(
@@ -25,6 +25,9 @@ def adamw(
 
     step counts from 1. Elementwise: invariant to how the tensor is sharded.
     """
+    if not weight.shape == grad.shape == first.shape == second.shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (weight, grad, first, second))
+        raise UnsupportedError(f"adamw: weight, gradient and moments differ in shape: {shapes}")
     corrections = (1.0 - betas[0] ** step, 1.0 - betas[1] ** step)
     same_device("adamw", weight, grad, first, second).update(
         weight, grad, first, second, grad_scale, lr, *betas, eps, weight_decay, *corrections

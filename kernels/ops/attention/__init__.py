@@ -50,7 +50,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out):  # type: ignore[no-untyped-def]
         q, keys, values, out, lse = ctx.saved_tensors
-        if ctx.pages.size != 1 or keys.shape[0] != q.shape[0]:
+        if not ctx.pages.packed or keys.shape[0] != q.shape[0]:
             raise UnsupportedError("attention: gradients need the identity page table (Layout.packed)")
         backward = same_device("attention", q, d_out).backward
         return (*backward(q, keys, values, out, lse, d_out, ctx.pages.starts, ctx.scale), None, None)

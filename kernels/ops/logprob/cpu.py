@@ -3,7 +3,9 @@
 import torch
 
 from kernels.cpu import call
+from kernels.device import UnsupportedError
 from kernels.ops.matmul import input_gradient, matmul, weight_gradient
+from kernels.tree import is_power_of_two
 
 
 def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
@@ -15,6 +17,8 @@ def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch
 
 def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, leaves, _ = nodes.shape
+    if not is_power_of_two(leaves):
+        raise UnsupportedError(f"log-prob: {leaves} leaves of the vocabulary; the number must be a power of two")
     out, lse = torch.empty(rows), torch.empty(rows)
     scratch = nodes.clone(memory_format=torch.contiguous_format)
     call("vocab_logprob", scratch, picked.contiguous(), temperature.contiguous(), out, lse, rows, leaves)

@@ -3,7 +3,7 @@
 import torch
 
 from kernels.cpu import call
-from kernels.device import UnsupportedError
+from kernels.device import check_groups
 
 
 def contract(
@@ -13,8 +13,7 @@ def contract(
     (M, K), N = a.shape, b.shape[0]
     a, b = a.float(), b.float()
     y = torch.empty(M, N)
-    offsets = torch.as_tensor(bounds, dtype=torch.int64)
-    if int(offsets[-1]) != K:
-        raise UnsupportedError(f"matmul: groups end at token {int(offsets[-1])} of {K}")
+    offsets = torch.as_tensor(bounds)
+    check_groups("matmul", offsets, K)
     call("matmul", a, M, *a.stride(), b, N, *b.stride(), y, K, offsets, len(offsets) - 1, strided=True)
     return y.to(out_dtype)

@@ -3,9 +3,11 @@
 import torch
 
 from kernels.cpu import call
+from kernels.device import check_groups
 
 
 def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    check_groups("sum_rows", groups, x.shape[0])
     y = torch.empty(x.shape[1])
     call("sum_rows", x.contiguous(), y, x.shape[1], groups, groups.numel() - 1)
     return y

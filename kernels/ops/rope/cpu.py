@@ -3,11 +3,14 @@
 import torch
 
 from kernels.cpu import call
+from kernels.device import UnsupportedError
 
 
 def rotate(
     x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, positions: torch.Tensor, sign: float
 ) -> torch.Tensor:
+    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < min(len(cosine), len(sine)):
+        raise UnsupportedError(f"rope: positions up to {int(positions.max())} against a table of {len(cosine)}")
     x32 = x.float().contiguous()
     y = torch.empty_like(x32)
     call("rope", x32, cosine, sine, positions, y, *x.shape, sign)

@@ -22,6 +22,7 @@ static inline void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
 /* -ln(1 - u) with full relative precision for small u (Kahan's correction of ln(1 + x)). */
 static inline float exponential(uint32_t bits) {
     float u = ((float)(bits >> 8) + 0.5f) * 0x1p-24f, low = (float)(bits & 255) * 0x1p-32f;
+    u = u < 1.0f ? u : 0x1.fffffep-1f; /* the largest of them rounds to 1 */
     u = bits >> 8 ? u : low + 0x1p-33f; /* below 2^-24 the low byte carries the precision */
     float w = 1.0f - u;
     return w == 1.0f ? u : log_f32(w) * (u / (w - 1.0f));

@@ -3,6 +3,7 @@
 import torch
 
 from kernels.cpu import call
+from kernels.device import UnsupportedError
 
 
 def gumbel_argmax(
@@ -14,6 +15,8 @@ def gumbel_argmax(
     first_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, n = logits.shape
+    if (temperature <= 0).any():
+        raise UnsupportedError(f"sampling: temperature {temperature.min().item()} must be positive; greedy rows take 1")
     best, ids, picked = torch.empty(rows), torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     call(
         "gumbel_argmax",

@@ -28,6 +28,7 @@ def exponential(bits):
     """-ln(1 - u), Kahan's correction of ln(1 + x)."""
     top = (bits >> 8).to(tl.int32)
     u = (top.to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    u = tl.minimum(u, 0.999999940395355225)  # the largest of them rounds to 1
     low = (bits & 255).to(tl.int32).to(tl.float32) * 2.3283064365386962890625e-10
     u = tl.where(top != 0, u, low + 1.16415321826934814453125e-10)
     w = 1.0 - u
