@@ -5,7 +5,6 @@ import operator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
@@ -100,7 +99,3 @@ class Optimizer:
         squares[: gradient.shape[0]] = square_rows(gradient.reshape(gradient.shape[0], -1)) if gradient.numel() else 0.0
         whole = group.all_gather(squares).view(-1)[:rows, None]
         return sum_rows(whole, torch.arange(rows + 1, device=gradient.device))
-
-
-def barrier() -> None:
-    dist.barrier()

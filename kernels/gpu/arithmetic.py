@@ -1,6 +1,6 @@
 """Exponentials, logarithms, folds and counter-based noise for Triton kernels.
 
-`exp_f32`, `exp2_f32` and `log_f32` are the operations of samebit.h one by one, so their bits are those of the CPU. They hold
+`exp_f32` and `log_f32` are the operations of samebit.h one by one, so their bits are those of the CPU. They hold
 only in kernels launched with `enable_fp_fusion=False`: otherwise ptxas contracts a multiply and an add into one rounding.
 
 A sum over an axis of two is one commutative addition, so `fold` has one order whatever the layout and number of warps are;
@@ -44,13 +44,6 @@ def nearest(x):
 @triton.jit
 def clamp(x, low, high):
     return tl.where(x < low, low, tl.where(x > high, high, x))
-
-
-@triton.jit
-def exp2_f32(x):
-    x = clamp(x, -152.0, 129.0)
-    n = nearest(x)
-    return times_power_of_two(exp_small((x - n) * 0.693147182464599609375), n)
 
 
 @triton.jit

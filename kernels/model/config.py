@@ -1,7 +1,7 @@
 """The shape of a Qwen3 decoder, read from and written to a Hugging Face `config.json`."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,3 @@ class ModelConfig:
             "initializer_range": self.init_std,
             "torch_dtype": dtype,
         }
-
-    def describe(self) -> dict[str, Any]:
-        return asdict(self) | {"parameters": self.parameter_count}
