@@ -1,8 +1,7 @@
 """Which model a run trains: a directory, or random weights of a given shape."""
 
-from pathlib import Path
-
 from kernels.model import ModelConfig
+from kernels.model.weights import find
 from rl.config import RunConfig
 from rl.errors import UserError
 
@@ -12,8 +11,7 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     section = config.model
     if section.path:
         model = ModelConfig.from_directory(section.path, section.leaves)
-        if not any(Path(section.path).glob("*.safetensors")):
-            raise UserError(f"model.path={section.path} holds no .safetensors file")
+        find(model, section.path)
     else:
         hf = dict(section.hf)
         for field, value in hf.items():

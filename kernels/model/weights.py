@@ -94,33 +94,42 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
         yield parameter, torch.from_numpy(noise * np.float32(scale))
 
 
-def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Every parameter from the safetensors files of a Hugging Face model directory, one at a time."""
+def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
+    """The safetensors file of every tensor that `config` asks for, or ConfigError: a file that cannot be read, a tensor that
+    is missing or has another shape. Reads headers only."""
     directory = Path(directory)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{directory} holds no .safetensors file")
     where: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                where |= dict.fromkeys(file.keys(), path)
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    where[name], shapes[name] = path, tuple(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
-
-    def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if name not in where:
-            raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
-        with safe_open(where[name], "pt") as file:
-            tensor = file.get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise ConfigError(f"{where[name]}: {name} is {tuple(tensor.shape)}, the config says {shape}")
-        return tensor
-
     for parameter in parameters(config):
         columns = (parameter.columns,) if parameter.columns else ()
-        parts = zip(parameter.hf_names, parameter.sections, strict=True)
-        yield parameter, torch.cat([read(name, (rows, *columns)) for name, rows in parts])
+        for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
+            if name not in where:
+                raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
+            if shapes[name] != (rows, *columns):
+                raise ConfigError(f"{where[name]}: {name} is {shapes[name]}, the config says {(rows, *columns)}")
+    return where
+
+
+def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Every parameter from the safetensors files of a Hugging Face model directory, one at a time."""
+    where = find(config, directory)
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(where[name], "pt") as file:
+            return file.get_tensor(name)
+
+    for parameter in parameters(config):
+        yield parameter, torch.cat([read(name) for name in parameter.hf_names])
 
 
 def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:

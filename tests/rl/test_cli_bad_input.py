@@ -1,15 +1,20 @@
 """Bad input: one line that says what to change, exit code 2, nothing started, nothing written."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kernels.model import ModelConfig
+from kernels.model.weights import initial, save
 from rl.compose import check
 from rl.data.tokenizer import of_characters
-from tests.rl.command import call, command
+from tests.rl.command import ROOT, call, command
 
 CASES = {
     "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, seed, steps")),
@@ -150,10 +155,11 @@ def test_model_folder(refused, tmp_path: Path) -> None:
     (path / "config.json").write_text('{\n"model_type": }')
     assert "config.json" in refused(f"model.path={path}")
     shape = dict(check([])[0].model.hf) | {"vocab_size": 32}
-    import json
-
-    (path / "config.json").write_text(json.dumps(ModelConfig.from_hf(shape, 8).to_hf()))
+    model = ModelConfig.from_hf(shape, 8)
+    (path / "config.json").write_text(json.dumps(model.to_hf()))
     assert "no .safetensors" in refused(f"model.path={path}")
+    save(model, list(initial(model, 0))[:-1], path)
+    assert "no tensor lm_head.weight" in refused(f"model.path={path}")
 
 
 def test_port_in_use(refused) -> None:
@@ -185,9 +191,23 @@ def test_sweep_with_a_taken_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["seed=1"]
 
 
-@pytest.mark.parametrize("arguments", [("stpes=2",), ("rollout.tp=8",), ("-m", "seed=0,1", "rollout.tp=2,8")])
-def test_as_a_process(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    with command(*arguments, "data.problems=100", "out_dir=run", cwd=tmp_path) as running:
-        running.finish(timeout=60).error()
+def test_as_a_process(tmp_path: Path) -> None:
+    with command("-m", "seed=0,1", "rollout.tp=2,8", "data.problems=100", "out_dir=run", cwd=tmp_path) as running:
+        assert "rollout.tp=8" in running.finish(timeout=60).error()
         assert running.family() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_package_named_kernels(tmp_path: Path) -> None:
+    """transformers knows an optional package of that name."""
+    info = tmp_path / "kernels-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 9.9\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "rl.train", "dry_run=true"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "pip uninstall kernels" in result.stderr and "Traceback" not in result.stderr
