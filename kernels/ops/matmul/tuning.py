@@ -1,4 +1,4 @@
-"""Tuning tables of the GPU matmul, measured on one H100 (README). They choose speed, never bits;
+"""Tuning tables of the GPU matmul, measured on one H100. They choose speed, never bits;
 tests/kernels/gpu/test_matmul.py proves every entry equal to the reference order."""
 
 from typing import NamedTuple
