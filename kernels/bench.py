@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels import contract
-from kernels.spec import Case, Inputs, OpSpec, all_specs
+from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
 _SAMPLE_SECONDS = 0.03
@@ -81,7 +81,7 @@ def compare(runs: list[Callable[[], object]], device: torch.device) -> list[floa
 def _backward(run: Callable[[Inputs], object], spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> Callable[[], object]:
     """The gradient alone, of a forward that ran once."""
     leaf = {name: inputs[name].detach().requires_grad_() for name in spec.differentiable}
-    y = run({**inputs, **leaf})
+    y = as_tuple(run({**inputs, **leaf}))[0]
     return lambda: torch.autograd.grad(y, list(leaf.values()), dy, retain_graph=True)
 
 

@@ -52,8 +52,8 @@ class Runner:
         )
         ids = torch.tensor([t for s in spans for t in s.sequence.tokens[s.start : s.stop]], device=self.device)
 
-        def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
-            return decoder_layer(self.config, self.group, self.layers[i], i, x, layout, self.cache, self.table)
+        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+            return decoder_layer(self.config, self.group, self.layers[i], i, x, delta, layout, self.cache, self.table)
 
         hidden = forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
         sampling = [s for s in spans if s.samples]

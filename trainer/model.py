@@ -26,9 +26,11 @@ class Block(nn.Module):
         for name in LayerWeights.__dataclass_fields__:
             self.register_parameter(name, nn.Parameter(torch.empty(shapes[f"layers.{index}.{name}"])))
 
-    def forward(self, x: torch.Tensor, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         weights = LayerWeights(**{name: getattr(self, name) for name in LayerWeights.__dataclass_fields__})
-        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, layout, Activations(), table)
+        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, Activations(), table)
 
 
 class TrainerModel(nn.Module):
@@ -62,8 +64,8 @@ class TrainerModel(nn.Module):
         the gradient's leaves among the rows."""
         outer = OuterWeights(self.embed, self.norm, self.head)
 
-        def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.layers[i](x, layout, self.table)
+        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.layers[i](x, delta, layout, self.table)
 
         hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
         targets = token_ids[rows]

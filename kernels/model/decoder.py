@@ -15,7 +15,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
 from kernels.model.layout import KeyValues, Layout
-from kernels.ops import attention, embedding, matmul, rms_norm, rope, swiglu
+from kernels.ops import add_rms_norm, attention, embedding, matmul, rms_norm, rope, swiglu
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ def decoder_layer(
     weights: LayerWeights,
     index: int,
     x: torch.Tensor,
+    delta: torch.Tensor | None,
     layout: Layout,
     kv: KeyValues,
     table: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
-    """x [T, H] -> [T, H]; `table` from rope_table. Invariant to layout and to the size of `group`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to it (None before the first
+    layer). `table` from rope_table. Invariant to layout and to the size of `group`."""
     size, groups = group.shard.size, layout.groups
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
 
@@ -59,37 +61,47 @@ def decoder_layer(
         partial = matmul(y, w, config.leaves // size, groups=groups, out_dtype=torch.float32)
         return group.all_reduce(partial, x.dtype)
 
-    h = rms_norm(x, weights.attn_norm, config.rms_eps, groups=groups)
+    h, x = _add_and_norm(x, delta, weights.attn_norm, config, layout)
     qkv = matmul(h, weights.qkv, config.leaves, groups=groups)
     q, k, v = qkv.view(-1, heads + 2 * kv_heads, D).split((heads, kv_heads, kv_heads), 1)
     q = rope(rms_norm(q, weights.q_norm, config.rms_eps, groups=groups), *table, layout.positions)
     k = rope(rms_norm(k, weights.k_norm, config.rms_eps, groups=groups), *table, layout.positions)
     keys, values = kv.update(index, k, v, layout)
     a = attention(q, keys, values, layout.pages, D**-0.5)
-    x = x + row_parallel(a.reshape(-1, heads * D), weights.o)
+    delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
-    h = rms_norm(x, weights.mlp_norm, config.rms_eps, groups=groups)
+    h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)
     y = swiglu(matmul(h, weights.gate_up, config.leaves, groups=groups))
-    return x + row_parallel(y, weights.down)
+    return x, row_parallel(y, weights.down)
+
+
+def _add_and_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, config: ModelConfig, layout: Layout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm, residual stream)."""
+    if delta is None:
+        return rms_norm(x, weight, config.rms_eps, groups=layout.groups), x
+    return add_rms_norm(x, delta, weight, config.rms_eps, groups=layout.groups)
 
 
 def forward(
     config: ModelConfig,
     group: TreeGroup,
     outer: OuterWeights,
-    run_layer: Callable[[int, torch.Tensor], torch.Tensor],
+    run_layer: Callable[[int, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]],
     token_ids: torch.Tensor,
     layout: Layout,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x)` is `decoder_layer` on layer
-    i, by whatever means the caller holds its weights (a list; FSDP modules)."""
+    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x, delta)` is `decoder_layer`
+    on layer i, by whatever means the caller holds its weights (a list; FSDP modules)."""
     first = group.shard.rank * outer.embed.shape[0]
     rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
     x = group.all_reduce(rows.float(), dtype)
+    delta = None
     for i in range(config.layers):
-        x = run_layer(i, x)
-    return rms_norm(x, outer.norm, config.rms_eps, groups=layout.groups)
+        x, delta = run_layer(i, x, delta)
+    return _add_and_norm(x, delta, outer.norm, config, layout)[0]
 
 
 def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,14 @@ from kernels.ops.embedding import embedding
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
 from kernels.ops.reduce import square_rows, sum_rows
-from kernels.ops.rms_norm import rms_norm
+from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.swiglu import swiglu
 
 __all__ = [
     "adamw",
+    "add_rms_norm",
     "attention",
     "embedding",
     "gumbel_argmax",

@@ -69,8 +69,8 @@ def packed_logits(
     outer = outer_weights(weights)
     table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
 
-    def run_layer(i: int, x: torch.Tensor) -> torch.Tensor:
-        return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, layout, Activations(), table)
+    def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, Activations(), table)
 
     ids = torch.tensor([t for s in sequences for t in s])
     return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype))

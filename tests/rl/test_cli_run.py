@@ -108,8 +108,8 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
         table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
         layout, kv = Layout.packed([len(ids)], [1], "cpu"), Activations()
 
-        def layer(i: int, x: torch.Tensor) -> torch.Tensor:
-            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, layout, kv, table)
+        def layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, kv, table)
 
         hidden = forward(config, TreeGroup(), outer, layer, torch.tensor(ids), layout, torch.float32)
     ours = hidden @ outer.head.T

@@ -13,10 +13,21 @@ def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return y.to(x.dtype)
 
 
-def backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx in the dtype of x, each row's contribution to the gradient of the weight in float32)."""
+def add_forward(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + delta
+    return forward(total, weight, eps), total
+
+
+def backward(
+    x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, eps: float, d_total: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
+    float32)."""
     n = x.shape[-1]
     x32, dy32 = x.float().contiguous(), dy.float().contiguous()
     dx, d_rows = torch.empty_like(x32), torch.empty_like(x32)
     call("rms_norm_backward", x32, weight.float(), dy32, dx, d_rows, x.numel() // n, n, eps)
-    return dx.to(x.dtype), d_rows
+    dx = dx.to(x.dtype)
+    return dx if d_total is None else d_total + dx, d_rows

@@ -23,6 +23,8 @@ def inverse_rms(x, at, n, eps, there, ROWS: tl.constexpr, LANES: tl.constexpr, C
 @triton.jit
 def norm_chunks(
     x,
+    delta,
+    total,
     weight,
     y,
     at,
@@ -32,18 +34,27 @@ def norm_chunks(
     there,
     lane,
     CHUNK: tl.constexpr,
+    ADD: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once."""
+    """Chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once. ADD: the row
+    is x + delta, rounded, which is also written to `total`."""
     c = CHUNK * LANES + tl.arange(0, LANES)
     inside = there[:, None] & (c < n)[None, :]
     a = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        b = tl.load(delta + to[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        rounded = (a + b).to(total.dtype.element_ty)
+        tl.store(total + to[:, None] + c[None, :], rounded, mask=inside)
+        a = rounded.to(tl.float32)
     w = tl.load(weight + c, mask=c < n, other=0.0).to(tl.float32)
     lane = tl.fma(a, a, lane)
     if CHUNK + 1 < CHUNKS:
-        inverse = norm_chunks(x, weight, y, at, to, n, eps, there, lane, CHUNK + 1, ROWS, LANES, CHUNKS)
+        inverse = norm_chunks(
+            x, delta, total, weight, y, at, to, n, eps, there, lane, CHUNK + 1, ADD, ROWS, LANES, CHUNKS
+        )
     else:
         one = tl.full((ROWS,), 1.0, tl.float32)
         inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(lane), one * n) + eps))
@@ -54,6 +65,8 @@ def norm_chunks(
 @triton.jit
 def forward_kernel(
     x,
+    delta,
+    total,
     weight,
     y,
     rows,
@@ -61,6 +74,7 @@ def forward_kernel(
     xt,
     xh,
     eps,
+    ADD: tl.constexpr,
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -69,7 +83,7 @@ def forward_kernel(
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = r // HEADS * xt + r % HEADS * xh
     lane = tl.zeros((ROWS, LANES), tl.float32)
-    norm_chunks(x, weight, y, at, r * n, n, eps, r < rows, lane, 0, ROWS, LANES, CHUNKS)
+    norm_chunks(x, delta, total, weight, y, at, r * n, n, eps, r < rows, lane, 0, ADD, ROWS, LANES, CHUNKS)
 
 
 @triton.jit
@@ -77,6 +91,7 @@ def backward_kernel(
     x,
     weight,
     d_y,
+    d_total,
     d_x,
     d_rows,
     rows,
@@ -84,6 +99,7 @@ def backward_kernel(
     xt,
     xh,
     eps,
+    ADD: tl.constexpr,
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -112,7 +128,11 @@ def backward_kernel(
         g = tl.load(d_y + r[:, None] * n + c[None, :], mask=inside, other=0.0).to(tl.float32)
         w = tl.load(weight + c, mask=c < n, other=0.0).to(tl.float32)
         dx = inverse[:, None] * tl.fma(-(a * inverse[:, None]), tl.broadcast_to(mean[:, None], a.shape), g * w[None, :])
-        tl.store(d_x + r[:, None] * n + c[None, :], dx.to(d_x.dtype.element_ty), mask=inside)
+        dx = dx.to(d_x.dtype.element_ty)
+        if ADD:  # rounded twice, as by the two ops one after the other
+            more = tl.load(d_total + r[:, None] * n + c[None, :], mask=inside, other=0.0).to(tl.float32)
+            dx = (more + dx.to(tl.float32)).to(d_x.dtype.element_ty)
+        tl.store(d_x + r[:, None] * n + c[None, :], dx, mask=inside)
 
 
 def _plan(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, int], dict[str, int]]:
@@ -131,20 +151,50 @@ def _warps(rows: int) -> int:
     return 1 if rows >= 2048 else 4
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, eps: float, *, warps: int | None = None) -> torch.Tensor:
+def _forward(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, warps: int | None):  # type: ignore[no-untyped-def]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = None if delta is None else torch.empty_like(y)
     x, rows, n, _, strides, tile = _plan(x)
     if rows:
+        given = (y, y) if delta is None else (delta.contiguous(), total)
         forward_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-            x, weight, y, rows, n, *strides, eps, **tile, num_warps=warps or _warps(rows), enable_fp_fusion=False
+            x,
+            *given,
+            weight,
+            y,
+            rows,
+            n,
+            *strides,
+            eps,
+            delta is not None,
+            **tile,
+            num_warps=warps or _warps(rows),
+            enable_fp_fusion=False,
         )
-    return y
+    return y, total
+
+
+def forward(x: torch.Tensor, weight: torch.Tensor, eps: float, *, warps: int | None = None) -> torch.Tensor:
+    return _forward(x, None, weight, eps, warps)[0]
+
+
+def add_forward(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, *, warps: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _forward(x, delta, weight, eps, warps)
 
 
 def backward(
-    x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, eps: float, *, warps: int | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    dy: torch.Tensor,
+    eps: float,
+    d_total: torch.Tensor | None = None,
+    *,
+    warps: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx in the dtype of x, each row's contribution to the gradient of the weight in float32)."""
+    """(dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
+    float32)."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_rows = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     x, rows, n, _, strides, tile = _plan(x)
@@ -153,12 +203,14 @@ def backward(
             x,
             weight,
             dy.contiguous(),
+            dx if d_total is None else d_total.contiguous(),
             dx,
             d_rows,
             rows,
             n,
             *strides,
             eps,
+            d_total is not None,
             **tile,
             num_warps=warps or _warps(rows),
             enable_fp_fusion=False,

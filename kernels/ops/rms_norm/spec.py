@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.ops.rms_norm import rms_norm
+from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 
@@ -48,4 +48,44 @@ RMS_NORM = OpSpec(
     vendor=lambda i: torch.nn.functional.rms_norm(i["x"], i["weight"].shape, i["weight"], i["eps"]),
     bench=({"rows": 2048, "heads": 0, "n": 1024, "groups": 8}, {"rows": 512, "heads": 16, "n": 64, "groups": 8}),
 )
-SPECS = (RMS_NORM,)
+
+
+def _make_add(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    """Sixteenths whose sums are exact in bfloat16, so that the float64 reference need not round them."""
+    x, delta = (
+        (torch.randint(-127, 128, (case["rows"], case["n"]), generator=generator) / 16).to(dtype).to(device)
+        for _ in range(2)
+    )
+    return {**_make({**case, "heads": 0}, generator, device, dtype), "x": x, "delta": delta}
+
+
+def _add_reference(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    total = i["x"] + i["delta"]
+    return _reference({**i, "x": total}), total
+
+
+def _one_after_the_other(i: Inputs, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    total = i["x"] + i["delta"]
+    return rms_norm(total, i["weight"], i["eps"], groups=i["groups"]), total
+
+
+ADD_RMS_NORM = OpSpec(
+    name="add_rms_norm",
+    make=_make_add,
+    run=lambda i: add_rms_norm(i["x"], i["delta"], i["weight"], i["eps"], groups=i["groups"]),
+    reference=_add_reference,
+    cases=({"rows": 1, "n": 5, "groups": 1}, {"rows": 21, "n": 100, "groups": 5}, {"rows": 6, "n": 1500, "groups": 2}),
+    space={"rows": (1, 2, 7, 20), "n": (2, 15, 16, 17, 48, 100), "groups": (1, 2, 3, 5, 7, 8)},
+    claims=("batch", "position", "padding", "groups", "threads", "alignment", "strides", "unfused"),
+    accuracy=3.0,
+    row_inputs=("x", "delta"),
+    variants={"unfused": _one_after_the_other},
+    differentiable=("x", "delta", "weight"),
+    group_sums=("weight",),
+    gradient_accuracy=3.0,
+    contiguous=("weight", "groups"),
+    work=lambda case, size: Work(5.0 * case["rows"] * case["n"], 4.0 * size * case["rows"] * case["n"], by_flops=False),
+    vendor=lambda i: torch.nn.functional.rms_norm(i["x"] + i["delta"], i["weight"].shape, i["weight"], i["eps"]),
+    bench=({"rows": 2048, "n": 1024, "groups": 8},),
+)
+SPECS = (RMS_NORM, ADD_RMS_NORM)
