@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, Parameter, digest, initial, load, save, slice_digests
+from kernels.model.weights import Leaves, digest, initial, load, save, slice_digests
 from kernels.tree import WHOLE
 from trainer.batch import Batch, StepReport
 from trainer.loss import Objective
@@ -46,19 +46,15 @@ class TrainerRank:
 
     def publish(self) -> tuple[dict[str, "ray.ObjectRef"], Leaves]:
         """Rank 0: a reference to the bits of every whole parameter, rounded to the model's dtype, in the object store, and the
-        digest of every slice. Other ranks take
-        part in the gathers and return empty ones."""
+        digest of every slice. Other ranks take part in the gathers and return empty ones."""
         references: dict[str, ray.ObjectRef] = {}
         digests: Leaves = {}
-
-        def put(parameter: Parameter, whole: torch.Tensor) -> None:
-            nonlocal digests
-            served = whole.to(self.trainer.config.dtype)
-            digests |= slice_digests(self.config, parameter, served, WHOLE)
-            bits = served.cpu().view(torch.int32 if served.dtype == torch.float32 else torch.int16)
-            references[parameter.name] = ray.put(bits.numpy())
-
-        self.trainer.publish(put)
+        for parameter, whole in self.trainer.weights():
+            if self.rank == 0:
+                served = whole.to(self.trainer.config.dtype)
+                digests |= slice_digests(self.config, parameter, served, WHOLE)
+                bits = served.cpu().view(torch.int32 if served.dtype == torch.float32 else torch.int16)
+                references[parameter.name] = ray.put(bits.numpy())
         return references, digests
 
     def save(self, directory: str) -> str:

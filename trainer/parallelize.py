@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from kernels.collectives import reduce_scatter
+from kernels.collectives import TreeGroup, reduce_scatter
 from trainer.model import TrainerModel
 
 
@@ -47,3 +47,13 @@ def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
     local = parameter.to_local()
     if local.numel():
         local.copy_(parts[mesh.get_local_rank()])
+
+
+def gather(parameter: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded parameter, on every rank: the reverse of `fill`. A collective. (DTensor.full_tensor kills the
+    process where CUDA tensors travel over gloo, torch 2.11.)"""
+    assert isinstance(parameter, DTensor)
+    local, rows = parameter.to_local(), -(-parameter.shape[0] // parameter.device_mesh.size())
+    padded = local.new_zeros(rows, *local.shape[1:])
+    padded[: local.shape[0]] = local
+    return TreeGroup(parameter.device_mesh.get_group()).all_gather(padded).flatten(0, 1)[: parameter.shape[0]]

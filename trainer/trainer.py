@@ -1,12 +1,11 @@
 """From a batch to new weights."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
@@ -15,7 +14,7 @@ from trainer.batch import Batch, StepReport, check_batch_arithmetic
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
 from trainer.optimizer import AdamWConfig, Optimizer, TrainerError
-from trainer.parallelize import fill, parallelize
+from trainer.parallelize import fill, gather, parallelize
 
 
 @dataclass(frozen=True)
@@ -133,12 +132,4 @@ class Trainer:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""
         named = dict(self.model.named_parameters())
         for parameter in parameters(self.model.config):
-            value = named[parameter.name]
-            assert isinstance(value, DTensor)
-            yield parameter, value.detach().full_tensor()
-
-    def publish(self, put: Callable[[Parameter, torch.Tensor], None]) -> None:
-        """Hands every whole parameter to `put`, in order, on rank 0. A collective."""
-        for parameter, whole in self.weights():
-            if self.mesh.get_local_rank() == 0:
-                put(parameter, whole)
+            yield parameter, gather(named[parameter.name].detach())
