@@ -89,6 +89,7 @@ class OpSpec:
     work: Callable[[Case, int], Work]  # of a case and the bytes of an element
     vendor: Callable[[Inputs], Any]  # torch's own op for the same thing, differentiable where the op is
     bench: tuple[Case, ...]
+    gpu_accuracy: float | None = None  # where the GPU's order is less accurate than the CPU's
     scale: Callable[[Inputs], Outputs] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     row_inputs: tuple[str, ...] = ()  # dimension 0 is the rows, as it is of every output
@@ -131,6 +132,9 @@ class OpSpec:
         if device.type == "cpu" or torch.bfloat16 not in self.dtypes:
             return self.dtypes
         return (torch.bfloat16,)
+
+    def accuracy_on(self, device: torch.device) -> float:
+        return self.accuracy if device.type == "cpu" or self.gpu_accuracy is None else self.gpu_accuracy
 
     def units(self, inputs: Inputs) -> int:
         return self.row_units(inputs) if self.row_units else int(inputs[self.row_inputs[0]].shape[0])

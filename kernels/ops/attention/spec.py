@@ -8,6 +8,7 @@ from kernels.ops.attention import Pages, attention
 from kernels.spec import Inputs, OpSpec, Sharding, Work, concatenated, spread
 
 _NOWHERE = 1 << 30  # a page number that must never be read
+_ROUNDED_WEIGHTS = 2.0**13  # a weight that enters a tensor core is bfloat16: at most 2^15 eps32 off, each its own way
 _PAGE_SIZES = (1, 3, 16, 64, 100)
 
 
@@ -200,6 +201,7 @@ ATTENTION = OpSpec(
     space=_SPACE,
     claims=("batch", "position", "padding", "pages", "chunks", "shard", "threads", "alignment", "strides"),
     accuracy=3.0,
+    gpu_accuracy=_ROUNDED_WEIGHTS,
     row_inputs=("q", "keys", "values"),
     row_units=lambda i: i["pages"].table.shape[0],
     unit_rows=_sequence_rows,
@@ -264,6 +266,7 @@ DECODE = OpSpec(
     space=_SPACE,
     claims=("batch", "position", "padding", "shard", "threads", "alignment", "strides"),
     accuracy=2.0,
+    gpu_accuracy=_ROUNDED_WEIGHTS,
     row_inputs=("q",),
     retake=_retake_decode,
     shardings=(_HEADS,),

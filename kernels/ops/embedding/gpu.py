@@ -55,7 +55,7 @@ def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tens
     y = weight.new_empty(ids.numel(), n)
     if ids.numel():
         gather_kernel[(ids.numel(), triton.cdiv(n, 1024))](
-            ids, weight.contiguous(), y, first_id, weight.shape[0], n, 1024
+            ids.contiguous(), weight.contiguous(), y, first_id, weight.shape[0], n, 1024
         )
     return y
 
