@@ -3,9 +3,9 @@
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits
+from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits, position_table
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
-from kernels.ops import gumbel_argmax, rope_table, vocab_logprob, vocab_nodes
+from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.scheduler import Span
 
 
@@ -25,7 +25,7 @@ class Runner:
         self.cache = PagedCache(
             config.layers, pages, page_size, config.kv_heads // group.shard.size, config.head_dim, dtype, device
         )
-        cosine, sine = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+        cosine, sine = position_table(config)
         self.table = (cosine.to(device), sine.to(device))
         self.weights: dict[str, torch.Tensor] = {}
         for p in parameters(config):  # NaN until loaded, so that a forgotten tensor cannot go unseen

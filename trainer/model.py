@@ -12,9 +12,10 @@ from kernels.model import (
     OuterWeights,
     decoder_layer,
     forward,
+    position_table,
 )
 from kernels.model.weights import parameters
-from kernels.ops import linear_logprob, rope_table
+from kernels.ops import linear_logprob
 
 
 class Block(nn.Module):
@@ -24,7 +25,8 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.index = config, index
         for name in LayerWeights.__dataclass_fields__:
-            self.register_parameter(name, nn.Parameter(torch.empty(shapes[f"layers.{index}.{name}"])))
+            shape = shapes.get(f"layers.{index}.{name}")  # not every family has every tensor
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
 
     def forward(
         self, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]
@@ -50,7 +52,7 @@ class TrainerModel(nn.Module):
         self.head = nn.Parameter(torch.empty(shapes["embed"]))
         self.layers = nn.ModuleList(Block(config, i, shapes) for i in range(config.layers))
         with torch.device("cpu"):
-            self.table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+            self.table = position_table(config)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """The one model definition, its weights on disk and in shards, and the layouts it runs under."""
 
 from kernels.model.config import ConfigError, ModelConfig
-from kernels.model.decoder import LayerWeights, OuterWeights, decoder_layer, forward, head_logits
+from kernels.model.decoder import LayerWeights, OuterWeights, decoder_layer, forward, head_logits, position_table
 from kernels.model.layout import Activations, Layout, PagedCache
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "decoder_layer",
     "forward",
     "head_logits",
+    "position_table",
 ]

@@ -1,15 +1,36 @@
-"""The shape of a Qwen3 decoder, read from and written to a Hugging Face `config.json`."""
+"""The shape of a decoder, read from and written to a Hugging Face `config.json`."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels.ops.rope import RopeScaling
 from kernels.tree import is_power_of_two
 
 
 class ConfigError(ValueError):
     """A model that cannot run as asked; one line that names the numbers."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one architecture apart from the others of the same decoder."""
+
+    architecture: str
+    qk_norm: bool = False  # heads of q and k pass an rms_norm before rope
+    qkv_bias: bool = False
+    head_dim: int | None = None  # where a config leaves it out; None: hidden_size / heads
+    sliding_window: int | None = None  # likewise
+
+
+FAMILIES = {
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, head_dim=128),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),  # Qwen2.5 too
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", sliding_window=4096),
+}
+"""By the model_type of a Hugging Face config; the defaults are those of transformers."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,8 @@ class ModelConfig:
     tied: bool  # the LM head is the embedding
     leaves: int  # of every contraction: the largest tensor-parallel size that the run may ever use
     init_std: float = 0.02  # of random matrices
+    model_type: str = "qwen3"  # a key of FAMILIES
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
@@ -80,28 +103,41 @@ class ModelConfig:
             raise ConfigError(f"{key}={size} does not divide the model's {self.kv_heads} key-value heads")
 
     @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @property
     def parameter_count(self) -> int:
-        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden_size
-        layer = qkv + self.heads * self.head_dim * self.hidden_size + 3 * self.intermediate_size * self.hidden_size
-        layer += 2 * self.hidden_size + 2 * self.head_dim
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
+        layer = qkv * (self.hidden_size + self.family.qkv_bias) + 2 * self.hidden_size
+        layer += self.heads * self.head_dim * self.hidden_size + 3 * self.intermediate_size * self.hidden_size
+        layer += 2 * self.head_dim * self.family.qk_norm
         return self.layers * layer + (1 if self.tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], leaves: int) -> "ModelConfig":
-        """From the fields of a Hugging Face config of architecture Qwen3ForCausalLM."""
-        if hf.get("model_type") != "qwen3":
-            raise ConfigError(f"model_type {hf.get('model_type')!r} is not supported; supported: 'qwen3' (dense)")
+        """From the fields of a Hugging Face config of one of FAMILIES."""
+        kind = hf.get("model_type")
+        family = FAMILIES.get(kind) if isinstance(kind, str) else None
+        if family is None:
+            raise ConfigError(
+                f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
+            )
         rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        window = hf.get("sliding_window", family.sliding_window)
+        if hf.get("use_sliding_window", True) is False or (window or 0) >= hf.get("max_position_embeddings", 0):
+            window = None  # it never cuts
         refused = {
-            "rope_type": kind != "default" and kind,
+            "rope_type": rope_type not in ("default", "llama3") and rope_type,
             "attention_bias": hf.get("attention_bias"),
-            "use_sliding_window": hf.get("use_sliding_window"),
+            "mlp_bias": hf.get("mlp_bias"),
+            "sliding_window": window,
             "hidden_act": hf.get("hidden_act", "silu") != "silu" and hf["hidden_act"],
         }
         for field, value in refused.items():
             if value:
-                raise ConfigError(f"Qwen3 with {field}={value!r} is not supported")
+                raise ConfigError(f"{kind} with {field}={value!r} is not supported")
         theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
         try:
             return cls(
@@ -111,13 +147,15 @@ class ModelConfig:
                 layers=hf["num_hidden_layers"],
                 heads=hf["num_attention_heads"],
                 kv_heads=hf["num_key_value_heads"],
-                head_dim=hf.get("head_dim", 128),  # the default of transformers' Qwen3Config
+                head_dim=hf.get("head_dim") or family.head_dim or hf["hidden_size"] // hf["num_attention_heads"],
                 max_positions=hf["max_position_embeddings"],
                 rms_eps=hf["rms_norm_eps"],
                 rope_theta=float(theta),
                 tied=bool(hf.get("tie_word_embeddings", False)),
                 leaves=leaves,
                 init_std=hf.get("initializer_range", 0.02),
+                model_type=kind,
+                rope_scaling=_scaling(rope) if rope_type == "llama3" else None,
             )
         except KeyError as missing:
             raise ConfigError(f"the model config has no field {missing}") from None
@@ -133,9 +171,12 @@ class ModelConfig:
             raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling:
+            rope |= {"rope_type": "llama3"} | {hf: getattr(self.rope_scaling, ours) for ours, hf in _SCALING.items()}
+        fields = {
+            "architectures": [self.family.architecture],
+            "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -146,10 +187,32 @@ class ModelConfig:
             "max_position_embeddings": self.max_positions,
             "rms_norm_eps": self.rms_eps,
             "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": rope,
             "tie_word_embeddings": self.tied,
-            "attention_bias": False,
             "hidden_act": "silu",
             "initializer_range": self.init_std,
             "torch_dtype": dtype,
         }
+        if self.model_type in ("qwen3", "llama"):
+            fields["attention_bias"] = False
+        if self.model_type == "mistral":
+            fields["sliding_window"] = None
+        return fields
+
+
+_SCALING = {
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
+
+
+def _scaling(rope: dict[str, Any]) -> RopeScaling:
+    values = {ours: rope[hf] for ours, hf in _SCALING.items()}
+    for value, hf in zip(values.values(), _SCALING.values(), strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigError(f"the model's rope {hf} is {value!r}; it must be a positive number")
+    if values["low"] >= values["high"]:
+        raise ConfigError(f"the model's rope low_freq_factor {values['low']} must be below high {values['high']}")
+    return RopeScaling(**values)

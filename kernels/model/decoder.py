@@ -1,7 +1,9 @@
-"""The Qwen3 decoder: the last op. Where a cast stands and when a residual is added decide bits as a tile order does.
+"""The decoder of Qwen3, Qwen2.5, Llama 3 and Mistral: the last op. Where a cast stands and when a residual is added decide
+bits as a tile order does.
 
-Differs from Hugging Face's Qwen3 in rounding only: a norm rounds once (after the weight), logits stay float32, and the
-projections are fused ([q; k; v] and [gate; up] by rows, which changes no bit: output columns are independent).
+Differs from Hugging Face's in rounding only: a norm rounds once (after the weight), a bias is added before the product is
+rounded, logits stay float32, and the projections are fused ([q; k; v] and [gate; up] by rows, which changes no bit: output
+columns are independent).
 
 Activations, the residual stream among them, are rounded to the model's dtype after every op; sums inside an op are float32 on
 the tree. Weights are in that dtype or are float32 masters, which every op rounds to it first: the same bits.
@@ -15,7 +17,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
 from kernels.model.layout import KeyValues, Layout
-from kernels.ops import add_rms_norm, attention, embedding, matmul, rms_norm, rope, swiglu
+from kernels.ops import add_bias, add_rms_norm, attention, embedding, matmul, rms_norm, rope, rope_table, swiglu
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class LayerWeights:
 
     attn_norm: torch.Tensor  # [H]
     qkv: torch.Tensor  # [(Q + 2 K) D / S, H], query rows, then key rows, then value rows
-    q_norm: torch.Tensor  # [D]
-    k_norm: torch.Tensor  # [D]
+    qkv_bias: torch.Tensor | None  # [(Q + 2 K) D / S]; None in families without one
+    q_norm: torch.Tensor | None  # [D]; likewise
+    k_norm: torch.Tensor | None  # [D]
     o: torch.Tensor  # [H, Q D / S]
     mlp_norm: torch.Tensor  # [H]
     gate_up: torch.Tensor  # [2 I / S, H], gate rows, then up rows
@@ -41,6 +44,11 @@ class OuterWeights:
     head: torch.Tensor  # [V / S, H]
 
 
+def position_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rope reads: (cosine, sine), float32 [max_positions, head_dim / 2] on the CPU."""
+    return rope_table(config.max_positions, config.head_dim, config.rope_theta, config.rope_scaling)
+
+
 def decoder_layer(
     config: ModelConfig,
     group: TreeGroup,
@@ -53,7 +61,7 @@ def decoder_layer(
     table: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to it (None before the first
-    layer). `table` from rope_table. Invariant to layout and to the size of `group`."""
+    layer). `table` from position_table. Invariant to layout and to the size of `group`."""
     size, groups = group.shard.size, layout.groups
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
 
@@ -62,10 +70,16 @@ def decoder_layer(
         return group.all_reduce(partial, x.dtype)
 
     h, x = _add_and_norm(x, delta, weights.attn_norm, config, layout)
-    qkv = matmul(h, weights.qkv, config.leaves, groups=groups)
+    if weights.qkv_bias is None:
+        qkv = matmul(h, weights.qkv, config.leaves, groups=groups)
+    else:
+        root = matmul(h, weights.qkv, config.leaves, groups=groups, out_dtype=torch.float32)
+        qkv = add_bias(root, weights.qkv_bias, x.dtype, groups=groups)
     q, k, v = qkv.view(-1, heads + 2 * kv_heads, D).split((heads, kv_heads, kv_heads), 1)
-    q = rope(rms_norm(q, weights.q_norm, config.rms_eps, groups=groups), *table, layout.positions)
-    k = rope(rms_norm(k, weights.k_norm, config.rms_eps, groups=groups), *table, layout.positions)
+    if weights.q_norm is not None and weights.k_norm is not None:
+        q = rms_norm(q, weights.q_norm, config.rms_eps, groups=groups)
+        k = rms_norm(k, weights.k_norm, config.rms_eps, groups=groups)
+    q, k = (rope(t, *table, layout.positions) for t in (q, k))
     keys, values = kv.update(index, k, v, layout)
     a = attention(q, keys, values, layout.pages, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)

@@ -53,13 +53,17 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     out = [Parameter("embed", (config.vocab_size,), H, ("model.embed_tokens.weight",), 0)]
     for i in range(config.layers):
         at, hf = f"layers.{i}.", f"model.layers.{i}."
-        qkv = tuple(f"{hf}self_attn.{x}_proj.weight" for x in "qkv")
+        qkv = [f"{hf}self_attn.{x}_proj" for x in "qkv"]
         gate_up = tuple(f"{hf}mlp.{x}_proj.weight" for x in ("gate", "up"))
         out += [
             Parameter(at + "attn_norm", (H,), 0, (hf + "input_layernorm.weight",), None),
-            Parameter(at + "qkv", (q, kv, kv), H, qkv, 0),
-            Parameter(at + "q_norm", (D,), 0, (hf + "self_attn.q_norm.weight",), None),
-            Parameter(at + "k_norm", (D,), 0, (hf + "self_attn.k_norm.weight",), None),
+            Parameter(at + "qkv", (q, kv, kv), H, tuple(f"{name}.weight" for name in qkv), 0),
+        ]
+        if config.family.qkv_bias:
+            out.append(Parameter(at + "qkv_bias", (q, kv, kv), 0, tuple(f"{name}.bias" for name in qkv), 0))
+        if config.family.qk_norm:
+            out += [Parameter(at + f"{x}_norm", (D,), 0, (f"{hf}self_attn.{x}_norm.weight",), None) for x in "qk"]
+        out += [
             Parameter(at + "o", (H,), q, (hf + "self_attn.o_proj.weight",), 1),
             Parameter(at + "mlp_norm", (H,), 0, (hf + "post_attention_layernorm.weight",), None),
             Parameter(at + "gate_up", (I, I), H, gate_up, 0),
@@ -73,7 +77,7 @@ def parameters(config: ModelConfig) -> list[Parameter]:
 
 def layer_weights(weights: Mapping[str, torch.Tensor], index: int) -> LayerWeights:
     at = f"layers.{index}."
-    return LayerWeights(**{name: weights[at + name] for name in LayerWeights.__dataclass_fields__})
+    return LayerWeights(**{name: weights.get(at + name) for name in LayerWeights.__dataclass_fields__})
 
 
 def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
@@ -81,12 +85,12 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 
 
 def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Random weights, float32: norms 1, matrices normal with standard deviation init_std (o and down divided by
+    """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
     neither order nor sharding; numpy's Philox gives the same bits on every machine."""
     for parameter in parameters(config):
         if not parameter.columns:
-            yield parameter, torch.ones(parameter.shape)
+            yield parameter, (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
             continue
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
         scale = config.init_std / (2 * config.layers) ** 0.5 if parameter.axis == 1 else config.init_std

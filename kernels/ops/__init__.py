@@ -2,6 +2,7 @@
 implementation of each device (`cpu.py` over `cpu.c`; `gpu.py`), and its spec."""
 
 from kernels.ops.adamw import adamw
+from kernels.ops.add_bias import add_bias
 from kernels.ops.attention import attention
 from kernels.ops.embedding import embedding
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
@@ -14,6 +15,7 @@ from kernels.ops.swiglu import swiglu
 
 __all__ = [
     "adamw",
+    "add_bias",
     "add_rms_norm",
     "attention",
     "embedding",

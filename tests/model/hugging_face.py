@@ -1,9 +1,9 @@
-"""The same weights in transformers' Qwen3ForCausalLM."""
+"""The same weights in transformers."""
 
 from collections.abc import Mapping
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kernels.model import ModelConfig
 from kernels.model.weights import parameters, to_hf
@@ -12,11 +12,13 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def reference(config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32):
-    """A Qwen3ForCausalLM built by transformers from its own config class, with these weights."""
+    """The model that transformers builds from its own config class, with these weights."""
     fields = config.to_hf()
-    for unused in ("architectures", "model_type", "torch_dtype", "rope_theta"):
+    for unused in ("architectures", "torch_dtype", "rope_theta"):
         fields.pop(unused)
-    hf = Qwen3ForCausalLM(Qwen3Config(**fields, attn_implementation="eager"))
+    made = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    hf = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    assert type(hf).__name__ == config.family.architecture
     state = {n: t for p in parameters(config) for n, t in to_hf(p, weights[p.name]).items()}
     missing, unexpected = hf.load_state_dict(state, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if config.tied else [])

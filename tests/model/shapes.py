@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, head_logits
+from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, head_logits, position_table
 from kernels.model.weights import Parameter, layer_weights, outer_weights, parameters
-from kernels.ops import rope_table
+from kernels.ops.rope import RopeScaling
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -38,6 +38,12 @@ SHAPES = {
         TINY, hidden_size=128, heads=2, kv_heads=1, layers=1, rope_theta=1e6, rms_eps=1e-5, leaves=4
     ),
     "three layers": replace(TINY, layers=3, heads=6, kv_heads=2, tied=True),
+    "qwen2": replace(TINY, model_type="qwen2", tied=True, heads=6, kv_heads=2),
+    "llama": replace(TINY, model_type="llama", head_dim=32),
+    "llama 3.1": replace(
+        TINY, model_type="llama", layers=1, rope_theta=5e5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32), rms_eps=1e-5
+    ),
+    "mistral": replace(TINY, model_type="mistral", head_dim=48),
 }
 
 
@@ -67,7 +73,7 @@ def packed_logits(
     """float32 [tokens of all sequences, V]: the whole model on one rank, as the trainer lays it out."""
     layout = Layout.packed([len(s) for s in sequences], [len(sequences)])
     outer = outer_weights(weights)
-    table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+    table = position_table(config)
 
     def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, Activations(), table)

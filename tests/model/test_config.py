@@ -15,6 +15,15 @@ def hf(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not Ellipsis}
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 8192,
+}
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_hugging_face_fields_round_trip(name: str) -> None:
     config = SHAPES[name]
@@ -24,14 +33,19 @@ def test_hugging_face_fields_round_trip(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama' is not supported; supported: 'qwen3'"),
+        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; supported: qwen3, qwen2, llama, mistral"),
         ({"model_type": "qwen3_moe"}, "'qwen3_moe' is not supported"),
         ({"model_type": ...}, "model_type None is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not supported"),
         ({"rope_parameters": ..., "rope_scaling": {"rope_type": "linear"}}, "rope_type='linear' is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "rope_type='dynamic' is not supported"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        ({"sliding_window": 64}, "qwen3 with sliding_window=64 is not supported"),
+        ({"model_type": "mistral", "max_position_embeddings": 8192}, "mistral with sliding_window=4096 is not"),
+        ({"model_type": "llama", "mlp_bias": True}, "llama with mlp_bias=True is not supported"),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "factor is 0; it must be a positive number"),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": 9}}, "low_freq_factor 9 must be below high 4"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "no field 'factor'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"num_hidden_layers": ...}, "no field 'num_hidden_layers'"),
         ({"head_dim": 24}, "head_dim 24 is not a multiple of 16"),
@@ -46,6 +60,21 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig.from_hf(hf(**changes), TINY.leaves)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_window_that_never_cuts_is_none() -> None:
+    for changes in (
+        {"sliding_window": None},
+        {"sliding_window": 96},
+        {"sliding_window": 8, "use_sliding_window": False},
+    ):
+        assert ModelConfig.from_hf(hf(**changes), 2) == TINY
+
+
+def test_head_dim_of_a_config_without_one() -> None:
+    for kind, expected in (("qwen3", 128), ("llama", 16), ("qwen2", 16)):
+        config = ModelConfig.from_hf(hf(model_type=kind, head_dim=..., hidden_size=64), 2)
+        assert config.head_dim == expected
 
 
 def test_old_and_new_rope_fields() -> None:

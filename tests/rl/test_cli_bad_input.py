@@ -38,7 +38,7 @@ CASES = {
     "leaves do not divide": (("model.hf.hidden_size=100",), ("hidden_size 100", "model.leaves=8")),
     "shape of a wrong type": (("model.hf.hidden_size=wide",), ("model.hf.hidden_size='wide'", "positive integer")),
     "shape of zero": (("model.hf.num_key_value_heads=0",), ("model.hf.num_key_value_heads=0", "positive")),
-    "another architecture": (("model.hf.model_type=llama",), ("'llama' is not supported", "qwen3")),
+    "another architecture": (("model.hf.model_type=gemma",), ("'gemma' is not supported", "qwen3")),
     "batch arithmetic": (("algorithm.prompts_per_step=5",), ("trainer.leaf_sequences=", "no multiple of", "40 seq")),
     "warm start arithmetic": (("warmup.sequences=10",), ("10 sequences", "no multiple of")),
     "world size": (("trainer.world_size=3",), ("trainer.world_size=3", "power of two")),

@@ -93,9 +93,8 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from kernels.collectives import TreeGroup
-    from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward
+    from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, position_table
     from kernels.model.weights import layer_weights, load, outer_weights
-    from kernels.ops import rope_table
 
     path = sweep / "seed=0" / "model"
     ids = AutoTokenizer.from_pretrained(path)("1+2-3=", add_special_tokens=False)["input_ids"]
@@ -105,7 +104,7 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
         config = ModelConfig.from_directory(path, leaves=8)
         weights = {p.name: t for p, t in load(config, path)}
         outer = outer_weights(weights)
-        table = rope_table(config.max_positions, config.head_dim, config.rope_theta)
+        table = position_table(config)
         layout, kv = Layout.packed([len(ids)], [1], "cpu"), Activations()
 
         def layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,39 @@
 """Rotary position embedding (Su et al. 2021, section 3.2), halves convention of Hugging Face."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 
 from kernels.device import UnsupportedError, same_device
 
 
-def rope_table(positions: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cosine, sine), float32 [positions, head_dim / 2], of position * theta^(-2 i / head_dim); computed in float64 on the
-    CPU and rounded once, so every device reads the same bits."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    angle = torch.arange(positions, dtype=torch.float64)[:, None] * theta**-exponent
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of low frequencies (rope_type "llama3" of Hugging Face configs): wavelengths above
+    original_positions / low are `factor` times as long, those below original_positions / high stay, and between them the
+    frequency is interpolated linearly in original_positions / wavelength."""
+
+    factor: float
+    low: float
+    high: float
+    original_positions: int
+
+    def __call__(self, frequency: torch.Tensor) -> torch.Tensor:
+        turns = self.original_positions * frequency / (2 * math.pi)  # within the original context
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+def rope_table(
+    positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cosine, sine), float32 [positions, head_dim / 2], of position * theta^(-2 i / head_dim), the frequencies scaled by
+    `scaling`; computed in float64 on the CPU and rounded once, so every device reads the same bits."""
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if scaling:
+        frequency = scaling(frequency)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
 
 
