@@ -1,16 +1,19 @@
-# make train: set up .venv, then run the main job.   make test: set up, then run every test that needs no GPU.
+# make train: set up .venv, then run the main job.   make test: set up, then run every test that needs no GPU.   make test-gpu: those that need one.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-.PHONY: train test check bench setup clean
+.PHONY: train test test-gpu check bench setup clean
 train: setup
 	$(BIN)/python -m rl.train $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -n 8 $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

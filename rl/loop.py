@@ -157,7 +157,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "tokens_nonzero": totals.tokens_nonzero,
             "steps": config.steps,
             "seconds": round(time.perf_counter() - start, 1),
-            "versions": _versions(),
+            "device": config.device,
+            "versions": _versions(config.device),
         }
         log.finish(summary)
         write_report(out_dir / "report.html", rows, summary, values, completions)
@@ -306,8 +307,9 @@ def _prompt_budget(config: RunConfig) -> int:
     return getattr(config.data, "max_prompt_tokens", 64)
 
 
-def _versions() -> dict[str, str]:
-    packages = ("samebit", "torch", "ray", "transformers", "numpy")
+def _versions(device: str) -> dict[str, str]:
+    packages = ["samebit", "torch", "ray", "transformers", "numpy"]
+    packages += ["triton"] if device == "cuda" else []
     found = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):  # samebit itself, run from a folder that is not installed

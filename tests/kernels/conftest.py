@@ -17,7 +17,7 @@ _COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": [Heal
 settings.register_profile("quick", max_examples=20, **_COMMON)
 settings.register_profile("brief", max_examples=4, **_COMMON)  # where each new shape is a compilation
 settings.register_profile("thorough", max_examples=500, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief" if torch.cuda.is_available() else "quick"))
 
 
 @pytest.fixture(

@@ -62,10 +62,11 @@ class Command:
     def __init__(self, *arguments: str, cwd: Path) -> None:
         self.tag = f"SAMEBIT_TEST={uuid.uuid4().hex}"
         name, value = self.tag.split("=")
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rl.train", *arguments],
             cwd=cwd,
-            env=os.environ | {name: value, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+            env=os.environ | {name: value, "PYTHONPATH": path, "COLUMNS": "200"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
