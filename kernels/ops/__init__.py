@@ -12,6 +12,7 @@ from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.swiglu import swiglu
+from kernels.ops.truncate import kept_tokens
 
 __all__ = [
     "adamw",
@@ -20,6 +21,7 @@ __all__ = [
     "attention",
     "embedding",
     "gumbel_argmax",
+    "kept_tokens",
     "linear_logprob",
     "matmul",
     "rms_norm",

@@ -362,3 +362,18 @@ def test_what_cannot_be_drawn() -> None:
         for got, want in zip(drawn.tolist(), ids, strict=True):
             assert want is None or got == want
         assert drawn[0] in (1, 2, 3) and picked[1] == -7.0
+
+
+def test_a_leaf_of_tokens_that_may_not_be_drawn() -> None:
+    """All its logits are -inf: it adds nothing, and a log-prob has the bits of the vocabulary without it."""
+    logits, temperature = normal(5, 64), torch.rand(5) + 0.5
+    logits[:, 16:48] = -torch.inf
+    nodes = vocab_nodes(logits, temperature, 4)
+    assert (nodes[:, 1:3] == torch.tensor([-torch.inf, 0.0])).all()
+    without = vocab_nodes(torch.cat([logits[:, :16], logits[:, 48:]], 1), temperature, 2)
+    for a, b in zip(
+        vocab_logprob(nodes, logits[:, 3].contiguous(), temperature),
+        vocab_logprob(without, logits[:, 3].contiguous(), temperature),
+        strict=True,
+    ):
+        assert_same_bits(a, b)

@@ -1,10 +1,13 @@
 /* Log-softmax over a sharded vocabulary. z = logits / temperature. A leaf is an equal part of the vocabulary; its node is
- * (m, s): m the maximum of z, s the sum of e^(z - m) in row order. Nodes merge up the tree. */
+ * (m, s): m the maximum of z, s the sum of e^(z - m) in row order; (-inf, 0) where every logit is -inf (none of the leaf's
+ * tokens may be drawn). Nodes merge up the tree. */
 #include "samebit.h"
 
+static inline float finite(float m) { return m == -INFINITY ? 0.0f : m; }
+
 static inline void merge(float *left, const float *right) {
-    float m = left[0] > right[0] ? left[0] : right[0];
-    left[1] = left[1] * exp_f32(left[0] - m) + right[1] * exp_f32(right[0] - m);
+    float m = left[0] > right[0] ? left[0] : right[0], from = finite(m);
+    left[1] = left[1] * exp_f32(left[0] - from) + right[1] * exp_f32(right[0] - from);
     left[0] = m;
 }
 
@@ -20,9 +23,10 @@ void vocab_nodes(const float *logits, const float *temperature, float *nodes, in
             m = z > m ? z : m;
         }
         int64_t i = 0;
+        float from = finite(m);
         for (; i + ROW_LANES <= width; i += ROW_LANES)
-            SIMD for (int j = 0; j < ROW_LANES; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - m);
-        for (int j = 0; i + j < width; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - m);
+            SIMD for (int j = 0; j < ROW_LANES; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - from);
+        for (int j = 0; i + j < width; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - from);
         nodes[2 * task] = m;
         nodes[2 * task + 1] = fold_lanes(lane, ROW_LANES);
     }
