@@ -3,10 +3,10 @@
  * tokens may be drawn). Nodes merge up the tree. */
 #include "samebit.h"
 
-static inline float finite(float m) { return m == -INFINITY ? 0.0f : m; }
+static inline float or_zero(float m) { return m == -INFINITY ? 0.0f : m; }
 
 static inline void merge(float *left, const float *right) {
-    float m = left[0] > right[0] ? left[0] : right[0], from = finite(m);
+    float m = left[0] > right[0] ? left[0] : right[0], from = or_zero(m);
     left[1] = left[1] * exp_f32(left[0] - from) + right[1] * exp_f32(right[0] - from);
     left[0] = m;
 }
@@ -23,7 +23,7 @@ void vocab_nodes(const float *logits, const float *temperature, float *nodes, in
             m = z > m ? z : m;
         }
         int64_t i = 0;
-        float from = finite(m);
+        float from = or_zero(m);
         for (; i + ROW_LANES <= width; i += ROW_LANES)
             SIMD for (int j = 0; j < ROW_LANES; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - from);
         for (int j = 0; i + j < width; j++) lane[j] = lane[j] + exp_f32(x[i + j] / t - from);
