@@ -19,6 +19,11 @@ class TreeGroup:
         self.group = group
         self.shard = WHOLE if group is None else Shard(dist.get_rank(group), dist.get_world_size(group))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold these collectives: not those that go through the host, as gloo's do."""
+        return self.shard.size == 1
+
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Tree sum over ranks of float32 `partial` (any shape), rounded once to `dtype`; the same on every rank."""
         if partial.dtype != torch.float32:

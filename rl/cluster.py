@@ -162,6 +162,7 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             limits=Limits(config.rollout.max_running, config.rollout.max_batch_tokens, config.rollout.prefill_chunk),
             dtype=config.dtype,
             device=config.device,
+            cuda_graphs=config.device == "cuda",
         )
         section = config.trainer
         training = TrainerConfig(

@@ -24,6 +24,7 @@ class EngineConfig:
     limits: Limits
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
 
 
 class Engine:
@@ -32,7 +33,9 @@ class Engine:
 
     def __init__(self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None) -> None:
         self.config = config
-        self.runner = Runner(model, group or TreeGroup(), config.pages, config.page_size, config.dtype, config.device)
+        group = group or TreeGroup()
+        graphs_of = config.limits.max_running if config.cuda_graphs and group.capturable else 0
+        self.runner = Runner(model, group, config.pages, config.page_size, config.dtype, config.device, graphs_of)
         self.pool = PagePool(config.pages, config.page_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, config.limits, model.max_positions)
         self.version = -1  # no weights yet

@@ -1,11 +1,14 @@
 """Runs one batch on one rank: tokens in, sampled tokens and their log-probabilities out."""
 
+from itertools import accumulate
+
 import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits, position_table
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
+from rollout.graphs import DecodeGraphs, Row
 from rollout.scheduler import Span
 
 
@@ -17,13 +20,22 @@ class Runner:
     """One shard's weights and key-value rows. No gradients."""
 
     def __init__(
-        self, config: ModelConfig, group: TreeGroup, pages: int, page_size: int, dtype: torch.dtype, device: str
+        self,
+        config: ModelConfig,
+        group: TreeGroup,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: str,
+        graphs_of: int = 0,
     ) -> None:
+        """`graphs_of`: capture decode steps of up to so many sequences (0: none)."""
         config.check_shards(group.shard.size)
         self.config, self.group, self.page_size = config, group, page_size
         self.dtype, self.device = dtype, device
+        rows = (pages + (graphs_of > 0), page_size)  # one page to spare for the rows that pad a graph's batch
         self.cache = PagedCache(
-            config.layers, pages, page_size, config.kv_heads // group.shard.size, config.head_dim, dtype, device
+            config.layers, *rows, config.kv_heads // group.shard.size, config.head_dim, dtype, device
         )
         cosine, sine = position_table(config)
         self.table = (cosine.to(device), sine.to(device))
@@ -32,6 +44,9 @@ class Runner:
             self.weights[p.name] = torch.full(p.part(group.shard).shape, torch.nan, dtype=dtype, device=device)
         self.outer = outer_weights(self.weights)
         self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
+        self.graphs: DecodeGraphs | None = None
+        if graphs_of:
+            self.graphs = DecodeGraphs(self._decode, graphs_of, page_size, pages, config.max_positions, device)
 
     def load(self, parameter: Parameter, whole: torch.Tensor) -> None:
         """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype."""
@@ -47,29 +62,55 @@ class Runner:
     @torch.no_grad()
     def run(self, spans: list[Span]) -> list[tuple[int, float]]:
         """(token, log-prob) for each span that samples, in order; the same on every rank."""
+        sampling = [s for s in spans if s.samples]
+        if self.graphs and len(sampling) == len(spans) and all(s.stop - s.start == 1 for s in spans):
+            return self._checked(sampling, *self.graphs.run([_row(s) for s in spans]))
         layout = Layout.paged(
             [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
         )
         ids = torch.tensor([t for s in spans for t in s.sequence.tokens[s.start : s.stop]], device=self.device)
+        hidden = self._hidden(ids, layout)
+        if not sampling:
+            return []
+        ends = accumulate(s.stop - s.start for s in spans)
+        last = torch.tensor([end - 1 for end, s in zip(ends, spans, strict=True) if s.samples], device=self.device)
+        params = [s.sequence.request.sampling for s in sampling]
+        temperature = torch.tensor([p.scale for p in params], dtype=torch.float32, device=self.device)
+        seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=self.device)
+        positions = torch.tensor([s.stop for s in sampling], dtype=torch.int64, device=self.device)
+        greedy = torch.tensor([p.greedy for p in params], dtype=torch.uint8, device=self.device)
+        tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy)
+        return self._checked(sampling, tokens.tolist(), logprobs.tolist())
 
+    def _hidden(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
             return decoder_layer(self.config, self.group, self.layers[i], i, x, delta, layout, self.cache, self.table)
 
-        hidden = forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
-        sampling = [s for s in spans if s.samples]
-        if not sampling:
-            return []
-        last = [int(end) - 1 for end, span in zip(layout.pages.starts[1:], spans, strict=True) if span.samples]
-        return self._sample(head_logits(self.config, self.outer, hidden[last]), sampling)
+        return forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
 
-    def _sample(self, logits: torch.Tensor, spans: list[Span]) -> list[tuple[int, float]]:
-        """Every rank draws from its part of the vocabulary; the parts meet in one gather of winners and of the leaves of
-        the log-sum-exp."""
-        params = [s.sequence.request.sampling for s in spans]
-        temperature = torch.tensor([p.scale for p in params], dtype=torch.float32, device=self.device)
-        seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=self.device)
-        positions = torch.tensor([s.stop for s in spans], dtype=torch.int64, device=self.device)
-        greedy = torch.tensor([p.greedy for p in params], dtype=torch.uint8, device=self.device)
+    def _decode(
+        self,
+        ids: torch.Tensor,
+        layout: Layout,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        greedy: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step in which every sequence has one token; nothing of it leaves the device."""
+        hidden = self._hidden(ids, layout)
+        return self._draw(hidden, temperature, seeds, layout.positions.long() + 1, greedy)
+
+    def _draw(
+        self,
+        hidden: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+        greedy: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(token int64 [R], log-prob float32 [R]); a token of -1 where no logit was a number. Every rank draws from its part of
+        the vocabulary; the parts meet in one gather of winners and of the leaves of the log-sum-exp."""
+        logits = head_logits(self.config, self.outer, hidden)
         shard, (rows, width) = self.group.shard, logits.shape
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
         leaves = self.config.leaves // shard.size
@@ -81,11 +122,18 @@ class Runner:
         best = parts[0, :, :3]
         for other in parts[1:, :, :3]:  # a tie stays with the lower rank: the lowest token id
             best = torch.where((other[:, 0] > best[:, 0])[:, None], other, best)
-        tokens = best[:, 2].contiguous().view(torch.int32).tolist()
+        logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
+        return best[:, 2].contiguous().view(torch.int32).long(), logprobs
+
+    def _checked(self, spans: list[Span], tokens: list[int], logprobs: list[float]) -> list[tuple[int, float]]:
         if min(tokens) < 0:
             raise RunnerError(
                 f"request {spans[tokens.index(min(tokens))].sequence.request.id}: no logit is a number; "
                 f"the weights or the activations overflowed"
             )
-        logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
-        return list(zip(tokens, logprobs.tolist(), strict=True))
+        return list(zip(tokens, logprobs, strict=True))
+
+
+def _row(span: Span) -> Row:
+    sequence, asked = span.sequence, span.sequence.request.sampling
+    return Row(sequence.tokens[span.start], span.start, sequence.pages, asked.scale, asked.seed, asked.greedy)

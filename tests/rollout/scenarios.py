@@ -32,12 +32,14 @@ def engine(
     seed: int = 0,
     group: TreeGroup | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    cuda_graphs: bool = False,
     **limits: Any,
 ) -> Engine:
     """With the random weights of `seed`, as version 7."""
     asked = ROOMY | limits
     limits_ = Limits(asked["running"], asked["batch"], asked["chunk"])
-    how = EngineConfig(asked["pages"], asked["page_size"], asked["prefix_cache"], limits_, dtype)
+    how = EngineConfig(asked["pages"], asked["page_size"], asked["prefix_cache"], limits_, dtype, device, cuda_graphs)
     out = Engine(config, how, group)
     out.load(random_weights(config, seed), 7)
     return out
