@@ -25,11 +25,12 @@ class TreeGroup:
         return self.shard.size == 1
 
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Tree sum over ranks of float32 `partial` (any shape), rounded once to `dtype`; the same on every rank."""
+        """Tree sum over ranks of float32 `partial` (any shape), rounded once to `dtype`; the same on every rank. On one rank,
+        where the partial is the root, it may come in `dtype`."""
+        if self.shard.size == 1 and partial.dtype in (torch.float32, dtype):
+            return partial.to(dtype)
         if partial.dtype != torch.float32:
             raise TreeError(f"all_reduce takes unrounded float32 roots, got {partial.dtype}")
-        if self.shard.size == 1:
-            return partial.to(dtype)
         return fold(list(self.all_gather(partial)), operator.add).to(dtype)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:

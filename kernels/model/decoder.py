@@ -66,7 +66,8 @@ def decoder_layer(
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
 
     def row_parallel(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        partial = matmul(y, w, config.leaves // size, groups=groups, out_dtype=torch.float32)
+        unrounded = torch.float32 if size > 1 else x.dtype  # on one rank the kernel rounds
+        partial = matmul(y, w, config.leaves // size, groups=groups, out_dtype=unrounded)
         return group.all_reduce(partial, x.dtype)
 
     h, x = _add_and_norm(x, delta, weights.attn_norm, config, layout)

@@ -58,7 +58,7 @@ def work() -> dict:
             out[size]["scattered"].append(output)
         out[size]["integers"] = group.all_gather(torch.tensor([[rank, -rank]], dtype=torch.int64))
         out["errors"][f"bf16 all_reduce over {size}"] = error_of(
-            lambda g=group: g.all_reduce(torch.ones(4, dtype=torch.bfloat16), torch.bfloat16)
+            lambda g=group: g.all_reduce(torch.ones(4, dtype=torch.bfloat16), torch.float32)
         )
         out["errors"][f"bf16 reduce_scatter over {size}"] = error_of(
             lambda g=raw, n=size: reduce_scatter(torch.ones(2), torch.ones(2 * n, dtype=torch.bfloat16), g)
