@@ -17,7 +17,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
 from kernels.model.layout import KeyValues, Layout
-from kernels.ops import add_bias, add_rms_norm, attention, embedding, matmul, rms_norm, rope, rope_table, swiglu
+from kernels.ops import add_bias, add_rms_norm, attention, embedding, matmul, norm_rope, rms_norm, rope_table, swiglu
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ def decoder_layer(
     else:
         root = matmul(h, weights.qkv, config.leaves, groups=groups, out_dtype=torch.float32)
         qkv = add_bias(root, weights.qkv_bias, x.dtype, groups=groups)
-    q, k, v = qkv.view(-1, heads + 2 * kv_heads, D).split((heads, kv_heads, kv_heads), 1)
-    if weights.q_norm is not None and weights.k_norm is not None:
-        q = rms_norm(q, weights.q_norm, config.rms_eps, groups=groups)
-        k = rms_norm(k, weights.k_norm, config.rms_eps, groups=groups)
-    q, k = (rope(t, *table, layout.positions) for t in (q, k))
+    qkv = qkv.view(-1, heads + 2 * kv_heads, D)
+    norms = None if weights.q_norm is None or weights.k_norm is None else (weights.q_norm, weights.k_norm)
+    q, k = norm_rope(
+        qkv[:, : heads + kv_heads], norms, config.rms_eps, table, layout.positions, kv_heads, groups=groups
+    )
+    v = qkv[:, heads + kv_heads :]
     keys, values = kv.update(index, k, v, layout)
     a = attention(q, keys, values, layout.pages, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)

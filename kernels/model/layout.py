@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.ops import store_rows
 from kernels.ops.attention import Pages
 
 
@@ -106,6 +107,5 @@ class PagedCache:
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys[layer, layout.slots] = keys
-        self.values[layer, layout.slots] = values
+        store_rows(self.keys[layer], self.values[layer], layout.slots, keys, values)
         return self.keys[layer], self.values[layer]

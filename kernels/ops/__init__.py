@@ -7,10 +7,12 @@ from kernels.ops.attention import attention
 from kernels.ops.embedding import embedding
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
+from kernels.ops.norm_rope import norm_rope
 from kernels.ops.reduce import square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
+from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
 from kernels.ops.truncate import kept_tokens
 
@@ -24,10 +26,12 @@ __all__ = [
     "kept_tokens",
     "linear_logprob",
     "matmul",
+    "norm_rope",
     "rms_norm",
     "rope",
     "rope_table",
     "square_rows",
+    "store_rows",
     "sum_rows",
     "swiglu",
     "vocab_logprob",

@@ -1,0 +1,64 @@
+"""What heads of queries and keys pass before attention: a norm (in families that have one), then rope, in one pass."""
+
+import torch
+
+from kernels.device import UnsupportedError, implementation, same_device
+from kernels.ops.reduce import sum_rows
+
+Table = tuple[torch.Tensor, torch.Tensor]
+
+
+def norm_rope(
+    x: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    table: Table,
+    positions: torch.Tensor,
+    kv_heads: int,
+    *,
+    groups: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by the two ops one after the other: the
+    outputs and the gradients have their bits.
+
+    x [T, heads + kv_heads, head_dim], the query heads first (a slice of the fused projection; the last dimension contiguous);
+    weights: of the query norm and the key norm, each [head_dim], or None for no norm; the rest as in rms_norm and rope ->
+    [T, heads, head_dim], [T, kv_heads, head_dim].
+
+    Invariant to batch, position in it, and shard of the heads.
+    """
+    if x.dim() != 3 or x.shape[2] != 2 * table[0].shape[1] or not 0 < kv_heads < x.shape[1]:
+        raise UnsupportedError(
+            f"norm_rope: x {tuple(x.shape)} with {kv_heads} key heads against a table for head_dim {2 * table[0].shape[1]}"
+        )
+    trained = weights is not None and any(w.requires_grad for w in weights)
+    if groups is None and trained and torch.is_grad_enabled():
+        raise UnsupportedError("norm_rope: the weights need gradients, so `groups` must say where each group ends")
+    return _NormRope.apply(x, *(weights or (None, None)), eps, *table, positions, kv_heads, groups)
+
+
+class _NormRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, q_weight, k_weight, eps, cosine, sine, positions, kv_heads, groups):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, q_weight, k_weight, cosine, sine, positions, groups)
+        ctx.eps, ctx.kv_heads = eps, kv_heads
+        rounded = None if q_weight is None else (q_weight.to(x.dtype), k_weight.to(x.dtype))
+        op = same_device("norm_rope", x, cosine, positions)
+        return op.forward(x, rounded, eps, (cosine, sine), positions, kv_heads)
+
+    @staticmethod
+    def backward(ctx, dq, dk):  # type: ignore[no-untyped-def]
+        x, q_weight, k_weight, cosine, sine, positions, groups = ctx.saved_tensors
+        device = x.device.type
+        heads, parts, d_weights = x.shape[1] - ctx.kv_heads, [], []
+        for weight, dy, part in ((q_weight, dq, x[:, :heads]), (k_weight, dk, x[:, heads:])):
+            dy = implementation("rope", device).rotate(dy, cosine, sine, positions, -1.0)
+            if weight is None:
+                parts.append(dy)
+                d_weights.append(None)
+                continue
+            dx, d_rows = implementation("rms_norm", device).backward(part, weight.to(x.dtype), dy, ctx.eps)
+            parts.append(dx)
+            rows = d_rows.reshape(-1, x.shape[2])
+            d_weights.append(sum_rows(rows, groups * part.shape[1]).to(weight.dtype) if groups is not None else None)
+        return torch.cat(parts, 1), *d_weights, None, None, None, None, None, None

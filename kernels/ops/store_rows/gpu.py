@@ -1,0 +1,37 @@
+"""GPU store_rows: one launch for both."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    to = tl.load(slots + t) * width + i
+    tl.store(keys + to, tl.load(new_keys + t * kt + i, mask=i < width), mask=i < width)
+    tl.store(values + to, tl.load(new_values + t * vt + i, mask=i < width), mask=i < width)
+
+
+def _heads_contiguous(t: torch.Tensor) -> torch.Tensor:
+    return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
+
+
+def store(
+    keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor
+) -> None:
+    tokens, width = new_keys.shape[0], keys.shape[1] * keys.shape[2]
+    new_keys, new_values = _heads_contiguous(new_keys), _heads_contiguous(new_values)
+    if tokens:
+        store_kernel[(tokens, triton.cdiv(width, 1024))](
+            keys,
+            values,
+            slots.contiguous(),
+            new_keys,
+            new_values,
+            width,
+            new_keys.stride(0),
+            new_values.stride(0),
+            1024,
+        )
