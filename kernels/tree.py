@@ -15,7 +15,7 @@ from typing import TypeVar
 
 Node = TypeVar("Node")
 
-KEY_BLOCK = 64
+KEY_BLOCK = 128
 """Keys in one block of attention; blocks start at position 0."""
 KEY_SPLIT = 512
 """Keys in one split of attention: blocks inside a split are one online softmax, splits merge in ascending order."""

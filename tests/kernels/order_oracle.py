@@ -139,15 +139,15 @@ def vocab_leaf(z: Array) -> LogSumExp:
 
 
 def attention_row(q: Array, keys: Array, values: Array, scale: F4) -> tuple[Array, F4]:
-    """One query over its keys [n, D]: splits of 512, in each an online softmax over blocks of 64. (out, base-2 lse)."""
+    """One query over its keys [n, D]: splits of 512, in each an online softmax over blocks of 128. (out, base-2 lse)."""
     M, L, O = F4(-np.inf), F4(0), np.zeros(values.shape[1], F4)
     for split in range(0, len(keys), 512):
         m, l, o = F4(-np.inf), F4(0), np.zeros(values.shape[1], F4)
-        for block in range(split, min(split + 512, len(keys)), 64):
-            k, v = keys[block : min(block + 64, split + 512)], values[block : min(block + 64, split + 512)]
+        for block in range(split, min(split + 512, len(keys)), 128):
+            k, v = keys[block : min(block + 128, split + 512)], values[block : min(block + 128, split + 512)]
             s = row_dot(np.broadcast_to(q, k.shape), k) * scale
             top = max(m, s.max())
-            p, shrink = np.zeros(64, F4), exp2(m - top)
+            p, shrink = np.zeros(128, F4), exp2(m - top)
             p[: len(k)] = exp2(s - top)
             o = o * shrink
             for j in range(len(k)):

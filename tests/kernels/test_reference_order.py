@@ -191,7 +191,7 @@ def test_rms_norm_gradient() -> None:
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 511, 512, 513, 576, 1024, 1030])
+@pytest.mark.parametrize("length", [1, 2, 64, 127, 128, 129, 256, 511, 512, 513, 640, 1024, 1030])
 @pytest.mark.parametrize("D", [32, 48])
 def test_attention_row(D: int, length: int) -> None:
     scale = D**-0.5

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.workspace import counters
-from kernels.ops.attention.rows import LANES, block, finish, merge
+from kernels.ops.attention.rows import LANES, block, finish, half_block, merge
 
 
 @triton.jit
@@ -52,20 +52,17 @@ def decode_kernel(
         m = tl.full((ROWS,), float("-inf"), tl.float32)
         l = tl.zeros((ROWS, LANES), tl.float32)
         o = tl.zeros((ROWS, D), tl.float32)
-        j = tl.arange(0, KEY_BLOCK)
+        k = keys + kv * D
+        v = values + kv * D
+        mine = table + s * width
         for first in tl.range(
             part * KEY_SPLIT, tl.minimum((part + 1) * KEY_SPLIT, count), KEY_BLOCK, num_stages=STAGES
         ):
-            key = first + j
-            seen = key < count
-            if PAGE % KEY_BLOCK == 0:
-                row = tl.load(table + s * width + first // PAGE).to(tl.int64) * PAGE + first % PAGE + j
-            else:
-                row = tl.load(table + s * width + key // PAGE, mask=seen, other=0).to(tl.int64) * PAGE + key % PAGE
-            k = tl.load(keys + row[:, None] * kt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
-            v = tl.load(values + row[:, None] * vt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
-            score = tl.where(seen[None, :], tl.dot(x, tl.trans(k)), float("-inf"))
-            m, l, o = block(score, v, m, l, o, c)
+            s0, v0 = half_block(x, k, v, mine, 0, first, count, at, kt, vt, D, PAGE, False, KEY_BLOCK // 2)
+            s1, v1 = half_block(
+                x, k, v, mine, 0, first + KEY_BLOCK // 2, count, at, kt, vt, D, PAGE, False, KEY_BLOCK // 2
+            )
+            m, l, o = block(s0, s1, v0, v1, m, l, o, c)
         total = fold(l)
         M = tl.full((ROWS,), float("-inf"), tl.float32)
         L = tl.zeros((ROWS,), tl.float32)
@@ -75,8 +72,8 @@ def decode_kernel(
             M, L, O = merge(M, L, O, m, total, o, c)
         else:
             # parts [T, kv heads, splits, GROUP, D + 2]: o, then m and l
-            mine = parts + (t * KV_HEADS + kv) * tl.num_programs(0) * (GROUP * (D + 2))
-            node = mine + part * (GROUP * (D + 2)) + r * (D + 2)
+            parked = parts + (t * KV_HEADS + kv) * tl.num_programs(0) * (GROUP * (D + 2))
+            node = parked + part * (GROUP * (D + 2)) + r * (D + 2)
             tl.store(node[:, None] + d[None, :], o, mask=there[:, None], cache_modifier=".cg")
             tl.store(node + D, m, mask=there, cache_modifier=".cg")
             tl.store(node + D + 1, total, mask=there, cache_modifier=".cg")
@@ -85,7 +82,7 @@ def decode_kernel(
             if last:
                 tl.debug_barrier()
                 for i in range(0, splits):
-                    node = mine + i * (GROUP * (D + 2)) + r * (D + 2)
+                    node = parked + i * (GROUP * (D + 2)) + r * (D + 2)
                     m = tl.load(node + D, mask=there, other=0.0, cache_modifier=".cg")
                     l1 = tl.load(node + D + 1, mask=there, other=1.0, cache_modifier=".cg")
                     o = tl.load(node[:, None] + d[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg")
@@ -99,7 +96,7 @@ def decode_kernel(
             tl.store(lse + t * HEADS + head, e, mask=there)
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=2, stages=3):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=4, stages=2):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
     kv_heads = keys.shape[1]
     splits = triton.cdiv(pages.table.shape[1] * pages.size, key_split)

@@ -32,7 +32,7 @@ def forward(
     out, lse = q.new_empty(T, heads, D), q.new_empty(T, heads, dtype=torch.float32)
     if T:
         c = scale * _LOG2_E
-        tma = D in (64, 128) and all(reachable(t.flatten(1)) for t in (q, keys, values)) and KEY_BLOCK == 64
+        tma = D in (64, 128) and all(reachable(t.flatten(1)) for t in (q, keys, values)) and KEY_BLOCK == 128
         if pages.packed and tma:
             packed.launch(q, keys, values, pages, out, lse, c, KEY_SPLIT)
         elif pages.starts.numel() - 1 == T and not pages.packed:

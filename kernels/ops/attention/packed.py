@@ -1,9 +1,14 @@
 """Attention of packed sequences on Hopper (Gluon): the row order of rows.py, with keys and values by TMA.
 
-Persistent. One producer warp fills rings of key and value blocks and never drains; two consumer warpgroups own 64 queries each
-and share only the rings, so one computes exponentials while the other multiplies. Tile t of a sequence is its queries 128 t ..;
-a warpgroup meets exactly one block that its queries see in part, the last. Heads of a tile are neighbours in the item order, so
-blocks that run together have equal work and share keys in L2; a sequence's last tiles, the longest, come first.
+Persistent. Tile t of a sequence is its queries 128 t .. 128 t + 127 of one head. One producer warp takes the next tile from a
+counter, announces it and fills rings of key and value blocks; it never drains. Two consumer warpgroups own 64 queries each.
+In a warpgroup the scores of block i and the product of block i - 1 with its values are on the tensor core together, and the
+exponentials of block i run while that product does (FlashAttention-3, Shah et al. 2024, section 3.2). The block that queries
+see in part is the tile's last; the first 64 queries see nothing of its second half and skip it, which changes no bit, because
+its p are zeros. What earlier splits left waits in shared memory.
+
+Sequences with more tiles come first, and the last tiles of a sequence, the longest, before its first; heads of a tile are
+neighbours, so blocks that run together have equal work and share keys in L2. Which block computes a tile changes no bit.
 """
 
 import torch
@@ -20,19 +25,65 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.ops.attention.rows import tile_of
-from kernels.ops.matmul.ring import advance, idle
+from kernels.ops.matmul.ring import advance, idle, park_layout
 
 
 @triton.jit
-def tiles_kernel(starts, tiles, sequences, SEQUENCES: tl.constexpr):
-    """tiles [count, 3]: first token of the sequence, one past its last, tile number; (0, 0, 0) where there is no such tile."""
-    index = tl.program_id(0)
-    s, begin, end, tile = tile_of(starts, index, sequences, SEQUENCES, 128)
-    found = s < sequences
-    tl.store(tiles + index * 3, tl.where(found, begin, 0))
-    tl.store(tiles + index * 3 + 1, tl.where(found, end, 0))
-    tl.store(tiles + index * 3 + 2, tl.where(found, tile, 0))
+def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
+    """queue: tiles handed out so far (0), tiles, two unused words, then of each tile: first token of its sequence, one past the
+    last, and number in the sequence. Program s lists the tiles of sequence s."""
+    s = tl.program_id(0)
+    i = tl.arange(0, SEQUENCES)
+    first = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32)
+    last = tl.load(starts + i + 1, mask=i < sequences, other=0).to(tl.int32)
+    count = (last - first + 127) // 128
+    begin = tl.load(starts + s).to(tl.int32)
+    end = tl.load(starts + s + 1).to(tl.int32)
+    mine = (end - begin + 127) // 128
+    before = (count > mine) | ((count == mine) & (i < s))
+    at = tl.sum(tl.where(before, count, 0), 0)
+    for t in range(0, mine, 32):
+        tile = t + tl.arange(0, 32)
+        to = queue + 4 + (at + mine - 1 - tile) * 3
+        tl.store(to, begin, mask=tile < mine)
+        tl.store(to + 1, end, mask=tile < mine)
+        tl.store(to + 2, tile, mask=tile < mine)
+    if s == 0:
+        tl.store(queue, 0)
+        tl.store(queue + 1, tl.sum(count, 0))
+
+
+@gluon.jit
+def post(board, slot, phase, begin, end, tile, head):
+    """Announces a tile to the consumers; end = 0 says that there are no more."""
+    words, full, empty = board
+    mbarrier.wait(empty.index(slot), phase)
+    word = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [1], [0]))
+    words.index(slot * 4).store(word + begin)
+    words.index(slot * 4 + 1).store(word + end)
+    words.index(slot * 4 + 2).store(word + tile)
+    words.index(slot * 4 + 3).store(word + head)
+    mbarrier.arrive(full.index(slot), count=1)
+    return advance(slot, phase, 2)
+
+
+@gluon.jit
+def word(words, i):
+    return gl.sum(words.index(i).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
+def read(board, slot, phase):
+    """(begin, end, tile, head) of the tile announced in `slot`."""
+    words, full, empty = board
+    mbarrier.wait(full.index(slot), phase)
+    begin = word(words, slot * 4)
+    end = word(words, slot * 4 + 1)
+    tile = word(words, slot * 4 + 2)
+    head = word(words, slot * 4 + 3)
+    mbarrier.arrive(empty.index(slot), count=1)
+    slot, phase = advance(slot, phase, 2)
+    return begin, end, tile, head, slot, phase
 
 
 @gluon.jit
@@ -40,53 +91,57 @@ def producer(
     qd,
     kd,
     vd,
-    tiles,
-    q0,
-    q1,
-    k,
-    v,
-    q_full,
-    q_empty,
-    k_full,
-    k_empty,
-    v_full,
-    v_empty,
-    items,
+    queue,
+    queries,
+    keys,
+    values,
+    board,
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
     STAGES: gl.constexpr,
 ):
+    q0, q1, q_full, q_empty = queries
+    k, k_full, k_empty = keys
+    v, v_full, v_empty = values
     stage = 0
     phase = 1
     q_phase = 1
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        index = item // HEADS
+    slot = 0
+    slot_phase = 1
+    items = gl.load(queue + 1) * HEADS
+    item = gl.program_id(0)
+    while item < items:
+        at = queue + 4 + item // HEADS * 3
         head = item % HEADS
         column = head // (HEADS // KV_HEADS) * D
-        begin = gl.load(tiles + index * 3)
-        end = gl.load(tiles + index * 3 + 1)
-        tile = gl.load(tiles + index * 3 + 2)
-        if end > begin:
-            mbarrier.wait(q_empty, q_phase)
-            mbarrier.expect(q_full, 128 * D * 2)
-            tma.async_copy_global_to_shared(qd, [begin + tile * 128, head * D], q_full, q0)
-            tma.async_copy_global_to_shared(qd, [begin + tile * 128 + 64, head * D], q_full, q1)
-            q_phase ^= 1
-            for i in range(2 * tile + 2):
-                row = begin + i * 64
-                mbarrier.wait(k_empty.index(stage), phase)
-                mbarrier.expect(k_full.index(stage), 64 * D * 2)
-                tma.async_copy_global_to_shared(kd, [row, column], k_full.index(stage), k.index(stage))
-                mbarrier.wait(v_empty.index(stage), phase)
-                mbarrier.expect(v_full.index(stage), 64 * D * 2)
-                tma.async_copy_global_to_shared(vd, [row, column], v_full.index(stage), v.index(stage))
-                stage, phase = advance(stage, phase, STAGES)
+        begin = gl.load(at)
+        end = gl.load(at + 1)
+        tile = gl.load(at + 2)
+        slot, slot_phase = post(board, slot, slot_phase, begin, end, tile, head)
+        mbarrier.wait(q_empty, q_phase)
+        mbarrier.expect(q_full, 128 * D * 2)
+        tma.async_copy_global_to_shared(qd, [begin + tile * 128, head * D], q_full, q0)
+        tma.async_copy_global_to_shared(qd, [begin + tile * 128 + 64, head * D], q_full, q1)
+        q_phase ^= 1
+        for i in range(tile + 1):
+            row = begin + i * 128
+            mbarrier.wait(k_empty.index(stage), phase)
+            mbarrier.expect(k_full.index(stage), 128 * D * 2)
+            tma.async_copy_global_to_shared(kd, [row, column], k_full.index(stage), k.index(stage))
+            mbarrier.wait(v_empty.index(stage), phase)
+            mbarrier.expect(v_full.index(stage), 128 * D * 2)
+            tma.async_copy_global_to_shared(vd, [row, column], v_full.index(stage), v.index(stage))
+            stage, phase = advance(stage, phase, STAGES)
+        item = gl.num_programs(0) + gl.atomic_add(queue, 1)
+    post(board, slot, slot_phase, 0, 0, 0, 0)
 
 
 @gluon.jit
 def lanes(p):
-    """[64, 64] -> [64, 8]: kernels.gpu.arithmetic.fold_to."""
+    """[64, keys] -> [64, 8]: kernels.gpu.arithmetic.fold_to."""
+    if p.shape[1] == 128:
+        p = gl.sum(gl.reshape(p, [64, 2, 64]), 1)
     p = gl.sum(gl.reshape(p, [64, 2, 32]), 1)
     p = gl.sum(gl.reshape(p, [64, 2, 16]), 1)
     return gl.sum(gl.reshape(p, [64, 2, 8]), 1)
@@ -118,296 +173,330 @@ def log_f32(x):
 
 
 @gluon.jit
-def block(
+def by_row(x, O: gl.constexpr):
+    return gl.expand_dims(gl.convert_layout(x, gl.SliceLayout(1, O)), 1)
+
+
+@gluon.jit
+def exponentials(s, m, l, c, S: gl.constexpr):
+    """(top, l, shrink, p) after a block with scores s."""
+    m = gl.convert_layout(m, gl.SliceLayout(1, S))
+    top = gl.maximum(m, gl.max(s, 1))
+    shrink = gl.exp2((m - top) * c)
+    s, offset = gl.broadcast(s, gl.expand_dims(-(top * c), 1))
+    p = gl.exp2(gl.fma(s, gl.full(s.shape, 0.0, gl.float32, S) + c, offset))
+    sums = lanes(p)
+    LANES: gl.constexpr = sums.type.layout
+    l, by_lane = gl.broadcast(gl.convert_layout(l, LANES), by_row(shrink, LANES))
+    return top, gl.fma(l, by_lane, sums), shrink, p
+
+
+@gluon.jit
+def merge(M, L, park, m, l, o, c, O: gl.constexpr):
+    """(M, L) and the sum parked in shared memory, and the split (m, l, o) after them. -> (M, L, sum)."""
+    top = gl.maximum(M, m)
+    left = gl.exp2((M - top) * c)
+    right = gl.exp2((m - top) * c)
+    Y, scale = gl.broadcast(park.index(0).load(O), by_row(left, O))
+    return top, gl.fma(L, left, l * right), gl.fma(Y, scale, o * by_row(right, O))
+
+
+@gluon.jit
+def part(tile, rows: gl.constexpr):
+    """The first `rows` rows of a block of keys or values."""
+    if rows < 128:
+        tile = tile.slice(0, rows)
+    return tile
+
+
+@gluon.jit
+def step(
     q,
-    k,
-    v,
-    k_full,
-    k_empty,
-    v_full,
-    v_empty,
+    keys,
+    values,
+    park,
     stage,
     phase,
+    v_stage,
+    v_phase,
+    i,
     m,
     l,
     o,
+    M,
+    L,
+    p16,
     c,
-    PARTIAL: gl.constexpr,
-    D: gl.constexpr,
+    FIRST: gl.constexpr,
+    LAST: gl.constexpr,
+    HALF: gl.constexpr,
+    WIDTH: gl.constexpr,
+    SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
     S: gl.constexpr,
     O: gl.constexpr,
 ):
-    """One block of keys for 64 queries. PARTIAL: query r sees keys 0 .. r of the block."""
+    """Scores and exponentials of key block i, and the product p v of block i - 1 (unless FIRST). LAST: the block that the
+    tile's queries see in part. WIDTH: how many of its keys this warpgroup needs."""
+    k, k_full, k_empty = keys
+    v, v_full, v_empty = values
     mbarrier.wait(k_full.index(stage), phase)
     s = warpgroup_mma(
-        q, k.index(stage).permute((1, 0)), gl.zeros([64, 64], gl.float32, S), use_acc=False, is_async=True
+        q,
+        part(k.index(stage), WIDTH).permute((1, 0)),
+        gl.zeros([64, WIDTH], gl.float32, S),
+        use_acc=False,
+        is_async=True,
     )
-    s = warpgroup_mma_wait(0, deps=(s,))
+    if not FIRST:
+        mbarrier.wait(v_full.index(v_stage), v_phase)
+        o = warpgroup_mma(p16, v.index(v_stage), o, use_acc=(i - 1) % SPLIT != 0, is_async=True)
+    if FIRST:
+        s = warpgroup_mma_wait(0, deps=(s,))
+    else:
+        s = warpgroup_mma_wait(1, deps=(s,))
     mbarrier.arrive(k_empty.index(stage), count=1)
-    if PARTIAL:
-        r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, S)), 1)
-        j = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, S)), 0)
-        s = gl.where(j <= r, s, float("-inf"))
-    top = gl.maximum(m, gl.max(s, 1))
-    shrink = gl.exp2((m - top) * c)
-    offset = gl.expand_dims(-(top * c), 1)
-    s, offset = gl.broadcast(s, offset)
-    p = gl.exp2(gl.fma(s, gl.full([64, 64], 0.0, gl.float32, S) + c, offset))
-    L: gl.constexpr = l.type.layout
-    by_lane = gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, L)), 1)
-    l, by_lane = gl.broadcast(l, by_lane)
-    l = gl.fma(l, by_lane, gl.convert_layout(lanes(p), L))
-    o = o * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, O)), 1)
-    p16 = gl.convert_layout(p.to(gl.bfloat16), gl.DotOperandLayout(0, O, 2))
-    mbarrier.wait(v_full.index(stage), phase)
-    o = warpgroup_mma(p16, v.index(stage), o, is_async=True)
-    o = warpgroup_mma_wait(0, deps=(o,))
-    mbarrier.arrive(v_empty.index(stage), count=1)
     stage, phase = advance(stage, phase, STAGES)
-    return top, l, o, stage, phase
+    if LAST:
+        r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, S)), 1)
+        j = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, S)), 0)
+        s = gl.where(j <= r + 64 * HALF, s, float("-inf"))
+    m_old = m
+    l_old = l
+    if not FIRST:
+        fresh = i % SPLIT == 0  # the first block of a split
+        m = gl.where(fresh, float("-inf"), m)
+    m, l, shrink, p = exponentials(s, m, l, c, S)
+    m = gl.convert_layout(m, m_old.type.layout)
+    l = gl.convert_layout(l, l_old.type.layout)
+    if not FIRST:
+        # This wait passes at once. ptxas would move the next one up, before the exponentials, but not over a branch.
+        mbarrier.wait(v_full.index(v_stage), v_phase)
+        o, p, l, shrink = warpgroup_mma_wait(0, deps=(o, p, l, shrink))
+        mbarrier.arrive(v_empty.index(v_stage), count=1)
+        v_stage, v_phase = advance(v_stage, v_phase, STAGES)
+        if fresh:  # o starts again by use_acc
+            l_split = gl.convert_layout(one_lane(l_old), M.type.layout)
+            if i == SPLIT:
+                park.index(0).store(o)
+                M = m_old
+                L = l_split
+            else:
+                M, L, Y = merge(M, L, park, m_old, l_split, o, c, O)
+                park.index(0).store(Y)
+        else:
+            o = o * by_row(shrink, O)
+    p16 = gl.convert_layout(p.to(gl.bfloat16), gl.DotOperandLayout(0, O, 2))
+    return stage, phase, v_stage, v_phase, m, l, o, M, L, p16
 
 
 @gluon.jit
-def merge(M, L, Y, m, l, o, c, O: gl.constexpr):
-    top = gl.maximum(M, m)
-    left = gl.exp2((M - top) * c)
-    right = gl.exp2((m - top) * c)
-    by_row = gl.expand_dims(gl.convert_layout(left, gl.SliceLayout(1, O)), 1)
-    Y, by_row = gl.broadcast(Y, by_row)
-    Y = gl.fma(Y, by_row, o * gl.expand_dims(gl.convert_layout(right, gl.SliceLayout(1, O)), 1))
-    return top, gl.fma(L, left, l * right), Y
+def blank(v, valid, D: gl.constexpr):
+    """Zeros rows >= valid: they belong to a neighbour, and p = 0 does not silence a NaN."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    for g in gl.static_range(8):
+        if valid < 16 * g + 16:
+            rows = v.slice(16 * g, 16)
+            keep = gl.expand_dims(16 * g + gl.arange(0, 16, gl.SliceLayout(1, LAYOUT)) < valid, 1)
+            keep, x = gl.broadcast(keep, rows.load(LAYOUT))
+            rows.store(gl.where(keep, x, gl.zeros_like(x)))
+    fence_async_shared()
 
 
 @gluon.jit
 def consumer(
     out,
     lse,
-    tiles,
     q,
-    k,
-    v,
     q_full,
     q_empty,
-    k_full,
-    k_empty,
-    v_full,
-    v_empty,
-    items,
+    keys,
+    values,
+    blanked,
+    board,
+    park,
     c,
     HALF: gl.constexpr,
     HEADS: gl.constexpr,
     D: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
+    WIDTH: gl.constexpr,
+    LS: gl.constexpr,
     S: gl.constexpr,
     O: gl.constexpr,
 ):
-    """One warpgroup: queries 64 HALF .. of every tile of this block. SPLIT: key blocks of a split."""
+    """One warpgroup: queries 64 HALF .. of every tile of this block. SPLIT: key blocks of a split. WIDTH: keys of the last
+    block that these queries see, with scores in layout LS."""
     R: gl.constexpr = gl.SliceLayout(1, S)
+    v, v_full, v_empty = values
     stage = 0
     phase = 0
+    v_stage = 0
+    v_phase = 0
     q_phase = 0
-    no_lanes = lanes(gl.zeros([64, 64], gl.float32, S))
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        index = item // HEADS
-        head = item % HEADS
-        begin = gl.load(tiles + index * 3)
-        end = gl.load(tiles + index * 3 + 1)
-        tile = gl.load(tiles + index * 3 + 2)
-        if end > begin:
-            mbarrier.wait(q_full, q_phase)
-            q_phase ^= 1
-            seen = 2 * tile + HALF  # blocks that every query of this warpgroup sees whole
-            M = gl.full([64], float("-inf"), gl.float32, R)
-            L = gl.zeros([64], gl.float32, R)
-            Y = gl.zeros([64, D], gl.float32, O)
-            for split in range(0, seen // SPLIT):
-                m = gl.full([64], float("-inf"), gl.float32, R)
-                l = no_lanes
-                o = gl.zeros([64, D], gl.float32, O)
-                for i in range(SPLIT):
-                    m, l, o, stage, phase = block(
-                        q, k, v, k_full, k_empty, v_full, v_empty, stage, phase, m, l, o, c, False, D, STAGES, S, O
-                    )
-                M, L, Y = merge(M, L, Y, m, gl.convert_layout(one_lane(l), R), o, c, O)
-            m = gl.full([64], float("-inf"), gl.float32, R)
-            l = no_lanes
-            o = gl.zeros([64, D], gl.float32, O)
-            for i in range(seen % SPLIT):
-                m, l, o, stage, phase = block(
-                    q, k, v, k_full, k_empty, v_full, v_empty, stage, phase, m, l, o, c, False, D, STAGES, S, O
-                )
-            m, l, o, stage, phase = block(
-                q, k, v, k_full, k_empty, v_full, v_empty, stage, phase, m, l, o, c, True, D, STAGES, S, O
-            )
-            mbarrier.arrive(q_empty, count=1)
-            if HALF == 0:  # the block that only the other half sees
-                mbarrier.arrive(k_empty.index(stage), count=1)
-                mbarrier.arrive(v_empty.index(stage), count=1)
-                stage, phase = advance(stage, phase, STAGES)
-            M, L, Y = merge(M, L, Y, m, gl.convert_layout(one_lane(l), R), o, c, O)
-            inverse = gl.div_rn(L * 0.0 + 1.0, L)
-            y = Y * gl.expand_dims(gl.convert_layout(inverse, gl.SliceLayout(1, O)), 1) + 0.0
-            token = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, gl.SliceLayout(1, O))
-            d = gl.arange(0, D, gl.SliceLayout(0, O))
-            at = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D, 1) + gl.expand_dims(d, 0)
-            gl.store(out + at, y.to(gl.bfloat16), mask=gl.expand_dims(token < end, 1) & gl.expand_dims(d < D, 0))
-            row = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, R)
-            e = gl.fma(log_f32(L), L * 0.0 + 1.44269502162933349609375, M * c)
-            gl.store(lse + row.to(gl.int64) * HEADS + head, e, mask=row < end)
+    blank_phase = 0
+    no_lanes = lanes(gl.zeros([64, 128], gl.float32, S))
+    no_p = gl.zeros([64, 128], gl.bfloat16, gl.DotOperandLayout(0, O, 2))
+    begin, end, tile, head, slot, slot_phase = read(board, gl.to_tensor(0), gl.to_tensor(0))
+    while end > 0:
+        mbarrier.wait(q_full, q_phase)
+        q_phase ^= 1
+        m = gl.full([64], float("-inf"), gl.float32, R)
+        M = m
+        L = gl.zeros([64], gl.float32, R)
+        l = no_lanes
+        o = gl.zeros([64, D], gl.float32, O)
+        if tile == 0:
+            stage, phase, v_stage, v_phase, m, l, o, M, L, p = step(
+                q, keys, values, park, stage, phase, v_stage, v_phase, 0, m, l, o, M, L, no_p, c,
+                True, True, HALF, WIDTH, SPLIT, STAGES, LS, O,
+            )  # fmt: skip
+        else:
+            stage, phase, v_stage, v_phase, m, l, o, M, L, p128 = step(
+                q, keys, values, park, stage, phase, v_stage, v_phase, 0, m, l, o, M, L, no_p, c,
+                True, False, HALF, 128, SPLIT, STAGES, S, O,
+            )  # fmt: skip
+            for i in range(1, tile):
+                stage, phase, v_stage, v_phase, m, l, o, M, L, p128 = step(
+                    q, keys, values, park, stage, phase, v_stage, v_phase, i, m, l, o, M, L, p128, c,
+                    False, False, HALF, 128, SPLIT, STAGES, S, O,
+                )  # fmt: skip
+            stage, phase, v_stage, v_phase, m, l, o, M, L, p = step(
+                q, keys, values, park, stage, phase, v_stage, v_phase, tile, m, l, o, M, L, p128, c,
+                False, True, HALF, WIDTH, SPLIT, STAGES, LS, O,
+            )  # fmt: skip
+        mbarrier.wait(v_full.index(v_stage), v_phase)
+        valid = end - begin - tile * 128
+        if valid < 128:
+            if HALF == 1:
+                blank(v.index(v_stage), valid, D)
+                mbarrier.arrive(blanked, count=1)
+            else:
+                mbarrier.wait(blanked, blank_phase)
+                blank_phase ^= 1
+        mbarrier.arrive(q_empty, count=1)  # only now, so that `blanked` is not signalled again before it was seen
+        o = warpgroup_mma(p, part(v.index(v_stage), WIDTH), o, use_acc=tile % SPLIT != 0, is_async=True)
+        o = warpgroup_mma_wait(0, deps=(o,))
+        mbarrier.arrive(v_empty.index(v_stage), count=1)
+        v_stage, v_phase = advance(v_stage, v_phase, STAGES)
+        l1 = gl.convert_layout(one_lane(l), R)
+        if tile < SPLIT:
+            M = m
+            L = l1
+        else:
+            M, L, o = merge(M, L, park, m, l1, o, c, O)
+        inverse = gl.div_rn(L * 0.0 + 1.0, L)
+        y = o * by_row(inverse, O) + 0.0
+        # through shared memory, for 16-byte stores
+        B: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+        room = park.index(0)._reinterpret(gl.bfloat16, [64, D], q.type.layout)
+        room.store(y.to(gl.bfloat16))
+        token = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, gl.SliceLayout(1, B))
+        d = gl.arange(0, D, gl.SliceLayout(0, B))
+        at = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D, 1) + gl.expand_dims(d, 0)
+        gl.store(out + at, room.load(B), mask=gl.expand_dims(token < end, 1) & gl.expand_dims(d < D, 0))
+        row = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, R)
+        e = gl.fma(log_f32(L), L * 0.0 + 1.44269502162933349609375, M * c)
+        gl.store(lse + row.to(gl.int64) * HEADS + head, e, mask=row < end)
+        begin, end, tile, head, slot, slot_phase = read(board, slot, slot_phase)
 
 
-@gluon.jit(do_not_specialize=["items"])
+@gluon.jit
+def barriers(n: gl.constexpr, count: gl.constexpr):
+    b = gl.allocate_shared_memory(gl.int64, [n, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(n):
+        mbarrier.init(b.index(i), count=count)
+    return b
+
+
+@gluon.jit
 def packed_kernel(
     qd,
     kd,
     vd,
     out,
     lse,
-    tiles,
-    items,
+    queue,
     c,
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
+    HS: gl.constexpr,
     S: gl.constexpr,
     O: gl.constexpr,
+    PARK: gl.constexpr,
 ):
     q0 = gl.allocate_shared_memory(gl.bfloat16, [64, D], qd.layout)
     q1 = gl.allocate_shared_memory(gl.bfloat16, [64, D], qd.layout)
-    k = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], kd.layout)
-    v = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], vd.layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_full, count=1)
-    mbarrier.init(q_empty, count=2)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_empty.index(i), count=2)
+    park0 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)
+    park1 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)
+    k = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], kd.layout)
+    v = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], vd.layout)
+    words = gl.allocate_shared_memory(gl.int32, [8, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    q_full = barriers(1, 1).index(0)
+    q_empty = barriers(1, 2).index(0)
+    blanked = barriers(1, 1).index(0)
+    keys = (k, barriers(STAGES, 1), barriers(STAGES, 2))
+    values = (v, barriers(STAGES, 1), barriers(STAGES, 2))
+    board = (words, barriers(2, 1), barriers(2, 2))
     fence_async_shared()
     gl.warp_specialize(
         [
             (
                 consumer,
-                (
-                    out,
-                    lse,
-                    tiles,
-                    q0,
-                    k,
-                    v,
-                    q_full,
-                    q_empty,
-                    k_full,
-                    k_empty,
-                    v_full,
-                    v_empty,
-                    items,
-                    c,
-                    0,
-                    HEADS,
-                    D,
-                    SPLIT,
-                    STAGES,
-                    S,
-                    O,
-                ),
+                (out, lse, q0, q_full, q_empty, keys, values, blanked, board, park0, c,
+                 0, HEADS, D, SPLIT, STAGES, 64, HS, S, O),
             ),
             (
                 consumer,
-                (
-                    out,
-                    lse,
-                    tiles,
-                    q1,
-                    k,
-                    v,
-                    q_full,
-                    q_empty,
-                    k_full,
-                    k_empty,
-                    v_full,
-                    v_empty,
-                    items,
-                    c,
-                    1,
-                    HEADS,
-                    D,
-                    SPLIT,
-                    STAGES,
-                    S,
-                    O,
-                ),
+                (out, lse, q1, q_full, q_empty, keys, values, blanked, board, park1, c,
+                 1, HEADS, D, SPLIT, STAGES, 128, S, S, O),
             ),
-            (
-                producer,
-                (
-                    qd,
-                    kd,
-                    vd,
-                    tiles,
-                    q0,
-                    q1,
-                    k,
-                    v,
-                    q_full,
-                    q_empty,
-                    k_full,
-                    k_empty,
-                    v_full,
-                    v_empty,
-                    items,
-                    HEADS,
-                    KV_HEADS,
-                    D,
-                    STAGES,
-                ),
-            ),
+            (producer, (qd, kd, vd, queue, (q0, q1, q_full, q_empty), keys, values, board, HEADS, KV_HEADS, D, STAGES)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
         ],
         [4, 1, 1, 1, 1],
         [240, 24, 24, 24, 24],
-    )
+    )  # fmt: skip
 
 
 def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
+    """For a key block of 128."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences = pages.starts.numel() - 1
-    count = triton.cdiv(T, 128) + sequences
-    tiles = torch.empty(count, 3, dtype=torch.int32, device=q.device)
+    count = triton.cdiv(T, 128) + sequences  # at least the number of tiles
+    queue = torch.empty(4 + 3 * count, dtype=torch.int32, device=q.device)
     if not warmup:
-        tiles_kernel[(count,)](pages.starts, tiles, sequences, triton.next_power_of_2(sequences + 1), num_warps=1)
-    box = gl.NVMMASharedLayout.get_default_for([64, D], gl.bfloat16)
-    flat = [TensorDescriptor(t, [T, t.shape[1] * D], [t.stride(0), 1], [64, D], box) for t in (q, keys, values)]
-    s, o = (gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16]) for n in (64, D))
+        tiles_kernel[(sequences,)](pages.starts, queue, sequences, triton.next_power_of_2(sequences), num_warps=1)
+    half, whole = (gl.NVMMASharedLayout.get_default_for([rows, D], gl.bfloat16) for rows in (64, 128))
+    operands = ((q, 64, half), (keys, 128, whole), (values, 128, whole))
+    flat = [TensorDescriptor(t, [T, t.shape[1] * D], [t.stride(0), 1], [n, D], box) for t, n, box in operands]
+    hs, s, o = (
+        gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16]) for n in (64, 128, D)
+    )
     grid = (min(blocks, count * heads),)
     run = (lambda *a, **kw: packed_kernel.warmup(*a, grid=grid, **kw)) if warmup else packed_kernel[grid]
-    stages = min(6, (232448 - 2048 - 128 * D * 2) // (128 * D * 2))
+    stages = min(4, (232448 - 2048 - 128 * D * 6) // (128 * D * 4))
     return run(
         *flat,
         out,
         lse,
-        tiles,
-        count * heads,
+        queue,
         c,
         heads,
         kv_heads,
         D,
-        key_split // 64,
+        key_split // 128,
         stages,
+        hs,
         s,
         o,
+        park_layout(D),
         num_warps=4,
         enable_fp_fusion=False,
     )

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
-from kernels.ops.attention.rows import LANES, block, finish, merge, tile_of
+from kernels.ops.attention.rows import LANES, block, finish, half_block, merge, tile_of
 
 
 @triton.jit
@@ -48,24 +48,22 @@ def prefill_kernel(
         M = tl.full((ROWS,), float("-inf"), tl.float32)
         L = tl.zeros((ROWS,), tl.float32)
         O = tl.zeros((ROWS, D), tl.float32)
-        j = tl.arange(0, KEY_BLOCK)
+        last = at[:, None]
+        k = keys + kv * D
+        v = values + kv * D
+        mine = table + s.to(tl.int64) * width
         for split in range(0, count, KEY_SPLIT):
             m = tl.full((ROWS,), float("-inf"), tl.float32)
             l = tl.zeros((ROWS, LANES), tl.float32)
             o = tl.zeros((ROWS, D), tl.float32)
             for first in tl.range(split, tl.minimum(split + KEY_SPLIT, count), KEY_BLOCK, num_stages=STAGES):
-                key = first + j
-                seen = key < count
-                if PACKED:
-                    row = (begin + key).to(tl.int64)
-                else:
-                    page = tl.load(table + s.to(tl.int64) * width + key // PAGE, mask=seen, other=0)
-                    row = page.to(tl.int64) * PAGE + key % PAGE
-                k = tl.load(keys + row[:, None] * kt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
-                v = tl.load(values + row[:, None] * vt + kv * D + d[None, :], mask=seen[:, None], other=0.0)
-                score = tl.dot(x, tl.trans(k))
-                score = tl.where(key[None, :] <= at[:, None], score, float("-inf"))
-                m, l, o = block(score, v, m, l, o, c)
+                s0, v0 = half_block(
+                    x, k, v, mine, begin, first, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
+                )  # fmt: skip
+                s1, v1 = half_block(
+                    x, k, v, mine, begin, first + KEY_BLOCK // 2, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
+                )  # fmt: skip
+                m, l, o = block(s0, s1, v0, v1, m, l, o, c)
             M, L, O = merge(M, L, O, m, fold(l), o, c)
         y, e = finish(M, L, O, c)
         tl.store(
@@ -76,7 +74,7 @@ def prefill_kernel(
         tl.store(lse + token.to(tl.int64) * HEADS + head, e, mask=there)
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=128, warps=8, stages=3):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=128, warps=8, stages=2):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
     sequences = pages.starts.numel() - 1
     grid = (heads, triton.cdiv(T, rows) + sequences)

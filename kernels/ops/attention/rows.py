@@ -8,7 +8,8 @@ by block of KEY_BLOCK from its first key:
 
 At its end l folds to one lane. Splits merge in ascending order into (M, L, O): O = fma(O, 2^((M - top) c), o 2^((m - top) c)).
 Keys past a row's position have s = -inf and change nothing, so a row does not depend on the tile it is computed in. No sum runs
-over an axis longer than two except in the tensor core, so warps and layouts take no part (kernels.gpu.arithmetic.fold).
+over an axis longer than two except in the tensor core, so warps and layouts take no part (kernels.gpu.arithmetic.fold), nor
+does it matter whether a block is computed whole or in halves: the first fold adds the halves, and the chain goes on.
 """
 
 import triton
@@ -26,14 +27,54 @@ def finite(m):
 
 
 @triton.jit
-def block(s, v, m, l, o, c):
-    """One block of keys; s [rows, KEY_BLOCK] is -inf at keys that a row may not see."""
-    top = tl.maximum(m, tl.max(s, 1))
+def half_block(
+    x,
+    keys,
+    values,
+    table,
+    base,
+    first,
+    count,
+    last,
+    kt,
+    vt,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    PACKED: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """(scores, values) of queries x [rows, D] and the KEYS keys from position `first` of one head and sequence, whose rows are
+    base + position where PACKED, else found through its page numbers `table`. A query sees the keys up to `last` [rows, 1];
+    nothing is read past `count` keys."""
+    j = tl.arange(0, KEYS)
+    key = first + j
+    there = key < count
+    if PACKED:
+        row = (base + key).to(tl.int64)
+    elif PAGE % KEYS == 0:
+        row = tl.load(table + first // PAGE, mask=first < count, other=0).to(tl.int64) * PAGE + first % PAGE + j
+    else:
+        row = tl.load(table + key // PAGE, mask=there, other=0).to(tl.int64) * PAGE + key % PAGE
+    d = tl.arange(0, D)
+    k = tl.load(keys + row[:, None] * kt + d[None, :], mask=there[:, None], other=0.0)
+    v = tl.load(values + row[:, None] * vt + d[None, :], mask=there[:, None], other=0.0)
+    return tl.where(key[None, :] <= last, tl.dot(x, tl.trans(k)), float("-inf")), v
+
+
+@triton.jit
+def block(s0, s1, v0, v1, m, l, o, c):
+    """One block of keys, as two halves (fewer registers); s0, s1 [rows, KEY_BLOCK / 2] are -inf at keys that a row may not
+    see."""
+    top = tl.maximum(m, tl.maximum(tl.max(s0, 1), tl.max(s1, 1)))
     safe = finite(top)
     shrink = tl.exp2((m - safe) * c)
-    p = tl.exp2(tl.fma(s, tl.full(s.shape, 0.0, tl.float32) + c, tl.broadcast_to((-(safe * c))[:, None], s.shape)))
-    l = tl.fma(l, tl.broadcast_to(shrink[:, None], l.shape), fold_to(p, LANES))
-    o = tl.dot(p.to(v.dtype), v, o * shrink[:, None])
+    factor = tl.full(s0.shape, 0.0, tl.float32) + c
+    offset = tl.broadcast_to((-(safe * c))[:, None], s0.shape)
+    p0 = tl.exp2(tl.fma(s0, factor, offset))
+    p1 = tl.exp2(tl.fma(s1, factor, offset))
+    l = tl.fma(l, tl.broadcast_to(shrink[:, None], l.shape), fold_to(p0 + p1, LANES))
+    o = tl.dot(p0.to(v0.dtype), v0, o * shrink[:, None])
+    o = tl.dot(p1.to(v1.dtype), v1, o)
     return top, l, o
 
 

@@ -185,7 +185,7 @@ def _case(sequences: int, longest: int, kv_heads: int, group: int, head_dim: int
 _CASES = (_case(1, 1, 1, 1, 16), _case(4, 131, 2, 3, 32), _case(3, 64, 8, 1, 16), _case(2, 1030, 1, 2, 64))
 _SPACE = {
     "sequences": (1, 2, 4),
-    "longest": (1, 2, 17, 63, 64, 65, 130),
+    "longest": (1, 2, 17, 65, 127, 128, 130),
     "kv_heads": (1, 2, 4),
     "group": (1, 2, 3),
     "head_dim": (16, 32, 64),

@@ -45,7 +45,7 @@ def paged(k, v, lengths, spans, size):
     return kc, vc, Pages(table.cuda(), size, sequence.int().cuda(), position.int().cuda(), starts.cuda())
 
 
-LENGTHS = [1, 63, 700, 64, 65, 1300, 129, 512, 513]
+LENGTHS = [1, 63, 700, 64, 65, 1300, 129, 512, 513, 127, 128]
 
 
 def reference(q, k, v, pages):
@@ -100,6 +100,26 @@ def test_packed_by_tma(heads, kv_heads, D, lengths):
         packed_kernel.launch(q, k, v, pages, out, lse, C, KEY_SPLIT, blocks=blocks)
         assert_same_bits(out, want[0], "out")
         assert_same_bits(lse, want[1], "lse")
+
+
+@pytest.mark.parametrize(
+    "lengths", [[100, 640, 129, 1, 1153, 128, 63], [3000, 511, 65], [i % 3 + 1 for i in range(300)]]
+)
+def test_packed_neighbours(lengths):
+    """A sequence alone, and beside sequences of NaN, before and after it; its last block may lie half in a neighbour."""
+    q, k, v = inputs(sum(lengths))
+    out, lse = gpu.forward(q, k, v, packed(lengths), 128**-0.5)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).cuda()
+    for parity in (0, 1):
+        mine = owner % 2 == parity
+        broken = [torch.where(mine[:, None, None], t, torch.nan) for t in (q, k, v)]
+        beside, e = gpu.forward(*broken, packed(lengths), 128**-0.5)
+        assert_same_bits(beside[mine], out[mine], "beside NaN")
+        assert_same_bits(e[mine], lse[mine], "lse beside NaN")
+    for s in range(min(len(lengths), 7)):
+        alone, e = gpu.forward(*(t[owner == s] for t in (q, k, v)), packed(lengths[s : s + 1]), 128**-0.5)
+        assert_same_bits(alone, out[owner == s], f"sequence {s} alone")
+        assert_same_bits(e, lse[owner == s], f"lse of sequence {s} alone")
 
 
 @pytest.mark.parametrize("size", [1, 16, 64, 256])
