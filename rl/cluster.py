@@ -178,7 +178,9 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             _Ranks(
                 f"rollout engine {i}",
                 [
-                    rollout_rank.remote(r, config.rollout.tp, port, config.rollout.threads, model, engine)
+                    rollout_rank.remote(
+                        r, config.rollout.tp, port, config.rollout.threads, model, engine, i * config.rollout.tp + r
+                    )
                     for r in range(config.rollout.tp)
                 ],
             )

@@ -7,7 +7,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from kernels.collectives import TreeGroup
+from kernels.collectives import TreeGroup, backend_of, peer_memory
 from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, parameters
 from rollout.engine import Engine, EngineConfig
@@ -18,17 +18,20 @@ class RolloutRank:
     """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
 
     def __init__(
-        self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig
+        self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig, card: int
     ) -> None:
+        """`card`: the GPU to use, modulo the number there are: ranks share them where there are too few."""
         torch.set_num_threads(threads)
-        if config.device == "cuda":  # ranks share the devices there are
-            torch.cuda.set_device(rank % torch.cuda.device_count())
+        if config.device == "cuda":
+            torch.cuda.set_device(card % torch.cuda.device_count())
         group = TreeGroup()
         if size > 1:
+            backend = backend_of(config.device, size)
             dist.init_process_group(
-                "gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120)
+                backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120)
             )
-            group = TreeGroup(dist.group.WORLD)
+            assert dist.group.WORLD is not None
+            group = TreeGroup(dist.group.WORLD, peer_memory(dist.group.WORLD) if backend == "nccl" else None)
         self.model = model
         self.engine = Engine(model, config, group)
 

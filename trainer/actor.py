@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from kernels.collectives import backend_of
 from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, digest, initial, load, save, slice_digests
 from kernels.tree import WHOLE
@@ -33,7 +34,8 @@ class TrainerRank:
         torch.set_num_threads(threads)
         if device == "cuda":
             torch.cuda.set_device(rank % torch.cuda.device_count())
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
+        backend = backend_of(device, size)
+        dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
         self.rank, self.config = rank, model
         weights = initial(model, source) if isinstance(source, int) else load(model, source)
         self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)

@@ -1,9 +1,10 @@
-"""Real ranks: one process each, gloo over a TCP store on a port that the system picks."""
+"""Real ranks: one process each, gloo or NCCL over a TCP store on a port that the system picks."""
 
 import multiprocessing
 import pickle
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,20 +21,37 @@ if START == "forkserver":  # imports torch once for all ranks of a session, in a
     multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "kernels.model.weights"])
 
 
-def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `work(*args)` returns on each of `world` ranks, in rank order. `work` must be importable by name."""
+def run_ranks(
+    world: int, work: Callable[..., Any], *args: Any, backend: str = "gloo", seconds: float = 600
+) -> list[Any]:
+    """What `work(*args)` returns on each of `world` ranks, in rank order. `work` must be importable by name. Over NCCL, rank r
+    has card r. Ranks that have not finished after `seconds` are killed: some wait for others on a GPU."""
     store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (world, store.port, folder, work, args), nprocs=world, start_method=START)
+        ranks = mp.start_processes(
+            _rank, (world, store.port, folder, backend, work, args), nprocs=world, join=False, start_method=START
+        )
+        until = time.monotonic() + seconds
+        while not ranks.join(timeout=1):
+            if time.monotonic() > until:
+                for process in ranks.processes:
+                    process.kill()
+                raise TimeoutError(f"{work.__name__} on {world} ranks over {backend} did not finish in {seconds} s")
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world)]
 
 
-def _rank(rank: int, world: int, port: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world: int, port: int, folder: str, backend: str, work: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     store = dist.TCPStore(HOST, port, is_master=False, timeout=PATIENCE)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=device)
     try:
         Path(folder, str(rank)).write_bytes(pickle.dumps(work(*args)))
     finally:
