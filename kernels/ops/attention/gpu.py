@@ -5,7 +5,7 @@ import math
 import torch
 
 from kernels.device import UnsupportedError
-from kernels.ops.attention import Pages, decode, gradient, packed, prefill
+from kernels.ops.attention import Pages, decode, gradient, packed, packed_gradient, prefill
 from kernels.ops.matmul.ring import reachable
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
 
@@ -52,5 +52,18 @@ def backward(
     starts: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(d_q, d_k, d_v), each in the dtype of q. The order of a sum depends on head_dim and nothing else: an operand that TMA
+    cannot read is copied first."""
     q, keys, values = map(_heads_contiguous, (q, keys, values))
-    return gradient.launch(q, keys, values, out, lse, d_out.to(q.dtype).contiguous(), starts, scale, scale * _LOG2_E)
+    d_out = d_out.to(q.dtype).contiguous()
+    if not len(q):
+        return torch.empty_like(q), torch.empty_like(keys), torch.empty_like(values)
+    if q.shape[2] in packed_gradient.HEAD_DIMS:
+        q, keys, values, d_out = (
+            t if reachable(t.flatten(1)) else t.clone(memory_format=torch.contiguous_format)
+            for t in (q, keys, values, d_out)
+        )
+        run = packed_gradient.launch
+    else:
+        run = gradient.launch
+    return run(q, keys, values, out, lse, d_out, starts, scale, scale * _LOG2_E)

@@ -1,6 +1,7 @@
-"""Gradient of packed attention without atomics: one kernel walks the keys of a tile of queries (dq), one the queries of
-a tile of keys (dk, dv). With p = 2^(s c - lse) and delta = out . d_out: d_s = p (d_out . v - delta), dq = scale d_s
-k, dk = scale d_s q, dv = p d_out; p and d_s are bf16 where they enter a tensor core.
+"""Gradient of packed attention for the head_dims that packed_gradient.py does not take, without atomics: one kernel walks the
+keys of a tile of queries (dq), one the queries of a tile of keys (dk, dv). With p = 2^(s c - lse) and delta = out . d_out:
+d_s = p (d_out . v - delta), dq = scale d_s k, dk = scale d_s q, dv = p d_out; p and d_s are bf16 where they enter a tensor
+core.
 
 Order: dq is one chain over keys from position 0; dk and dv one chain over the query heads of the group and, within a
 head, over queries. Tiles are cut from the start of a sequence, so a sequence cannot see its neighbours; masked pairs
@@ -139,8 +140,10 @@ def dkv_kernel(
         tl.store(d_v + to, total_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
-def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=128, block=64, warps=8, stages=2):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, block=None, warps=8, stages=2):  # type: ignore[no-untyped-def]
+    """(d_q, d_k, d_v). The tile is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
+    rows, block = rows or (128 if D <= 128 else 64), block or (64 if D <= 128 else 32)
     sequences = starts.numel() - 1
     delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(T * heads, 32),)](out, d_out, delta, T * heads, D, 32, enable_fp_fusion=False)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.ops.attention import Pages, attention, decode, gpu, gradient, prefill
+from kernels.ops.attention import Pages, attention, decode, gpu, gradient, packed_gradient, prefill
 from kernels.ops.attention import packed as packed_kernel
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
 from tests.bits import assert_same_bits
@@ -171,43 +171,94 @@ def test_other_heads_and_strides():
         assert_same_bits(gpu.forward(q[-1:], kc, vc, pages, D**-0.5)[0], out[-1:], f"decode {heads} {kv_heads} {D}")
 
 
-def test_backward():
-    lengths = [65, 300, 1, 640, 129]
-    q, k, v = (t.requires_grad_() for t in inputs(sum(lengths)))
+def gradient_inputs(lengths, heads=8, kv_heads=2, D=128):
+    """Arguments of a gradient's launch."""
+    q, k, v = inputs(sum(lengths), heads, kv_heads, D)
     pages = packed(lengths)
-    d_out = torch.randn(sum(lengths), 8, 128, device="cuda").to(bf16)
-    out = attention(q, k, v, pages, 128**-0.5)
-    out.backward(d_out)
-    _, lse = gpu.forward(q.detach(), k.detach(), v.detach(), pages, 128**-0.5)
-    args = (q.detach(), k.detach(), v.detach(), out.detach(), lse, d_out, pages.starts, 128**-0.5, C)
-    for rows, block, warps, stages in ((64, 64, 4, 1), (128, 64, 8, 1), (64, 32, 4, 2)):
-        for name, got, want in zip(
-            ["q", "k", "v"],
-            gradient.launch(*args, rows=rows, block=block, warps=warps, stages=stages),
-            (q.grad, k.grad, v.grad),
-            strict=False,
-        ):
-            assert_same_bits(got, want, f"d{name} {rows} {block}")
+    out, lse = gpu.forward(q, k, v, pages, D**-0.5)
+    return q, k, v, out, lse, torch.randn_like(q), pages.starts, D**-0.5, D**-0.5 * 1.4426950408889634
+
+
+@pytest.mark.parametrize("D", [16, 64, 128, 256])
+def test_backward_accuracy(D):
+    lengths = [300, 1, 640, 129]
+    q, k, v, _, _, d_out, *_ = gradient_inputs(lengths, D=D)
+    mine = [t.clone().requires_grad_() for t in (q, k, v)]
+    attention(*mine, packed(lengths), D**-0.5).backward(d_out)
     at = 0
     for n in lengths:
         s = slice(at, at + n)
         at += n
-        alone = [t.detach()[s].clone().requires_grad_() for t in (q, k, v)]
-        attention(*alone, packed([n]), 128**-0.5).backward(d_out[s])
-        for name, got, want in zip(["q", "k", "v"], alone, (q, k, v), strict=False):
-            assert_same_bits(got.grad, want.grad[s], f"d{name} of a sequence of {n} alone")
-        if n < 300:
+        if n == 1:
             continue
-        wide = [t.detach()[s].double().requires_grad_() for t in (q, k, v)]
-        bf = [t.detach()[s].clone().requires_grad_() for t in (q, k, v)]
-        S = torch.einsum("thd,shd->hts", wide[0], wide[1].repeat_interleave(4, 1)) * 128**-0.5
+        wide = [t[s].double().requires_grad_() for t in (q, k, v)]
+        bf = [t[s].clone().requires_grad_() for t in (q, k, v)]
+        S = torch.einsum("thd,shd->hts", wide[0], wide[1].repeat_interleave(4, 1)) * D**-0.5
         S = S.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
         torch.einsum("hts,shd->thd", S.softmax(-1), wide[2].repeat_interleave(4, 1)).backward(d_out[s].double())
         y = torch.nn.functional.scaled_dot_product_attention(
             *(t.transpose(0, 1)[None] for t in bf), is_causal=True, enable_gqa=True
         )
         y.backward(d_out[s].transpose(0, 1)[None])
-        for name, ours, theirs, want in zip(["q", "k", "v"], alone, bf, wide, strict=False):
-            a, b = relative_error(ours.grad, want.grad), relative_error(theirs.grad, want.grad)
+        for name, ours, theirs, want in zip(["q", "k", "v"], mine, bf, wide, strict=True):
+            a, b = relative_error(ours.grad[s], want.grad), relative_error(theirs.grad, want.grad)
             print(f"d{name} {n}: ours {a:.3e}, vendor {b:.3e}")
             assert a <= 1.05 * b
+
+
+BACKWARD = [1, 700, 63, 64, 128, 65, 1300, 127, 129]
+
+
+@pytest.mark.parametrize("heads,kv_heads,D", [(8, 2, 128), (16, 8, 128), (4, 4, 64), (32, 4, 64)])
+def test_backward_schedules(heads, kv_heads, D):
+    """The same bits from any number of blocks and in any run: the turns of dq, not time, order its sum."""
+    args = gradient_inputs(BACKWARD, heads, kv_heads, D)
+    want = packed_gradient.launch(*args)
+    for blocks in (132, 17, 3, 1, *[132] * 16):
+        for name, got, same in zip(["q", "k", "v"], packed_gradient.launch(*args, blocks=blocks), want, strict=True):
+            assert_same_bits(got, same, f"d{name} by {blocks} blocks")
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("lengths", [BACKWARD, [100, 640, 129, 1, 1153, 128, 63], [i % 3 + 1 for i in range(300)]])
+def test_backward_neighbours(lengths, D):
+    """A sequence alone, and beside sequences of NaN, before and after it; its last tile may lie half in a neighbour."""
+    q, k, v, out, lse, d_out, starts, *scales = gradient_inputs(lengths, D=D)
+    whole = packed_gradient.launch(q, k, v, out, lse, d_out, starts, *scales)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).cuda()
+    for parity in (0, 1):
+        mine = owner % 2 == parity
+        broken = [t.masked_fill(~mine.view(-1, *[1] * (t.dim() - 1)), torch.nan) for t in (q, k, v, out, lse, d_out)]
+        for name, got, want in zip("qkv", packed_gradient.launch(*broken, starts, *scales), whole, strict=True):
+            assert_same_bits(got[mine], want[mine], f"d{name} beside NaN")
+    for s in range(min(len(lengths), 9)):
+        own = [t[owner == s] for t in (q, k, v, out, lse, d_out)]
+        alone = packed_gradient.launch(*own, torch.tensor([0, lengths[s]], device="cuda"), *scales)
+        for name, got, want in zip("qkv", alone, whole, strict=True):
+            assert_same_bits(got, want[owner == s], f"d{name} of sequence {s} alone")
+
+
+def test_backward_of_strides_and_alignment():
+    T = 300
+    qkv = torch.randn(T, 12, 128, device="cuda").to(bf16)
+    q, k, v = qkv.split((8, 2, 2), 1)
+    pages = packed([T])
+    out, lse = gpu.forward(q, k, v, pages, 128**-0.5)
+    d_out = torch.randn_like(out)
+    want = gpu.backward(q.contiguous(), k.contiguous(), v.contiguous(), out, lse, d_out, pages.starts, 128**-0.5)
+    odd = torch.empty(q.numel() + 1, device="cuda", dtype=bf16)[1:].view(q.shape).copy_(q)
+    for x in (q, odd):
+        for name, got, same in zip(
+            "qkv", gpu.backward(x, k, v, out, lse, d_out, pages.starts, 128**-0.5), want, strict=True
+        ):
+            assert_same_bits(got, same, f"d{name}")
+
+
+def test_backward_of_other_head_dims():
+    """The plain kernel, in any tiling."""
+    args = gradient_inputs([65, 300, 1, 129], D=32)
+    want = gpu.backward(*args[:-1])
+    for rows, block, warps, stages in ((64, 64, 4, 1), (128, 64, 8, 1), (64, 32, 4, 2)):
+        got = gradient.launch(*args, rows=rows, block=block, warps=warps, stages=stages)
+        for name, a, b in zip("qkv", got, want, strict=True):
+            assert_same_bits(a, b, f"d{name} {rows} {block}")

@@ -1,0 +1,587 @@
+"""Gradient of packed attention on Hopper (Gluon), head_dim 64 and 128: one kernel, five products.
+
+A block owns 128 keys of a kv head. Two consumer warpgroups of 64 keys hold dk and dv in registers and walk the queries of the
+sequence from its last block of 64 down to the diagonal, in each block the heads of the group in ascending order:
+
+    s = k q';  p = 2^(s c - lse);  dp = v d_out';  d_s = p (dp - delta);  dv += p d_out;  dk += d_s q;  dq += d_s' k
+
+p and d_s are bf16 where they enter a tensor core, and zero where a key may not be seen. dk and dv are one chain in that order.
+dq of a query is a sum over tiles of 128 keys in ascending order, each a tensor-core chain over its keys from zero. Tiles are
+cut from the start of a sequence, and rows of a tile past its end are zeroed: a sequence cannot see its neighbours.
+
+The sum dq lies in `park` (float32, in L2 while in use). `turns` counts, for each block of queries and head, the tiles that
+have added: tile j adds when the count says j. Tile 0 stores; the tile on the diagonal, the last, adds in registers, scales and
+rounds. So no order depends on time. Tiles are handed out in ascending order, hence the one that another waits for is always
+running or done, however many blocks the GPU runs at once. Two warps wait for turns and publish them, so that consumers never
+wait for L2; a part of dq is added while the next step's first product runs.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.gpu.arithmetic import fold
+from kernels.ops.matmul.ring import advance, idle
+
+HEAD_DIMS = (64, 128)
+
+# where each kind of barrier starts in the one array of them
+KV_FULL = gl.constexpr(0)
+KV_EMPTY = gl.constexpr(1)
+DS_FULL = gl.constexpr(2)
+DS_EMPTY = gl.constexpr(4)
+TURN = gl.constexpr(6)
+ADDED = gl.constexpr(8)
+PUBLISHED = gl.constexpr(10)
+BOARD_FULL = gl.constexpr(12)
+BOARD_EMPTY = gl.constexpr(14)
+Q_FULL = gl.constexpr(16)
+
+
+@triton.jit
+def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
+    """queue: tiles handed out (0), tiles, two unused words, then of each tile: first token of its sequence, one past the last,
+    number in the sequence, the sequence's first block. Program s lists the tiles of sequence s, ascending; longer first."""
+    s = tl.program_id(0)
+    i = tl.arange(0, SEQUENCES)
+    first = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32)
+    last = tl.load(starts + i + 1, mask=i < sequences, other=0).to(tl.int32)
+    count = (last - first + 127) // 128
+    begin = tl.load(starts + s).to(tl.int32)
+    end = tl.load(starts + s + 1).to(tl.int32)
+    mine = (end - begin + 127) // 128
+    before = (count > mine) | ((count == mine) & (i < s))
+    at = tl.sum(tl.where(before, count, 0), 0)
+    for t in range(0, mine, 32):
+        tile = t + tl.arange(0, 32)
+        to = queue + 4 + (at + tile) * 4
+        tl.store(to, begin, mask=tile < mine)
+        tl.store(to + 1, end, mask=tile < mine)
+        tl.store(to + 2, tile, mask=tile < mine)
+        tl.store(to + 3, begin // 64 + s, mask=tile < mine)
+    if s == 0:
+        tl.store(queue, 0)
+        tl.store(queue + 1, tl.sum(count, 0))
+
+
+@triton.jit
+def rows_kernel(
+    out, d_out, lse, starts, rows, turns, sequences, HEADS: tl.constexpr, D: tl.constexpr, SEQUENCES: tl.constexpr
+):
+    """rows [blocks, heads, 2, 64]: lse and delta = out . d_out of 64 queries; past a sequence's end inf (so p = 0) and 0."""
+    head = tl.program_id(0)
+    block = tl.program_id(1)
+    i = tl.arange(0, SEQUENCES)
+    base = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32) // 64 + i
+    s = tl.sum(((base <= block) & (i < sequences)).to(tl.int32), 0) - 1
+    begin = tl.load(starts + s).to(tl.int32)
+    end = tl.load(starts + s + 1).to(tl.int32)
+    token = begin + (block - begin // 64 - s) * 64 + tl.arange(0, 64)
+    there = token < end
+    d = tl.arange(0, D)
+    at = token.to(tl.int64) * HEADS + head
+    a = tl.load(out + at[:, None] * D + d[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+    b = tl.load(d_out + at[:, None] * D + d[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+    e = tl.load(lse + at, mask=there, other=float("inf"))
+    to = rows + (block.to(tl.int64) * HEADS + head) * 128 + tl.arange(0, 64)
+    tl.store(to, e)
+    tl.store(to + 64, fold(a * b))
+    tl.store(turns + block * HEADS + head, 0)
+
+
+@gluon.jit
+def post(board, slot, phase, begin, end, tile, base, kv):
+    """Announces a tile; end = 0 says that there are no more."""
+    words, b = board
+    mbarrier.wait(b.index(BOARD_EMPTY + slot), phase)
+    word = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [1], [0]))
+    words.index(slot * 5).store(word + begin)
+    words.index(slot * 5 + 1).store(word + end)
+    words.index(slot * 5 + 2).store(word + tile)
+    words.index(slot * 5 + 3).store(word + base)
+    words.index(slot * 5 + 4).store(word + kv)
+    mbarrier.arrive(b.index(BOARD_FULL + slot), count=1)
+    return advance(slot, phase, 2)
+
+
+@gluon.jit
+def word(words, i, WARPS: gl.constexpr):
+    return gl.sum(words.index(i).load(gl.BlockedLayout([1], [32], [WARPS], [0])), 0)
+
+
+@gluon.jit
+def read(board, slot, phase, WARPS: gl.constexpr):
+    words, b = board
+    mbarrier.wait(b.index(BOARD_FULL + slot), phase)
+    begin = word(words, slot * 5, WARPS)
+    end = word(words, slot * 5 + 1, WARPS)
+    tile = word(words, slot * 5 + 2, WARPS)
+    base = word(words, slot * 5 + 3, WARPS)
+    kv = word(words, slot * 5 + 4, WARPS)
+    gl.thread_barrier()
+    mbarrier.arrive(b.index(BOARD_EMPTY + slot), count=1)
+    slot, phase = advance(slot, phase, 2)
+    return begin, end, tile, base, kv, slot, phase
+
+
+@gluon.jit
+def producer(
+    qd,
+    kd,
+    vd,
+    gd,
+    queue,
+    tiles,
+    board,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    GROUP: gl.constexpr = HEADS // KV_HEADS
+    k, v, q, g, _ = tiles
+    _, b = board
+    stage = 0
+    phase = 1
+    kv_phase = 1
+    slot = 0
+    slot_phase = 1
+    items = gl.load(queue + 1) * KV_HEADS
+    item = gl.atomic_add(queue, 1)
+    while item < items:
+        at = queue + 4 + item // KV_HEADS * 4
+        kv = item % KV_HEADS
+        begin = gl.load(at)
+        end = gl.load(at + 1)
+        tile = gl.load(at + 2)
+        slot, slot_phase = post(board, slot, slot_phase, begin, end, tile, gl.load(at + 3), kv)
+        mbarrier.wait(b.index(KV_EMPTY), kv_phase)
+        kv_phase ^= 1
+        mbarrier.expect(b.index(KV_FULL), 128 * D * 4)
+        tma.async_copy_global_to_shared(kd, [begin + tile * 128, kv * D], b.index(KV_FULL), k)
+        tma.async_copy_global_to_shared(vd, [begin + tile * 128, kv * D], b.index(KV_FULL), v)
+        blocks = (end - begin + 63) // 64
+        for i in range((blocks - 2 * tile) * GROUP):
+            row = begin + (blocks - 1 - i // GROUP) * 64
+            column = (kv * GROUP + i % GROUP) * D
+            mbarrier.wait(b.index(Q_FULL + 2 * STAGES + stage), phase)
+            mbarrier.expect(b.index(Q_FULL + stage), 64 * D * 2)
+            tma.async_copy_global_to_shared(qd, [row, column], b.index(Q_FULL + stage), q.index(stage))
+            mbarrier.expect(b.index(Q_FULL + STAGES + stage), 64 * D * 2)
+            tma.async_copy_global_to_shared(gd, [row, column], b.index(Q_FULL + STAGES + stage), g.index(stage))
+            stage, phase = advance(stage, phase, STAGES)
+        item = gl.atomic_add(queue, 1)
+    post(board, slot, slot_phase, 0, 0, 0, 0, 0)
+
+
+@gluon.jit
+def watcher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+    """Waits for the turn of each step."""
+    GROUP: gl.constexpr = HEADS // KV_HEADS
+    _, b = board
+    slot = 0
+    slot_phase = 0
+    at = 0
+    phase = 1
+    begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
+    while end > begin:
+        blocks = (end - begin + 63) // 64
+        for i in range((blocks - 2 * tile) * GROUP):
+            count = turns + (base + blocks - 1 - i // GROUP) * HEADS + kv * GROUP + i % GROUP
+            mbarrier.wait(b.index(PUBLISHED + at), phase)
+            if tile > 0:
+                while gl.atomic_add(count, 0, sem="acquire", scope="gpu") < tile:
+                    pass
+            mbarrier.arrive(b.index(TURN + at), count=1)
+            at, phase = advance(at, phase, 2)
+        begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
+
+
+@gluon.jit
+def publisher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+    """Gives the turn to the next tile when both warpgroups have added."""
+    GROUP: gl.constexpr = HEADS // KV_HEADS
+    _, b = board
+    slot = 0
+    slot_phase = 0
+    at = 0
+    phase = 0
+    begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
+    while end > begin:
+        blocks = (end - begin + 63) // 64
+        for i in range((blocks - 2 * tile) * GROUP):
+            count = turns + (base + blocks - 1 - i // GROUP) * HEADS + kv * GROUP + i % GROUP
+            mbarrier.wait(b.index(ADDED + at), phase)
+            gl.atomic_add(count, 1, sem="release", scope="gpu")
+            mbarrier.arrive(b.index(PUBLISHED + at), count=1)
+            at, phase = advance(at, phase, 2)
+        begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
+
+
+@gluon.jit
+def blank(tile, valid, ROWS: gl.constexpr):
+    """Zeros rows >= valid: they belong to a neighbour, and a zero on the other side does not silence a NaN."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    for r in gl.static_range(0, ROWS, 16):
+        if valid < r + 16:
+            rows = tile.slice(r, 16)
+            keep = gl.expand_dims(r + gl.arange(0, 16, gl.SliceLayout(1, LAYOUT)) < valid, 1)
+            keep, x = gl.broadcast(keep, rows.load(LAYOUT))
+            rows.store(gl.where(keep, x, gl.zeros_like(x)))
+    fence_async_shared()
+
+
+@gluon.jit
+def flat(x):
+    """Accumulator [64, W] -> [64 W] in the order of its registers, four consecutive words to a thread: no data moves."""
+    W: gl.constexpr = x.shape[1]
+    x = gl.reshape(x, [4, 2, 8, W // 8, 4, 2])
+    return gl.reshape(gl.permute(x, [3, 0, 2, 4, 1, 5]), [64 * W])
+
+
+@gluon.jit
+def square(x, Q: gl.constexpr):
+    """The inverse of `flat`."""
+    W: gl.constexpr = x.shape[0] // 64
+    x = gl.permute(gl.reshape(x, [W // 8, 4, 8, 4, 2, 2]), [1, 4, 2, 0, 3, 5])
+    return gl.convert_layout(gl.reshape(x, [64, W]), Q, assert_trivial=True)
+
+
+@gluon.jit
+def add(
+    d_q,
+    park,
+    b,
+    at,
+    at_phase,
+    f,
+    begin,
+    end,
+    tile,
+    base,
+    block,
+    head,
+    scale,
+    HALF: gl.constexpr,
+    HEADS: gl.constexpr,
+    D: gl.constexpr,
+    Q: gl.constexpr,
+):
+    """Adds a part of dq when its turn has come."""
+    W: gl.constexpr = D // 2
+    to = park + (((base + block) * HEADS + head) * 2 + HALF).to(gl.int64) * (64 * W)
+    F: gl.constexpr = f.type.layout
+    to = to + gl.arange(0, 64 * W, F)
+    mbarrier.wait(b.index(TURN + at), at_phase)
+    if block // 2 > tile:
+        if tile == 0:
+            gl.store(to, f)
+        else:
+            gl.atomic_add(to, f, sem="relaxed", scope="gpu")
+    else:
+        if tile > 0:
+            f = gl.load(to, cache_modifier=".cg") + f
+        y = square(f, Q) * scale
+        token = begin + block * 64 + gl.arange(0, 64, gl.SliceLayout(1, Q))
+        cols = gl.arange(0, W, gl.SliceLayout(0, Q))
+        where = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D + W * HALF, 1) + gl.expand_dims(cols, 0)
+        there = gl.expand_dims(token < end, 1) & gl.expand_dims(cols < W, 0)
+        gl.store(d_q + where, y.to(gl.bfloat16), mask=there)
+    gl.thread_barrier()
+    mbarrier.arrive(b.index(ADDED + at), count=1)
+
+
+@gluon.jit
+def consumer(
+    d_q,
+    d_k,
+    d_v,
+    rows,
+    park,
+    tiles,
+    board,
+    scale,
+    c,
+    HALF: gl.constexpr,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    S: gl.constexpr,
+    Q: gl.constexpr,
+    O: gl.constexpr,
+):
+    """One warpgroup: keys 64 HALF .. of every tile, and columns D / 2 HALF .. of dq."""
+    GROUP: gl.constexpr = HEADS // KV_HEADS
+    ROW: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    k, v, q, g, ds = tiles
+    _, b = board
+    k_own = k.slice(64 * HALF, 64)
+    v_own = v.slice(64 * HALF, 64)
+    W: gl.constexpr = D // 2
+    k_half = k.slice(W * HALF, W, dim=1)
+    stage = 0
+    phase = 0
+    kv_phase = 0
+    slot = 0
+    slot_phase = 0
+    at = 0
+    at_phase = 0
+    begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 4)
+    while end > begin:
+        mbarrier.wait(b.index(KV_FULL), kv_phase)
+        kv_phase ^= 1
+        valid = end - begin - tile * 128 - 64 * HALF
+        if valid < 64:
+            blank(k_own, valid, 64)
+            blank(v_own, valid, 64)
+        blocks = (end - begin + 63) // 64
+        dk = gl.zeros([64, D], gl.float32, O)
+        dv = gl.zeros([64, D], gl.float32, O)
+        steps = (blocks - 2 * tile) * GROUP
+        j = gl.arange(0, 64, ROW)
+        row = rows + ((base + blocks - 1) * HEADS + kv * GROUP).to(gl.int64) * 128
+        e = gl.load(row + j)
+        own = gl.load(row + 64 + j)
+        f = flat(gl.zeros([64, W], gl.float32, Q))
+        for i in range(steps):
+            block = blocks - 1 - i // GROUP
+            mbarrier.wait(b.index(Q_FULL + stage), phase)
+            left = end - begin - block * 64
+            if left < 64:
+                blank(q.index(stage), left, 64)
+            s = warpgroup_mma(
+                k_own, q.index(stage).permute((1, 0)), gl.zeros([64, 64], gl.float32, S), use_acc=False, is_async=True
+            )
+            if i > 0:
+                past = at ^ 1
+                add(
+                    d_q,
+                    park,
+                    b,
+                    past,
+                    at_phase ^ past,
+                    f,
+                    begin,
+                    end,
+                    tile,
+                    base,
+                    blocks - 1 - (i - 1) // GROUP,
+                    kv * GROUP + (i - 1) % GROUP,
+                    scale,
+                    HALF,
+                    HEADS,
+                    D,
+                    Q,
+                )
+            mbarrier.wait(b.index(Q_FULL + STAGES + stage), phase)
+            if left < 64:
+                blank(g.index(stage), left, 64)
+            dp = warpgroup_mma(
+                v_own, g.index(stage).permute((1, 0)), gl.zeros([64, 64], gl.float32, S), use_acc=False, is_async=True
+            )
+            e_S = gl.expand_dims(gl.convert_layout(e, gl.SliceLayout(0, S)), 0)
+            n = gl.minimum(i + 1, steps - 1)  # the next step's
+            row = rows + ((base + blocks - 1 - n // GROUP) * HEADS + kv * GROUP + n % GROUP).to(gl.int64) * 128
+            e = gl.load(row + j)
+            own_next = gl.load(row + 64 + j)
+            s = warpgroup_mma_wait(1, deps=(s,))
+            s, e_S = gl.broadcast(s, -e_S)
+            p = gl.exp2(gl.fma(s, gl.full([64, 64], 0.0, gl.float32, S) + c, e_S))
+            # key 128 tile + 64 HALF + r sees query 64 block + c
+            edge = 64 * block - 128 * tile - 64 * HALF
+            if edge <= 0:
+                r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, S)), 1)
+                col = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, S)), 0)
+                p = gl.where(r <= col + edge, p, 0.0)
+            p16 = gl.convert_layout(p.to(gl.bfloat16), gl.DotOperandLayout(0, O, 2))
+            dp = warpgroup_mma_wait(0, deps=(dp,))
+            dv = warpgroup_mma(p16, g.index(stage), dv, is_async=True)
+            own_S = gl.expand_dims(gl.convert_layout(own, gl.SliceLayout(0, S)), 0)
+            own = own_next
+            d = p * (dp - own_S)
+            if edge <= 0:
+                r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, S)), 1)
+                col = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, S)), 0)
+                d = gl.where(r <= col + edge, d, 0.0)
+            d16 = d.to(gl.bfloat16)
+            mbarrier.wait(b.index(DS_EMPTY + at), at_phase ^ 1)
+            ds.index(at).slice(64 * HALF, 64).store(d16)
+            fence_async_shared()
+            gl.thread_barrier()
+            mbarrier.arrive(b.index(DS_FULL + at), count=1)
+            dk = warpgroup_mma(gl.convert_layout(d16, gl.DotOperandLayout(0, O, 2)), q.index(stage), dk, is_async=True)
+            mbarrier.wait(b.index(DS_FULL + at), at_phase)
+            dq = warpgroup_mma(
+                ds.index(at).permute((1, 0)), k_half, gl.zeros([64, W], gl.float32, Q), use_acc=False, is_async=True
+            )
+            dq, dk, dv = warpgroup_mma_wait(0, deps=(dq, dk, dv))
+            mbarrier.arrive(b.index(Q_FULL + 2 * STAGES + stage), count=1)
+            mbarrier.arrive(b.index(DS_EMPTY + at), count=1)
+            stage, phase = advance(stage, phase, STAGES)
+            f = flat(dq + 0.0)  # other registers: ptxas takes those of a product for busy while any other runs
+            at, at_phase = advance(at, at_phase, 2)
+        mbarrier.arrive(b.index(KV_EMPTY), count=1)
+        past = at ^ 1
+        add(
+            d_q,
+            park,
+            b,
+            past,
+            at_phase ^ past,
+            f,
+            begin,
+            end,
+            tile,
+            base,
+            2 * tile,
+            kv * GROUP + GROUP - 1,
+            scale,
+            HALF,
+            HEADS,
+            D,
+            Q,
+        )
+        token = begin + tile * 128 + 64 * HALF + gl.arange(0, 64, gl.SliceLayout(1, O))
+        cols = gl.arange(0, D, gl.SliceLayout(0, O))
+        where = gl.expand_dims((token.to(gl.int64) * KV_HEADS + kv) * D, 1) + gl.expand_dims(cols, 0)
+        there = gl.expand_dims(token < end, 1) & gl.expand_dims(cols < D, 0)
+        gl.store(d_k + where, (dk * scale).to(gl.bfloat16), mask=there)
+        gl.store(d_v + where, dv.to(gl.bfloat16), mask=there)
+        begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 4)
+
+
+@gluon.jit
+def bars(b, FIRST: gl.constexpr, COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    for i in gl.static_range(FIRST, FIRST + COUNT):
+        mbarrier.init(b.index(i), count=ARRIVALS)
+
+
+@gluon.jit
+def gradient_kernel(
+    qd,
+    kd,
+    vd,
+    gd,
+    d_q,
+    d_k,
+    d_v,
+    rows,
+    park,
+    turns,
+    queue,
+    scale,
+    c,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    S: gl.constexpr,
+    Q: gl.constexpr,
+    O: gl.constexpr,
+    X: gl.constexpr,
+):
+    k = gl.allocate_shared_memory(gl.bfloat16, [128, D], kd.layout)
+    v = gl.allocate_shared_memory(gl.bfloat16, [128, D], vd.layout)
+    q = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], qd.layout)
+    g = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], gd.layout)
+    ds = gl.allocate_shared_memory(gl.bfloat16, [2, 128, 64], X)
+    words = gl.allocate_shared_memory(gl.int32, [10, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    b = gl.allocate_shared_memory(gl.int64, [18 + 3 * STAGES, 1], mbarrier.MBarrierLayout())
+    bars(b, KV_FULL, 1, 1)
+    bars(b, KV_EMPTY, 1, 2)
+    bars(b, DS_FULL, 2, 2)
+    bars(b, DS_EMPTY, 2, 2)
+    bars(b, TURN, 2, 1)
+    bars(b, ADDED, 2, 2)
+    bars(b, PUBLISHED, 2, 1)
+    bars(b, BOARD_FULL, 2, 1)
+    bars(b, BOARD_EMPTY, 2, 4)
+    bars(b, Q_FULL, 2 * STAGES, 1)
+    bars(b, Q_FULL + 2 * STAGES, STAGES, 2)
+    tiles = (k, v, q, g, ds)
+    board = (words, b)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (
+                consumer,
+                (d_q, d_k, d_v, rows, park, tiles, board, scale, c, 0, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+            ),
+            (
+                consumer,
+                (d_q, d_k, d_v, rows, park, tiles, board, scale, c, 1, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+            ),
+            (producer, (qd, kd, vd, gd, queue, tiles, board, HEADS, KV_HEADS, D, STAGES)),
+            (watcher, (turns, board, HEADS, KV_HEADS)),
+            (publisher, (turns, board, HEADS, KV_HEADS)),
+            (idle, ()),
+        ],
+        [4, 1, 1, 1, 1],
+        [240, 24, 24, 24, 24],
+    )
+
+
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, stages=2, warmup=False):  # type: ignore[no-untyped-def]
+    """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
+    reachable by TMA, and lse [T, heads], base 2. `blocks` and `stages` are free: no bit depends on them."""
+    (T, heads, D), kv_heads = q.shape, keys.shape[1]
+    sequences = starts.numel() - 1
+    count, tiles = T // 64 + sequences, triton.cdiv(T, 128) + sequences
+    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=q.device)  # noqa: E731
+    rows = new(count, heads, 2, 64, dtype=torch.float32)
+    park = new(count, heads, 64, D, dtype=torch.float32)
+    turns = new(count, heads, dtype=torch.int32)
+    queue = new(4 + tiles * 4, dtype=torch.int32)
+    d_q = q.new_empty(T, heads, D)
+    d_k, d_v = keys.new_empty(T, kv_heads, D), values.new_empty(T, kv_heads, D)
+    if not warmup:
+        power = triton.next_power_of_2(sequences + 1)
+        tiles_kernel[(sequences,)](starts, queue, sequences, power, num_warps=1)
+        rows_kernel[(heads, count)](
+            out, d_out, lse, starts, rows, turns, sequences, heads, D, power, num_warps=8, enable_fp_fusion=False
+        )
+    box = [gl.NVMMASharedLayout.get_default_for([n, D], gl.bfloat16) for n in (64, 128)]
+    descriptors = [
+        TensorDescriptor(t, [T, t.shape[1] * D], [t.stride(0), 1], [n, D], box[n // 128])
+        for t, n in ((q, 64), (keys, 128), (values, 128), (d_out, 64))
+    ]
+    s, x, o = (
+        gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16])
+        for n in (64, D // 2, D)
+    )
+    grid = (min(blocks, tiles * kv_heads),)
+    run = (lambda *a, **kw: gradient_kernel.warmup(*a, grid=grid, **kw)) if warmup else gradient_kernel[grid]
+    kernel = run(
+        *descriptors,
+        d_q,
+        d_k,
+        d_v,
+        rows,
+        park,
+        turns,
+        queue,
+        scale,
+        c,
+        heads,
+        kv_heads,
+        D,
+        stages,
+        s,
+        x,
+        o,
+        gl.NVMMASharedLayout.get_default_for([128, 64], gl.bfloat16),
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return kernel if warmup else (d_q, d_k, d_v)
