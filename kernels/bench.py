@@ -1,6 +1,7 @@
 """python -m kernels.bench: how fast each op is, beside torch's own op for the same thing in the same process.
 
-An op whose contract fails is not timed. Reads the specs; knows no op by name.
+An op whose contract fails is not timed. On a CPU it reads the specs and knows no op by name; --device cuda runs the table of
+real shapes in bench_gpu.py.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kernels import contract
+from kernels import bench_gpu, contract
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -134,12 +135,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument(
+        "--workers", type=int, default=bench_gpu.default_workers(), help="processes that compile GPU kernels; 0: none"
+    )
     options = parser.parse_args(arguments)
     specs = {spec.name: spec for spec in all_specs()}
-    if unknown := set(options.op or ()) - set(specs):
-        parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(specs)}")
+    known = list(specs) if options.device == "cpu" else list(dict.fromkeys(row.op for row in bench_gpu.rows()))
+    if unknown := set(options.op or ()) - set(known):
+        parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    device, console = torch.device(options.device), Console(width=None if sys.stdout.isatty() else 180)
+    if options.device == "cuda":
+        return bench_gpu.run(options.op, options.json, options.workers, console)
     torch.set_num_threads(options.threads)
-    device, console = torch.device(options.device), Console(width=None if sys.stdout.isatty() else 140)
     timings, refused = [], []
     for name in options.op or specs:
         spec = specs[name]

@@ -125,7 +125,7 @@ def reduce_scatter(
 
 def _is_nccl(group: dist.ProcessGroup | None) -> bool:
     """Whether `group` moves CUDA tensors by NCCL."""
-    return "cuda:nccl" in str(dist.get_backend_config(group))
+    return group is not None and "cuda:nccl" in str(dist.get_backend_config(group))
 
 
 def _root(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import bench
+from kernels import bench, bench_gpu
 from kernels.spec import Inputs, OpSpec, all_specs
 
 CPU = torch.device("cpu")
@@ -68,3 +68,85 @@ def test_an_unknown_op_is_an_error_that_lists_them(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         bench.main(["--op", "conv"])
     assert "conv" in capsys.readouterr().err
+
+
+# The table of the GPU kernels -----------------------------------------------------------------------------------------
+
+
+def timed(size: str, ours: float, group: str | None = None, target: float | None = None, **theirs: float):  # type: ignore[no-untyped-def]
+    baselines = theirs or {"cuBLAS": 10.0}
+    return bench_gpu.Result("matmul", "o", size, group, target, ours, baselines, 1.0, "TFLOP/s", 0)
+
+
+def test_the_geometric_mean_of_a_group_and_its_target() -> None:
+    low, high = timed("M 1", 20.0, "matmul, M <= 64"), timed("M 8", 5.0, "matmul, M <= 64")
+    other = timed("M 128", 10.0, "matmul, M 128 and 256")
+    few, many = bench_gpu.means([low, other, timed("alone", 1.0), high])
+    assert few.group == "matmul, M <= 64" and few.ratio == pytest.approx(1.0) and few.target == 1.05
+    assert many.ratio == pytest.approx(1.0) and many.target == 0.95
+    assert bench_gpu.met(few.ratio, few.target) is False and bench_gpu.met(many.ratio, many.target) is True
+    assert bench_gpu.met(0.1, None) is None and bench_gpu.met(0.8999, 0.90) is False
+
+
+def test_the_baseline_is_the_fastest() -> None:
+    row = timed("n", 8.0, None, 0.8, cuDNN=10.0, flash=6.0)
+    assert row.baseline == "flash" and row.ratio == pytest.approx(0.75)
+
+
+def test_every_row_has_a_target_or_a_group_and_a_name_of_its_own() -> None:
+    rows = bench_gpu.rows()
+    assert len({(r.op, r.case, r.size) for r in rows}) == len(rows)
+    assert {r.group for r in rows if r.group} == set(bench_gpu.TARGETS)
+    assert all((r.group is None) != (r.target is None) for r in rows if r.op != "attention_decode")
+    assert all(r.work > 0 and r.claim for r in rows)
+
+
+def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:  # type: ignore[type-arg]
+    """The command, with what each row's timing would give in place of a GPU."""
+
+    def outcome(row: bench_gpu.Row) -> bench_gpu.Result | None:
+        if isinstance(given := outcomes[row.size], Exception):
+            raise given
+        return given
+
+    rows = [bench_gpu.Row("matmul", "o", size, "its bits", 1.0, "TFLOP/s", lambda: None) for size in outcomes]  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(bench_gpu, "rows", lambda: rows)
+    monkeypatch.setattr(bench_gpu, "measure", outcome)
+    monkeypatch.setattr(bench_gpu, "ceilings", lambda: {"copy TB/s": 3.0})
+    return bench.main(["--device", "cuda", "--workers", "0", "--json", str(path)])
+
+
+def test_the_table_and_the_json_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    group = "matmul, M <= 64"
+    outcomes = {"M 1": timed("M 1", 5.0, group), "M 8": timed("M 8", 20.0, group), "n": timed("n", 1500.0, None, 0.9)}
+    assert gpu_run(monkeypatch, outcomes, tmp_path / "gpu.json") == 0
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["ratio"] for row in written["rows"]] == pytest.approx([2.0, 0.5, 1 / 150])
+    assert [row["met"] for row in written["rows"]] == [None, None, False]
+    assert written["means"] == [{"group": group, "ratio": pytest.approx(1.0), "target": 1.05, "met": False}]
+    assert written["torch"] == torch.__version__ and written["ceilings"] == {"copy TB/s": 3.0}
+    out = capsys.readouterr().out
+    assert "geometric mean" in out and group in out and "1.50 ms" in out and "0 of 2 targets met, 0 rows failed" in out
+
+
+def test_a_row_without_its_claim_or_that_raises_fails_the_run(tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    outcomes = {"wrong": None, "raises": RuntimeError("no kernel"), "n": timed("n", 5.0, None, 0.9)}
+    assert gpu_run(monkeypatch, outcomes, tmp_path / "gpu.json") == 1
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["size"] for row in written["rows"]] == ["n"]
+    assert ["lacks its bits" in f or "no kernel" in f for f in written["failed"]] == [True, True]
+    assert "2 rows failed" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    monkeypatch.setattr(bench_gpu, "_SLICE_SECONDS", 1e-4)
+    monkeypatch.setattr(bench_gpu, "_ROTATED", 1e6)
+    for graph in (True, False):
+        row = bench_gpu.matmul_row("tiny", 16, 512, 1024, 8, "matmul, M <= 64", graph=graph)
+        result = bench_gpu.measure(row)
+        assert result and result.microseconds > 0 and result.baseline == "cuBLAS" and result.ratio > 0
+        wrong = replace(row, build=lambda row=row: replace(row.build(), holds=lambda: False))
+        assert bench_gpu.measure(wrong) is None

@@ -47,13 +47,15 @@ def linear_logprob(
         raise UnsupportedError(f"log-prob: a vocabulary of {head.shape[0]} is not divisible by {leaves} leaves")
     if groups is None and head.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("log-prob: the head needs a gradient, so `groups` must say where each group ends")
-    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups)
+    keep = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
+    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups, keep)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, head, targets, temperature, leaves, groups):  # type: ignore[no-untyped-def]
-        logprob, lse = same_device("logprob", x, head).linear(x, head.to(x.dtype), targets, temperature, leaves)
+    def forward(ctx, x, head, targets, temperature, leaves, groups, keep):  # type: ignore[no-untyped-def]
+        op = same_device("logprob", x, head)
+        logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), targets, temperature, leaves, keep)
         ctx.save_for_backward(x, head, targets, temperature, lse, groups)
         ctx.leaves = leaves
         return logprob
@@ -61,7 +63,8 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprob):  # type: ignore[no-untyped-def]
         x, head, targets, temperature, lse, groups = ctx.saved_tensors
-        grads = same_device("logprob", x, head).backward(
+        kept, ctx.kept = ctx.kept, None  # used up: a second backward through this graph computes it again
+        dx, d_head = same_device("logprob", x, head).backward(
             x,
             head.to(x.dtype),
             targets,
@@ -69,7 +72,7 @@ class _LinearLogprob(torch.autograd.Function):
             lse,
             d_logprob,
             ctx.leaves,
-            groups if ctx.needs_input_grad[1] else None,
+            groups.contiguous() if ctx.needs_input_grad[1] else None,
+            kept,
         )
-        dx, d_head = grads
-        return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None
+        return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None, None

@@ -26,12 +26,12 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
 
 
 def linear(
-    x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, leaves: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probability, log-sum-exp) of each target."""
+    x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, leaves: int, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, None]:
+    """(log-probability, log-sum-exp) of each target. Nothing is kept for the gradient."""
     logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
     picked = logits.gather(1, targets[:, None])[:, 0]
-    return logprob(nodes(logits, temperature, leaves), picked, temperature)
+    return *logprob(nodes(logits, temperature, leaves), picked, temperature), None
 
 
 def backward(
@@ -43,6 +43,7 @@ def backward(
     d_logprob: torch.Tensor,
     leaves: int,
     groups: torch.Tensor | None,
+    kept: None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
     of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))

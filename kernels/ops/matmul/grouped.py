@@ -1,244 +1,187 @@
 """A sum over tokens (dW): y = a^T b, with one leaf for each group of sequences, at offsets that may be anything.
 
-The ring and the tree of ring.py over operands whose token index is not contiguous. A stage that crosses into the next group is
-blanked past the end of its own. More than four groups go by fours: the root of a set is a node of level 2, and levels 2 and
-above of the binary counter wait in a scratch tile that stays in L2. (Eight on chip, as in many_rows.py, leave no registers for
-the blanked stage.)
+The ring and the tree of ring.py over operands whose token index is not contiguous. Stages are 64 tokens from a group's start;
+the last one, where the group ends inside it, is read from a copy that is padded with zeros (`copy_tails`), so that a stage
+never holds a token of the next group. More than eight groups go by eights: the root of a set is a node of level 3, and levels 3
+and above of the binary counter wait in a scratch tile that stays in L2.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from kernels.ops.matmul.ring import (
+    BK,
     accumulator,
+    advance,
+    allocate,
     bound,
+    copy,
     descriptor,
-    fill,
+    flat,
     idle,
-    park_layout,
+    park,
+    reserve,
     stages,
     subtree,
+    tile_of,
     tile_origin,
 )
 
 
-@gluon.jit
-def producer(
-    ad,
-    bd,
-    a0,
-    a1,
-    b,
-    full,
-    empty,
-    bounds,
-    leaves,
-    sets,
-    M,
-    N,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
-    L: gl.constexpr,
+class Groups(NamedTuple):
+    """Leaf j are the tokens bounds[j] .. bounds[j + 1] - 1; `sets` of leaves are finished one after the other."""
+
+    bounds: Any  # int64 [leaves + 1]
+    leaves: Any
+    sets: Any
+    levels: Any  # of the binary counter over sets
+
+
+@triton.jit
+def copy_tail(t, to, row, first, rest, width, stride, to_stride, column):
+    inside = (row < rest)[:, None] & (column < width)[None, :]
+    v = tl.load(t + (first + row)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    tl.store(to + row.to(tl.int64)[:, None] * to_stride + column[None, :], v, mask=(column < width)[None, :])
+
+
+@triton.jit
+def copy_tails(
+    a, b, a_tails, b_tails, bounds, M, N, a_stride, b_stride, am, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
+    """tails [groups * ROWS, M] and [groups * ROWS, N]: the last extent % ROWS tokens of a group, then zeros. Where a group ends
+    with a whole stage nothing is written, and nothing will be read."""
+    group = tl.program_id(0).to(tl.int64)
+    last = tl.load(bounds + group + 1)
+    rest = (last - tl.load(bounds + group)) % ROWS
+    if rest > 0:
+        row = tl.arange(0, ROWS)
+        block = tl.program_id(1)
+        blocks_a = tl.cdiv(M, COLUMNS)
+        if block < blocks_a:
+            column = block * COLUMNS + tl.arange(0, COLUMNS)
+            copy_tail(a, a_tails + group * ROWS * am, row, last - rest, rest, M, a_stride, am, column)
+        else:
+            column = (block - blocks_a) * COLUMNS + tl.arange(0, COLUMNS)
+            copy_tail(b, b_tails + group * ROWS * bn, row, last - rest, rest, N, b_stride, bn, column)
+
+
+@gluon.jit
+def producer(ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP: gl.constexpr, L: gl.constexpr):
     rows = gl.cdiv(M, 128)
-    columns = gl.cdiv(N, BN)
+    columns = gl.cdiv(N, ring.BN)
     stage = 0
     phase = 1
     for tile in range(gl.program_id(0), rows * columns, gl.num_programs(0)):
         row, column = tile_origin(tile, rows, columns, GROUP)
-        first = bound(bounds, 0, leaves)
-        last = bound(bounds, 1, leaves)
-        for j in range(sets * L):
-            after = bound(bounds, j + 2, leaves)  # arrives while this leaf is filled
-            stage, phase = fill(
-                ad,
-                bd,
-                a0,
-                a1,
-                b,
-                full,
-                empty,
-                row * 128,
-                column * BN,
-                first,
-                first,
-                last - first,
-                stage,
-                phase,
-                BN,
-                STAGES,
-                True,
-                True,
-            )
+        m0 = row * 128
+        n0 = column * ring.BN
+        first = bound(groups.bounds, 0, groups.leaves)
+        last = bound(groups.bounds, 1, groups.leaves)
+        for j in range(groups.sets * L):
+            after = bound(groups.bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
+            for k in range(first, last, 64):
+                reserve(ring, stage, phase)
+                if k + 64 <= last:
+                    copy(ring, ad, bd, m0, n0, k, k, stage)
+                else:
+                    copy(ring, a_tails, b_tails, m0, n0, j * 64, j * 64, stage)
+                stage, phase = advance(stage, phase, ring.STAGES)
             first = last
             last = after
 
 
 @gluon.jit
 def consumer(
+    ring,
+    a,
+    parked,
     y,
     scratch,
-    a,
-    b,
-    full,
-    empty,
-    park1,
-    bounds,
-    leaves,
-    sets,
-    levels,
+    groups,
     M,
     N,
     ROW: gl.constexpr,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
     GROUP: gl.constexpr,
     L: gl.constexpr,
     MORE: gl.constexpr,
-    ACC: gl.constexpr,
 ):
-    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
+    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
     rows = gl.cdiv(M, 128)
     columns = gl.cdiv(N, BN)
     r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, ACC)), 1)
     c = gl.expand_dims(gl.arange(0, BN, gl.SliceLayout(0, ACC)), 0)
     size: gl.constexpr = 64 * BN
-    mine = scratch + (gl.program_id(0) * 2 + ROW // 64).to(gl.int64) * (levels * size) + r * BN + c
+    parked_sets = scratch + (gl.program_id(0) * 2 + ROW // 64).to(gl.int64) * (groups.levels * size)
     stage = 0
     phase = 0
     for tile in range(gl.program_id(0), rows * columns, gl.num_programs(0)):
         row, column = tile_origin(tile, rows, columns, GROUP)
-        v = gl.zeros([64, BN], gl.float32, ACC)
-        for i in range(sets):
-            v, stage, phase = subtree(
-                a,
-                b,
-                full,
-                empty,
-                park1,
-                park1,
-                stage,
-                phase,
-                0,
-                bounds,
-                i * L,
-                leaves,
-                BN,
-                STAGES,
-                L,
-                True,
-                True,
-                True,
-                ACC,
-            )
-            if MORE:
+        if MORE:
+            v = gl.zeros([64, BN], gl.float32, ACC)
+            for i in range(groups.sets):
+                v, stage, phase = subtree(
+                    ring, a, parked, stage, phase, 0, groups.bounds, i * L, groups.leaves, L, True
+                )
+                node = flat(v)
+                mine = parked_sets + gl.arange(0, size, node.type.layout)
                 level = 0
                 n = i
                 while n % 2 == 1:
-                    v = gl.load(mine + level * size) + v
+                    node = gl.load(mine + level * size) + node
                     level += 1
                     n = n // 2
-                if i + 1 < sets:
-                    gl.store(mine + level * size, v)
+                if i + 1 < groups.sets:
+                    gl.store(mine + level * size, node)
                 else:  # a count that is no power of two leaves finished subtrees on the left: add them from the right
                     up = level + 1
-                    while (sets >> up) > 0:
-                        if (sets >> up) % 2 == 1:
-                            v = gl.load(mine + up * size) + v
+                    while (groups.sets >> up) > 0:
+                        if (groups.sets >> up) % 2 == 1:
+                            node = gl.load(mine + up * size) + node
                         up += 1
+                v = tile_of(node, BN, ACC)
+        else:
+            v, stage, phase = subtree(ring, a, parked, stage, phase, 0, groups.bounds, 0, groups.leaves, L, True)
+        inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
         at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
-        gl.store(y + at, v.to(y.dtype.element_ty), mask=(row * 128 + ROW + r < M) & (column * BN + c < N))
+        gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
 
 
-@gluon.jit(do_not_specialize=["leaves", "sets", "levels"])
+@gluon.jit(do_not_specialize=["M", "leaves", "sets", "levels"])
 def grouped_kernel(
     ad,
     bd,
+    a_tails,
+    b_tails,
     y,
     scratch,
+    M,
+    N,
     bounds,
     leaves,
     sets,
     levels,
-    M,
-    N,
     BN: gl.constexpr,
     STAGES: gl.constexpr,
     GROUP: gl.constexpr,
     L: gl.constexpr,
     MORE: gl.constexpr,
-    ACC: gl.constexpr,
-    PARK: gl.constexpr,
 ):
-    BK: gl.constexpr = 64
-    a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, 64], ad.layout)
-    a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, 64], ad.layout)
-    b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, BN], bd.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
-    fence_async_shared()
-    p0 = gl.allocate_shared_memory(gl.float32, [1, 64, BN], PARK)
-    p1 = gl.allocate_shared_memory(gl.float32, [1, 64, BN], PARK)
+    groups = Groups(bounds, leaves, sets, levels)
+    ring = allocate(ad, bd, BN, STAGES, True, True)
+    park0 = park(ring, L)
+    park1 = park(ring, L)
     gl.warp_specialize(
         [
-            (
-                consumer,
-                (
-                    y,
-                    scratch,
-                    a0,
-                    b,
-                    full,
-                    empty,
-                    p0,
-                    bounds,
-                    leaves,
-                    sets,
-                    levels,
-                    M,
-                    N,
-                    0,
-                    BN,
-                    STAGES,
-                    GROUP,
-                    L,
-                    MORE,
-                    ACC,
-                ),
-            ),
-            (
-                consumer,
-                (
-                    y,
-                    scratch,
-                    a1,
-                    b,
-                    full,
-                    empty,
-                    p1,
-                    bounds,
-                    leaves,
-                    sets,
-                    levels,
-                    M,
-                    N,
-                    64,
-                    BN,
-                    STAGES,
-                    GROUP,
-                    L,
-                    MORE,
-                    ACC,
-                ),
-            ),
-            (producer, (ad, bd, a0, a1, b, full, empty, bounds, leaves, sets, M, N, BN, STAGES, GROUP, L)),
+            (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE)),
+            (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE)),
+            (producer, (ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP, L)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -246,6 +189,11 @@ def grouped_kernel(
         [4, 1, 1, 1, 1],
         [240, 24, 24, 24, 24],
     )
+
+
+def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
+    """Room for a stage of each leaf, as TMA reads it."""
+    return t.new_empty(leaves * BK, triton.cdiv(t.shape[1], 8) * 8)[:, : t.shape[1]]
 
 
 def launch(
@@ -256,35 +204,44 @@ def launch(
     *,
     BN: int = 128,
     group: int = 8,
+    most: int = 8,
+    depth: int | None = None,
     blocks: int = 132,
     warmup: bool = False,
 ):  # type: ignore[no-untyped-def]
     """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
     M, N = a.shape[1], b.shape[1]
-    grid = (min(blocks, triton.cdiv(M, 128) * triton.cdiv(N, BN)),)
+    rows = triton.cdiv(M, 128)
+    grid = (min(blocks, rows * triton.cdiv(N, BN)),)
     leaves = bounds.numel() - 1
-    L = min(4, triton.next_power_of_2(leaves))
+    L = min(most, triton.next_power_of_2(leaves))
     sets = triton.cdiv(leaves, L)
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
+    a_tails, b_tails = _tails(a, leaves), _tails(b, leaves)
+    if not warmup:
+        strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
+        copy_tails[(leaves, rows + triton.cdiv(N, 128))](
+            a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4
+        )
     run = (lambda *args, **kw: grouped_kernel.warmup(*args, grid=grid, **kw)) if warmup else grouped_kernel[grid]
     return run(
         descriptor(a, 64, True),
         descriptor(b, BN, True),
+        descriptor(a_tails, 64, True),
+        descriptor(b_tails, BN, True),
         y,
         scratch,
+        M,
+        N,
         bounds,
         leaves,
         sets,
         levels,
-        M,
-        N,
         BN,
-        stages(4, BN),
+        depth or min(4, stages(L, BN, False)),
         group,
         L,
         sets > 1,
-        accumulator(BN),
-        park_layout(BN),
         num_warps=4,
     )

@@ -4,86 +4,75 @@ A block owns tiles of 128 x BN and walks the tree of each as ring.py says. A bf1
 of level 1, a float32 one from registers.
 
 `EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.gpu), folded to a node of the
-log-sum-exp (1) or turned into the gradient of the logits (2).
+log-sum-exp (1), the exponentials of which may be stored too (2).
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from kernels.ops.matmul.ring import (
     accumulator,
+    allocate,
+    box_layout,
     descriptor,
     fill,
     idle,
     output_descriptor,
-    park_layout,
+    park,
     stages,
     subtree,
     tile_origin,
 )
 
 
-@gluon.jit
-def column_of(tile, rows, columns, GROUP: gl.constexpr, BN: gl.constexpr, PART, PART_TILES):
-    """(first row, first column, end of columns) of a tile. Where the columns come in parts (leaves of a vocabulary), tiles are
-    counted from the start of a part, PART wide, PART_TILES tiles each."""
-    row, column = tile_origin(tile, rows, columns, GROUP)
-    part = column // PART_TILES
-    first = part * PART + (column % PART_TILES) * BN
-    return row * 128, first, (part + 1) * PART, column
+class Vocabulary(NamedTuple):
+    """What the epilogues over a vocabulary read and write, for each row."""
+
+    inverse: Any  # float32 [M]: 1 / temperature
+    target: Any  # int64 [M]
+    picked: Any  # float32 [M]: the target's logit
+    nodes: Any  # float32 [M, tiles of columns, 2]
+
+
+class Shape(NamedTuple):
+    """Where the columns come in parts (leaves of a vocabulary), tiles are counted from the start of a part."""
+
+    M: Any
+    N: Any
+    columns: Any  # tiles of columns
+    part: Any  # columns of a part
+    part_tiles: Any  # its tiles
+    extent: Any  # contraction steps from one leaf of b to the next
+    apart: Any  # the same in a; a multiple of 64, with zeros past the end of a leaf
 
 
 @gluon.jit
-def producer(
-    ad,
-    bd,
-    a0,
-    a1,
-    b,
-    full,
-    empty,
-    M,
-    tiles_n,
-    extent,
-    apart,
-    PART,
-    PART_TILES,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
-    LEAVES: gl.constexpr,
-    A_MN: gl.constexpr,
-    B_MN: gl.constexpr,
-):
-    rows = gl.cdiv(M, 128)
+def tile_at(tile, shape, GROUP: gl.constexpr, BN: gl.constexpr, PARTS: gl.constexpr):
+    """First row, column of tiles, first column and end of columns of a tile."""
+    row, column = tile_origin(tile, gl.cdiv(shape.M, 128), shape.columns, GROUP)
+    if PARTS:
+        index = column // shape.part_tiles
+        first = index * shape.part + (column % shape.part_tiles) * BN
+        end = gl.minimum(shape.N, (index + 1) * shape.part)
+    else:
+        first = column * BN
+        end = shape.N
+    return row * 128, column, first, end
+
+
+@gluon.jit
+def producer(ring, ad, bd, shape, GROUP: gl.constexpr, LEAVES: gl.constexpr, PARTS: gl.constexpr):
     stage = 0
     phase = 1
-    for tile in range(gl.program_id(0), rows * tiles_n, gl.num_programs(0)):
-        m0, n0, end, column = column_of(tile, rows, tiles_n, GROUP, BN, PART, PART_TILES)
+    for tile in range(gl.program_id(0), gl.cdiv(shape.M, 128) * shape.columns, gl.num_programs(0)):
+        m0, column, n0, end = tile_at(tile, shape, GROUP, ring.BN, PARTS)
         for j in range(LEAVES):
-            stage, phase = fill(
-                ad,
-                bd,
-                a0,
-                a1,
-                b,
-                full,
-                empty,
-                m0,
-                n0,
-                j * apart,
-                j * extent,
-                apart,
-                stage,
-                phase,
-                BN,
-                STAGES,
-                A_MN,
-                B_MN,
-            )
+            stage, phase = fill(ring, ad, bd, m0, n0, j * shape.apart, j * shape.extent, shape.apart, stage, phase)
 
 
 @gluon.jit
@@ -98,126 +87,79 @@ def fold_columns(v):
 
 
 @gluon.jit
-def consumer(
-    yd,
-    y,
-    nodes,
-    inverse,
-    lse,
-    target,
-    scale,
-    picked,
-    a,
-    b,
-    full,
-    empty,
-    park1,
-    park2,
-    out,
-    M,
-    N,
-    tiles_n,
-    apart,
-    PART,
-    PART_TILES,
-    ROW: gl.constexpr,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
-    LEAVES: gl.constexpr,
-    A_MN: gl.constexpr,
-    B_MN: gl.constexpr,
-    EPILOGUE: gl.constexpr,
-    ACC: gl.constexpr,
-):
-    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
-    rows = gl.cdiv(M, 128)
-    WIDE: gl.constexpr = y.dtype.element_ty == gl.float32
-    stage = 0
-    phase = 0
-    for tile in range(gl.program_id(0), rows * tiles_n, gl.num_programs(0)):
-        m0, n0, end, column = column_of(tile, rows, tiles_n, GROUP, BN, PART, PART_TILES)
-        v, stage, phase = subtree(
-            a,
-            b,
-            full,
-            empty,
-            park1,
-            park2,
-            stage,
-            phase,
-            apart,
-            nodes,
-            0,
-            0,
-            BN,
-            STAGES,
-            LEAVES,
-            A_MN,
-            B_MN,
-            False,
-            ACC,
-        )
-        row = m0 + ROW + gl.arange(0, 64, gl.SliceLayout(1, ACC))
-        col = n0 + gl.arange(0, BN, gl.SliceLayout(0, ACC))
-        inside = (gl.expand_dims(row, 1) < M) & (gl.expand_dims(col, 0) < gl.minimum(N, end))
-        at = gl.expand_dims(row.to(gl.int64) * N, 1) + gl.expand_dims(col, 0)
-        if EPILOGUE == 0 and WIDE:
-            gl.store(y + at, v, mask=inside)
-        elif EPILOGUE == 0:
-            tma.store_wait(0)
-            out.index(0).store(v.to(gl.bfloat16))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(yd, [m0 + ROW, n0], out.index(0))
-        else:
-            there = row < M
-            t = gl.load(inverse + row, mask=there, other=1.0)
-            own = gl.load(target + row, mask=there, other=-1).to(gl.int32)
-            is_own = gl.expand_dims(own, 1) == gl.expand_dims(col, 0)
-            z = v * gl.expand_dims(t, 1)
-            if EPILOGUE == 1:
-                gl.store(picked + gl.expand_dims(row, 1) + gl.expand_dims(col * 0, 0), v, mask=is_own & inside)
-                z = gl.where(inside, z, float("-inf"))
-                top = gl.max(z, 1)
-                safe = gl.where(there, top, 0.0)
-                e = gl.exp2((z - gl.expand_dims(safe, 1)) * 1.4426950408889634)
-                total = fold_columns(e)
-                total = gl.convert_layout(total, gl.SliceLayout(1, ACC))
-                node = nodes + (row.to(gl.int64) * tiles_n + column) * 2
-                gl.store(node, top, mask=there)
-                gl.store(node + 1, total, mask=there)
-            else:
-                g = gl.load(scale + row, mask=there, other=0.0)
-                l = gl.load(lse + row, mask=there, other=0.0)
-                p = gl.exp2((z - gl.expand_dims(l, 1)) * 1.4426950408889634)
-                d = gl.where(is_own, gl.expand_dims(g, 1) * (1.0 - p), -(gl.expand_dims(g, 1) * p))
-                d = gl.where(inside, d, 0.0)  # a part is padded to whole tiles with zeros
-                tma.store_wait(0)
-                out.index(0).store(d.to(gl.bfloat16))
-                fence_async_shared()
-                tma.async_copy_shared_to_global(yd, [m0 + ROW, column * BN], out.index(0))
+def store_box(v, out, yd, row, column):
+    """A bf16 tile leaves by TMA, which runs on; `out` is free when the one before has left."""
     tma.store_wait(0)
+    out.index(0).store(v.to(gl.bfloat16))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(yd, [row, column], out.index(0))
 
 
 @gluon.jit
+def consumer(
+    ring,
+    a,
+    parked,
+    out,
+    yd,
+    y,
+    vocabulary,
+    shape,
+    ROW: gl.constexpr,
+    GROUP: gl.constexpr,
+    LEAVES: gl.constexpr,
+    EPILOGUE: gl.constexpr,
+):
+    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
+    stage = 0
+    phase = 0
+    for tile in range(gl.program_id(0), gl.cdiv(shape.M, 128) * shape.columns, gl.num_programs(0)):
+        m0, column, n0, end = tile_at(tile, shape, GROUP, BN, EPILOGUE > 0)
+        v, stage, phase = subtree(ring, a, parked, stage, phase, shape.apart, y, 0, 0, LEAVES, False)
+        row = m0 + ROW + gl.arange(0, 64, gl.SliceLayout(1, ACC))
+        col = n0 + gl.arange(0, BN, gl.SliceLayout(0, ACC))
+        inside = (gl.expand_dims(row, 1) < shape.M) & (gl.expand_dims(col, 0) < end)
+        if EPILOGUE == 0 and y.dtype.element_ty == gl.float32:
+            at = gl.expand_dims(row.to(gl.int64) * shape.N, 1) + gl.expand_dims(col, 0)
+            gl.store(y + at, v, mask=inside)
+        elif EPILOGUE == 0:
+            store_box(v, out, yd, m0 + ROW, n0)
+        else:
+            there = row < shape.M
+            t = gl.load(vocabulary.inverse + row, mask=there, other=1.0)
+            own = gl.load(vocabulary.target + row, mask=there, other=-1).to(gl.int32)
+            is_own = gl.expand_dims(own, 1) == gl.expand_dims(col, 0)
+            picked = vocabulary.picked + gl.expand_dims(row, 1) + gl.expand_dims(col * 0, 0)
+            gl.store(picked, v, mask=is_own & inside)
+            z = gl.where(inside, v * gl.expand_dims(t, 1), float("-inf"))
+            top = gl.max(z, 1)
+            safe = gl.where(there, top, 0.0)
+            e = gl.exp2((z - gl.expand_dims(safe, 1)) * 1.4426950408889634)
+            if EPILOGUE == 2:  # a part is padded to whole tiles with zeros
+                store_box(e, out, yd, m0 + ROW, column * BN)
+            total = gl.convert_layout(fold_columns(e), gl.SliceLayout(1, ACC))
+            node = vocabulary.nodes + (row.to(gl.int64) * shape.columns + column) * 2
+            gl.store(node, top, mask=there)
+            gl.store(node + 1, total, mask=there)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["M", "columns", "part", "part_tiles", "extent", "apart"])
 def tree_kernel(
     ad,
     bd,
     yd,
     y,
-    nodes,
-    inverse,
-    lse,
-    target,
-    scale,
-    picked,
+    vocabulary,
     M,
     N,
-    tiles_n,
+    columns,
+    part,
+    part_tiles,
     extent,
     apart,
-    PART,
-    PART_TILES,
     BN: gl.constexpr,
     STAGES: gl.constexpr,
     GROUP: gl.constexpr,
@@ -225,139 +167,23 @@ def tree_kernel(
     A_MN: gl.constexpr,
     B_MN: gl.constexpr,
     EPILOGUE: gl.constexpr,
-    ACC: gl.constexpr,
-    PARK1: gl.constexpr,
-    PARK2: gl.constexpr,
-    OUT: gl.constexpr,
 ):
-    BK: gl.constexpr = 64
-    L: gl.constexpr = LEAVES
-    A0: gl.constexpr = BK if A_MN else 64
-    A1: gl.constexpr = 64 if A_MN else BK
-    B0: gl.constexpr = BK if B_MN else BN
-    B1: gl.constexpr = BN if B_MN else BK
-    a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, A0, A1], ad.layout)
-    a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, A0, A1], ad.layout)
-    b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, B0, B1], bd.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
-    fence_async_shared()
-    if L > 2:
-        W1: gl.constexpr = BN // 2 if L == 8 else BN
-        p0 = gl.allocate_shared_memory(gl.float32, [1, 64, W1], PARK1)
-        p1 = gl.allocate_shared_memory(gl.float32, [1, 64, W1], PARK1)
-        o0 = p0._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
-        o1 = p1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
+    OUT: gl.constexpr = box_layout(64, BN)
+    shape = Shape(M, N, columns, part, part_tiles, extent, apart)
+    ring = allocate(ad, bd, BN, STAGES, A_MN, B_MN)
+    park0 = park(ring, LEAVES)
+    park1 = park(ring, LEAVES)
+    if LEAVES > 2:
+        o0 = park0.level1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
+        o1 = park1.level1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
     else:
         o0 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)
         o1 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)
-        p0 = o0
-        p1 = o1
-    if L == 8:
-        q0 = gl.allocate_shared_memory(gl.float32, [1, 64, BN], PARK2)
-        q1 = gl.allocate_shared_memory(gl.float32, [1, 64, BN], PARK2)
-    else:
-        q0 = p0
-        q1 = p1
     gl.warp_specialize(
         [
-            (
-                consumer,
-                (
-                    yd,
-                    y,
-                    nodes,
-                    inverse,
-                    lse,
-                    target,
-                    scale,
-                    picked,
-                    a0,
-                    b,
-                    full,
-                    empty,
-                    p0,
-                    q0,
-                    o0,
-                    M,
-                    N,
-                    tiles_n,
-                    apart,
-                    PART,
-                    PART_TILES,
-                    0,
-                    BN,
-                    STAGES,
-                    GROUP,
-                    LEAVES,
-                    A_MN,
-                    B_MN,
-                    EPILOGUE,
-                    ACC,
-                ),
-            ),
-            (
-                consumer,
-                (
-                    yd,
-                    y,
-                    nodes,
-                    inverse,
-                    lse,
-                    target,
-                    scale,
-                    picked,
-                    a1,
-                    b,
-                    full,
-                    empty,
-                    p1,
-                    q1,
-                    o1,
-                    M,
-                    N,
-                    tiles_n,
-                    apart,
-                    PART,
-                    PART_TILES,
-                    64,
-                    BN,
-                    STAGES,
-                    GROUP,
-                    LEAVES,
-                    A_MN,
-                    B_MN,
-                    EPILOGUE,
-                    ACC,
-                ),
-            ),
-            (
-                producer,
-                (
-                    ad,
-                    bd,
-                    a0,
-                    a1,
-                    b,
-                    full,
-                    empty,
-                    M,
-                    tiles_n,
-                    extent,
-                    apart,
-                    PART,
-                    PART_TILES,
-                    BN,
-                    STAGES,
-                    GROUP,
-                    LEAVES,
-                    A_MN,
-                    B_MN,
-                ),
-            ),
+            (consumer, (ring, ring.a0, park0, o0, yd, y, vocabulary, shape, 0, GROUP, LEAVES, EPILOGUE)),
+            (consumer, (ring, ring.a1, park1, o1, yd, y, vocabulary, shape, 64, GROUP, LEAVES, EPILOGUE)),
+            (producer, (ring, ad, bd, shape, GROUP, LEAVES, EPILOGUE > 0)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -381,9 +207,9 @@ def launch(
     group: int = 8,
     epilogue: int = 0,
     parts: int = 1,
-    nodes: torch.Tensor | None = None,
-    rows: dict[str, torch.Tensor] | None = None,
+    vocabulary: Vocabulary | None = None,
     apart: int | None = None,
+    depth: int | None = None,
     blocks: int = 132,
     warmup: bool = False,
 ):  # type: ignore[no-untyped-def]
@@ -391,43 +217,30 @@ def launch(
 
     `apart`, a multiple of 64: the leaves of a start so far apart, with zeros past their end (default: where those of b do)."""
     extent = b.shape[0 if b_mn else 1] // leaves
-    apart = apart or extent
-    tiles = parts * triton.cdiv(N // parts, BN)
-    if nodes is None:
-        nodes = y
-    yd = output_descriptor(y, BN) if y.dtype == torch.bfloat16 else y
-    row = rows or dict.fromkeys(("inverse", "lse", "target", "scale", "picked"), y)
-    grid = (min(blocks, triton.cdiv(M, 128) * tiles),)
+    part_tiles = triton.cdiv(N // parts, BN)
+    columns = parts * part_tiles
+    grid = (min(blocks, triton.cdiv(M, 128) * columns),)
     run = (lambda *args, **kw: tree_kernel.warmup(*args, grid=grid, **kw)) if warmup else tree_kernel[grid]
     return run(
         descriptor(a, 64, a_mn),
         descriptor(b, BN, b_mn),
-        yd,
+        output_descriptor(y, BN) if y.dtype == torch.bfloat16 else y,
         y,
-        nodes,
-        row["inverse"],
-        row["lse"],
-        row["target"],
-        row["scale"],
-        row["picked"],
+        vocabulary or Vocabulary(y, y, y, y),
         M,
         N,
-        tiles,
-        extent,
-        apart,
+        columns,
         N // parts,
-        tiles // parts,
+        part_tiles,
+        extent,
+        apart or extent,
         BN,
-        stages(leaves, BN),
+        depth or stages(leaves, BN),
         group,
         leaves,
         a_mn,
         b_mn,
         epilogue,
-        accumulator(BN),
-        park_layout(BN // 2 if leaves == 8 else BN),
-        park_layout(BN),
-        gl.NVMMASharedLayout.get_default_for([64, BN], gl.bfloat16),
         num_warps=4,
         **({"enable_fp_fusion": False} if epilogue else {}),
     )

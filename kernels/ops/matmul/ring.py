@@ -1,13 +1,16 @@
 """The pieces of the Hopper kernels (Gluon, sm_90a): a ring of shared-memory stages that one warp fills by TMA and never stops
-filling, and one leaf, which two consumer warpgroups of 64 rows take from it.
+filling, and the leaves, which two consumer warpgroups of 64 rows take from it.
 
 An operand may lie with its contraction index contiguous (a weight in a forward) or its row index contiguous (`MN`: gradients);
 TMA boxes are then [k, rows], and wgmma reads them transposed.
 
-Four traps of Triton 3.6 that shaped the code: one named producer warp leaves three padding
-warps with too many registers, hence `idle`; a carried `previous = stage` is taken for a constant, hence `before`; peeling the
-first product off the loop spills; and host descriptors cost microseconds, hence `descriptor` keeps them.
+Five traps of Triton 3.6 that shaped the code: one named producer warp leaves three padding warps with too many registers,
+hence `idle`; a carried `previous = stage` is taken for a constant, hence `before`; peeling the first product off the loop
+spills; zeros that are written between two products serialize all of them, hence the first wait in `pair`; and a NamedTuple
+forgets constants when it is assigned, hence `Ring` is an aggregate.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -20,9 +23,106 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.core import _aggregate as aggregate
 
 BK = 64
 """Contraction steps of one stage: 128 bytes of bf16, one swizzle row."""
+
+
+@aggregate
+class Ring:
+    """STAGES stages in shared memory, and their barriers. Of a: 64 rows for each consumer."""
+
+    a0: gl.shared_memory_descriptor  # bf16 [STAGES, 64, BK]; [STAGES, BK, 64] where A_MN
+    a1: gl.shared_memory_descriptor  # the same
+    b: gl.shared_memory_descriptor  # bf16 [STAGES, BN, BK]; [STAGES, BK, BN] where B_MN
+    full: gl.shared_memory_descriptor  # [STAGES]: the stage has arrived
+    empty: gl.shared_memory_descriptor  # [STAGES]: every consumer has used it
+    BN: gl.constexpr
+    STAGES: gl.constexpr
+    A_MN: gl.constexpr
+    B_MN: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, a0, a1, b, full, empty, BN, STAGES, A_MN, B_MN):  # type: ignore[no-untyped-def]
+        self.a0 = a0
+        self.a1 = a1
+        self.b = b
+        self.full = full
+        self.empty = empty
+        self.BN = gl.constexpr(BN)
+        self.STAGES = gl.constexpr(STAGES)
+        self.A_MN = gl.constexpr(A_MN)
+        self.B_MN = gl.constexpr(B_MN)
+
+
+class Parked(NamedTuple):
+    """Where one consumer keeps finished subtrees: see `subtree`."""
+
+    level1: Any
+    level2: Any
+
+
+@gluon.constexpr_function
+def accumulator(BN: int):  # type: ignore[no-untyped-def]
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
+
+
+@gluon.constexpr_function
+def park_layout(width: int):  # type: ignore[no-untyped-def]
+    """float32 [64, width] in the order of the accumulator's registers: (2 columns, 2 rows 8 apart), lanes, warps, rest."""
+    bases = [[0, 1], [8, 0], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [16, 0], [32, 0]]
+    column = 8
+    while column < width:
+        bases.append([0, column])
+        column *= 2
+    return gl.SharedLinearLayout(bases)
+
+
+@gluon.constexpr_function
+def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
+
+
+@gluon.jit
+def allocate(
+    ad,
+    bd,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    A_MN: gl.constexpr,
+    B_MN: gl.constexpr,
+    HALVES: gl.constexpr = 2,
+):
+    """A ring for the boxes of two descriptors. HALVES: consumers, of 64 rows each."""
+    a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
+    if HALVES == 2:
+        a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
+    else:
+        a1 = a0
+    b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, bd.block_shape[0], bd.block_shape[1]], bd.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=HALVES)
+    fence_async_shared()
+    return Ring(a0, a1, b, full, empty, BN, STAGES, A_MN, B_MN)
+
+
+@gluon.jit
+def park(ring, L: gl.constexpr):
+    """Room for the parked levels of one consumer (none below four leaves)."""
+    W: gl.constexpr = ring.BN // 2 if L == 8 else ring.BN
+    if L > 2:
+        level1 = gl.allocate_shared_memory(gl.float32, [1, 64, W], park_layout(W))
+    else:
+        level1 = ring.b
+    if L == 8:
+        level2 = gl.allocate_shared_memory(gl.float32, [1, 64, ring.BN], park_layout(ring.BN))
+    else:
+        level2 = level1
+    return Parked(level1, level2)
 
 
 @gluon.jit
@@ -50,47 +150,37 @@ def before(stage, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def fill(
-    ad,
-    bd,
-    a0,
-    a1,
-    b,
-    full,
-    empty,
-    m0,
-    n0,
-    first_a,
-    first_b,
-    extent,
-    stage,
-    phase,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    A_MN: gl.constexpr,
-    B_MN: gl.constexpr,
-    HALVES: gl.constexpr = 2,
-):
-    """The stages of one leaf: `extent` steps from first_a in a and first_b in b; at least one stage, so that an empty leaf is
-    a node too. HALVES: tiles of 64 rows, one for each consumer."""
-    BK: gl.constexpr = 64
-    for k in range(0, gl.maximum(extent, 1), BK):
-        bar = full.index(stage)
-        mbarrier.wait(empty.index(stage), phase)
-        mbarrier.expect(bar, (64 * HALVES + BN) * BK * 2)
-        if A_MN:
-            tma.async_copy_global_to_shared(ad, [first_a + k, m0], bar, a0.index(stage))
-            if HALVES == 2:
-                tma.async_copy_global_to_shared(ad, [first_a + k, m0 + 64], bar, a1.index(stage))
-        else:
-            tma.async_copy_global_to_shared(ad, [m0, first_a + k], bar, a0.index(stage))
-            if HALVES == 2:
-                tma.async_copy_global_to_shared(ad, [m0 + 64, first_a + k], bar, a1.index(stage))
-        if B_MN:
-            tma.async_copy_global_to_shared(bd, [first_b + k, n0], bar, b.index(stage))
-        else:
-            tma.async_copy_global_to_shared(bd, [n0, first_b + k], bar, b.index(stage))
-        stage, phase = advance(stage, phase, STAGES)
+def copy(ring, ad, bd, m0, n0, k_a, k_b, stage, HALVES: gl.constexpr = 2):
+    """One stage of both operands: 64 * HALVES rows of a, BN of b, 64 contraction steps from k_a and k_b."""
+    bar = ring.full.index(stage)
+    if ring.A_MN:
+        tma.async_copy_global_to_shared(ad, [k_a, m0], bar, ring.a0.index(stage))
+        if HALVES == 2:
+            tma.async_copy_global_to_shared(ad, [k_a, m0 + 64], bar, ring.a1.index(stage))
+    else:
+        tma.async_copy_global_to_shared(ad, [m0, k_a], bar, ring.a0.index(stage))
+        if HALVES == 2:
+            tma.async_copy_global_to_shared(ad, [m0 + 64, k_a], bar, ring.a1.index(stage))
+    if ring.B_MN:
+        tma.async_copy_global_to_shared(bd, [k_b, n0], bar, ring.b.index(stage))
+    else:
+        tma.async_copy_global_to_shared(bd, [n0, k_b], bar, ring.b.index(stage))
+
+
+@gluon.jit
+def reserve(ring, stage, phase, HALVES: gl.constexpr = 2):
+    """Waits until the stage is free, and announces the bytes that will come."""
+    mbarrier.wait(ring.empty.index(stage), phase)
+    mbarrier.expect(ring.full.index(stage), (64 * HALVES + ring.BN) * 64 * 2)
+
+
+@gluon.jit
+def fill(ring, ad, bd, m0, n0, first_a, first_b, extent, stage, phase, HALVES: gl.constexpr = 2):
+    """The stages of one leaf: `extent` steps from first_a in a and first_b in b."""
+    for k in range(0, extent, 64):
+        reserve(ring, stage, phase, HALVES)
+        copy(ring, ad, bd, m0, n0, first_a + k, first_b + k, stage, HALVES)
+        stage, phase = advance(stage, phase, ring.STAGES)
     return stage, phase
 
 
@@ -113,59 +203,46 @@ def product(a, b, total, use, A_MN: gl.constexpr, B_MN: gl.constexpr):
 
 
 @gluon.jit
-def blank(tile, valid, MN: gl.constexpr):
-    """Zeros the contraction indices >= valid of one stage, which belong to the next leaf."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    if MN:
-        keep = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)) < valid, 1)
-    else:
-        keep = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, LAYOUT)) < valid, 0)
-    v = tile.load(LAYOUT)
-    keep, v = gl.broadcast(keep, v)
-    tile.store(gl.where(keep, v, gl.zeros_like(v)))
-    fence_async_shared()
+def leaf(ring, a, stage, phase, extent):
+    """One fp32 chain over the stages of a leaf, from zero; `a`: this consumer's rows in the ring. Product i runs while stage
+    i - 1 is handed back. An empty leaf has no stage."""
+    total = gl.zeros([64, ring.BN], gl.float32, accumulator(ring.BN))
+    steps = gl.cdiv(extent, 64)
+    for i in range(steps):
+        mbarrier.wait(ring.full.index(stage), phase)
+        total = product(a.index(stage), ring.b.index(stage), total, i > 0, ring.A_MN, ring.B_MN)
+        total = warpgroup_mma_wait(1, deps=(total,))
+        mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=i > 0)
+        stage, phase = advance(stage, phase, ring.STAGES)
+    total = warpgroup_mma_wait(0, deps=(total,))
+    mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=steps > 0)
+    return total, stage, phase
 
 
 @gluon.jit
-def leaf(
-    a,
-    b,
-    full,
-    empty,
-    stage,
-    phase,
-    extent,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    A_MN: gl.constexpr,
-    B_MN: gl.constexpr,
-    EVEN: gl.constexpr,
-    ACC: gl.constexpr,
-):
-    """One fp32 chain over the stages of a leaf, from zero. Product i runs while stage i - 1 is handed back. Where the extent
-    may be no multiple of 64 (not EVEN), the last stage is blanked past its end."""
-    total = gl.zeros([64, BN], gl.float32, ACC)
-    steps = extent // 64
-    if not EVEN:
-        steps = (gl.maximum(extent, 1) - 1) // 64
+def pair(ring, a, stage, phase, extent0, extent1):
+    """The sum of two leaves. The second begins while the last product of the first still runs."""
+    ACC: gl.constexpr = accumulator(ring.BN)
+    even = gl.zeros([64, ring.BN], gl.float32, ACC)
+    odd = gl.zeros([64, ring.BN], gl.float32, ACC)
+    odd, even = warpgroup_mma_wait(0, deps=(odd, even))  # pins both zeros here
+    steps = gl.cdiv(extent0, 64)
     for i in range(steps):
-        mbarrier.wait(full.index(stage), phase)
-        total = product(a.index(stage), b.index(stage), total, i > 0, A_MN, B_MN)
-        total = warpgroup_mma_wait(1, deps=(total,))
-        mbarrier.arrive(empty.index(before(stage, STAGES)), count=1, pred=i > 0)
-        stage, phase = advance(stage, phase, STAGES)
-    total = warpgroup_mma_wait(0, deps=(total,))
-    mbarrier.arrive(empty.index(before(stage, STAGES)), count=1, pred=steps > 0)
-    if not EVEN:
-        mbarrier.wait(full.index(stage), phase)
-        valid = extent - steps * 64
-        if valid < 64:
-            blank(a.index(stage), valid, A_MN)
-        total = product(a.index(stage), b.index(stage), total, steps > 0, A_MN, B_MN)
-        total = warpgroup_mma_wait(0, deps=(total,))
-        mbarrier.arrive(empty.index(stage), count=1)
-        stage, phase = advance(stage, phase, STAGES)
-    return total, stage, phase
+        mbarrier.wait(ring.full.index(stage), phase)
+        even = product(a.index(stage), ring.b.index(stage), even, i > 0, ring.A_MN, ring.B_MN)
+        even = warpgroup_mma_wait(1, deps=(even,))
+        mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=i > 0)
+        stage, phase = advance(stage, phase, ring.STAGES)
+    more = gl.cdiv(extent1, 64)
+    for i in range(more):
+        mbarrier.wait(ring.full.index(stage), phase)
+        odd = product(a.index(stage), ring.b.index(stage), odd, i > 0, ring.A_MN, ring.B_MN)
+        odd, even = warpgroup_mma_wait(1, deps=(odd, even))
+        mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=i + steps > 0)
+        stage, phase = advance(stage, phase, ring.STAGES)
+    odd, even = warpgroup_mma_wait(0, deps=(odd, even))
+    mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=steps + more > 0)
+    return even + odd, stage, phase
 
 
 @gluon.jit
@@ -181,32 +258,27 @@ def whole(low, high, ACC: gl.constexpr):
 
 
 @gluon.jit
+def flat(v):
+    """[64, W] -> [64 W] in the order of the accumulator's registers, four neighbours to a thread: no data moves."""
+    W: gl.constexpr = v.shape[1]
+    v = gl.permute(gl.reshape(v, [4, 2, 8, W // 8, 4, 2]), [3, 0, 2, 4, 1, 5])
+    return gl.reshape(v, [64 * W])
+
+
+@gluon.jit
+def tile_of(v, W: gl.constexpr, ACC: gl.constexpr):
+    """What `flat` made flat."""
+    v = gl.permute(gl.reshape(v, [W // 8, 4, 8, 4, 2, 2]), [1, 4, 2, 0, 3, 5])
+    return gl.convert_layout(gl.reshape(v, [64, W]), ACC, assert_trivial=True)
+
+
+@gluon.jit
 def bound(bounds, j, leaves):
     return gl.load(bounds + gl.minimum(j, leaves)).to(gl.int32)
 
 
 @gluon.jit
-def subtree(
-    a,
-    b,
-    full,
-    empty,
-    park1,
-    park2,
-    stage,
-    phase,
-    extent,
-    bounds,
-    first_leaf,
-    leaves,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    L: gl.constexpr,
-    A_MN: gl.constexpr,
-    B_MN: gl.constexpr,
-    GROUPED: gl.constexpr,
-    ACC: gl.constexpr,
-):
+def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L: gl.constexpr, GROUPED: gl.constexpr):
     """The root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. Where a finished subtree
     waits for its sibling (128 x 128 tile, float32):
 
@@ -216,59 +288,53 @@ def subtree(
 
     Leaves are `extent` long, or, where GROUPED, lie between `bounds` (those past `leaves` are empty: they add +0, which changes
     no bit of a sum that started from +0). The next bound is loaded while a leaf runs."""
-    if GROUPED:
-        first = bound(bounds, first_leaf, leaves)
-        last = bound(bounds, first_leaf + 1, leaves)
-    for j in gl.static_range(L):
+    ACC: gl.constexpr = accumulator(ring.BN)
+    if L == 1:
         if GROUPED:
-            extent = last - first
-            first = last
-            last = bound(bounds, first_leaf + j + 2, leaves)
-        v, stage, phase = leaf(a, b, full, empty, stage, phase, extent, BN, STAGES, A_MN, B_MN, not GROUPED, ACC)
-        if j % 2 == 0:
-            level0 = v
-        else:
-            v = level0 + v
-            if j % 4 == 1 and L > 2:
-                if j == 1:
+            extent = bound(bounds, first_leaf + 1, leaves) - bound(bounds, first_leaf, leaves)
+        v, stage, phase = leaf(ring, a, stage, phase, extent)
+    else:
+        extent0 = extent
+        extent1 = extent
+        if GROUPED:
+            first = bound(bounds, first_leaf, leaves)
+            middle = bound(bounds, first_leaf + 1, leaves)
+            last = bound(bounds, first_leaf + 2, leaves)
+        for j in gl.static_range(L // 2):
+            if GROUPED:
+                extent0 = middle - first
+                extent1 = last - middle
+                first = last
+                middle = bound(bounds, first_leaf + 2 * j + 3, leaves)
+                last = bound(bounds, first_leaf + 2 * j + 4, leaves)
+            v, stage, phase = pair(ring, a, stage, phase, extent0, extent1)
+            if j % 2 == 0 and L > 2:
+                if j == 0 and not GROUPED:
                     tma.store_wait(0)  # the previous tile's output leaves through the same memory
                 if L == 8:
                     level1, v_high = halves(v)
-                    park1.index(0).store(v_high)
+                    parked.level1.index(0).store(v_high)
                 else:
-                    park1.index(0).store(v)
-            elif j % 4 == 3:
+                    parked.level1.index(0).store(v)
+            elif j % 2 == 1:
                 if L == 8:
                     v_low, v_high = halves(v)
                     v_low = level1 + v_low
-                    v_high = park1.index(0).load(v_high.type.layout) + v_high
+                    v_high = parked.level1.index(0).load(v_high.type.layout) + v_high
                     v = whole(v_low, v_high, ACC)
-                    if j == 3:
-                        park2.index(0).store(v)
+                    if j == 1:
+                        parked.level2.index(0).store(v)
                     else:
-                        v = park2.index(0).load(ACC) + v
+                        v = parked.level2.index(0).load(ACC) + v
                 else:
-                    v = park1.index(0).load(ACC) + v
+                    v = parked.level1.index(0).load(ACC) + v
     return v, stage, phase
 
 
-def park_layout(width: int):  # type: ignore[no-untyped-def]
-    """float32 [64, width] in the order of the accumulator's registers: (2 columns, 2 rows 8 apart), lanes, warps, rest."""
-    bases = [[0, 1], [8, 0], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [16, 0], [32, 0]]
-    column = 8
-    while column < width:
-        bases.append([0, column])
-        column *= 2
-    return gl.SharedLinearLayout(bases)
-
-
-def accumulator(BN: int):  # type: ignore[no-untyped-def]
-    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
-
-
-def stages(L: int, BN: int) -> int:
-    """What is left of 227 KB of shared memory after the parked levels (or the output tile) goes to the ring."""
-    parked = {8: 1.5, 4: 1.0}.get(L, 0.5) * 128 * BN * 4
+def stages(L: int, BN: int, output: bool = True) -> int:
+    """What is left of 227 KB of shared memory after the parked levels (or, where there is one, the output tile) goes to the
+    ring."""
+    parked = {8: 1.5, 4: 1.0}.get(L, 0.5 * output) * 128 * BN * 4
     return int((232448 - 1024 - parked) // ((128 + BN) * BK * 2))
 
 

@@ -7,95 +7,66 @@ arrives last at a tile adds them in tree order, whatever the order of arrival wa
 before it adds the first: one wait, not one for each.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from kernels.gpu.workspace import counters
-from kernels.ops.matmul.ring import BK, accumulator, descriptor, fill, idle, leaf
+from kernels.ops.matmul.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
+
+
+class Items(NamedTuple):
+    """An item is a tile of y^T [N, M] and one of SPLIT parts of its leaves."""
+
+    count: Any
+    columns: Any  # tiles of tokens
+    M: Any
+    N: Any
+    extent: Any  # of a leaf
 
 
 @gluon.jit
-def producer(
-    wd,
-    xd,
-    w0,
-    w1,
-    x,
-    full,
-    empty,
-    items,
-    columns,
-    extent,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    LEAVES: gl.constexpr,
-    SPLIT: gl.constexpr,
-    HALVES: gl.constexpr,
-):
+def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr):
     stage = 0
     phase = 1
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+    for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
         tile = item // SPLIT
-        first = (item % SPLIT) * (LEAVES // SPLIT)
+        n0 = tile // items.columns * (64 * HALVES)
+        m0 = tile % items.columns * ring.BN
         for j in range(LEAVES // SPLIT):
-            k = (first + j) * extent
-            stage, phase = fill(
-                wd,
-                xd,
-                w0,
-                w1,
-                x,
-                full,
-                empty,
-                tile // columns * (64 * HALVES),
-                tile % columns * BN,
-                k,
-                k,
-                extent,
-                stage,
-                phase,
-                BN,
-                STAGES,
-                False,
-                False,
-                HALVES,
-            )
+            k = (item % SPLIT * (LEAVES // SPLIT) + j) * items.extent
+            stage, phase = fill(ring, wd, xd, n0, m0, k, k, items.extent, stage, phase, HALVES)
 
 
 @gluon.jit
 def consumer(
+    ring,
+    w,
     y,
     nodes,
     arrived,
-    w,
-    x,
-    full,
-    empty,
-    M,
-    N,
     items,
-    columns,
-    extent,
     ROW: gl.constexpr,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
     LEAVES: gl.constexpr,
     SPLIT: gl.constexpr,
     HALVES: gl.constexpr,
-    ACC: gl.constexpr,
 ):
     """One warpgroup: 64 rows of w, ROW .. ROW + 63 of the tile."""
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
+    M = items.M
+    N = items.N
     stage = 0
     phase = 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+    for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
         tile = item // SPLIT
-        n0 = tile // columns * (64 * HALVES) + ROW
-        m0 = tile % columns * BN
+        n0 = tile // items.columns * (64 * HALVES) + ROW
+        m0 = tile % items.columns * BN
         for j in gl.static_range(LEAVES // SPLIT):
-            v, stage, phase = leaf(w, x, full, empty, stage, phase, extent, BN, STAGES, False, False, True, ACC)
+            v, stage, phase = leaf(ring, w, stage, phase, items.extent)
             if j % 2 == 0:
                 level0 = v
             else:
@@ -170,70 +141,15 @@ def stream_kernel(
     LEAVES: gl.constexpr,
     SPLIT: gl.constexpr,
     HALVES: gl.constexpr,
-    ACC: gl.constexpr,
 ):
-    BK: gl.constexpr = 64
-    w0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, BK], wd.layout)
-    x = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BN, BK], xd.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=HALVES)
-    fence_async_shared()
+    ring = allocate(wd, xd, BN, STAGES, False, False, HALVES)
+    todo = Items(items, columns, M, N, extent)
     if HALVES == 2:
-        w1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, BK], wd.layout)
         gl.warp_specialize(
             [
-                (
-                    consumer,
-                    (
-                        y,
-                        nodes,
-                        arrived,
-                        w0,
-                        x,
-                        full,
-                        empty,
-                        M,
-                        N,
-                        items,
-                        columns,
-                        extent,
-                        0,
-                        BN,
-                        STAGES,
-                        LEAVES,
-                        SPLIT,
-                        2,
-                        ACC,
-                    ),
-                ),
-                (
-                    consumer,
-                    (
-                        y,
-                        nodes,
-                        arrived,
-                        w1,
-                        x,
-                        full,
-                        empty,
-                        M,
-                        N,
-                        items,
-                        columns,
-                        extent,
-                        64,
-                        BN,
-                        STAGES,
-                        LEAVES,
-                        SPLIT,
-                        2,
-                        ACC,
-                    ),
-                ),
-                (producer, (wd, xd, w0, w1, x, full, empty, items, columns, extent, BN, STAGES, LEAVES, SPLIT, 2)),
+                (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, 2)),
+                (consumer, (ring, ring.a1, y, nodes, arrived, todo, 64, LEAVES, SPLIT, 2)),
+                (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 2)),
                 (idle, ()),
                 (idle, ()),
                 (idle, ()),
@@ -244,31 +160,8 @@ def stream_kernel(
     else:
         gl.warp_specialize(
             [
-                (
-                    consumer,
-                    (
-                        y,
-                        nodes,
-                        arrived,
-                        w0,
-                        x,
-                        full,
-                        empty,
-                        M,
-                        N,
-                        items,
-                        columns,
-                        extent,
-                        0,
-                        BN,
-                        STAGES,
-                        LEAVES,
-                        SPLIT,
-                        1,
-                        ACC,
-                    ),
-                ),
-                (producer, (wd, xd, w0, w0, x, full, empty, items, columns, extent, BN, STAGES, LEAVES, SPLIT, 1)),
+                (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, 1)),
+                (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 1)),
                 (idle, ()),
                 (idle, ()),
                 (idle, ()),
@@ -323,7 +216,6 @@ def contract(
         leaves,
         split,
         halves,
-        accumulator(BN),
         num_warps=4,
     )
     return out if warmup else y

@@ -29,9 +29,11 @@ def test_fused_equals_the_path_over_logits(R, n, V, leaves, monkeypatch):
     nodes = vocab_nodes(logits, t, leaves)
     picked = logits.gather(1, targets[:, None])[:, 0]
     want, lse = vocab_logprob(nodes, picked, t)
-    got, e = gpu.linear(x, head, targets, t, leaves)
-    assert_same_bits(got, want, "log-probability")
-    assert_same_bits(e, lse, "log-sum-exp")
+    for keep in (False, True):
+        got, e, kept = gpu.linear(x, head, targets, t, leaves, keep)
+        assert_same_bits(got, want, "log-probability")
+        assert_same_bits(e, lse, "log-sum-exp")
+        assert (kept is not None) == keep
     exact = (logits.double() / t[:, None].double()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     theirs = (logits / t[:, None]).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     ours, vendor = (got - exact).abs().max(), (theirs - exact).abs().max()
@@ -54,7 +56,22 @@ def test_backward(R, n, V, leaves, monkeypatch):
     groups = torch.tensor([0, 33, R // 2, R], device="cuda")
     g = torch.randn(R, device="cuda")
     x.requires_grad_(), head.requires_grad_()
-    linear_logprob(x, head, targets, t, leaves, groups).backward(g)
+    y = linear_logprob(x, head, targets, t, leaves, groups)
+    y.backward(g, retain_graph=True)
+    for name, first, again in zip(
+        ("dx", "dhead"), (x.grad, head.grad), torch.autograd.grad(y, (x, head), g), strict=True
+    ):
+        assert_same_bits(again, first, f"{name}, a second backward through the same graph")
+    spread = [torch.stack([v, v], 1)[:, 0] for v in (targets, t, g)]
+    y = linear_logprob(x, head, *spread[:2], leaves, torch.stack([groups, groups], 1)[:, 0])
+    for name, first, again in zip(
+        ("dx", "dhead"), (x.grad, head.grad), torch.autograd.grad(y, (x, head), spread[2]), strict=True
+    ):
+        assert_same_bits(again, first, f"{name}, strided vectors")
+    some = torch.randperm(R, device="cuda")[: R // 3]
+    part = x.detach()[some].requires_grad_()
+    linear_logprob(part, head.detach(), targets[some], t[some], leaves).backward(g[some])
+    assert_same_bits(part.grad, x.grad[some], "dx of some rows in another order")
     with monkeypatch.context() as patch:
         patch.setattr(gpu, "_fused", lambda *_: False)
         a, b = x.detach().clone().requires_grad_(), head.detach().clone().requires_grad_()
@@ -69,3 +86,14 @@ def test_backward(R, n, V, leaves, monkeypatch):
         p, q = relative_error(ours.grad, want.grad), relative_error(theirs.grad, want.grad)
         print(f"{name}: ours {p:.3e}, vendor {q:.3e}")
         assert p <= 1.05 * q
+
+
+def test_a_leaf_of_tokens_that_may_not_be_drawn():
+    """All its logits are -inf: it adds nothing, and a log-prob has the bits of the vocabulary without it."""
+    logits, temperature = torch.randn(5, 1200, device="cuda"), torch.rand(5, device="cuda") + 0.5
+    logits[:, 300:900] = -torch.inf
+    nodes = vocab_nodes(logits, temperature, 4)
+    assert (nodes[:, 1:3] == torch.tensor([-torch.inf, 0.0], device="cuda")).all()
+    without = vocab_nodes(torch.cat([logits[:, :300], logits[:, 900:]], 1), temperature, 2)
+    for a, b in zip(*(vocab_logprob(n, logits[:, 3].clone(), temperature) for n in (nodes, without)), strict=True):
+        assert_same_bits(a, b, "without the leaf")

@@ -161,9 +161,38 @@ def test_weight_gradient(ends):
     want = order.contract(dy.T, x.T, bounds.tolist())
     got = gpu.contract(dy.T, x.T, bounds, f32)
     assert_same_bits(got, want, f"{ends}")
-    y = torch.full_like(got, torch.nan)
-    grouped.launch(dy, x, bounds, y, blocks=3)
-    assert_same_bits(y, want, f"{ends}, three blocks")
+    for plan in ({"blocks": 3}, {"most": 4}, {"depth": 3}, *([{"BN": 256}] if len(ends) == 1 else [])):
+        y = torch.full_like(got, torch.nan)
+        grouped.launch(dy, x, bounds, y, **plan)
+        assert_same_bits(y, want, f"{ends}, {plan}")
+
+
+def test_weight_gradient_of_a_window():
+    """Widths that are no multiple of 8, in rows that TMA can read."""
+    dy, x = (torch.randn(200, w, device="cuda").to(bf16)[:, :n] for w, n in ((320, 301), (264, 259)))
+    bounds = torch.tensor([0, 40, 140, 200], device="cuda")
+    assert_same_bits(gpu.contract(dy.T, x.T, bounds, f32), order.contract(dy.T, x.T, bounds.tolist()))
+
+
+def test_weight_gradient_of_no_tokens():
+    none = torch.empty(0, 64, device="cuda", dtype=bf16)
+    got = gpu.contract(none.T, none[:, :16].T, torch.zeros(5, dtype=torch.int64, device="cuda"), f32)
+    assert_same_bits(got, torch.zeros(64, 16, device="cuda"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_group_does_not_see_the_next(value):
+    """What is not a number in one group's tokens stays out of the sums of the others, wherever the groups begin."""
+    ends = [0, 40, 100, 164, 229, 300, 412, 500, 640]
+    dy, x = torch.randn(640, 256, device="cuda").to(bf16), torch.randn(640, 256, device="cuda").to(bf16)
+    for group in range(8):
+        first, last = ends[group], ends[group + 1]
+        among = [torch.full_like(t, value) for t in (dy, x)]
+        for poisoned, t in zip(among, (dy, x), strict=True):
+            poisoned[first:last] = t[first:last]
+        want, y = order.contract(dy.T, x.T, [first, last]), torch.full((256, 256), torch.nan, device="cuda")
+        grouped.launch(*among, torch.tensor([first, last], device="cuda"), y)
+        assert_same_bits(y, want, f"group {group}")
 
 
 def test_weight_gradient_splits_into_aligned_sets():

@@ -1,0 +1,324 @@
+"""Calls that between them launch every GPU kernel: small ones for the sanitizer, wide ones for the hashes.
+
+Inputs are made on the CPU from a seed and the call's name. A call says which op runs at which shape, never which kernel; the
+shapes are chosen so that each kernel has its turn, and `not_launched` says which did not.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from inspect import getsource
+from math import prod
+from pathlib import Path
+
+import torch
+
+import kernels
+from kernels.contract import outputs_and_gradients
+from kernels.model import Layout
+from kernels.ops import (
+    adamw,
+    attention,
+    embedding,
+    gumbel_argmax,
+    kept_tokens,
+    linear_logprob,
+    matmul,
+    norm_rope,
+    rms_norm,
+    rope,
+    rope_table,
+    square_rows,
+    store_rows,
+    sum_rows,
+    swiglu,
+    vocab_logprob,
+    vocab_nodes,
+)
+from kernels.ops.rms_norm import add_rms_norm
+from kernels.ops.sample import gpu as sample_gpu
+from kernels.spec import Case, OpSpec, all_specs, spread
+
+Call = Callable[[torch.Generator], tuple[torch.Tensor, ...]]
+CUDA = torch.device("cuda")
+bf16, f32 = torch.bfloat16, torch.float32
+
+
+def generator(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def numbers(g: torch.Generator, *shape: int, dtype: torch.dtype = bf16, octaves: int = 2) -> torch.Tensor:
+    return spread(shape, g, CUDA, dtype, octaves)
+
+
+def integers(g: torch.Generator, high: int, count: int) -> torch.Tensor:
+    return torch.randint(high, (count,), generator=g).to(CUDA)
+
+
+def ends(*at: int) -> torch.Tensor:
+    return torch.tensor([0, *at], device=CUDA)
+
+
+def with_gradients(
+    run: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]], g: torch.Generator, *inputs: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The outputs of `run(*inputs)` and the gradients of all inputs."""
+    leaves = [t.requires_grad_() for t in inputs]
+    y = run(*leaves)
+    y = y if isinstance(y, tuple) else (y,)
+    grads = torch.autograd.grad(y, leaves, [numbers(g, *t.shape, dtype=t.dtype, octaves=1) for t in y])
+    return (*(t.detach() for t in y), *grads)
+
+
+def product(M: int, N: int, K: int, leaves: int, dtype: torch.dtype = bf16) -> Call:
+    """The forward alone: few_rows, weight_stream or many_rows."""
+    return lambda g: (matmul(numbers(g, M, K), numbers(g, N, K), leaves, out_dtype=dtype),)
+
+
+def product_gradients(M: int, N: int, K: int, leaves: int, *at: int, dtype: torch.dtype = bf16) -> Call:
+    """Forward, dX and grouped dW; a float32 weight is a master."""
+    return lambda g: with_gradients(
+        lambda x, w: matmul(x, w, leaves, groups=ends(*at)), g, numbers(g, M, K), numbers(g, N, K, dtype=dtype)
+    )
+
+
+def packed_attention(lengths: Sequence[int], heads: int, kv_heads: int, D: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        pages = Layout.packed(lengths, [1] * len(lengths), CUDA).pages
+        q, k, v = (numbers(g, sum(lengths), n, D, octaves=1) for n in (heads, kv_heads, kv_heads))
+        return with_gradients(lambda q, k, v: attention(q, k, v, pages, D**-0.5), g, q, k, v)
+
+    return call
+
+
+def paged_attention(spans: Sequence[tuple[int, int]], page: int, heads: int, kv_heads: int, D: int) -> Call:
+    """Queries of `spans` over pages that lie in no order; spans of one token are decoding."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        need = [-(-stop // page) for _, stop in spans]
+        order = torch.randperm(sum(need), generator=g).tolist()
+        tables = [[order.pop() for _ in range(n)] for n in need]
+        pages = Layout.paged(spans, tables, page, CUDA).pages
+        q = numbers(g, sum(stop - start for start, stop in spans), heads, D, octaves=1)
+        k, v = (numbers(g, sum(need) * page, kv_heads, D, octaves=1) for _ in range(2))
+        return (attention(q, k, v, pages, D**-0.5),)
+
+    return call
+
+
+def logprob(rows: int, n: int, vocab: int, leaves: int, *at: int) -> Call:
+    """The trainer's fused path with its gradients."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x, head = numbers(g, rows, n, octaves=1), numbers(g, vocab, n, octaves=1) * n**-0.5
+        targets, t = integers(g, vocab, rows), torch.rand(rows, generator=g).add(0.5).to(CUDA)
+        return with_gradients(lambda x, head: linear_logprob(x, head, targets, t, leaves, ends(*at)), g, x, head)
+
+    return call
+
+
+def sampled(rows: int, vocab: int, leaves: int) -> Call:
+    """A draw and its log-prob, as the runner makes them."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        logits = numbers(g, rows, vocab, dtype=f32)
+        t = torch.rand(rows, generator=g).add(0.5).to(CUDA)
+        greedy = (torch.arange(rows) % 3 == 2).to(torch.uint8).to(CUDA)
+        seeds, positions = integers(g, 2**62, rows), integers(g, 10**6, rows)
+        score, token, logit = gumbel_argmax(logits, t, seeds, positions, greedy)
+        nodes = vocab_nodes(logits, t, leaves)
+        return (score, token, logit, nodes, *vocab_logprob(nodes, logit, t))
+
+    return call
+
+
+def norms(rows: int, n: int, heads: int, D: int, *at: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x, delta, w = numbers(g, rows, n), numbers(g, rows, n), numbers(g, n, octaves=1)
+        wide, v = numbers(g, rows, heads, D), numbers(g, D, octaves=1)
+        return (
+            *with_gradients(lambda x, w: rms_norm(x, w, 1e-6, groups=ends(*at)), g, x, w),
+            *with_gradients(lambda x, d, w: add_rms_norm(x, d, w, 1e-6, groups=ends(*at)), g, x, delta, w),
+            *with_gradients(lambda x, w: rms_norm(x, w, 1e-6, groups=ends(*at)), g, wide, v),
+        )
+
+    return call
+
+
+def normed_and_turned(rows: int, heads: int, kv_heads: int, D: int, *at: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        cosine, sine = (t.to(CUDA) for t in rope_table(1000, D, 1e6))
+        positions = integers(g, 1000, rows).int()
+        return with_gradients(
+            lambda x, q, k: norm_rope(x, (q, k), 1e-6, (cosine, sine), positions, kv_heads, groups=ends(*at)),
+            g,
+            numbers(g, rows, heads + kv_heads, D),
+            *(numbers(g, D, octaves=1) for _ in range(2)),
+        )
+
+    return call
+
+
+def stored(rows: int, kv_heads: int, D: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        keys, values = (torch.zeros(2 * rows, kv_heads, D, dtype=bf16, device=CUDA) for _ in range(2))
+        slots = torch.randperm(2 * rows, generator=g)[:rows].to(CUDA)
+        store_rows(keys, values, slots, *(numbers(g, rows, kv_heads, D) for _ in range(2)))
+        return keys, values
+
+    return call
+
+
+def turned(rows: int, heads: int, D: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        table = [t.to(CUDA) for t in rope_table(1000, D, 1e6)]
+        positions = integers(g, 1000, rows).int()
+        return with_gradients(lambda x: rope(x, *table, positions), g, numbers(g, rows, heads, D))
+
+    return call
+
+
+def gated(rows: int, n: int) -> Call:
+    return lambda g: with_gradients(swiglu, g, numbers(g, rows, 2 * n, octaves=3))
+
+
+def embedded(rows: int, vocab: int, n: int, *at: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        ids = integers(g, vocab // 2, rows)
+        return with_gradients(lambda w: embedding(ids, w, groups=ends(*at)), g, numbers(g, vocab, n))
+
+    return call
+
+
+def updated(n: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        w, grad, m, v = (numbers(g, n, dtype=f32) for _ in range(4))
+        v = v.square()
+        adamw(w, grad, m, v, step=3, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, grad_scale=0.37)
+        return w, m, v
+
+    return call
+
+
+def sums(rows: int, n: int, *at: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x = numbers(g, rows, n, dtype=f32)
+        return sum_rows(x, ends(*at)), square_rows(x)
+
+    return call
+
+
+def truncated(rows: int, vocab: int) -> Call:
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        logits = numbers(g, rows, vocab, dtype=f32)
+        t, top_p, min_p = (torch.rand(rows, generator=g).add(0.1).to(CUDA) for _ in range(3))
+        return (kept_tokens(logits, t, integers(g, vocab, rows), top_p, min_p / 20),)
+
+    return call
+
+
+def noise(ids: int) -> Call:
+    return lambda g: (sample_gpu.noise_words(12345, 678, ids),)
+
+
+SMALL: dict[str, Call] = {
+    "matmul 1 row": product(1, 200, 64, 1),
+    "matmul 17 rows, 8 leaves": product(17, 200, 512, 8),
+    "matmul 70 rows, 8 leaves": product(70, 200, 512, 8),
+    "matmul 300 rows, 8 leaves": product(300, 136, 512, 8),
+    "matmul 300 rows, 4 leaves, float32": product(300, 136, 256, 4, f32),
+    "matmul 600 rows, wide": product(600, 256, 64, 1),
+    "matmul, leaves of 48": product(9, 40, 96, 2),
+    "matmul gradients": product_gradients(300, 192, 128, 1, 5, 70, 300),
+    "matmul gradients, 8 leaves": product_gradients(130, 512, 512, 8, 64, 130),
+    "matmul gradients, odd": product_gradients(7, 30, 18, 2, 3, 3, 7),
+    "attention, packed": packed_attention((1, 65, 530), 4, 2, 128),
+    "attention, packed, narrow heads": packed_attention((3, 70), 4, 2, 32),
+    "attention, chunks": paged_attention(((0, 70), (60, 131), (5, 6)), 16, 4, 2, 128),
+    "attention, decode": paged_attention(((0, 1), (64, 65), (530, 531)), 16, 4, 2, 128),
+    "attention, decode, pages of 64": paged_attention(((64, 65), (600, 601)), 64, 4, 2, 128),
+    "log-prob": logprob(70, 512, 8 * 130, 8, 20, 70),
+    "log-prob, odd": logprob(5, 20, 2 * 33, 2, 2, 5),
+    "sampling": sampled(3, 1300, 2),
+    "sampling, many rows": sampled(17, 264, 2),
+    "truncation": truncated(3, 1300),
+    "norms": norms(5, 100, 3, 32, 2, 5),
+    "norms, long rows": norms(3, 2500, 2, 128, 3),
+    "rope": turned(5, 3, 48),
+    "norm and rope": normed_and_turned(5, 3, 1, 32, 2, 5),
+    "store": stored(5, 3, 32),
+    "swiglu": gated(3, 1100),
+    "embedding": embedded(40, 16, 33, 10, 10, 40),
+    "adamw": updated(1100),
+    "sums": sums(150, 33, 10, 140, 150),
+    "noise": noise(1100),
+}
+
+HIDDEN = {"0.6B": (1024, 3072), "8B": (4096, 12288)}
+WIDE: dict[str, Call] = {
+    **{f"matmul {m} rows, K 4096, 8 leaves": product(m, 768, 4096, 8) for m in (1, 64, 200, 700)},
+    **{
+        f"matmul {m} rows, K {k}, {leaves} leaves": product(m, 768, k, leaves)
+        for m in (16, 700)
+        for k, leaves in ((12288, 8), (2048, 4), (6144, 2), (1536, 1))
+    },
+    "matmul to float32": product(700, 4096, 512, 1, f32),
+    **{
+        f"matmul gradients {name}": product_gradients(700, inter // 4, hidden, 8, 64, 200, 201, 333, 700, dtype=f32)
+        for name, (hidden, inter) in HIDDEN.items()
+    },
+    "attention, packed": packed_attention((700, 1, 64, 65, 513), 16, 8, 128),
+    "attention, chunks": paged_attention(((0, 700), (600, 1100), (5, 6)), 16, 32, 8, 128),
+    "attention, decode, pages of 16": paged_attention(((0, 1), (511, 512), (1299, 1300)), 16, 32, 8, 128),
+    "attention, decode, pages of 64": paged_attention(((63, 64), (1299, 1300)), 64, 16, 8, 128),
+    "log-prob": logprob(200, 1024, 8 * 1200, 8, 33, 100, 200),
+    "sampling": sampled(9, 151936, 8),
+    "sampling, many rows": sampled(40, 18992, 1),
+    "truncation": truncated(9, 151936),
+    "norms 0.6B": norms(70, 1024, 24, 128, 30, 70),
+    "norms 8B": norms(70, 4096, 40, 128, 30, 30, 70),
+    "rope": turned(70, 40, 128),
+    "norm and rope": normed_and_turned(70, 32, 8, 128, 30, 70),
+    "store": stored(70, 8, 128),
+    "swiglu": gated(70, 12288),
+    "embedding": embedded(300, 2000, 1024, 10, 10, 200, 300),
+    "adamw": updated(100_003),
+    "sums": sums(700, 1024, 100, 100, 500, 700),
+    "noise": noise(151_936),
+}
+
+
+def spec_calls() -> Iterator[tuple[str, Call]]:
+    """The largest case of every spec on a GPU, with its gradients: odd shapes, which the kernels for wide ones do not take."""
+    for spec in all_specs():
+        case = max(spec.cases, key=lambda case: prod(case.values()))
+        for dtype in spec.dtypes_on(CUDA):
+
+            def call(
+                g: torch.Generator, spec: OpSpec = spec, case: Case = case, dtype: torch.dtype = dtype
+            ) -> tuple[torch.Tensor, ...]:
+                return outputs_and_gradients(spec, spec.make(case, g, CUDA, dtype))
+
+            yield f"spec {spec.name}: {spec.label(case)}, {str(dtype).removeprefix('torch.')}", call
+
+
+def not_launched() -> list[str]:
+    """Kernels that some module of `kernels` launches, `NAME[grid](...)`, and this process has not."""
+    from triton.runtime.jit import JITFunction
+
+    missing = []
+    root = Path(kernels.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(("kernels", *path.relative_to(root).with_suffix("").parts))
+        if path.name == "__init__.py" or not re.search(r"^@(triton|gluon)\.jit", path.read_text(), re.M):
+            continue
+        module = import_module(name)
+        source = getsource(module)
+        for attribute, value in vars(module).items():
+            if not isinstance(value, JITFunction) or value.__module__ != name:
+                continue
+            if re.search(rf"\b{attribute}\[", source) and not any(cache[0] for cache in value.device_caches.values()):
+                missing.append(f"{name}.{attribute}")
+    return missing
