@@ -96,8 +96,9 @@ def decode_kernel(
             tl.store(lse + t * HEADS + head, e, mask=there)
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=4, stages=2):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=4, stages=None):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
+    stages = stages or (1 if D > 128 else 2)  # shared memory holds one block of wide keys and values
     kv_heads = keys.shape[1]
     splits = triton.cdiv(pages.table.shape[1] * pages.size, key_split)
     parts = lse if splits == 1 else lse.new_empty(T, kv_heads, splits, heads // kv_heads, D + 2)

@@ -74,8 +74,10 @@ def prefill_kernel(
         tl.store(lse + token.to(tl.int64) * HEADS + head, e, mask=there)
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=128, warps=8, stages=2):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=None, warps=None, stages=None):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
+    wide = D > 128  # shared memory holds one block of such keys and values
+    rows, warps, stages = rows or (64 if wide else 128), warps or (4 if wide else 8), stages or (1 if wide else 2)
     sequences = pages.starts.numel() - 1
     grid = (heads, triton.cdiv(T, rows) + sequences)
     prefill_kernel[grid](

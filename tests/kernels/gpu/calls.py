@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import kernels
+from kernels.collectives.fold_kernel import fold_rows
 from kernels.contract import outputs_and_gradients
 from kernels.model import Layout
 from kernels.ops import (
@@ -210,6 +211,17 @@ def sums(rows: int, n: int, *at: int) -> Call:
     return call
 
 
+def folded(ranks: int, n: int) -> Call:
+    """What a rank does with the roots of all."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        out = torch.empty(n, dtype=bf16, device=CUDA)
+        fold_rows(numbers(g, ranks, n, dtype=f32, octaves=8), out)
+        return (out,)
+
+    return call
+
+
 def truncated(rows: int, vocab: int) -> Call:
     def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         logits = numbers(g, rows, vocab, dtype=f32)
@@ -253,6 +265,7 @@ SMALL: dict[str, Call] = {
     "embedding": embedded(40, 16, 33, 10, 10, 40),
     "adamw": updated(1100),
     "sums": sums(150, 33, 10, 140, 150),
+    "fold": folded(8, 3001),
     "noise": noise(1100),
 }
 
@@ -270,6 +283,7 @@ WIDE: dict[str, Call] = {
         for name, (hidden, inter) in HIDDEN.items()
     },
     "attention, packed": packed_attention((700, 1, 64, 65, 513), 16, 8, 128),
+    "attention, packed, narrow heads": packed_attention((300, 1, 65), 4, 2, 32),
     "attention, chunks": paged_attention(((0, 700), (600, 1100), (5, 6)), 16, 32, 8, 128),
     "attention, decode, pages of 16": paged_attention(((0, 1), (511, 512), (1299, 1300)), 16, 32, 8, 128),
     "attention, decode, pages of 64": paged_attention(((63, 64), (1299, 1300)), 64, 16, 8, 128),
@@ -286,6 +300,7 @@ WIDE: dict[str, Call] = {
     "embedding": embedded(300, 2000, 1024, 10, 10, 200, 300),
     "adamw": updated(100_003),
     "sums": sums(700, 1024, 100, 100, 500, 700),
+    "fold": folded(8, 100_003),
     "noise": noise(151_936),
 }
 
