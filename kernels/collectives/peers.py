@@ -86,24 +86,15 @@ class PeerMemory:
         memory.zero_()
         torch.cuda.synchronize(device)
         dist.barrier(group)  # nobody writes before everybody's memory is zero
-        self._open(shard, memory, [int(a) for a in handle.buffer_ptrs])
-        self._handle = handle  # keeps the others' memory mapped
-
-    @classmethod
-    def of(cls, shard: Shard, memory: torch.Tensor, addresses: list[int]) -> "PeerMemory":
-        """Over memory that the caller has zeroed and mapped: `addresses[p]` is where rank p's begins, `memory` this rank's."""
-        self = cls.__new__(cls)
-        self._open(shard, memory, addresses)
-        return self
-
-    def _open(self, shard: Shard, memory: torch.Tensor, addresses: list[int]) -> None:
-        self.shard, self.device, self._memory = shard, memory.device, memory
+        self.shard, self.device = shard, device
+        self._held = memory, handle  # keeps this rank's memory, and the mapping of the others'
+        addresses = [int(address) for address in handle.buffer_ptrs]
         boxes, parts, rounded, flags, _ = Areas(shard.size).offsets()
         self._boxes, self._parts, self._rounded, self._flags = (
-            tuple(a + offset for a in addresses) for offset in (boxes, parts, rounded, flags)
+            tuple(address + offset for address in addresses) for offset in (boxes, parts, rounded, flags)
         )
-        self._calls = torch.zeros(COUNTERS, dtype=torch.int32, device=self.device)
-        self._steps = torch.zeros(BLOCKS, dtype=torch.int32, device=self.device)
+        self._calls = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+        self._steps = torch.zeros(BLOCKS, dtype=torch.int32, device=device)
 
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Tree sum over ranks of float32 `partial` (any shape), rounded once to `dtype`; the same on every rank."""
