@@ -1,7 +1,8 @@
 """The engine: requests in, completions out, weights replaced in place between batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,8 +11,19 @@ from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, Parameter
 from rollout.pages import PagePool
 from rollout.runner import Runner, RunnerError
-from rollout.sampling import Completion, Request, RequestError
+from rollout.sampling import Completion, Request, RequestError, Token
 from rollout.scheduler import Limits, Scheduler
+from rollout.text import Decode
+
+InFlight = Literal["refuse", "finish", "abort", "resume"]
+"""What becomes of the requests in flight when weights are replaced:
+
+refuse  the load is an error (an engine that never has any in flight then)
+finish  they run to their end with the old weights first
+abort   they end where they are, as "abort"
+resume  they keep their tokens and go on: the keys of all tokens are computed again with the new weights, so what follows is
+        what the new weights say after that text; each token is tagged with the version that sampled it
+"""
 
 
 @dataclass(frozen=True)
@@ -31,19 +43,39 @@ class Engine:
     """One rank of a tensor-parallel engine; `group` is the whole of it. Ranks are given the same requests in the same order
     and then need no coordinator: the schedule is a function of the requests, the samples meet in the collectives."""
 
-    def __init__(self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None, decode: Decode | None = None
+    ) -> None:
+        """`decode`: token ids to text, the same function on every rank; stop texts need it."""
         self.config = config
         group = group or TreeGroup()
         graphs_of = config.limits.max_running if config.cuda_graphs and group.capturable else 0
         self.runner = Runner(model, group, config.pages, config.page_size, config.dtype, config.device, graphs_of)
         self.pool = PagePool(config.pages, config.page_size, config.prefix_cache)
-        self.scheduler = Scheduler(self.pool, config.limits, model.max_positions)
+        self.scheduler = Scheduler(self.pool, config.limits, model.max_positions, decode)
         self.version = -1  # no weights yet
+        self.on_token: Callable[[Token], None] = lambda token: None  # told of each token as it is sampled
+        self._ended: list[Completion] = []  # outside a step: the next one hands them out
 
-    def load(self, weights: Iterable[tuple[Parameter, torch.Tensor]], version: int) -> Leaves:
-        """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held."""
-        if not self.scheduler.idle:
+    @property
+    def idle(self) -> bool:
+        """Nothing in flight, and nothing to hand out."""
+        return self.scheduler.idle and not self._ended
+
+    def load(
+        self, weights: Iterable[tuple[Parameter, torch.Tensor]], version: int, in_flight: InFlight = "refuse"
+    ) -> Leaves:
+        """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held. Completions of
+        requests that this ends are handed out by the next `step`."""
+        if in_flight == "refuse" and not self.scheduler.idle:
             raise RequestError(f"weights of version {version} arrived while requests are in flight")
+        if in_flight == "finish":
+            while not self.scheduler.idle:
+                self._ended += self._batch()
+        elif in_flight == "abort":
+            for request_id in list(self.scheduler.in_flight):
+                self._ended += self.abort(request_id)
+        self.scheduler.restart()
         for parameter, whole in weights:
             self.runner.load(parameter, whole)
         self.pool.clear()
@@ -61,18 +93,36 @@ class Engine:
         self.check(request)
         self.scheduler.add(request)
 
+    def abort(self, request_id: int) -> list[Completion]:
+        """Ends a request between two steps, in whatever state, and frees its pages; what its unfinished samples had come to. An
+        id that is not in flight is that of a request that has ended: nothing happens."""
+        return self.scheduler.abort(request_id, self.version)
+
+    def forget(self) -> None:
+        """Empties the prefix cache; pages in use stay with their owners. Changes no bit."""
+        self.pool.clear()
+
     def step(self) -> list[Completion]:
         """One batch. RunnerError, where the weights gave no number to sample from, drops every request in flight."""
+        ended, self._ended = self._ended, []
+        return ended if self.scheduler.idle else ended + self._batch()
+
+    def _batch(self) -> list[Completion]:
         spans = self.scheduler.schedule()
+        sampling = [s.sequence for s in spans if s.samples]
         try:
-            sampled = self.runner.run(spans)
+            sampled, scored = self.runner.run(spans)
         except RunnerError:
             self.scheduler.clear()
             raise
-        return self.scheduler.commit(spans, sampled, self.version)
+        done = self.scheduler.commit(spans, sampled, self.version, scored)
+        for sequence, (token, logprob) in zip(sampling, sampled, strict=True):
+            self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version))
+        return done
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
-        """All of them to the end, in the order of the requests; none of them if one is refused."""
+        """All of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
+        refused."""
         requests = list(requests)
         ids: set[int] = set()
         for request in requests:
@@ -82,8 +132,8 @@ class Engine:
             ids.add(request.id)
         for request in requests:
             self.scheduler.add(request)
-        done: dict[int, Completion] = {}
-        while not self.scheduler.idle:
+        done: dict[tuple[int, int], Completion] = {}
+        while not self.idle:
             for completion in self.step():
-                done[completion.request_id] = completion
-        return [done[request.id] for request in requests]
+                done[completion.request_id, completion.sample] = completion
+        return [done[request.id, sample] for request in requests for sample in range(request.sampling.n)]

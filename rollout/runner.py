@@ -9,7 +9,9 @@ from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forwar
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.graphs import DecodeGraphs, Row
-from rollout.scheduler import Span
+from rollout.sequence import Span
+
+_SCORED_ROWS = 256  # prompt tokens whose logits are in memory at once
 
 
 class RunnerError(RuntimeError):
@@ -60,27 +62,53 @@ class Runner:
         return out
 
     @torch.no_grad()
-    def run(self, spans: list[Span]) -> list[tuple[int, float]]:
-        """(token, log-prob) for each span that samples, in order; the same on every rank."""
-        sampling = [s for s in spans if s.samples]
-        if self.graphs and len(sampling) == len(spans) and all(s.stop - s.start == 1 for s in spans):
-            return self._checked(sampling, *self.graphs.run([_row(s) for s in spans]))
+    def run(self, spans: list[Span]) -> tuple[list[tuple[int, float]], list[list[float]]]:
+        """(token, log-prob) for each span that samples, and the log-probs of the prompt tokens of each span that scores; in
+        order, the same on every rank."""
+        sampling, scoring = [s for s in spans if s.samples], [s for s in spans if s.scored]
+        decoding = len(sampling) == len(spans) and all(s.stop - s.start == 1 for s in spans)
+        if self.graphs and decoding and not scoring:
+            return self._checked(sampling, *self.graphs.run([_row(s) for s in spans])), []
         layout = Layout.paged(
             [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
         )
         ids = torch.tensor([t for s in spans for t in s.sequence.tokens[s.start : s.stop]], device=self.device)
         hidden = self._hidden(ids, layout)
+        ends = list(accumulate(s.stop - s.start for s in spans))
+        scored = [self._scores(hidden, end - s.stop, s) for end, s in zip(ends, spans, strict=True) if s.scored]
         if not sampling:
-            return []
-        ends = accumulate(s.stop - s.start for s in spans)
+            return [], scored
         last = torch.tensor([end - 1 for end, s in zip(ends, spans, strict=True) if s.samples], device=self.device)
         params = [s.sequence.request.sampling for s in sampling]
         temperature = torch.tensor([p.scale for p in params], dtype=torch.float32, device=self.device)
-        seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=self.device)
+        seeds = torch.tensor([s.sequence.seed for s in sampling], dtype=torch.int64, device=self.device)
         positions = torch.tensor([s.stop for s in sampling], dtype=torch.int64, device=self.device)
         greedy = torch.tensor([p.greedy for p in params], dtype=torch.uint8, device=self.device)
         tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy)
-        return self._checked(sampling, tokens.tolist(), logprobs.tolist())
+        return self._checked(sampling, tokens.tolist(), logprobs.tolist()), scored
+
+    def _scores(self, hidden: torch.Tensor, offset: int, span: Span) -> list[float]:
+        """Log-probs of the prompt tokens that `span` scores; position p is row `offset + p` of `hidden`."""
+        scale, out = span.sequence.request.sampling.scale, []
+        for first in range(span.scored.start, span.scored.stop, _SCORED_ROWS):
+            places = range(first, min(first + _SCORED_ROWS, span.scored.stop))
+            rows = torch.tensor([offset + place - 1 for place in places], device=self.device)
+            targets = torch.tensor([span.sequence.tokens[place] for place in places], device=self.device)
+            temperature = torch.full((len(places),), scale, dtype=torch.float32, device=self.device)
+            out += self._given(hidden[rows], targets, temperature).tolist()
+        return out
+
+    def _given(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        """Log-probs float32 [R] of tokens that are given: as `_draw`, where the rank that holds a token is its winner."""
+        logits = head_logits(self.config, self.outer, hidden)
+        shard, (rows, width) = self.group.shard, logits.shape
+        leaves = self.config.leaves // shard.size
+        nodes = vocab_nodes(logits, temperature, leaves)
+        local = (targets - shard.rank * width).clamp(0, width - 1)
+        parts = self.group.all_gather(torch.cat([logits.gather(1, local[:, None]), nodes.view(rows, 2 * leaves)], 1))
+        nodes = parts[:, :, 1:].transpose(0, 1).reshape(rows, self.config.leaves, 2)
+        picked = parts[targets // width, torch.arange(rows, device=self.device), 0]
+        return vocab_logprob(nodes, picked.contiguous(), temperature)[0]
 
     def _hidden(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,4 +164,4 @@ class Runner:
 
 def _row(span: Span) -> Row:
     sequence, asked = span.sequence, span.sequence.request.sampling
-    return Row(sequence.tokens[span.start], span.start, sequence.pages, asked.scale, asked.seed, asked.greedy)
+    return Row(sequence.tokens[span.start], span.start, sequence.pages, asked.scale, sequence.seed, asked.greedy)

@@ -1,11 +1,21 @@
 """What a request asks of the sampler."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 class RequestError(ValueError):
     """A request that cannot be served; one line that names the field and the number."""
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of the i-th of a request's n samples: the first is the request's own, so that it does not depend on n; the
+    others are 63 bits of SHA-256 over "seed/sample/i"."""
+    if sample == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/sample/{sample}".encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -14,12 +24,17 @@ class SamplingParams:
 
     Temperature 0 is greedy; the log-probability recorded is then that of temperature 1. `seed` keys the noise together with
     the token's position, so a request's tokens depend on nothing but its prompt, these parameters and the weights.
+
+    A text ends at the first of: a token of `stop_ids`; a text of `stop`, found in the text decoded so far; `max_new_tokens`.
+    The end-of-text token of a model is a stop id like any other: who knows the tokenizer adds it, unless told to ignore it.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     seed: int = 42
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # needs an engine that can decode
+    n: int = 1  # samples, each of its own seed stream: `sample_seed`
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -28,8 +43,14 @@ class SamplingParams:
             raise RequestError(
                 f"temperature={self.temperature} must be 0 (greedy) or a finite number of at least 0.001"
             )
+        if self.temperature > 1e6:
+            raise RequestError(f"temperature={self.temperature} must be at most 1000000")
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed={self.seed} must be in 0 .. 2^63 - 1")
+        if self.n < 1:
+            raise RequestError(f"n={self.n} must be at least 1")
+        if "" in self.stop:
+            raise RequestError("stop: an empty text stops nothing")
 
     @property
     def greedy(self) -> bool:
@@ -43,15 +64,46 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
+    """`score_from`: also the log-probs of the prompt tokens from this place on, 1 at the least (the first token follows
+    nothing). They are those of the sampling temperature, and have the bits that the trainer computes."""
+
     id: int  # chosen by the caller, unique among the requests in flight
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    score_from: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.score_from is not None and self.score_from < 1:
+            raise RequestError(f"request {self.id}: score_from={self.score_from} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A sampled token, as soon as it is known."""
+
+    request_id: int
+    sample: int
+    id: int
+    logprob: float
+    version: int  # of the weights that sampled it
+
+
+FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True)
 class Completion:
+    """One sample of a request."""
+
     request_id: int
-    token_ids: tuple[int, ...]  # sampled tokens, with the stop token if one ended it
+    token_ids: tuple[int, ...]  # sampled tokens, with the stop token or all tokens of the stop text if one ended it
     logprobs: tuple[float, ...]  # of each sampled token, float32 values recorded while decoding
-    finish_reason: str  # "stop" or "length"
-    version: int  # of the weights that sampled it
+    finish_reason: FinishReason
+    version: int  # of the weights that sampled the last token
+    sample: int = 0  # which of the request's n
+    matched: int | str | None = None  # the stop id or the stop text that ended it
+    prompt_logprobs: tuple[float, ...] = ()  # of the prompt tokens from score_from on
+    versions: tuple[
+        int, ...
+    ] = ()  # of each token, where the weights changed in flight; empty where `version` sampled all
+    cached_tokens: int = field(default=0, compare=False)  # of the prompt, that were not computed: no part of the result

@@ -2,46 +2,20 @@
 
 The plan decides speed and nothing else: no bit of any completion depends on it. It is itself a pure function of the
 requests, so the ranks of a tensor-parallel engine each compute it and agree without talking.
+
+Sequences with a common prefix that are admitted together compute it once: the later ones run without pages until the first has
+computed the pages that they share, and then find them in the cache. They wait for an older sequence only, and the oldest always
+advances, so nobody waits for ever.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 from rollout.pages import PagePool
 from rollout.sampling import Completion, Request, RequestError
-
-
-@dataclass(eq=False)  # two are the same only if they are one
-class Sequence:
-    """A request in flight. `computed` tokens have their keys and values in `pages`."""
-
-    request: Request
-    tokens: list[int]
-    logprobs: list[float] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    computed: int = 0
-
-    @property
-    def sampled(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_ids)
-
-    def finish_reason(self) -> str | None:
-        if self.sampled and self.tokens[-1] in self.request.sampling.stop_ids:
-            return "stop"
-        return "length" if self.sampled == self.request.sampling.max_new_tokens else None
-
-
-@dataclass(frozen=True)
-class Span:
-    """Compute positions `start <= p < stop` of a sequence; `samples` if that reaches its last token."""
-
-    sequence: Sequence
-    start: int
-    stop: int
-
-    @property
-    def samples(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
+from rollout.sequence import Sequence, Span
+from rollout.text import Decode, TextStream
 
 
 @dataclass(frozen=True)
@@ -59,12 +33,15 @@ class Limits:
 
 
 class Scheduler:
-    def __init__(self, pool: PagePool, limits: Limits, max_positions: int) -> None:
-        self.pool, self.limits, self.max_positions = pool, limits, max_positions
+    def __init__(self, pool: PagePool, limits: Limits, max_positions: int, decode: Decode | None = None) -> None:
+        """`decode`: where the tokens are known to be text; stop texts need it."""
+        self.pool, self.limits, self.max_positions, self.decode = pool, limits, max_positions, decode
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.in_flight: set[int] = set()  # ids of both
+        self.in_flight: dict[int, int] = {}  # samples left of each request, waiting or running
         self.preemptions = 0
+        self.computed_tokens = 0
+        self._computing: dict[int, Sequence] = {}  # name of a page -> the oldest sequence that has yet to compute it
 
     def check(self, request: Request) -> None:
         """Raises RequestError if the request could never be served."""
@@ -72,6 +49,8 @@ class Scheduler:
             raise RequestError(f"request {request.id}: a request with this id is already in flight")
         if not request.prompt_ids:
             raise RequestError(f"request {request.id}: the prompt is empty")
+        if request.sampling.stop and self.decode is None:
+            raise RequestError(f"request {request.id}: stop texts need a tokenizer, and this engine has none")
         length = len(request.prompt_ids) + request.sampling.max_new_tokens
         capacity = self.pool.pages * self.pool.page_size
         if length > self.max_positions:
@@ -86,13 +65,30 @@ class Scheduler:
             )
 
     def add(self, request: Request) -> None:
+        """All samples of it, side by side."""
         self.check(request)
-        self.in_flight.add(request.id)
-        self.waiting.append(Sequence(request, list(request.prompt_ids)))
+        self.in_flight[request.id] = request.sampling.n
+        chain = self._chain(request.prompt_ids) if self.pool.prefix_cache else []
+        for sample in range(request.sampling.n):
+            text = TextStream(self.decode, request.sampling.stop) if self.decode and request.sampling.stop else None
+            self.waiting.append(Sequence(request, list(request.prompt_ids), sample, text, chain=chain))
 
     @property
     def idle(self) -> bool:
         return not self.running and not self.waiting
+
+    def abort(self, request_id: int, version: int) -> list[Completion]:
+        """Ends what is left of a request, in whatever state, and frees its pages at once. Unknown ids are of requests that have
+        ended: nothing to do."""
+        left = [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
+        if not left:
+            return []
+        del self.in_flight[request_id]
+        self.running = [s for s in self.running if s.request.id != request_id]
+        self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
+        for sequence in left:
+            self._drop(sequence)
+        return [s.completion("abort", version) for s in sorted(left, key=lambda s: s.sample)]
 
     def clear(self) -> None:
         """Drops every request in flight."""
@@ -100,72 +96,145 @@ class Scheduler:
             self._drop(sequence)
         self.running.clear()
         self.waiting.clear()
+        self.in_flight.clear()
+
+    def restart(self) -> None:
+        """The weights changed: every sequence goes on from the tokens it has, whose keys will be computed again. Prompt
+        log-probs that are not complete begin again, so that all are of one version."""
+        for sequence in reversed(self.running):
+            self._drop(sequence)
+            self.waiting.appendleft(sequence)
+        self.running.clear()
+        for sequence in self.waiting:
+            if not sequence.sampled:
+                sequence.prompt_logprobs.clear()
 
     def schedule(self) -> list[Span]:
         """The next batch; not empty unless idle. Running sequences go first, in order of arrival."""
         spans: list[Span] = []
         budget = self.limits.max_batch_tokens
+        self._computing = {}
         for sequence in list(self.running):
-            if budget == 0 or sequence not in self.running:  # preempted by an older one
-                continue
-            span = self._extend(sequence, budget)
+            if budget == 0:
+                break
+            span = self._extend(sequence, budget) if sequence.running else None  # preempted by an older one
             if span:
                 spans.append(span)
                 budget -= span.stop - span.start
         while self.waiting and budget and len(self.running) < self.limits.max_running:
             sequence = self.waiting[0]
-            sequence.pages = self.pool.match(sequence.tokens)
-            sequence.computed = len(sequence.pages) * self.pool.page_size
-            stop = self._stop(sequence, budget)
-            fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
-            if fresh is None:
-                self._drop(sequence)
-                break
-            sequence.pages += fresh
+            if not self._held(sequence):
+                span = self._admit(sequence, budget)
+                if span is None:
+                    break
+                spans.append(span)
+                budget -= span.stop - span.start
+            sequence.running = True
             self.running.append(self.waiting.popleft())
-            spans.append(Span(sequence, sequence.computed, stop))
-            budget -= stop - sequence.computed
         return spans
 
-    def commit(self, spans: list[Span], sampled: list[tuple[int, float]], version: int) -> list[Completion]:
-        """Takes the result of a batch, one (token, log-prob) for each span that samples; returns what finished."""
-        results = iter(sampled)
+    def commit(
+        self,
+        spans: list[Span],
+        sampled: list[tuple[int, float]],
+        version: int,
+        scored: Many[Many[float]] = (),
+    ) -> list[Completion]:
+        """Takes the result of a batch: one (token, log-prob) for each span that samples, and for each span that scores the
+        log-probs of those prompt tokens; returns what finished."""
+        results, scores = iter(sampled), iter(scored)
         finished = []
         for span in spans:
             sequence = span.sequence
+            if span.scored:
+                sequence.prompt_logprobs += next(scores)
             sequence.computed = span.stop
-            self.pool.publish(sequence.tokens[: span.stop], sequence.pages)
+            self.computed_tokens += span.stop - span.start
+            if span.stop // self.pool.page_size > span.start // self.pool.page_size:  # a page is full
+                self.pool.publish(sequence.tokens[: span.stop], sequence.pages)
             if not span.samples:
                 continue
-            token, logprob = next(results)
-            sequence.tokens.append(token)
-            sequence.logprobs.append(logprob)
+            sequence.append(*next(results), version)
             if reason := sequence.finish_reason():
                 self.running.remove(sequence)
-                self.in_flight.remove(sequence.request.id)
                 self._drop(sequence)
-                prompt = len(sequence.request.prompt_ids)
-                tokens, logprobs = tuple(sequence.tokens[prompt:]), tuple(sequence.logprobs)
-                finished.append(Completion(sequence.request.id, tokens, logprobs, reason, version))
+                self._count_down(sequence.request.id)
+                finished.append(sequence.completion(reason, version))
         return finished
+
+    def _count_down(self, request_id: int) -> None:
+        self.in_flight[request_id] -= 1
+        if not self.in_flight[request_id]:
+            del self.in_flight[request_id]
 
     def _stop(self, sequence: Sequence, budget: int) -> int:
         return min(len(sequence.tokens), sequence.computed + min(budget, self.limits.prefill_chunk))
 
+    def _admit(self, sequence: Sequence, budget: int) -> Span | None:
+        """A sequence without pages takes what is cached and the pages of its first chunk, or nothing."""
+        sequence.pages = self.pool.match(sequence.tokens[: sequence.reusable])
+        sequence.computed = len(sequence.pages) * self.pool.page_size
+        stop = self._stop(sequence, budget)
+        fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
+        if fresh is None:
+            self.pool.release(sequence.pages)
+            sequence.pages, sequence.computed = [], 0
+            return None
+        sequence.pages += fresh
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+        return self._planned(Span(sequence, sequence.computed, stop))
+
     def _extend(self, sequence: Sequence, budget: int) -> Span | None:
         """Pages for the next tokens of a running sequence, taken from the youngest where none are free."""
-        stop = self._stop(sequence, budget)
-        while (fresh := self.pool.take(self.pool.needed(stop) - len(sequence.pages))) is None:
+        if not sequence.pages and self._held(sequence):
+            return None
+        while True:
+            if sequence.pages:
+                stop = self._stop(sequence, budget)
+                fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
+                if fresh is not None:
+                    sequence.pages += fresh
+                    return self._planned(Span(sequence, sequence.computed, stop))
+            elif span := self._admit(sequence, budget):
+                return span
             youngest = self.running.pop()
             self._drop(youngest)
             self.waiting.appendleft(youngest)
             self.preemptions += 1
             if youngest is sequence:
                 return None
-        sequence.pages += fresh
-        return Span(sequence, sequence.computed, stop)
+
+    def _planned(self, span: Span) -> Span:
+        """Notes the pages that a sequence has yet to compute, for those that come after it."""
+        size = self.pool.page_size
+        if span.start < span.sequence.prompt:
+            for name in span.sequence.chain[span.start // size :]:
+                self._computing.setdefault(name, span.sequence)
+        return span
+
+    def _held(self, sequence: Sequence) -> bool:
+        """Whether an older sequence is about to compute pages that this one can use."""
+        ahead, size = sequence.ahead, self.pool.page_size
+        if ahead and ahead.running and ahead.pages and ahead.computed < sequence.until:
+            return True
+        sequence.ahead = None
+        for place in range((sequence.reusable - 1) // size - 1, -1, -1):
+            other = self._computing.get(sequence.chain[place]) if place < len(sequence.chain) else None
+            if other:
+                sequence.ahead, sequence.until = other, (place + 1) * size
+                return True
+        return False
+
+    def _chain(self, prompt_ids: tuple[int, ...]) -> list[int]:
+        """Equal names for equal prefixes of whole pages. Two that collide cost a wait and no bit."""
+        size, name, names = self.pool.page_size, 0, []
+        for place in range(0, len(prompt_ids) - size + 1, size):
+            name = hash((name, prompt_ids[place : place + size]))
+            names.append(name)
+        return names
 
     def _drop(self, sequence: Sequence) -> None:
         """Frees the pages; the tokens and their recorded log-probs stay, and the keys will be computed again."""
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
+        sequence.pages, sequence.computed, sequence.running, sequence.ahead = [], 0, False, None

@@ -28,6 +28,8 @@ def outcome(config: ModelConfig, dtype: torch.dtype, group: TreeGroup | None) ->
         served = engine(config, 0, group, dtype, **LIMITS[name])
         out[name] = bits(served.generate(requests(config)))
         out[f"{name}, from cache"] = bits(served.generate(requests(config)))
+    scored = [replace(r, sampling=replace(r.sampling, n=2), score_from=1 + r.id) for r in requests(config)]
+    out["samples and scores"] = bits(engine(config, 0, group, dtype, chunk=5, page_size=4, pages=200).generate(scored))
     out["first digests"] = served.runner.digests()
     out["next digests"] = served.load(random_weights(config, 1), 8)
     out["next weights"] = bits(served.generate(requests(config)))

@@ -81,11 +81,18 @@ def flat_head(config: ModelConfig) -> list:
 
 def bits(completions: Sequence[Completion]) -> list[tuple]:
     """Everything a completion says, log-probs as float32 bit patterns."""
-    return [(c.request_id, c.token_ids, logprob_bits(c), c.finish_reason, c.version) for c in completions]
+    return [
+        (c.request_id, c.token_ids, logprob_bits(c), c.finish_reason, c.version, _bits(c.prompt_logprobs))
+        for c in completions
+    ]
 
 
 def logprob_bits(completion: Completion) -> tuple[int, ...]:
-    values = torch.tensor(completion.logprobs, dtype=torch.float64)
+    return _bits(completion.logprobs)
+
+
+def _bits(logprobs: Sequence[float]) -> tuple[int, ...]:
+    values = torch.tensor(logprobs, dtype=torch.float64)
     assert torch.equal(values.float().double(), values), "a recorded log-prob is no float32"
     return tuple(values.float().view(torch.int32).tolist())
 

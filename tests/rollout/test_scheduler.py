@@ -1,37 +1,62 @@
 """The schedule under any limits, with a model of one line and a memory that notices a wrong or stale key."""
 
 import hashlib
+import random
+import time
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 from hypothesis import note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rollout.pages import PagePool
-from rollout.sampling import Completion, Request, SamplingParams
-from rollout.scheduler import Limits, Scheduler, Span
+from rollout.sampling import Completion, Request, SamplingParams, sample_seed
+from rollout.scheduler import Limits, Scheduler
+from rollout.sequence import Sequence, Span
 
 STOP = 3
 POSITIONS = 40
 
 
-def next_token(tokens: tuple[int, ...], version: int) -> tuple[int, float]:
-    """(token, log-prob): a function of all tokens before it and of the weights."""
-    digest = hashlib.sha256(bytes(tokens) + bytes([version])).digest()
+def next_token(tokens: tuple[int, ...], version: int, seed: int = 42) -> tuple[int, float]:
+    """(token, log-prob): a function of all tokens before it, of the weights and of the seed."""
+    digest = hashlib.sha256(bytes(tokens) + bytes([version, seed % 256])).digest()
     return digest[0] % 4, -digest[1] / 16
 
 
-def expected(request: Request, version: int) -> Completion:
-    tokens, logprobs, reason = list(request.prompt_ids), [], "length"
-    for _ in range(request.sampling.max_new_tokens):
-        token, logprob = next_token(tuple(tokens), version)
+def score(tokens: tuple[int, ...], version: int) -> float:
+    """The log-prob of the last of these tokens, given those before it."""
+    return -hashlib.sha256(bytes(tokens) + bytes([version])).digest()[2] / 16
+
+
+def expected(
+    request: Request, version: int, sample: int = 0, versions: tuple[int, ...] = (), aborted: bool = False
+) -> Completion:
+    """`versions`: of each token, where the weights changed in flight; all of an aborted one's tokens."""
+    prompt, logprobs, reason, matched = request.prompt_ids, [], "length", None
+    tokens, seed = list(prompt), sample_seed(request.sampling.seed, sample)
+    for i in range(len(versions) if aborted else request.sampling.max_new_tokens):
+        token, logprob = next_token(tuple(tokens), versions[i] if versions else version, seed)
         tokens.append(token)
         logprobs.append(logprob)
         if token in request.sampling.stop_ids:
-            reason = "stop"
+            reason, matched = "stop", token
             break
-    new = tuple(tokens[len(request.prompt_ids) :])
-    return Completion(request.id, new, tuple(logprobs), reason, version)
+    first = versions[0] if versions else version
+    places = range(request.score_from or len(prompt), len(prompt))
+    return Completion(
+        request_id=request.id,
+        token_ids=tuple(tokens[len(prompt) :]),
+        logprobs=tuple(logprobs),
+        finish_reason="abort" if aborted else reason,
+        version=versions[-1] if versions else version,
+        sample=sample,
+        matched=None if aborted else matched,
+        prompt_logprobs=tuple(score(prompt[: place + 1], first) for place in places),
+        versions=versions if len(set(versions)) > 1 else (),
+    )
 
 
 class Schedule(RuleBasedStateMachine):
@@ -49,8 +74,8 @@ class Schedule(RuleBasedStateMachine):
         self.scheduler = Scheduler(self.pool, self.limits, POSITIONS)
         self.version = 0
         self.requests: dict[int, Request] = {}
-        self.done: dict[int, Completion] = {}
-        self.seen: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs may only grow
+        self.done: dict[tuple[int, int], Completion] = {}
+        self.seen: dict[tuple[int, int], tuple[list[int], list[float]]] = {}  # tokens and log-probs may only grow
         self.rows: dict[int, tuple[int, tuple[int, ...]]] = {}  # key-value row -> (version, prefix that it is a key of)
         self.work_left = 0  # steps in which everything must be over: the oldest advances in every step
 
@@ -59,17 +84,38 @@ class Schedule(RuleBasedStateMachine):
         repeat=st.booleans(),
         new=st.integers(1, 8),
         stops=st.booleans(),
+        n=st.sampled_from([1, 1, 1, 2, 4]),
+        score_from=st.sampled_from([None, None, 1, 3]),
     )
-    def add(self, prompt: tuple[int, ...], repeat: bool, new: int, stops: bool) -> None:
+    def add(self, prompt: tuple[int, ...], repeat: bool, new: int, stops: bool, n: int, score_from: int | None) -> None:
         if repeat and self.requests:  # the group of a problem: one prompt, many samples
             prompt = self.requests[len(self.requests) - 1].prompt_ids
         new = min(new, self.pool.pages * self.pool.page_size - len(prompt))
         if new < 1:
             return
-        request = Request(len(self.requests), prompt, SamplingParams(new, stop_ids=(STOP,) if stops else ()))
+        asked = SamplingParams(new, stop_ids=(STOP,) if stops else (), n=n)
+        request = Request(len(self.requests), prompt, asked, score_from)
         self.requests[request.id] = request
         self.scheduler.add(request)
-        self.work_left += len(prompt) + new
+        self.work_left += n * (len(prompt) + new)
+
+    def flying(self) -> list[Sequence]:
+        return [*self.scheduler.running, *self.scheduler.waiting]
+
+    @precondition(lambda self: hasattr(self, "scheduler") and not self.scheduler.idle)
+    @rule(which=st.integers(0, 99))
+    def abort(self, which: int) -> None:
+        ids = sorted({s.request.id for s in self.flying()})
+        request_id = ids[which % len(ids)]
+        left = {s.sample: tuple(s.versions) for s in self.flying() if s.request.id == request_id}
+        for completion in self.scheduler.abort(request_id, self.version):
+            versions = left.pop(completion.sample)
+            whole = expected(self.requests[request_id], self.version, completion.sample, versions, aborted=True)
+            assert completion.prompt_logprobs == whole.prompt_logprobs[: len(completion.prompt_logprobs)]
+            assert replace(completion, prompt_logprobs=whole.prompt_logprobs) == whole
+            self.done[request_id, completion.sample] = completion
+        assert not left, "a sample in flight was not ended"
+        assert self.scheduler.abort(request_id, self.version) == []
 
     @rule(steps=st.integers(1, 6))
     def run(self, steps: int) -> None:
@@ -77,10 +123,13 @@ class Schedule(RuleBasedStateMachine):
             if not self.scheduler.idle:
                 self.step()
 
-    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.idle)
+    @precondition(lambda self: hasattr(self, "scheduler"))
     @rule()
     def new_weights(self) -> None:
+        """Under the policy "resume"."""
+        self.scheduler.restart()
         self.pool.clear()
+        self.work_left += sum(len(s.tokens) for s in self.flying())
         self.version = (self.version + 1) % 256
 
     def step(self) -> None:
@@ -90,20 +139,22 @@ class Schedule(RuleBasedStateMachine):
         assert sum(s.stop - s.start for s in spans) <= self.limits.max_batch_tokens
         assert all(0 < s.stop - s.start <= self.limits.prefill_chunk for s in spans)
         assert len(self.scheduler.running) <= self.limits.max_running
-        ids = [s.sequence.request.id for s in spans]
+        ids = [(s.sequence.request.id, s.sequence.sample) for s in spans]
         assert len(set(ids)) == len(ids), "a sequence twice in a batch"
         assert ids == sorted(ids), "first come, first served"
-        oldest = min(s.request.id for s in [*self.scheduler.running, *self.scheduler.waiting])
+        oldest = min((s.request.id, s.sample) for s in self.flying())
         assert ids[0] == oldest, "the oldest request did not advance"
         for span in spans:
             self.write(span)
         for span in spans:  # as in the model: all keys of the batch are written, then read
             self.read(span)
-        sampled = [next_token(tuple(s.sequence.tokens), self.version) for s in spans if s.samples]
-        for completion in self.scheduler.commit(spans, sampled, self.version):
-            assert completion.request_id not in self.done
-            assert completion == expected(self.requests[completion.request_id], self.version)
-            self.done[completion.request_id] = completion
+        sampled, scored = results(spans, self.version)
+        versions = {(s.request.id, s.sample): (*s.versions, self.version) for s in self.flying()}
+        for completion in self.scheduler.commit(spans, sampled, self.version, scored):
+            key = completion.request_id, completion.sample
+            assert key not in self.done
+            assert completion == expected(self.requests[key[0]], self.version, key[1], versions[key])
+            self.done[key] = completion
         self.work_left -= 1
         assert self.work_left >= 0, "more steps than tokens: something starves"
 
@@ -136,13 +187,18 @@ class Schedule(RuleBasedStateMachine):
             assert len(set(s.pages)) == len(s.pages)
         for s in self.scheduler.waiting:
             assert not s.pages and not s.computed
-        flying = [s.request.id for s in [*self.scheduler.running, *self.scheduler.waiting]]
-        assert flying == sorted(flying) and {*flying, *self.done} == set(self.requests)
-        for s in [*self.scheduler.running, *self.scheduler.waiting]:
-            tokens, logprobs = self.seen.get(s.request.id, (list(s.request.prompt_ids), []))
+        flying = [(s.request.id, s.sample) for s in self.flying()]
+        assert flying == sorted(flying) and {*flying, *self.done} == self.asked()
+        assert self.scheduler.in_flight == Counter(request_id for request_id, _ in flying)
+        for s in self.flying():
+            tokens, logprobs = self.seen.get((s.request.id, s.sample), (list(s.request.prompt_ids), []))
             assert s.tokens[: len(tokens)] == tokens and s.logprobs[: len(logprobs)] == logprobs
-            assert s.sampled == len(s.logprobs)
-            self.seen[s.request.id] = (list(s.tokens), list(s.logprobs))
+            assert s.sampled == len(s.logprobs) == len(s.versions)
+            assert s.running == (s in self.scheduler.running)
+            self.seen[s.request.id, s.sample] = (list(s.tokens), list(s.logprobs))
+
+    def asked(self) -> set[tuple[int, int]]:
+        return {(r.id, sample) for r in self.requests.values() for sample in range(r.sampling.n)}
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -150,7 +206,7 @@ class Schedule(RuleBasedStateMachine):
         while not self.scheduler.idle:
             self.step()
             self.the_books_balance()
-        assert set(self.done) == set(self.requests)
+        assert set(self.done) == self.asked()
         assert self.pool.available == self.pool.pages and not any(self.pool._references)
 
 
@@ -158,12 +214,20 @@ Schedule.TestCase.settings = settings(max_examples=250, stateful_step_count=25, 
 TestSchedule = Schedule.TestCase
 
 
+def results(spans: list[Span], version: int) -> tuple[list[tuple[int, float]], list[list[float]]]:
+    """What a runner says of a batch."""
+    sampled = [next_token(tuple(s.sequence.tokens), version, s.sequence.seed) for s in spans if s.samples]
+    scored = [[score(tuple(s.sequence.tokens[: p + 1]), version) for p in s.scored] for s in spans if s.scored]
+    return sampled, scored
+
+
 def finish(scheduler: Scheduler, version: int = 0) -> dict[int, Completion]:
+    """By request, of requests of one sample."""
     done = {}
     while not scheduler.idle:
         spans = scheduler.schedule()
-        sampled = [next_token(tuple(s.sequence.tokens), version) for s in spans if s.samples]
-        done |= {c.request_id: c for c in scheduler.commit(spans, sampled, version)}
+        sampled, scored = results(spans, version)
+        done |= {c.request_id: c for c in scheduler.commit(spans, sampled, version, scored)}
     return done
 
 
@@ -213,3 +277,116 @@ def test_a_long_prompt_leaves_room_for_who_runs() -> None:
         assert [(s.sequence.request.id, s.stop - s.start, s.samples) for s in spans] == [(0, 1, True), (1, 4, False)]
         scheduler.commit(spans, [(0, -1.0)], 0)
         assert scheduler.running[1].computed == 4 * (step + 1)
+
+
+def computed(n: int, prompt: tuple[int, ...], page_size: int = 4, cache: bool = True, chunk: int = 64) -> int:
+    """Tokens computed for n samples of one prompt that are admitted together."""
+    scheduler = Scheduler(PagePool(64, page_size, cache), Limits(16, 256, chunk), POSITIONS)
+    scheduler.add(Request(0, prompt, SamplingParams(3, n=n)))
+    finish(scheduler)
+    return scheduler.computed_tokens
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 17, 24])
+def test_siblings_share_the_computation_of_their_prompt(length: int, chunk: int) -> None:
+    prompt, n = tuple(i % 3 for i in range(length)), 5
+    alone = computed(1, prompt, chunk=chunk)
+    assert alone == length + 2, "the last token sampled is not computed"
+    shared = (length - 1) // 4 * 4
+    assert computed(n, prompt, chunk=chunk) == n * alone - (n - 1) * shared
+    assert computed(n, prompt, cache=False, chunk=chunk) == n * alone
+
+
+def test_siblings_wait_for_what_they_share_and_no_longer() -> None:
+    """Prompts with a common start: the second waits for that part of the first one's prompt, not for the rest."""
+    scheduler = Scheduler(PagePool(64, 2), Limits(8, 100, 4), POSITIONS)
+    scheduler.add(Request(0, (1, 1, 1, 1, *(0,) * 16), SamplingParams(1)))
+    scheduler.add(Request(1, (1, 1, 1, 1, 2, 2, 2), SamplingParams(1)))
+    scheduler.add(Request(2, (2, 2, 2), SamplingParams(1)))
+    first = scheduler.schedule()
+    assert [(s.sequence.request.id, s.start, s.stop) for s in first] == [(0, 0, 4), (2, 0, 3)]
+    scheduler.commit(first, *results(first, 0)[:1], 0)
+    assert [(s.sequence.request.id, s.start, s.stop) for s in scheduler.schedule()] == [(0, 4, 8), (1, 4, 7)]
+
+
+def test_who_waited_for_an_aborted_sibling_computes_itself() -> None:
+    scheduler = Scheduler(PagePool(64, 2), Limits(8, 100, 4), POSITIONS)
+    for i in range(3):
+        scheduler.add(Request(i, (1,) * 12, SamplingParams(1)))
+    first = scheduler.schedule()
+    scheduler.commit(first, *results(first, 0)[:1], 0)
+    assert [s.sequence.request.id for s in first] == [0] and len(scheduler.running) == 3
+    scheduler.abort(0, 0)
+    second = scheduler.schedule()
+    assert [(s.sequence.request.id, s.start, s.stop) for s in second] == [(1, 4, 8)]
+    scheduler.commit(second, *results(second, 0)[:1], 0)
+    assert finish(scheduler).keys() == {1, 2}
+
+
+def test_a_scored_prompt_takes_from_the_cache_what_precedes_the_score() -> None:
+    scheduler = Scheduler(PagePool(64, 2), Limits(8, 100, 100), POSITIONS)
+    prompt = (1, 0, 2, 1, 0, 2, 1, 0)
+    scheduler.add(Request(0, prompt, SamplingParams(1)))
+    finish(scheduler)
+    for score_from, start in [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (8, 6), (20, 6)]:
+        scheduler.add(Request(1, prompt, SamplingParams(1), score_from))
+        (span,) = scheduler.schedule()
+        assert (span.start, span.stop, list(span.scored)) == (start, 8, list(range(score_from, 8)))
+        (done,) = scheduler.commit([span], *results([span], 0)[:1], 0, results([span], 0)[1])
+        assert done == expected(Request(1, prompt, SamplingParams(1), score_from), 0)
+        assert done.cached_tokens == start
+
+
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "held", "running", "preempted"])
+def test_abort_frees_the_pages_in_any_state(state: str) -> None:
+    scheduler = Scheduler(PagePool(9, 2, prefix_cache=state == "held"), Limits(4, 16, 4), POSITIONS)
+    prompts = {"held": (1,) * 8}
+    for i in range(1 if state in ("waiting", "prefilling", "running") else 3):
+        scheduler.add(Request(i, prompts.get(state, (i % 3,) * 6), SamplingParams(10)))
+    victim = len(scheduler.in_flight) - 1
+
+    def now() -> str:
+        (s,) = [s for s in (*scheduler.running, *scheduler.waiting) if s.request.id == victim]
+        if not s.running:
+            return "preempted" if s.sampled else "waiting"
+        return "held" if not s.pages else "running" if s.sampled else "prefilling"
+
+    while now() != state:
+        spans = scheduler.schedule()
+        scheduler.commit(spans, *results(spans, 0)[:1], 0)
+    (done,) = scheduler.abort(victim, 0)
+    assert done.finish_reason == "abort" and bool(done.token_ids) == (state in ("running", "preempted"))
+    owned = [p for s in scheduler.running for p in s.pages]
+    assert scheduler.pool.available == scheduler.pool.pages - len(set(owned))
+    assert finish(scheduler).keys() == set(range(victim))
+    assert scheduler.pool.available == scheduler.pool.pages and scheduler.in_flight == {}
+
+
+def test_a_thousand_running_requests_are_scheduled_fast() -> None:
+    """No part of the plan is quadratic in the requests: 1,000 of them, of which a group waits for a sibling."""
+    scheduler = Scheduler(PagePool(10_000, 4), Limits(1000, 4000, 64), POSITIONS)
+    for i in range(50):
+        scheduler.add(Request(i, (*(i % 3,) * 12, i % 4, i // 16), SamplingParams(4, n=20)))
+    begin = time.perf_counter()
+    finish(scheduler)
+    assert time.perf_counter() - begin < 30
+
+
+def test_a_soak_with_random_aborts_leaks_no_page() -> None:
+    """5,000 requests, some of several samples, two aborts a step."""
+    chance = random.Random(0)
+    scheduler = Scheduler(PagePool(150, 4), Limits(64, 512, 32), POSITIONS)
+    asked = ended = 0
+    while asked < 5000 or not scheduler.idle:
+        while asked < 5000 and len(scheduler.in_flight) < 150:
+            prompt = tuple(chance.randrange(3) for _ in range(chance.randint(1, 24)))
+            scheduler.add(Request(asked, prompt, SamplingParams(chance.randint(1, 12), n=chance.choice([1, 1, 2]))))
+            asked += 1
+        flying = list(scheduler.in_flight)
+        for request_id in chance.sample(flying, min(2, len(flying))):
+            ended += len(scheduler.abort(request_id, 0))
+        spans = scheduler.schedule()
+        ended += len(scheduler.commit(spans, *results(spans, 0)[:1], 0))
+    assert scheduler.preemptions > 0 and ended > 5000 and scheduler.in_flight == {}
+    assert scheduler.pool.available == 150 and not any(scheduler.pool._references)

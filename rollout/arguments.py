@@ -1,0 +1,44 @@
+"""Plain `key=value` arguments into a dataclass of int, float, bool and str fields, any of which may be `| None`."""
+
+import types
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+
+
+class ArgumentError(ValueError):
+    """One line that names the argument and what it may be."""
+
+
+def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            raise ArgumentError(f"{argument!r} is not of the form key=value; keys: {', '.join(known)}")
+        if name not in known:
+            raise ArgumentError(f"unknown key {name!r}; keys: {', '.join(known)}")
+        if name in found:
+            raise ArgumentError(f"{name} is given twice")
+        found[name] = _value(name, hints[name], text)
+    return kind(**found)
+
+
+def _value(name: str, hint: Any, text: str) -> Any:
+    union = get_origin(hint) in (Union, types.UnionType)
+    kinds = [k for k in get_args(hint) if k is not type(None)] if union else [hint]
+    if union and text in ("", "null"):
+        return None
+    kind = kinds[0]
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ArgumentError(f"{name}={text} must be true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ArgumentError(f"{name}={text} must be {'an integer' if kind is int else 'a number'}") from None

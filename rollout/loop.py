@@ -1,0 +1,136 @@
+"""The engine in a thread of its own: takes requests and aborts from other threads, tells them of tokens as they are sampled."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from rollout.lockstep import Lockstep, News
+from rollout.runner import RunnerError
+from rollout.sampling import Completion, Request, RequestError, Token
+
+Event = Token | Completion | Exception
+Sink = Callable[[Event], None]
+"""Called in the engine's thread; must return at once. An Exception is the last event of its request."""
+
+Order = Literal["forget", "stop"]
+
+
+class Watch(Protocol):
+    """Who measures."""
+
+    def token(self, request_id: int, sample: int) -> None: ...
+    def completion(self, completion: Completion) -> None: ...
+    def step(self, seconds: float, loop: "EngineLoop") -> None: ...
+
+
+class EngineLoop(threading.Thread):
+    """Sleeps while there is nothing to do. `failure` says why it ended, if it was not told to."""
+
+    def __init__(self, ranks: Lockstep, watch: Watch) -> None:
+        super().__init__(name="engine", daemon=True)
+        self.ranks, self.watch = ranks, watch
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._inbox: queue.SimpleQueue[tuple[Request, Sink] | int | Order] = queue.SimpleQueue()
+        self._sinks: dict[int, tuple[Sink, int]] = {}  # request -> who is told, samples left
+        self._lock = threading.Lock()  # between the last event of a failed loop and a late submit
+        ranks.engine.on_token = self._token
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """The request must have passed Engine.check."""
+        with self._lock:
+            if self.failure is None:
+                self._inbox.put((request, sink))
+                return
+        sink(self.failure)
+
+    def abort(self, request_id: int) -> None:
+        """Frees its pages before the next step. Its sink hears of it as completions that end in "abort"."""
+        self._inbox.put(request_id)
+
+    def forget(self) -> None:
+        """Empties the prefix cache before the next step."""
+        self._inbox.put("forget")
+
+    def stop(self) -> None:
+        self._inbox.put("stop")
+
+    def run(self) -> None:
+        try:
+            while True:
+                news = self._take()
+                if news is None:
+                    return
+                self._turn(news)
+        except Exception as error:
+            with self._lock:
+                self.failure = error
+            self._fail(error)
+            self.on_failure()
+
+    def _take(self) -> News | None:
+        """All that arrived, None if that is the end; waits for something if the engine has nothing to do."""
+        requests: list[Request] = []
+        aborts: list[int] = []
+        forget = False
+        block = self.ranks.engine.idle
+        while True:
+            try:
+                item = self._inbox.get(block=block)
+            except queue.Empty:
+                return News(requests, aborts, forget)
+            block = False
+            if item == "stop":
+                return None
+            if item == "forget":
+                forget = True
+            elif isinstance(item, int):
+                kept = [r for r in requests if r.id != item]  # it came and went between two steps
+                if len(kept) < len(requests):
+                    self._end(item, RequestError(f"request {item}: aborted"))
+                    requests = kept
+                elif item in self._sinks:
+                    aborts.append(item)
+            elif isinstance(item, tuple):
+                request, sink = item
+                self._sinks[request.id] = (sink, request.sampling.n)
+                requests.append(request)
+
+    def _turn(self, news: News) -> None:
+        if not news and self.ranks.engine.idle:
+            return
+        begin = time.perf_counter()
+        try:
+            completions = self.ranks.turn(news)
+        except RunnerError as error:  # the engine dropped all that was in flight, on every rank
+            self._fail(error)
+            return
+        for completion in completions:
+            sink, left = self._sinks[completion.request_id]
+            self._sinks[completion.request_id] = (sink, left - 1)
+            if left == 1:
+                del self._sinks[completion.request_id]
+            self.watch.completion(completion)
+            sink(completion)
+        self.watch.step(time.perf_counter() - begin, self)
+
+    def _token(self, token: Token) -> None:
+        self.watch.token(token.request_id, token.sample)
+        self._sinks[token.request_id][0](token)
+
+    def _end(self, request_id: int, error: Exception) -> None:
+        sink, _ = self._sinks.pop(request_id)
+        sink(error)
+
+    def _fail(self, error: Exception) -> None:
+        for request_id in list(self._sinks):
+            self._end(request_id, error)
+        while self.failure is not None:
+            try:
+                item = self._inbox.get(block=False)
+            except queue.Empty:
+                return
+            if isinstance(item, tuple):
+                item[1](error)

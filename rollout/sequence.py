@@ -1,0 +1,106 @@
+"""One sample of a request while it is in flight."""
+
+from dataclasses import dataclass, field
+
+from rollout.sampling import Completion, FinishReason, Request, sample_seed
+from rollout.text import TextStream
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`computed` tokens have their keys and values in `pages`. It runs with no pages while it waits for a sibling that is
+    computing what they share."""
+
+    request: Request
+    tokens: list[int]
+    sample: int = 0
+    text: TextStream | None = None  # where there are stop texts to find
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)  # of the weights that sampled each token
+    prompt_logprobs: list[float] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0
+    running: bool = False
+    cached: int | None = None  # tokens taken from the cache when it first ran
+    chain: list[int] = field(default_factory=list)  # a name for each full page of the prompt and all before it
+    ahead: "Sequence | None" = None  # the sibling that computes the first `until` tokens
+    until: int = 0
+
+    def __post_init__(self) -> None:
+        self.seed = sample_seed(self.request.sampling.seed, self.sample)
+
+    @property
+    def prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def sampled(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    @property
+    def scores_at(self) -> int | None:
+        """The place of the next prompt token whose log-prob is wanted."""
+        if self.request.score_from is None:
+            return None
+        place = self.request.score_from + len(self.prompt_logprobs)
+        return place if place < self.prompt else None
+
+    @property
+    def reusable(self) -> int:
+        """Keys may come from a cache for fewer tokens than this: the last token, and what precedes a prompt token to score,
+        must be computed for its hidden state."""
+        return self.scores_at or len(self.tokens)
+
+    def append(self, token: int, logprob: float, version: int) -> None:
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.versions.append(version)
+        if self.text:
+            self.text.push(token)
+
+    def finish_reason(self) -> FinishReason | None:
+        asked = self.request.sampling
+        if self.sampled and (self.tokens[-1] in asked.stop_ids or (self.text and self.text.matched is not None)):
+            return "stop"
+        return "length" if self.sampled == asked.max_new_tokens else None
+
+    def completion(self, reason: FinishReason, version: int) -> Completion:
+        """`version`: that of the engine, for a sample that has no token yet."""
+        matched: int | str | None = None
+        if reason == "stop":
+            last = self.tokens[-1]
+            if last in self.request.sampling.stop_ids:
+                matched = last
+            elif self.text:
+                matched = self.text.matched
+        return Completion(
+            request_id=self.request.id,
+            token_ids=tuple(self.tokens[self.prompt :]),
+            logprobs=tuple(self.logprobs),
+            finish_reason=reason,
+            version=self.versions[-1] if self.versions else version,
+            sample=self.sample,
+            matched=matched,
+            prompt_logprobs=tuple(self.prompt_logprobs),
+            versions=tuple(self.versions) if len(set(self.versions)) > 1 else (),
+            cached_tokens=self.cached or 0,
+        )
+
+
+@dataclass(frozen=True)
+class Span:
+    """Compute positions `start <= p < stop` of a sequence; `samples` if that reaches its last token."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> bool:
+        return self.stop == len(self.sequence.tokens)
+
+    @property
+    def scored(self) -> range:
+        """Places of the prompt tokens whose log-prob this span gives: each follows a position that it computes."""
+        first = self.sequence.scores_at
+        return range(0) if first is None else range(first, min(self.stop + 1, self.sequence.prompt))

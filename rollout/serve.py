@@ -1,0 +1,218 @@
+"""`python -m rollout.serve [model=DIR] [tp=N] [key=value ...]`: an HTTP server of one model.
+
+Without a model it serves a tiny one of random weights over bytes, so that anyone can try it at once. Exit code 0: told to end,
+and all that ran was finished. 1: the engine failed. 2: a bad argument or model. A second signal ends it at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from kernels.cpu import BuildError
+from kernels.device import UnsupportedError
+from kernels.model import ConfigError
+from kernels.tree import TreeError
+from rollout.arguments import ArgumentError, parse
+from rollout.engine import EngineConfig
+from rollout.lockstep import Lockstep, RankError
+from rollout.loop import EngineLoop
+from rollout.sampling import RequestError
+from rollout.scheduler import Limits
+from rollout.source import Source
+
+BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, UnsupportedError)
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
+
+    model: str | None = None  # a Hugging Face model directory
+    tp: int = 1  # processes that share the model
+    leaves: int = 8  # of every sum: the largest tp that this model may ever be served with
+    dtype: str = "auto"  # float32, bfloat16; auto: the model's own
+    device: str = "auto"  # cpu, cuda
+    threads: int = 0  # of each process; 0: the cores divided by tp, 8 at most
+    host: str = "127.0.0.1"
+    port: int = 30000  # 0: any free one
+    api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
+    pages: int = 0  # of keys and values; 0: room for max_running texts of 2,048 tokens, or as long as the model takes
+    page_size: int = 16
+    prefix_cache: bool = True
+    max_running: int = 64  # samples in one batch
+    max_batch_tokens: int = 2048
+    prefill_chunk: int = 512
+    max_queue: int = 1024  # samples in flight; one more is answered 429
+    max_body: int = 16 * 2**20  # bytes
+    request_seconds: float = 600.0  # then a request is aborted and answered 504
+    grace_seconds: float = 30.0  # for what runs, after SIGTERM
+
+    def __post_init__(self) -> None:
+        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_running": 1, "max_batch_tokens": 1, "prefill_chunk": 1}
+        least |= {"max_queue": 1, "max_body": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not least.get(field.name, 0) <= value < 2**60:  # also no NaN
+                raise ArgumentError(f"{field.name}={value} must be at least {least.get(field.name, 0)}")
+        if self.port > 65535:
+            raise ArgumentError(f"port={self.port} must be at most 65535")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ArgumentError(f"device={self.device} must be auto, cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ArgumentError("device=cuda: torch sees no CUDA device")
+
+    def engine(self, source: Source) -> EngineConfig:
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        tokens = self.max_running * min(source.config.max_positions, 2048)
+        longest = -(-source.config.max_positions // self.page_size)
+        pages = self.pages or max(-(-tokens // self.page_size), longest)
+        limits = Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
+        graphs = device == "cuda"
+        return EngineConfig(pages, self.page_size, self.prefix_cache, limits, source.dtype, device, graphs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help", "help"} & set(argv):
+        print(__doc__, *(f"{f.name}={f.default}" for f in fields(ServeConfig)), sep="\n")
+        return
+    try:
+        config = parse(ServeConfig, argv)
+        code = serve(config)
+    except BAD_INPUT as error:
+        _fail(error, 2)
+    except RankError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.exit(code)
+
+
+def serve(config: ServeConfig) -> int:
+    try:
+        import uvicorn
+
+        from rollout.server.app import build
+        from rollout.server.metrics import Metrics
+        from rollout.server.service import Service, ServiceLimits
+    except ImportError as error:
+        raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
+    source = Source.open(config.model, config.leaves, config.dtype)
+    source.config.check_shards(config.tp, "tp")
+    if source.tokenizer is not None:  # an error of it is one before the weights
+        _ = source.words
+    engine = config.engine(source)
+    with _listen(config) as listener:
+        if config.model is None:
+            _say("no model=DIR: a tiny model of random weights over bytes answers, with nonsense")
+        threads = config.threads or max(1, min(8, (os.cpu_count() or 1) // config.tp))
+        _say(f"loading {source.name}: {source.config.parameter_count:,} parameters, {source.dtype}, tp={config.tp}")
+        with _signals_end_it(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
+            metrics = Metrics()
+            loop = EngineLoop(ranks, metrics)
+            key = config.api_key or os.environ.get("SAMEBIT_API_KEY") or None
+            limits = ServiceLimits(config.max_body, config.max_queue, config.request_seconds, api_key=key)
+            service = Service(source, loop, metrics, limits)
+            options = uvicorn.Config(build(service), log_level="warning", lifespan="off", timeout_keep_alive=30)
+            loop.start()
+            try:
+                return asyncio.run(_until_told(uvicorn.Server(options), service, listener, config))
+            finally:
+                loop.stop()
+                loop.join(10)
+
+
+async def _until_told(server: Any, service: Any, listener: socket.socket, config: ServeConfig) -> int:
+    """Serves until a signal, then until what runs is done, or until the engine fails."""
+    here, told = asyncio.get_running_loop(), asyncio.Event()
+    service.loop.on_failure = lambda: here.call_soon_threadsafe(told.set)
+
+    def signalled() -> None:
+        if service.draining:
+            for peer in service.loop.ranks.peers:
+                peer.kill()
+            os._exit(143)
+        service.draining = True
+        _say("draining: a second signal ends at once")
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        here.add_signal_handler(number, signalled)
+    server.capture_signals = contextlib.nullcontext  # uvicorn's own handlers would close at once
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    _say(f"serving {service.source.name} on http://{config.host}:{listener.getsockname()[1]}")
+    await asyncio.wait({serving, asyncio.create_task(told.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    deadline = time.monotonic() + config.grace_seconds
+    while service.calls and service.loop.failure is None and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    for call in list(service.calls):
+        call.give_up()
+    server.should_exit = True
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(serving, 10)
+    if service.loop.failure is not None:
+        print("samebit: error: the engine failed:", " ".join(str(service.loop.failure).split()), file=sys.stderr)
+        return 1
+    _say("all requests are done")
+    return 0
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    """Taken before the weights are loaded: a port in use is an error at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is named
+    except OSError as error:
+        raise ArgumentError(f"host={config.host}: {error.strerror or error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ArgumentError(f"host={config.host} port={config.port}: {error.strerror or error}") from None
+    return listener
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """While weights load."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _progress() -> Any:
+    last = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if done == of or time.monotonic() - last > 2:
+            last = time.monotonic()
+            _say(f"weights: {done} of {of} tensors")
+
+    return tell
+
+
+def _say(text: str) -> None:
+    print(f"samebit: {text}", flush=True)
+
+
+def _fail(error: object, code: int) -> None:
+    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Samples, stop texts, prompt log-probs, streaming, abort, new weights in flight: what each changes, and what it does not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.model import ModelConfig
+from rollout.engine import Engine
+from rollout.sampling import Completion, Request, SamplingParams, Token, sample_seed
+from rollout.text import decode_all
+from tests.bits import assert_same_bits
+from tests.model.shapes import SHAPES, TINY, random_weights
+from tests.rollout.scenarios import LIMITS, alone, bits, engine, logprob_bits, requests
+from tests.trainer.batches import plain_model, token_logprobs
+from trainer.batch import Batch
+
+PROMPT = tuple(range(3, 40))
+
+
+def letters(ids) -> str:
+    """A vocabulary of 64 characters."""
+    return "".join(chr(40 + i) for i in ids)
+
+
+def test_a_sample_is_a_request_with_its_own_seed() -> None:
+    asked = SamplingParams(9, 0.9, seed=5, n=4)
+    group = engine(TINY, page_size=4).generate([Request(7, PROMPT, asked)])
+    assert [(c.request_id, c.sample) for c in group] == [(7, i) for i in range(4)]
+    seeds = [sample_seed(5, i) for i in range(4)]
+    assert seeds[0] == 5 and len(set(seeds)) == 4 and all(0 <= s < 2**63 for s in seeds)
+    single = alone(TINY, [Request(7, PROMPT, replace(asked, n=1, seed=seed)) for seed in seeds])
+    assert bits(group) == bits(single)
+    assert len({c.token_ids for c in group}) == 4
+
+
+def test_the_second_seed_is_fixed() -> None:
+    assert sample_seed(42, 1) == 3437595557816637787
+
+
+SCORED = [replace(r, sampling=replace(r.sampling, n=1 + r.id % 3), score_from=1 + 3 * r.id) for r in requests(TINY)]
+
+
+@pytest.fixture(scope="module")
+def scored() -> list[Completion]:
+    """One sample after the other."""
+    return [c for r in SCORED for c in engine(TINY, prefix_cache=False, running=1).generate([r])]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_no_limit_changes_a_bit_of_samples_and_scores(name: str, scored: list[Completion]) -> None:
+    served = engine(TINY, **LIMITS[name])
+    for _ in range(1 if name == "one token a step" else 2):
+        done = served.generate(SCORED)
+        assert bits(done) == bits(scored) and done == scored
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["tiny", "tied", "multi-query", "qwen2"])
+def test_prompt_log_probs_are_the_trainers(name: str, dtype: torch.dtype) -> None:
+    config = SHAPES[name]
+    asked = [replace(r, score_from=1) for r in requests(config)]
+    served = engine(config, dtype=dtype, chunk=7, page_size=4, pages=200)
+    model = plain_model(config, {p.name: w for p, w in random_weights(config)}, dtype)
+    for _ in range(2):
+        for request, done in zip(asked, served.generate(asked), strict=True):
+            ids = request.prompt_ids + done.token_ids
+            assert len(done.prompt_logprobs) == len(request.prompt_ids) - 1
+            recorded = torch.tensor(done.prompt_logprobs + done.logprobs)
+            assert_same_bits(token_logprobs(model, whole(ids, request)).detach(), recorded, f"request {request.id}")
+
+
+def whole(ids: tuple[int, ...], request: Request) -> Batch:
+    """A sequence of which all but the first token count."""
+    rest = np.zeros(len(ids) - 1, dtype=np.float32)
+    return Batch(
+        token_ids=np.array(ids),
+        lengths=np.array([len(ids)]),
+        responses=np.array([len(rest)]),
+        logprobs=rest,
+        advantages=rest,
+        weights=rest,
+        temperatures=rest + np.float32(request.sampling.scale),
+    )
+
+
+def test_the_stream_is_the_completion() -> None:
+    served, told = engine(TINY, **LIMITS["few pages"]), []
+    served.on_token = told.append
+    asked = [replace(r, sampling=replace(r.sampling, n=2)) for r in requests(TINY)]
+    for done in served.generate(asked):
+        mine = [t for t in told if (t.request_id, t.sample) == (done.request_id, done.sample)]
+        expected = zip(done.token_ids, done.logprobs, strict=True)
+        assert mine == [Token(done.request_id, done.sample, t, p, 7) for t, p in expected]
+    assert served.scheduler.preemptions > 0
+
+
+def stopping(config: ModelConfig, **limits) -> Engine:
+    served = engine(config, **limits)
+    served.scheduler.decode = letters
+    return served
+
+
+def test_a_stop_text_ends_the_sample_and_is_named() -> None:
+    (free,) = alone(TINY, [Request(0, PROMPT, SamplingParams(20, seed=3))])
+    text = letters(free.token_ids)
+    early, late = text[4:7], text[9:12]
+    cases = [(early,), (late, early), ("no such", late), (early + "?", text[5:8])]
+    for stops in cases:
+        for limits in ({}, LIMITS["few pages"], LIMITS["chunks of 3"]):
+            served = stopping(TINY, **limits)
+            others = [replace(r, id=r.id + 1) for r in requests(TINY)]
+            (done, *rest) = served.generate([Request(0, PROMPT, SamplingParams(20, seed=3, stop=stops)), *others])
+            ends = {text.find(s) + len(s): s for s in stops if s in text}
+            end = min(ends)
+            assert done.finish_reason == "stop" and done.matched == ends[end]
+            assert done.token_ids == free.token_ids[:end] and done.logprobs == free.logprobs[:end]
+            assert decode_all(letters, done.token_ids, stops) == text[: end - len(ends[end])]
+            assert bits(rest) == bits([replace(c, request_id=c.request_id + 1) for c in alone(TINY, requests(TINY))])
+
+
+def test_a_stop_that_never_comes() -> None:
+    asked = SamplingParams(20, seed=3, stop=("~~~~",))
+    (done,) = stopping(TINY).generate([Request(0, PROMPT, asked)])
+    (free,) = alone(TINY, [Request(0, PROMPT, replace(asked, stop=()))])
+    assert done == free and done.finish_reason == "length" and done.matched is None
+
+
+def test_a_stop_id_is_named() -> None:
+    for done, request in zip(engine(TINY).generate(requests(TINY)), requests(TINY), strict=True):
+        assert done.matched == (done.token_ids[-1] if done.finish_reason == "stop" else None)
+        assert done.matched is None or done.matched in request.sampling.stop_ids
+
+
+def advance(served: Engine, asked: list[Request], steps: int) -> list[Completion]:
+    for request in asked:
+        served.add(request)
+    return [c for _ in range(steps) for c in served.step()]
+
+
+def finish(served: Engine) -> list[Completion]:
+    done = []
+    while not served.idle:
+        done += served.step()
+    return done
+
+
+def test_abort_changes_no_other_request() -> None:
+    expected = {c.request_id: c for c in alone(TINY, requests(TINY))}
+    for victim in range(len(expected)):
+        served = engine(TINY, **LIMITS["few pages"])
+        done = advance(served, requests(TINY), 6)
+        done += served.abort(victim)
+        done += finish(served)
+        assert sorted(c.request_id for c in done) == list(range(len(expected)))
+        for c in done:
+            if c.finish_reason == "abort":
+                assert c.request_id == victim
+                assert c.token_ids == expected[victim].token_ids[: len(c.token_ids)]
+            else:
+                assert bits([c]) == bits([expected[c.request_id]])
+        assert served.pool.available == served.pool.pages
+
+
+def test_abort_of_an_unknown_request_is_nothing() -> None:
+    assert engine(TINY).abort(3) == []
+
+
+def test_weights_in_flight_finish() -> None:
+    served = engine(TINY, **LIMITS["chunks of 3"])
+    done = advance(served, requests(TINY), 5)
+    served.load(random_weights(TINY, 1), 8, in_flight="finish")
+    assert served.scheduler.idle and not served.idle and served.version == 8
+    done += finish(served)
+    assert bits(sorted(done, key=lambda c: c.request_id)) == bits(alone(TINY, requests(TINY)))
+
+
+def test_weights_in_flight_abort() -> None:
+    served = engine(TINY, **LIMITS["chunks of 3"])
+    done = advance(served, requests(TINY), 20)
+    served.load(random_weights(TINY, 1), 8, in_flight="abort")
+    done += finish(served)
+    assert {c.finish_reason for c in done} >= {"abort"} and {c.version for c in done if c.token_ids} == {7}
+    for c, free in zip(sorted(done, key=lambda c: c.request_id), alone(TINY, requests(TINY)), strict=True):
+        assert c.token_ids == free.token_ids[: len(c.token_ids)]
+        assert logprob_bits(c) == logprob_bits(free)[: len(c.token_ids)]
+    assert bits(served.generate(requests(TINY)))[0][1:4] == bits(alone(TINY, requests(TINY), seed=1))[0][1:4]
+
+
+@pytest.mark.parametrize("name", ["roomy", "chunks of 3", "few pages"])
+def test_weights_in_flight_resume(name: str) -> None:
+    """After the update a request goes on as a new one would, whose prompt is all the text so far; every token is tagged."""
+    served = engine(TINY, **LIMITS[name])
+    asked = [replace(r, score_from=1) for r in requests(TINY)]
+    done = advance(served, asked, 9)
+    served.load(random_weights(TINY, 1), 8, in_flight="resume")
+    done += finish(served)
+    spanning = 0
+    for request, c in zip(asked, sorted(done, key=lambda c: c.request_id), strict=True):
+        versions = c.versions or (c.version,) * len(c.token_ids)
+        old = versions.count(7)
+        assert versions == (7,) * old + (8,) * (len(versions) - old)
+        spanning += 0 < old < len(versions)
+        first = alone(TINY, [request], seed=0)[0]
+        assert c.token_ids[:old] == first.token_ids[:old] and logprob_bits(c)[:old] == logprob_bits(first)[:old]
+        assert c.prompt_logprobs == (first if old else alone(TINY, [request], seed=1)[0]).prompt_logprobs
+        if old < len(versions):
+            left = replace(request.sampling, max_new_tokens=request.sampling.max_new_tokens - old)
+            (rest,) = alone(TINY, [Request(0, request.prompt_ids + c.token_ids[:old], left)], seed=1)
+            assert c.token_ids[old:] == rest.token_ids and logprob_bits(c)[old:] == logprob_bits(rest)
+            assert (c.finish_reason, c.matched) == (rest.finish_reason, rest.matched)
+    assert spanning >= 2

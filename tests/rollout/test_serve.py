@@ -1,0 +1,194 @@
+"""The command: its arguments, its limits, how it ends, and several ranks behind it."""
+
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kernels.model.weights import save
+from rollout.serve import main
+from rollout.source import Source
+from tests.rollout.server_process import PATIENCE, Server, running, wait_for
+
+LONG = {"text": "x", "sampling_params": {"max_new_tokens": 1000, "ignore_eos": True, "n": 4}}
+SHORT = {"text": "some text", "sampling_params": {"max_new_tokens": 20, "n": 2}, "return_logprob": True}
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("tp", "'tp' is not of the form key=value"),
+        ("tpp=2", "unknown key 'tpp'; keys: model, tp,"),
+        ("tp=two", "tp=two must be an integer"),
+        ("tp=3", "tp=3 must be a power of two"),
+        ("tp=16", "tp=16 is more than model.leaves=8"),
+        ("port=70000", "port=70000 must be at most 65535"),
+        ("grace_seconds=nan", "grace_seconds=nan must be at least 0"),
+        ("prefix_cache=1", "prefix_cache=1 must be true or false"),
+        ("model=/nowhere", "/nowhere/config.json does not exist"),
+        ("dtype=int8", "dtype 'int8' is not supported; supported: float32, bfloat16"),
+        ("device=tpu", "device=tpu must be auto, cpu or cuda"),
+    ],
+)
+def test_a_bad_argument_is_one_line(argument: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([argument])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and reason in error
+    assert error.startswith("samebit: error: ") and error.count("\n") == 1
+
+
+def test_a_port_in_use_is_told_before_the_weights_are_read(plain: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([f"port={plain.url.rpartition(':')[2]}"])
+    assert end.value.code == 2 and "Address already in use" in capsys.readouterr().err
+
+
+def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "grace_seconds=30.0" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Server]:
+    with running("max_running=4") as server:
+        yield server
+
+
+def bits(answers: list) -> list:
+    return [(a["output_ids"], a["text"], a["meta_info"]["output_token_logprobs"]) for a in answers]
+
+
+def test_ranks_answer_as_one_and_end_with_it(plain: Server) -> None:
+    """Two processes: the same bits, aborts in step, and an exit code when one dies."""
+    with running("tp=2", "prefill_chunk=3") as server:
+        expected = plain.client().post("/generate", json=SHORT).json()
+        for _ in range(2):
+            assert bits(server.client().post("/generate", json=SHORT).json()) == bits(expected)
+            with server.client().stream("POST", "/generate", json={**LONG, "stream": True}) as answer:
+                next(answer.iter_lines())
+            wait_for(server.idle, "pages are still held")
+        (child,) = ranks_of(server)
+        os.kill(child, signal.SIGKILL)
+        answer = server.client().post("/generate", json=SHORT)
+        assert answer.status_code in (500, 503) and "rank" in answer.json()["error"]["message"]
+        assert server.code() == 1
+        assert "samebit: error: the engine failed: " in "".join(server.lines)
+
+
+def ranks_of(server: Server) -> list[int]:
+    """Processes of other ranks: children of the server's fork server."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            name = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat[1]) if b"resource_tracker" not in name else -1
+    mine = [pid for pid, parent in parents.items() if parent == server.process.pid]
+    return [pid for pid, parent in parents.items() if parent in mine]
+
+
+def test_a_model_directory_is_served_as_what_it_holds(plain: Server, tmp_path: Path) -> None:
+    source = Source.open(None)
+    save(source.config, source.weights(), tmp_path)
+    assert source.tokenizer
+    (tmp_path / "tokenizer.json").write_text(source.tokenizer)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with running(f"model={tmp_path}") as server:
+        assert "weights: 19 of 19 tensors" in "".join(server.lines)
+        (model,) = server.client().get("/v1/models").json()["data"]
+        assert model["id"] == tmp_path.name
+        answer, expected = (s.client().post("/generate", json=SHORT).json() for s in (server, plain))
+        assert bits(answer) == bits(expected)
+        chat = server.client().post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]})
+        assert chat.status_code == 400 and "no chat template" in chat.json()["error"]["message"]
+        (tmp_path / "tokenizer.json").unlink()
+    with running(f"model={tmp_path}") as server:
+        ids = {**{k: v for k, v in SHORT.items() if k != "text"}, "input_ids": list(SHORT["text"].encode())}
+        assert [b[0] for b in bits(server.client().post("/generate", json=ids).json())] == [
+            b[0] for b in bits(expected)
+        ]
+        for params in (SHORT, {**ids, "sampling_params": {"stop": "a"}}):
+            refused = server.client().post("/generate", json=params)
+            assert refused.status_code == 400 and "tokenizer" in refused.json()["error"]["message"]
+
+
+def test_an_api_key(plain: Server) -> None:
+    with running("request_seconds=0.5", SAMEBIT_API_KEY="secret") as server:
+        assert server.client().get("/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            for path in ("/generate", "/v1/completions", "/v1/chat/completions"):
+                answer = server.client(headers=headers).post(path, json=SHORT)
+                assert answer.status_code == 401 and "API key" in answer.json()["error"]["message"]
+            assert server.client(headers=headers).get("/v1/models").status_code == 401
+        mine = server.client(headers={"Authorization": "Bearer secret"})
+        short = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
+        assert mine.post("/generate", json=short).status_code == 200
+        late = mine.post("/generate", json=LONG)  # takes more than half a second
+        assert late.status_code == 504 and "took more than 0.5 s" in late.json()["error"]["message"]
+        metrics = mine.get("/metrics").text
+        assert re.search(r"^samebit_aborted_total 1.0$", metrics, re.M)
+        server.signal()
+        assert server.code() == 0
+
+
+def asking(server: Server, body: dict) -> tuple[threading.Thread, list[httpx.Response | Exception]]:
+    answers: list[httpx.Response | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(server.client().post("/generate", json=body))
+        except httpx.HTTPError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: server.metric("running") > 0, "the request did not start")
+    return thread, answers
+
+
+def test_sigterm_drains(plain: Server) -> None:
+    thread, answers = asking(plain, LONG)
+    plain.signal()
+    wait_for(lambda: "draining" in "".join(plain.lines), "the signal was not heard")
+    refused = plain.client().post("/generate", json=SHORT)
+    assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
+    assert plain.client().get("/health").status_code == 503
+    thread.join(PATIENCE)
+    (answer,) = answers
+    assert isinstance(answer, httpx.Response) and answer.status_code == 200
+    assert [len(a["output_ids"]) for a in answer.json()] == [1000] * 4
+    assert plain.code() == 0
+
+
+def test_what_is_not_done_in_time_is_aborted() -> None:
+    with running("grace_seconds=0.1") as server:
+        thread, answers = asking(server, {**LONG, "sampling_params": {**LONG["sampling_params"], "n": 60}})
+        server.signal()
+        assert server.code() == 0
+        thread.join(PATIENCE)
+        (answer,) = answers
+        assert isinstance(answer, httpx.Response) and answer.status_code == 503
+
+
+def test_a_second_sigterm_ends_at_once() -> None:
+    with running("tp=2", "grace_seconds=1000") as server:
+        children = ranks_of(server)
+        assert len(children) == 1
+        thread, answers = asking(server, {**LONG, "sampling_params": {**LONG["sampling_params"], "n": 60}})
+        server.signal()
+        wait_for(lambda: "draining" in "".join(server.lines), "the signal was not heard")
+        server.signal()
+        assert server.code() == 143
+        thread.join(PATIENCE)
+        assert isinstance(answers[0], Exception)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "a rank outlived the server")
