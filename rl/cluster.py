@@ -15,21 +15,24 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from kernels.model import ModelConfig
+from kernels.model.tensor_file import WrittenFile
 from kernels.model.weights import digest
 from rl.config import ClusterSection, RunConfig
 from rl.errors import BAD_INPUT, RunError, UserError
+from rl.family import TAG, end, family, guarded
+from rl.memory import OutOfMemory, shortage_of
 from rollout.actor import RolloutRank
 from rollout.engine import EngineConfig
 from rollout.sampling import Completion, Request
 from rollout.scheduler import Limits
 from trainer.actor import TrainerRank
 from trainer.batch import Batch, StepReport
+from trainer.checkpoint import Checkpoint
 from trainer.loss import Clip, Objective
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import TrainerConfig
 
 _OBJECT_STORE = 256 * 2**20
-_TAG = "SAMEBIT_RUN"  # in the environment of the Ray processes that a run starts
 
 
 class _Ranks:
@@ -50,7 +53,9 @@ def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
     deadline = None if timeout is None else time.monotonic() + timeout
     while waiting:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready, waiting = ray.wait(waiting, timeout=0.5 if failures else left)
+        if failures:  # broken connections alone: the death that broke them is on its way
+            left = _MOMENT if any(_severity(error) < _BROKEN for _, error in failures) else _DEATH
+        ready, waiting = ray.wait(waiting, timeout=left)
         if not ready and not failures:
             raise RunError(f"{pending[waiting[0]]} did not answer within {timeout:.0f} s")
         for reference in ready:
@@ -65,20 +70,25 @@ def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
     return ray.get(list(pending))
 
 
-def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
-    def rank(failure: tuple[str, RayError]) -> int:
-        _, error = failure
-        if isinstance(error, (ActorDiedError, RayActorError)):
-            return 0
-        transport = isinstance(error, RayTaskError) and any(
-            word in str(error.cause) for word in ("gloo", "Connection closed", "Connection reset", "DistBackendError")
-        )
-        return 2 if transport else 1
+_MOMENT, _DEATH = 0.5, 10.0  # seconds to wait for the other ranks' failures, and for the one that explains them
+_BROKEN = 2  # the severity of a connection that another rank broke
 
-    name, error = min(failures, key=rank)
+
+def _severity(error: RayError) -> int:
+    """0 for a process that died, 1 for an exception of its own, _BROKEN for what these do to the other ranks."""
+    if isinstance(error, (ActorDiedError, RayActorError)):
+        return 0
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "DistBackendError")
+    return _BROKEN if isinstance(error, RayTaskError) and any(word in str(error.cause) for word in words) else 1
+
+
+def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
+    name, error = min(failures, key=lambda failure: _severity(failure[1]))
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, BAD_INPUT):
         return cause
+    if shortage := shortage_of(f"{type(cause).__name__}: {cause}"):
+        return OutOfMemory(name, shortage)
     lines = str(cause).strip().splitlines()
     if (
         isinstance(cause, ActorDiedError) and "creation task" in lines[0]
@@ -143,18 +153,45 @@ class TrainerFleet:
     def reset_optimizer(self) -> None:
         self._call("reset_optimizer")
 
+    def digest(self) -> str:
+        """That of the weights as they would be published."""
+        return self._call("digest")[0]
+
+    def snapshot(self, folder: Path) -> int:
+        """Begins to write every rank's shard into `folder`; returns the optimizer's step count."""
+        return self._call("snapshot", str(folder))[0]
+
+    def written(self, wait: bool) -> list[WrittenFile] | None:
+        """The files of the last snapshot once all are on the disk; None before, unless it is to `wait`."""
+        files = self._call("written", wait)
+        return None if None in files else files
+
     def save(self, directory: str) -> str:
         """Writes the master weights as a Hugging Face model directory; returns their digest."""
         return self._call("save", directory)[0]
 
 
 @contextlib.contextmanager
-def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
-    """Starts Ray and all processes; on the way out, however that is, ends them all."""
-    ports = _ports(config.cluster.port, config.rollout.replicas + 1)
+def session(config: ClusterSection, processes: int) -> Iterator[None]:
+    """Starts Ray; on the way out, however that is, ends all its processes."""
     tag = uuid.uuid4().hex
-    try:
-        _start_ray(config.cluster, config.trainer.world_size + config.rollout.replicas * config.rollout.tp, tag)
+    with guarded(tag):
+        try:
+            _start_ray(config, processes, tag)
+            yield
+        finally:
+            _end_ray(tag)
+
+
+@contextlib.contextmanager
+def cluster(
+    config: RunConfig, model: ModelConfig, checkpoint: Checkpoint | None = None
+) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
+    """Starts all processes, and Ray if there is none yet; the trainer begins with `checkpoint`, or with the model that the
+    config names. On the way out, however that is, ends what it started."""
+    ports = _ports(config.cluster.port, config.rollout.replicas + 1)
+    processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
+    with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes):
         engine = EngineConfig(
             pages=config.rollout.pages,
             page_size=config.rollout.page_size,
@@ -186,7 +223,7 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             )
             for i, port in enumerate(ports[1:])
         ]
-        source = config.model.path or config.seed
+        source = checkpoint or config.model.path or config.seed
         ranks = _Ranks(
             "trainer",
             [
@@ -201,10 +238,12 @@ def cluster(config: RunConfig, model: ModelConfig) -> Iterator[tuple[RolloutFlee
             for g in (ranks, *replicas)
             for i, actor in enumerate(g.actors)
         }
-        _gather(started, timeout=config.cluster.timeout)
-        yield RolloutFleet(replicas), TrainerFleet(ranks)
-    finally:
-        _end_ray(tag)
+        try:
+            _gather(started, timeout=config.cluster.timeout)
+            yield RolloutFleet(replicas), TrainerFleet(ranks)
+        finally:
+            for actor in (a for g in (ranks, *replicas) for a in g.actors):
+                ray.kill(actor)
 
 
 def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
@@ -216,42 +255,22 @@ def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
     else:
         _check_address(config.address)
     handler = signal.getsignal(signal.SIGTERM)
-    os.environ[_TAG] = tag
+    os.environ[TAG] = tag
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Ray did not start (cluster.address={config.address}): {reason}") from None
     finally:
-        del os.environ[_TAG]
+        del os.environ[TAG]
         signal.signal(signal.SIGTERM, handler)  # ray.init sets its own
 
 
 def _end_ray(tag: str) -> None:
     """Also ends what Ray leaves behind where it was interrupted while it started."""
-    start, left = time.monotonic(), _family(tag, set())
+    left = family(tag, set())
     ray.shutdown()
-    while (left := _family(tag, left)) and (waited := time.monotonic() - start) < 15:
-        for pid in left if waited > 3 else ():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def _family(tag: str, known: set[int]) -> set[int]:
-    """The living among `known`, what carries `tag` in its environment, and their descendants. Empty elsewhere than on Linux."""
-    mark, found, parents = f"{_TAG}={tag}".encode(), set(), {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            pid = int(folder.name)
-            if state != "Z":
-                parents[pid] = int(parent)
-                if pid in known or mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.add(pid)
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    end(tag, left, patience=3)
 
 
 def _check_address(address: str) -> None:

@@ -3,7 +3,8 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rl.errors import UserError
 
@@ -80,6 +81,13 @@ class AlignSection(Section):
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
 
 
+class CheckpointSection(Section):
+    every: Natural = Field(
+        description="steps between checkpoints, supervised or GRPO; also after the last of each. 0: none"
+    )
+    keep: Positive = Field(description="checkpoints that stay, the newest ones")
+
+
 class ClusterSection(Section):
     address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
@@ -108,10 +116,19 @@ class JsonlSection(Section):
     max_prompt_tokens: Positive = Field(description="longer prompts are left out, and counted")
 
 
+def _resume(value: object) -> object:
+    if value is True or value == "":
+        raise PydanticCustomError("resume", "must be auto, false or the folder of a checkpoint")
+    return "false" if value is False else value
+
+
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     steps: Natural = Field(description="GRPO steps")
     out_dir: Annotated[str, Field(min_length=1)]
+    resume: Annotated[str, BeforeValidator(_resume)] = Field(
+        description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
+    )
     dry_run: bool
     device: Literal["cpu", "cuda"]
     logger: Literal["wandb", "none"]
@@ -124,6 +141,7 @@ class RunConfig(Section):
     warmup: WarmupSection
     eval: EvalSection
     align: AlignSection
+    checkpoint: CheckpointSection
     cluster: ClusterSection
 
     @property

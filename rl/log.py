@@ -29,14 +29,22 @@ class RunLog:
     """
 
     def __init__(
-        self, out_dir: Path, config: Mapping[str, Any], logger: Literal["wandb", "none"], name: str | None = None
+        self,
+        out_dir: Path,
+        config: Mapping[str, Any],
+        logger: Literal["wandb", "none"],
+        name: str | None = None,
+        positions: Mapping[str, int] | None = None,
     ) -> None:
+        """`positions`: bytes of each file that this run goes on from; the rest of it is cut off."""
         if logger not in ("wandb", "none"):
             raise ValueError(f"logger={logger}: must be wandb or none")
         self.out_dir = Path(out_dir)
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = _open_lines(self.out_dir / "metrics.jsonl")
-        self._completions = _open_lines(self.out_dir / "completions.jsonl")
+        ends = positions or {}
+        self._metrics, self._completions = self._files = [
+            _open_lines(self.out_dir / name, ends.get(name)) for name in ("metrics.jsonl", "completions.jsonl")
+        ]
         self._table: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
         self._wandb: Any = None
         self.wandb_at: str | None = None
@@ -60,6 +68,12 @@ class RunLog:
             row = {"step": step} | {k: v for k, v in row.items() if k != "step"}
             self._write(self._completions, row)
             self._table.append([strict(row.get(column)) for column in TABLE_COLUMNS])
+
+    def positions(self) -> dict[str, int]:
+        """The bytes of each file so far, all of them on the disk."""
+        for file in self._files:
+            os.fsync(file.fileno())
+        return {Path(file.name).name: os.fstat(file.fileno()).st_size for file in self._files}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json whole or not at all, end the wandb run, close the files."""
@@ -192,10 +206,11 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _open_lines(path: Path) -> Any:
-    """`path` open for appending lines. A run that was killed may have left half a line at the end: it is cut off."""
+def _open_lines(path: Path, end: int | None = None) -> Any:
+    """`path` open for appending lines, at `end` where it holds more. A run that was killed may have left half a line at the
+    end: it is cut off."""
     if path.exists():
         with open(path, "rb+") as file:
-            data = file.read()
+            data = file.read(end)
             file.truncate(data.rfind(b"\n") + 1)
     return open(path, "a", encoding="utf-8")

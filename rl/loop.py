@@ -1,12 +1,10 @@
-"""The run: warm start, evaluation, GRPO steps, evaluation, and what it leaves behind."""
+"""The run: warm start, evaluation, GRPO steps, evaluation, checkpoints between them, and what it leaves behind."""
 
 import contextlib
-import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -14,26 +12,31 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kernels.model import ModelConfig
 from kernels.model.weights import digest
 from rl import align
+from rl.bar import Bar
+from rl.checkpoints import Checkpoints, tokenizer_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import Judge, ProblemStream, Source, open_source
-from rl.errors import UserError
-from rl.log import RunLog
+from rl.data import TRAIN, Judge, ProblemStream, Source, open_source
+from rl.errors import RunError
+from rl.identity import identity
+from rl.log import RunLog, write_atomic
+from rl.memory import advised
 from rl.metrics import divergence
 from rl.model import model_config
-from rl.pack import pack, pack_supervised
+from rl.out_dir import check_out_dir, claim
+from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.report import write_report
 from rl.requests import requests_for
+from rl.resume import check_model, find_start, logged, prepare_logs
 from rl.score import Group, group, judge_of, score
+from rl.warm_start import warm_start
 from trainer.batch import Batch, StepReport
 
-_TRAIN, _WARMUP = 0, 1  # names of the problem streams
 _SHOWN = 8  # completions kept of each logged step
 
 
@@ -63,6 +66,7 @@ class Prepared:
     judge: Judge
     model: ModelConfig
     plan: Plan
+    identity: dict[str, Any]
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -73,8 +77,11 @@ def prepare(config: RunConfig) -> Prepared:
     plan = make_plan(config, model, longest)
     if not config.dry_run:
         check_machine(config, plan)
-        _check_out_dir(Path(config.out_dir))
-    return Prepared(source, judge_of(source, config.reward), model, plan)
+        check_out_dir(Path(config.out_dir))
+    mine = identity(config, source)
+    if not config.dry_run:
+        check_model(find_start(config, mine, thorough=False), model)
+    return Prepared(source, judge_of(source, config.reward), model, plan, mine)
 
 
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -89,29 +96,47 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console)
         return {}
-    values = config.model_dump()
-    with (
-        _claim(Path(config.out_dir)) as out_dir,
-        cluster(config, ready.model) as (rollout, trainer),
-        RunLog(out_dir, values, config.logger, out_dir.name) as log,
-    ):
-        (out_dir / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        rows: list[dict[str, Any]] = []
-        completions: list[dict[str, Any]] = []
+    values = config.model_dump(mode="json")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(advised(config, ready.plan))
+        out_dir = stack.enter_context(claim(Path(config.out_dir)))
+        begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
+        for reason in begin.refused:
+            print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
+        rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
+        write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        positions = prepare_logs(begin, out_dir)
+        log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
+        rows, completions = logged(out_dir)
+        state = begin.progress
+        if begin.checkpoint:
+            if trainer.digest() != begin.checkpoint.weights_sha256:
+                raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
+            console.print(f"resumed {begin.checkpoint.folder}", soft_wrap=True)
+        elif begin.continues:
+            console.print("no checkpoint yet: the run starts again")
+        start -= state.seconds
+        facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+        files = tokenizer_files(source.tokenizer) if config.checkpoint.every else {}
+        checkpoints = Checkpoints(out_dir, config.checkpoint, trainer, ready.model, log, start, files, facts)
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             rows.append({"step": step, **metrics})
             log.step(step, metrics)
 
-        _warm_start(config, source, trainer, record, console)
-        _publish(trainer, rollout, 0)
-        before = _evaluate(config, source, rollout, console)
-        record(config.warmup.steps, {"phase": "grpo", "eval/accuracy": before})
+        state = warm_start(config, source, trainer, state, checkpoints, record, console)
+        _publish(trainer, rollout, state.step)
+        if not state.accuracy:
+            state = replace(state, accuracy=(_evaluate(config, source, rollout, console),))
+            record(config.warmup.steps, {"phase": "grpo", "eval/accuracy": state.accuracy[0]})
+        (before,) = state.accuracy
+        checkpoints.settle()
 
-        stream = ProblemStream(source.train, config.seed, _TRAIN)
-        totals, after = Totals(), before
-        with _progress(console, "GRPO") as bar:
-            for step in range(1, config.steps + 1):
+        stream = ProblemStream(source.train, config.seed, TRAIN)
+        stream.cursor = state.cursor
+        totals, after = Totals(state.tokens_compared, state.tokens_nonzero), before
+        with Bar(console, "GRPO") as bar:
+            for step in range(state.step + 1, config.steps + 1):
                 clock = Clock()
                 now = time.perf_counter()
                 problems = stream.take(config.algorithm.prompts_per_step)
@@ -133,7 +158,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 except align.AlignmentError:
                     record(config.warmup.steps + step, metrics | clock.seconds)
                     raise
-                _publish(trainer, rollout, step)
+                weights = _publish(trainer, rollout, step)
+                checkpoints.settle()
                 clock.lap("publish", now)
                 metrics |= clock.seconds
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
@@ -143,10 +169,20 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     shown = _shown(source, groups, batch, report)
                     completions += [{"step": config.warmup.steps + step, **row} for row in shown]
                     log.completions(config.warmup.steps + step, shown)
+                if checkpoints.due(step, config.steps):
+                    state = replace(
+                        state,
+                        step=step,
+                        cursor=stream.cursor,
+                        tokens_compared=totals.tokens_compared,
+                        tokens_nonzero=totals.tokens_nonzero,
+                    )
+                    checkpoints.save(state, weights)
                 bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
         if config.steps:
             after = _evaluate(config, source, rollout, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
+        checkpoints.settle(wait=True)
         weights = trainer.save(str(out_dir / "model"))
         source.tokenizer.save_pretrained(out_dir / "model")
         summary = {
@@ -163,39 +199,6 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         log.finish(summary)
         write_report(out_dir / "report.html", rows, summary, values, completions)
     return summary
-
-
-def _warm_start(config: RunConfig, source: Source, trainer: TrainerFleet, record: Any, console: Console) -> None:
-    """Supervised steps on demonstrations; the learning rate falls linearly from warmup.lr to 0.
-
-    The teacher is as good as the config says: `wrong_frac` of the demonstrations carry the solution of another problem.
-    What the verifier teaches afterwards can therefore be more than imitation could.
-    """
-    section = config.warmup
-    stream = ProblemStream(source.train, config.seed, _WARMUP)
-    with _progress(console, "warm start") as bar:
-        for step in range(section.steps):
-            now = time.perf_counter()
-            problems = stream.take(section.sequences)
-            noise = np.random.Generator(np.random.Philox(key=[config.seed, step]))
-            wrong = noise.random(len(problems)) < section.wrong_frac
-            shown = [
-                p if not w else problems[noise.integers(len(problems))] for p, w in zip(problems, wrong, strict=True)
-            ]
-            limit = config.rollout.max_new_tokens
-            batch = pack_supervised(
-                [(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)]
-            )
-            report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
-            metrics = {
-                "phase": "warmup",
-                "policy/loss": report.loss,
-                "policy/grad_norm": report.grad_norm,
-                "time/train": time.perf_counter() - now,
-            }
-            record(step, metrics)
-            bar(step + 1, section.steps, f"loss {report.loss:.3f}")
-    trainer.reset_optimizer()
 
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int) -> str:
@@ -274,35 +277,6 @@ def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport
     return out
 
 
-def _check_out_dir(out_dir: Path) -> None:
-    """UserError where it cannot become a folder of this run's own."""
-    try:
-        if (out_dir / "config.yaml").exists():
-            raise UserError(f"out_dir={out_dir} holds a run already: choose another or remove it")
-        nearest = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir} cannot be read: {error.strerror}") from None
-    if not nearest.is_dir():
-        raise UserError(f"out_dir={out_dir} cannot be made: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out_dir={out_dir} cannot be made: {nearest} is not writable")
-
-
-@contextlib.contextmanager
-def _claim(out_dir: Path) -> Iterator[Path]:
-    """Makes the folder, and removes it where the run ended before it wrote anything."""
-    _check_out_dir(out_dir)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir} cannot be made: {error.strerror}") from None
-    try:
-        yield out_dir
-    finally:
-        with contextlib.suppress(OSError):
-            out_dir.rmdir()  # does nothing to a folder that holds something
-
-
 def _prompt_budget(config: RunConfig) -> int:
     return getattr(config.data, "max_prompt_tokens", 64)
 
@@ -315,35 +289,3 @@ def _versions(device: str) -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):  # samebit itself, run from a folder that is not installed
             found[name] = version(name)
     return found
-
-
-class _progress:
-    """A bar on a terminal; elsewhere a line now and then. Called with (done, total, what to show)."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        self.console, self.name = console, name
-        columns = (
-            TextColumn(name),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bar = Progress(*columns, console=console) if console.is_terminal else None
-
-    def __enter__(self) -> "_progress":
-        if self.bar:
-            self.bar.start()
-            self.task = self.bar.add_task(self.name, note="")
-        return self
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        if self.bar:
-            self.bar.update(self.task, completed=done, total=total, note=note)
-        elif done == total or done % max(1, total // 10) == 0:
-            self.console.print(f"{self.name} {done}/{total}  {note}")
-            sys.stdout.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()

@@ -1,5 +1,6 @@
 """What a run would take, before it takes it: processes, memory, batch arithmetic."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.errors import UserError
 from trainer.batch import check_batch_arithmetic
+from trainer.checkpoint import folders
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 
@@ -26,6 +28,9 @@ class Plan:
     kv_tokens: int  # that the pages of one engine hold
     trainer_state_bytes: int  # of one trainer process: weights, gradients, moments
     activation_bytes: int  # of one micro-batch, on one trainer process, at full length
+    checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
+    snapshot_bytes: int  # host memory of one trainer process while it writes one
+    disk_bytes: int  # the checkpoints that are kept, one that is being written, and the trained model
     sequences: int
     micro_batches: int  # of each trainer process in one step
     warmup_micro_batches: int
@@ -64,6 +69,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     logits = 2 * 4 * model.vocab_size * section.leaf_sequences * section.micro_leaves * rollout.max_new_tokens
     held = model.parameter_count + (model.vocab_size * model.hidden_size if model.tied else 0)
     layer = (held - 2 * model.vocab_size * model.hidden_size) // model.layers
+    checkpoint = 3 * 4 * model.parameter_count if config.checkpoint.every else 0  # weights and two moments
     return Plan(
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
@@ -74,6 +80,9 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer_state_bytes=4 * 4 * held // section.world_size
         + 2 * 4 * (layer + 2 * model.vocab_size * model.hidden_size),
         activation_bytes=width * tokens * per_token * model.layers + logits,
+        checkpoint_bytes=checkpoint,
+        snapshot_bytes=checkpoint // section.world_size,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * model.parameter_count,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
@@ -81,7 +90,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
 
 
 def check_machine(config: RunConfig, plan: Plan) -> None:
-    """UserError where this machine has no such device or too little memory."""
+    """UserError where this machine has no such device, or too little disk or memory."""
+    _check_disk(config, plan)
     if config.device == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
@@ -90,18 +100,36 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
         implementation("matmul", "cuda")
         return  # its memory is the device's, and the plan says how much
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
-        _PROCESS + plan.trainer_bytes
+        _PROCESS + plan.trainer_bytes + plan.snapshot_bytes
     )
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return
-    available = next(
-        int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
-    )
-    if need > available * 1024:
+    free = available_memory()
+    if free and need > free:
         raise UserError(
-            f"the plan needs about {_gib(need)} and {_gib(available * 1024)} is free: lower rollout.pages, "
+            f"the plan needs about {gib(need)} and {gib(free)} is free: lower rollout.pages, "
             f"trainer.micro_leaves, rollout.replicas or the model's size"
+        )
+
+
+def available_memory() -> int:
+    """Bytes of this machine that a process could have; 0 where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
+
+
+def _check_disk(config: RunConfig, plan: Plan) -> None:
+    out_dir = Path(config.out_dir).absolute()
+    try:
+        nearest = next(p for p in (out_dir, *out_dir.parents) if p.exists())
+        free = shutil.disk_usage(nearest).free
+    except OSError as error:
+        raise UserError(f"out_dir={config.out_dir} cannot be read: {error.strerror}") from None
+    there = min(len(folders(out_dir / "checkpoints")), config.checkpoint.keep)
+    need = plan.disk_bytes - plan.checkpoint_bytes * there
+    if need > free:
+        raise UserError(
+            f"the plan needs about {gib(need)} of disk and {gib(free)} is free at {nearest}: lower checkpoint.keep, set "
+            f"checkpoint.every=0, or choose another out_dir"
         )
 
 
@@ -121,12 +149,12 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
         ),
         (
             "memory, rollout process",
-            f"{_gib(plan.rollout_bytes)} = weights {_gib(plan.weights_bytes)} + keys and values {_gib(plan.kv_bytes)}",
+            f"{gib(plan.rollout_bytes)} = weights {gib(plan.weights_bytes)} + keys and values {gib(plan.kv_bytes)}",
         ),
         (
             "memory, trainer process",
-            f"{_gib(plan.trainer_bytes)} = weights, gradients, moments {_gib(plan.trainer_state_bytes)} + "
-            f"activations {_gib(plan.activation_bytes)}",
+            f"{gib(plan.trainer_bytes)} = weights, gradients, moments {gib(plan.trainer_state_bytes)} + "
+            f"activations {gib(plan.activation_bytes)}",
         ),
         (
             "KV capacity of an engine",
@@ -138,6 +166,13 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
             f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
             f"{section.world_size} x {plan.micro_batches} micro-batches",
         ),
+        (
+            "disk",
+            f"{gib(plan.disk_bytes)} = {config.checkpoint.keep} + 1 checkpoints of {gib(plan.checkpoint_bytes)} + the model "
+            f"{gib(4 * plan.parameters)}; while one is written, {gib(plan.snapshot_bytes)} of host memory a trainer process"
+            if plan.checkpoint_bytes
+            else f"{gib(4 * plan.parameters)}: the model, and no checkpoint (checkpoint.every=0)",
+        ),
         ("steps", f"{config.warmup.steps} supervised + {config.steps} GRPO"),
     ]
     for row in rows:
@@ -145,5 +180,5 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
     console.print(table)
 
 
-def _gib(n: int) -> str:
+def gib(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

@@ -1,6 +1,8 @@
 """The Ray actor of one trainer rank: a process, its rendezvous, and a trainer."""
 
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import ray
 import torch
@@ -9,11 +11,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives import backend_of
 from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, digest, initial, load, save, slice_digests
+from kernels.model.tensor_file import WrittenFile
+from kernels.model.weights import Leaves, Parameter, digest, initial, load, save, slice_digests
 from kernels.tree import WHOLE
 from trainer.batch import Batch, StepReport
+from trainer.checkpoint import Checkpoint, shard_name
+from trainer.folder import whole as whole_folder
 from trainer.loss import Objective
 from trainer.trainer import Trainer, TrainerConfig
+from trainer.writer import ShardWriter
 
 
 class TrainerRank:
@@ -27,18 +33,23 @@ class TrainerRank:
         threads: int,
         model: ModelConfig,
         config: TrainerConfig,
-        source: str | int,
+        source: str | int | Checkpoint,
         device: str,
     ) -> None:
-        """`source`: a Hugging Face model directory, or the seed of random weights. Ranks share the devices there are."""
+        """`source`: a Hugging Face model directory, the seed of random weights, or a checkpoint. Ranks share the devices
+        there are."""
         torch.set_num_threads(threads)
         if device == "cuda":
             torch.cuda.set_device(rank % torch.cuda.device_count())
         backend = backend_of(device, size)
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
-        self.rank, self.config = rank, model
-        weights = initial(model, source) if isinstance(source, int) else load(model, source)
+        self.rank, self.size, self.config = rank, size, model
+        if isinstance(source, int):
+            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint = initial(model, source)
+        else:
+            weights = source if isinstance(source, Checkpoint) else load(model, source)
         self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)
+        self.writer = ShardWriter()
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         return self.trainer.step(batch, objective, lr)
@@ -59,14 +70,40 @@ class TrainerRank:
                 references[parameter.name] = ray.put(bits.numpy())
         return references, digests
 
-    def save(self, directory: str) -> str:
-        """Rank 0 writes the master weights as a Hugging Face model directory and returns their digest (others: ""). A
-        collective."""
+    def digest(self) -> str:
+        """That of what `publish` would hand over, on rank 0 (others: ""). A collective."""
         digests: Leaves = {}
-        whole = list(self.trainer.weights())
+        for parameter, whole in self.trainer.weights():
+            if self.rank == 0:
+                digests |= slice_digests(self.config, parameter, whole.to(self.trainer.config.dtype), WHOLE)
+        return "" if self.rank else digest(digests)
+
+    def snapshot(self, folder: str) -> int:
+        """Copies this rank's shard to host memory, and lets a thread write it into `folder`. Waits for the one before.
+        Returns the optimizer's step count."""
+        self.writer.result(wait=True)  # before the copy: two would be in memory at once
+        copies = {name: rows.to("cpu", copy=True) for name, rows in self.trainer.shard().items()}
+        self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
+        return self.trainer.optimizer.steps
+
+    def written(self, wait: bool) -> WrittenFile | None:
+        """The file of the last snapshot, None while it is being written. Raises CheckpointError where that failed."""
+        return self.writer.result(wait)
+
+    def save(self, directory: str) -> str:
+        """Rank 0 writes the master weights as a Hugging Face model directory, one tensor in memory at a time, whole or not at
+        all, and returns their digest (others: ""). A collective."""
         if self.rank:
+            for _ in self.trainer.weights():
+                pass
             return ""
-        for parameter, tensor in whole:
-            digests |= slice_digests(self.config, parameter, tensor, WHOLE)
-        save(self.config, whole, directory)
+        digests: Leaves = {}
+
+        def observed() -> Iterator[tuple[Parameter, torch.Tensor]]:
+            for parameter, whole in self.trainer.weights():
+                digests.update(slice_digests(self.config, parameter, whole, WHOLE))
+                yield parameter, whole
+
+        with whole_folder(Path(directory)) as folder:
+            save(self.config, observed(), folder)
         return digest(digests)

@@ -42,6 +42,10 @@ class Optimizer:
         self._second = {name: torch.zeros_like(w) for name, w in locals_.items()}
         self.discard()
 
+    def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's rows of both moments of a parameter, to read or to restore in place."""
+        return self._first[name], self._second[name]
+
     def accumulate(self) -> None:
         """Takes the reduced gradient of one micro-batch: the next node, in leaf order, of the tree over micro-batches."""
         node = {}
@@ -54,6 +58,25 @@ class Optimizer:
     def discard(self) -> None:
         """Forgets what was accumulated since the last step."""
         self._gradients = Counter(lambda a, b: {name: a[name] + b[name] for name in a})
+
+    def spoiled(self) -> str:
+        """The first tensor that is not finite on any rank: a weight, in the order of the forward pass, or else an
+        accumulated gradient, in that of the backward pass. A collective, after which nothing is accumulated."""
+        gradients = self._gradients.root()
+        names = list(self._parameters)
+        finite = torch.tensor(
+            [[self._parameters[name].to_local().isfinite().all(), gradients[name].isfinite().all()] for name in names],
+            device=next(iter(gradients.values())).device,
+        )
+        group = TreeGroup(self._parameters[names[0]].device_mesh.get_group())
+        everywhere = group.all_gather(finite.to(torch.int32)).amin(0).tolist()
+        for name, (weight, _) in zip(names, everywhere, strict=True):
+            if not weight:
+                return f"the weight {name} is not finite"
+        order = ["head", "norm", *reversed([n for n in names if n.startswith("layers.")]), "embed"]
+        of = {name: gradient for name, (_, gradient) in zip(names, everywhere, strict=True)}
+        bad = next((name for name in order if not of[name]), None)
+        return f"its gradient is not finite from {bad} down" if bad else "every weight and gradient is finite"
 
     def step(self, lr: float) -> float:
         """One update; returns the gradient's norm before clipping. Raises TrainerError, on every rank alike and with

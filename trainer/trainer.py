@@ -11,6 +11,7 @@ from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
 from kernels.model.weights import Parameter, parameters
 from trainer.batch import Batch, StepReport, check_batch_arithmetic
+from trainer.checkpoint import PARTS, Checkpoint, rank_rows, read_rows
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
 from trainer.optimizer import AdamWConfig, Optimizer, TrainerError
@@ -39,8 +40,9 @@ class Trainer:
         model: ModelConfig,
         config: TrainerConfig,
         mesh: DeviceMesh,
-        weights: Iterable[tuple[Parameter, torch.Tensor]],
+        weights: Iterable[tuple[Parameter, torch.Tensor]] | Checkpoint,
     ) -> None:
+        """`weights`: whole parameters, or a checkpoint of any number of ranks, whose moments and step count come with it."""
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
         with torch.device("meta"):
@@ -48,13 +50,16 @@ class Trainer:
         parallelize(self.model, mesh)
         self.model.to_empty(device=self.device)
         self.model.table = tuple(t.to(self.device) for t in self.model.table)
-        named = dict(self.model.named_parameters())
+        self.optimizer = Optimizer(self.model, config.optimizer)
         with torch.no_grad():
+            if isinstance(weights, Checkpoint):
+                self._restore(weights)
+                return
+            named = dict(self.model.named_parameters())
             for parameter, whole in weights:
                 fill(named[parameter.name], whole)
                 if model.tied and parameter.name == "embed":
                     fill(named["head"], whole)
-        self.optimizer = Optimizer(self.model, config.optimizer)
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
@@ -125,8 +130,31 @@ class Trainer:
             if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
                     f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "
-                    f"the weights were not touched"
+                    f"{self.optimizer.spoiled()}; the weights were not touched"
                 )
+
+    def shard(self) -> dict[str, torch.Tensor]:
+        """This rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
+        named = dict(self.model.named_parameters())
+        out = {}
+        for parameter in parameters(self.model.config):
+            held = (named[parameter.name].detach().to_local(), *self.optimizer.moments(parameter.name))
+            out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
+        return out
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        shard = self.shard()
+        for parameter in parameters(self.model.config):
+            rows = parameter.shape[0]
+            mine = rank_rows(rows, self.mesh.get_local_rank(), self.mesh.size())
+            for part in PARTS:
+                held = shard[f"{part}.{parameter.name}"]
+                if held.numel():
+                    held.copy_(read_rows(checkpoint, part, parameter.name, rows, *mine))
+        if self.model.config.tied:
+            named = dict(self.model.named_parameters())
+            named["head"].to_local().copy_(named["embed"].to_local())
+        self.optimizer.steps = checkpoint.optimizer_steps
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""

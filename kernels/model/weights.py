@@ -5,15 +5,17 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from kernels.model.config import ConfigError, ModelConfig
 from kernels.model.decoder import LayerWeights, OuterWeights
+from kernels.model.tensor_file import write_tensors
 from kernels.tree import Shard
 
 
@@ -140,17 +142,46 @@ def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: t.contiguous() for n, t in zip(parameter.hf_names, whole.split(parameter.sections), strict=True)}
 
 
-def save(config: ModelConfig, whole: Iterable[tuple[Parameter, torch.Tensor]], directory: str | Path) -> None:
-    """A Hugging Face model directory (config.json, model.safetensors) that `transformers` loads."""
+def save(
+    config: ModelConfig,
+    whole: Iterable[tuple[Parameter, torch.Tensor]],
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    file_bytes: int = 5 * 10**9,
+) -> None:
+    """A Hugging Face model directory that `transformers` loads: config.json, and model.safetensors or, where that would
+    exceed `file_bytes`, numbered files and their index.
+
+    `whole`: every parameter, in the order of `parameters`, one in memory at a time; rounded to `dtype` (None: that of the
+    first).
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, torch.Tensor] = {}
-    dtype = "float32"
-    for parameter, tensor in whole:
-        tensors |= to_hf(parameter, tensor.cpu())
-        dtype = str(tensor.dtype).removeprefix("torch.")
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config.to_hf(dtype), indent=2) + "\n")
+    arriving = iter(whole)
+    first = next(arriving)
+    dtype = dtype or first[1].dtype
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    size = 0
+    for parameter in parameters(config):
+        for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
+            shape = (rows, *parameter.shape[1:])
+            size += prod(shape) * dtype.itemsize
+            if size > file_bytes and files[-1]:
+                files.append({})
+                size = prod(shape) * dtype.itemsize
+            files[-1][name] = shape
+    tensors = (item for p, tensor in chain([first], arriving) for item in to_hf(p, tensor.to(dtype)).items())
+    count, where = len(files), {}
+    for i, shapes in enumerate(files, 1):
+        name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+        write_tensors(directory / name, shapes, dtype, islice(tensors, len(shapes)))
+        where |= dict.fromkeys(shapes, name)
+    if count > 1:
+        total = sum(prod(shape) for shapes in files for shape in shapes.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    name = str(dtype).removeprefix("torch.")
+    (directory / "config.json").write_text(json.dumps(config.to_hf(name), indent=2) + "\n")
 
 
 Leaves = dict[tuple[str, int], str]

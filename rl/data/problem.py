@@ -20,6 +20,9 @@ class Problem:
     record: Any  # the source's own record, for its verifier
 
 
+TRAIN, WARMUP = 0, 1
+"""Names of the streams of a run's problems."""
+
 Judge = Callable[[Problem, str], float]
 """(problem, completion text) -> reward; 1.0 is a correct answer."""
 

@@ -20,6 +20,7 @@ from rl.compose import check
 from rollout.sampling import Request, RequestError, SamplingParams
 from tests.rl import command as rewards
 from tests.rl.command import SHORT, Outcome, call, command
+from tests.rl.faults import break_in
 from trainer.batch import Batch, StepReport
 
 pytestmark = pytest.mark.slow
@@ -133,18 +134,12 @@ def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
 
 
 def test_dead_trainer_rank(fleets: Fleets, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last test of the shared processes. Rank 1 dies between two steps; rank 0 then meets a broken connection."""
-    pid = ray.get(fleets[1].ranks.actors[1].__ray_call__.remote(lambda _: os.getpid()))
-    pack = loop.pack
-
-    def kill(*arguments: Any) -> Batch:
-        os.kill(pid, signal.SIGKILL)
-        return pack(*arguments)
-
-    monkeypatch.setattr(loop, "pack", kill)
+    """The last test of the shared processes. Rank 0, which holds the rendezvous too, dies in the middle of a step; rank 1
+    meets a broken connection."""
+    break_in(fleets[1].ranks.actors[0], "trainer", "_backward", 2, "dies")
     start = time.monotonic()
     line = run().error(code=1)
-    assert line.startswith("trainer rank 1 failed: ActorDiedError"), line
+    assert line.startswith("trainer rank 0 failed: ActorDiedError"), line
     assert time.monotonic() - start < 30
 
 

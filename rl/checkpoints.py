@@ -1,0 +1,101 @@
+"""The checkpoints of a run: when, with what, and which ones stay."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernels.model import ModelConfig
+from rl.cluster import TrainerFleet
+from rl.config import CheckpointSection
+from rl.errors import RunError
+from rl.log import RunLog
+from trainer.checkpoint import complete, folder_name, folders
+from trainer.folder import remove, temporary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: with the trainer's state, all that a resumed one needs. There is no generator state: every draw is
+    keyed by the seed and the step."""
+
+    supervised: int = 0  # steps of the warm start
+    step: int = 0  # GRPO steps
+    warmup_cursor: int = 0  # problems taken by the warm start
+    cursor: int = 0  # problems taken by GRPO
+    tokens_compared: int = 0
+    tokens_nonzero: int = 0
+    accuracy: tuple[float, ...] = ()  # held out, before GRPO; empty before it is known
+    seconds: float = 0.0
+    log: dict[str, int] = field(default_factory=dict)  # bytes of each log file that belong to the steps above
+
+
+@dataclass(frozen=True)
+class _Pending:
+    folder: Path
+    progress: Progress
+    optimizer_steps: int
+    weights_sha256: str
+
+
+class Checkpoints:
+    """One save at a time: the ranks write in the background, `settle` gives the folder its name when all are done."""
+
+    def __init__(
+        self,
+        out_dir: Path,
+        config: CheckpointSection,
+        trainer: TrainerFleet,
+        model: ModelConfig,
+        log: RunLog,
+        since: float,
+        files: Mapping[str, bytes],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """`since`: when the run began (time.perf_counter). `files`: what goes beside the shards. `facts`: what the manifest
+        says of the run beside its progress."""
+        self._root, self._config, self._trainer, self._model = out_dir / "checkpoints", config, trainer, model
+        self._log, self._since, self._files, self._facts = log, since, files, facts
+        self._pending: _Pending | None = None
+
+    def due(self, step: int, last: int) -> bool:
+        """After step `step` of `last`."""
+        return bool(self._config.every) and (step % self._config.every == 0 or step == last)
+
+    def save(self, progress: Progress, weights_sha256: str) -> None:
+        """Begins a checkpoint of the trainer's state as it is now, once the one before is complete."""
+        self.settle(wait=True)
+        progress = replace(progress, seconds=round(time.perf_counter() - self._since, 1), log=self._log.positions())
+        try:
+            folder = temporary(self._root / folder_name(progress.supervised + progress.step))
+        except OSError as error:
+            raise RunError(f"the checkpoint could not be written: {error.strerror}: {self._root}") from None
+        self._pending = _Pending(folder, progress, self._trainer.snapshot(folder), weights_sha256)
+
+    def settle(self, wait: bool = False) -> None:
+        """Completes what the ranks have written; with `wait`, waits for them. Then only the newest `keep` stay."""
+        if self._pending is None or (shards := self._trainer.written(wait)) is None:
+            return
+        done, self._pending = self._pending, None
+        final = self._root / folder_name(done.progress.supervised + done.progress.step)
+        run = {**self._facts, "progress": asdict(done.progress)}
+        what = (self._model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
+        try:
+            complete(done.folder, final, *what)
+        except OSError as error:
+            raise RunError(f"the checkpoint {final} could not be written: {error.strerror}") from None
+        older = [p for p in folders(self._root) if p.name <= final.name]
+        for folder in older[self._config.keep :]:
+            remove(folder)
+
+
+def tokenizer_files(tokenizer: "PreTrainedTokenizerBase") -> dict[str, bytes]:
+    """What `save_pretrained` writes, by path in a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {f"tokenizer/{p.name}": p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

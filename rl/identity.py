@@ -1,0 +1,74 @@
+"""What makes a run the run it is: every value that decides a bit of its weights, and none that does not."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rl.config import RunConfig
+from rl.data import Source
+
+FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
+    "align",
+    "checkpoint",
+    "cluster",
+    "dry_run",
+    "eval.every",
+    "logger",
+    "out_dir",
+    "resume",
+    "rollout.max_batch_tokens",
+    "rollout.max_running",
+    "rollout.page_size",
+    "rollout.pages",
+    "rollout.prefill_chunk",
+    "rollout.prefix_cache",
+    "rollout.replicas",
+    "rollout.threads",
+    "rollout.tp",
+    "steps",
+    "trainer.micro_leaves",
+    "trainer.threads",
+    "trainer.world_size",
+)
+CONTENT = "the data's content (sha256)"
+
+
+def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
+    """Dotted keys and their values, as JSON has them; with `source`, also the checksum of its problems."""
+    values = config.model_dump(mode="json")
+    values["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
+    flat = {k: v for k, v in _flatten(values, "") if not any(k == f or k.startswith(f + ".") for f in FREE)}
+    return flat | ({CONTENT: _checksum(source)} if source else {})
+
+
+def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """The first field of both whose values differ, with both values; "" where they are one run."""
+    for key in mine:
+        if key in theirs and theirs[key] != mine[key]:
+            return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
+    for key in sorted(set(mine) ^ set(theirs)):
+        if key != CONTENT:
+            there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
+            return f"{key}={there} there, {key}={here} here"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flatten(values: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        out += _flatten(value, f"{path}{key}.") if isinstance(value, Mapping) else [(f"{path}{key}", value)]
+    return out
+
+
+def _checksum(source: Source) -> str:
+    digest = hashlib.sha256()
+    for problems in (source.train, source.held_out):
+        for p in problems:
+            digest.update(json.dumps([p.prompt_ids, p.answer, p.solution]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""An allocation that failed in a worker, and what to lower, by how much, so that the next one does not."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rl.config import RunConfig
+from rl.errors import RunError
+from rl.plan import Plan, available_memory, gib
+
+_FAILED = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|MemoryError", re.IGNORECASE
+)
+_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+_FREE = re.compile(r"of which ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB) is free", re.IGNORECASE)
+_UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+@dataclass(frozen=True)
+class Shortage:
+    asked: int  # bytes; 0 where the error does not say
+    free: int
+
+
+class OutOfMemory(RunError):
+    """A worker that could not allocate; `advised` says what to change."""
+
+    def __init__(self, name: str, shortage: Shortage) -> None:
+        super().__init__(name, shortage)
+        self.name, self.shortage = name, shortage
+
+    def __str__(self) -> str:
+        asked = f": {gib(self.shortage.asked)} asked for, {gib(self.shortage.free)} free" if self.shortage.asked else ""
+        return f"{self.name} ran out of memory{asked}"
+
+
+def shortage_of(text: str) -> Shortage | None:
+    """What an error of torch, on a CPU or a GPU, of Python or of Ray says of memory; None where it is another error."""
+    if not _FAILED.search(text):
+        return None
+    free = _bytes(_FREE.search(text))
+    return Shortage(_bytes(_ASKED.search(text)), free or (0 if "CUDA" in text else available_memory()))
+
+
+def _bytes(match: re.Match[str] | None) -> int:
+    return int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+
+
+@contextlib.contextmanager
+def advised(config: RunConfig, plan: Plan) -> Iterator[None]:
+    """RunError with the advice, in the place of OutOfMemory."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise RunError(f"{error}; {advice(error, config, plan)}") from None
+
+
+def advice(error: OutOfMemory, config: RunConfig, plan: Plan) -> str:
+    """What frees enough, of the keys that change no bit of the run."""
+    need = max(error.shortage.asked - error.shortage.free, error.shortage.asked // 2, 1)
+    choices = _rollout(config, plan, need) if error.name.startswith("rollout") else _trainer(config, plan, need)
+    return f"{' or '.join(choices)} (no bit of the run changes)"
+
+
+def _trainer(config: RunConfig, plan: Plan, need: int) -> list[str]:
+    section, out = config.trainer, []
+    micro = section.micro_leaves
+    while micro > 1 and plan.activation_bytes * (1 - micro / section.micro_leaves) < need:
+        micro //= 2
+    if micro < section.micro_leaves:
+        freed = plan.activation_bytes * (section.micro_leaves - micro) // section.micro_leaves
+        out.append(_lower("trainer.micro_leaves", section.micro_leaves, micro, freed))
+    freed = plan.trainer_state_bytes // 2
+    if not out or freed >= need:
+        out.append(
+            f"raise trainer.world_size from {section.world_size} to {2 * section.world_size}, which frees {gib(freed)}"
+        )
+    return out
+
+
+def _rollout(config: RunConfig, plan: Plan, need: int) -> list[str]:
+    section = config.rollout
+    page = max(plan.kv_bytes // section.pages, 1)
+    pages = max(section.pages - -(-need // page), section.pages // 8, 1)
+    tokens = max(section.max_batch_tokens // 2, 1)
+    return [
+        _lower("rollout.pages", section.pages, pages, (section.pages - pages) * page),
+        f"rollout.max_batch_tokens from {section.max_batch_tokens} to {tokens}",
+    ]
+
+
+def _lower(key: str, now: int, then: int, freed: int) -> str:
+    return f"lower {key} from {now} to {then}, which frees {gib(freed)},"

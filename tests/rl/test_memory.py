@@ -1,0 +1,93 @@
+"""An allocation that fails, as each library says it, becomes one line with what to lower and by how much."""
+
+import pytest
+import ray.exceptions
+import torch
+from ray.exceptions import RayTaskError
+
+from rl.cluster import _root_cause
+from rl.compose import check
+from rl.config import RunConfig
+from rl.errors import RunError
+from rl.memory import OutOfMemory, Shortage, advised, shortage_of
+from rl.model import model_config
+from rl.plan import Plan, make_plan
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 512.00 MiB is free. "
+    "Including non-PyTorch memory, this process has 78.60 GiB memory in use."
+)
+
+
+def plan_of(*overrides: str) -> tuple[RunConfig, Plan]:
+    config = check(["+recipe=grpo_qwen3_8b", *overrides])[0]
+    return config, make_plan(config, model_config(config, None), 512)
+
+
+def line(name: str, asked: int, free: int, *overrides: str) -> str:
+    with pytest.raises(RunError) as error, advised(*plan_of(*overrides)):
+        raise OutOfMemory(name, Shortage(asked, free))
+    assert not isinstance(error.value, OutOfMemory) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_torch_says() -> None:
+    assert shortage_of(f"OutOfMemoryError: {CUDA}") == Shortage(2 * 2**30, 512 * 2**20)
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 50)
+    found = shortage_of(f"RuntimeError: {error.value}")
+    assert found is not None and found.asked == 4 << 50 and 0 <= found.free < 1 << 45
+    assert shortage_of("MemoryError: ") is not None
+    assert shortage_of("ValueError: the memory of this test") is None
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        torch.OutOfMemoryError(CUDA),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                     "8589934592 bytes. Error code 12 (Cannot allocate memory)"),
+    ],
+    ids=["GPU", "CPU"],
+)  # fmt: skip
+def test_it_outranks_what_it_breaks(cause: Exception) -> None:
+    broken = ("trainer rank 0", RayTaskError("step", "", RuntimeError("gloo: Connection closed by peer")))
+    error = _root_cause([broken, ("trainer rank 1", RayTaskError("step", "", cause))])
+    assert isinstance(error, OutOfMemory) and error.name == "trainer rank 1"
+    assert str(error).startswith("trainer rank 1 ran out of memory: ") and "GiB asked for" in str(error)
+
+
+def test_ray_that_kills_for_memory() -> None:
+    error = _root_cause(
+        [("trainer rank 1", ray.exceptions.OutOfMemoryError("Task was killed: node running low on memory"))]
+    )
+    assert isinstance(error, OutOfMemory)
+    assert str(error) == "trainer rank 1 ran out of memory"
+
+
+def test_the_trainer_lowers_its_micro_batch() -> None:
+    """By as much as the shortage takes: 16 leaves hold about 96 GiB of activations."""
+    _, plan = plan_of("trainer.micro_leaves=16")
+    for asked, micro in ((2**30, 8), (int(plan.activation_bytes * 0.6), 4), (int(plan.activation_bytes * 0.8), 2)):
+        text = line("trainer rank 1", asked, 0, "trainer.micro_leaves=16")
+        assert (
+            text.startswith("trainer rank 1 ran out of memory: ") and "0 MiB free; lower trainer.micro_leaves " in text
+        )
+        assert (
+            f"lower trainer.micro_leaves from 16 to {micro}, which frees" in text
+            and "(no bit of the run changes)" in text
+        )
+    assert "raise trainer.world_size from 4 to 8, which frees" in line("trainer rank 0", 2**30, 0)
+
+
+def test_the_engine_lowers_its_pages() -> None:
+    config, plan = plan_of()
+    page = plan.kv_bytes // config.rollout.pages
+    text = line("rollout engine 0 rank 1", 100 * page, 60 * page)
+    assert f"lower rollout.pages from {config.rollout.pages} to {config.rollout.pages - 50}, which frees" in text
+    assert "rollout.max_batch_tokens from 8192 to 4096" in text
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(KeyError), advised(*plan_of()):
+        raise KeyError

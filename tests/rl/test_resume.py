@@ -1,0 +1,242 @@
+"""Where a run begins, and every folder it must not begin in. No process is started."""
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rl.checkpoints import Progress
+from rl.compose import check
+from rl.config import RunConfig
+from rl.errors import UserError
+from rl.identity import FREE, difference, identity
+from rl.log import RunLog
+from rl.out_dir import claim
+from rl.report import read_lines
+from rl.resume import check_model, find_start, logged, prepare_logs
+from tests.model.shapes import TINY
+from tests.rl.command import call
+from trainer import folder
+from trainer.checkpoint import complete, folder_name
+
+BASE = ("logger=none", "data.problems=100", "steps=5")
+
+
+@cache
+def composed(*overrides: str) -> RunConfig:
+    return check([*BASE, *overrides])[0]
+
+
+def config_of(out_dir: Path, *overrides: str) -> RunConfig:
+    return composed(*overrides).model_copy(update={"out_dir": str(out_dir)})
+
+
+def leave(out_dir: Path, steps: tuple[int, ...], *overrides: str) -> dict[str, Any]:
+    """What a run that was stopped leaves: its config, its log, and checkpoints after `steps`."""
+    config = config_of(out_dir, *overrides)
+    out_dir.mkdir()
+    (out_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    who = identity(config)
+    with RunLog(out_dir, {}, "none") as log:
+        for step in range(1, 5):
+            log.step(step, {})
+            log.completions(step, [{"text": "x" * step}])
+            if step in steps:
+                final = out_dir / "checkpoints" / folder_name(step)
+                temporary = folder.temporary(final)
+                run = {"identity": who, "progress": asdict(Progress(step=step, log=log.positions()))}
+                complete(temporary, final, TINY, step, "", [], {"tokenizer/t.json": b"{}"}, run)
+    return who
+
+
+def start(out_dir: Path, *overrides: str):
+    config = config_of(out_dir, *overrides)
+    return find_start(config, identity(config), thorough=True)
+
+
+def refusal(out_dir: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        start(out_dir, *overrides)
+    return str(error.value)
+
+
+def test_a_new_folder(tmp_path: Path) -> None:
+    for resume in ("auto", "false"):
+        begin = start(tmp_path / "run", f"resume={resume}")
+        assert begin.checkpoint is None and not begin.continues and begin.progress == Progress()
+    assert prepare_logs(begin, tmp_path) == {}
+
+
+def test_the_newest_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leave(run, (2, 3))
+    begin = start(
+        run, "trainer.world_size=1", "rollout.tp=4", "trainer.micro_leaves=1", "steps=9", "checkpoint.every=7"
+    )
+    assert begin.checkpoint is not None and begin.progress.step == 3 and begin.continues and begin.refused == ()
+    with RunLog(run, {}, "none", positions=prepare_logs(begin, run)) as log:
+        log.step(4, {"again": True})
+        log.completions(4, [{}])
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        assert [r["step"] for r in read_lines(run / name)] == [1, 2, 3, 4], name
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leave(run, ())
+    begin = start(run)
+    assert begin.checkpoint is None and begin.continues
+    RunLog(run, {}, "none", positions=prepare_logs(begin, run)).close()
+    assert read_lines(run / "metrics.jsonl") == []
+    leave(tmp_path / "none", (), "checkpoint.every=0")
+    assert "holds a run already, and no checkpoint: choose another" in refusal(tmp_path / "none")
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    leave(run, (2, 4))
+    file = run / "checkpoints" / folder_name(4) / ("checkpoint.json" if damage == "manifest" else "tokenizer/t.json")
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"altered": b"{]", "truncated": b"{", "manifest": b"{"}[damage])
+    begin = start(run)
+    assert begin.progress.step == 2
+    (reason,) = begin.refused
+    assert str(file) in reason and "\n" not in reason
+    if damage == "altered":
+        assert "was altered: sha256" in reason
+    (run / "checkpoints" / folder_name(2) / "tokenizer/t.json").unlink()
+    with pytest.raises(UserError, match="none of its 2 checkpoints can be used"):
+        start(run)
+
+
+@pytest.mark.parametrize(
+    ("override", "there"),
+    [
+        ("seed=7", "0"),
+        ("model.leaves=4", "8"),
+        ("model.hf.num_hidden_layers=1", "3"),
+        ("data.problems=200", "100"),
+        ("algorithm.advantage=rloo", "grpo"),
+        ("trainer.lr=0.5", "0.0001"),
+        ("trainer.leaf_sequences=8", "16"),
+        ("rollout.temperature=0.5", "1.0"),
+        ("warmup.steps=3", "450"),
+        ("reward=tests.rl.command:length", "None"),
+    ],
+)
+def test_another_run_is_refused_by_name(tmp_path: Path, override: str, there: str) -> None:
+    run = tmp_path / "run"
+    leave(run, (2,))
+    before = sorted(run.rglob("*"))
+    key, _, here = override.partition("=")
+    for more in ((), (f"resume={run / 'checkpoints' / folder_name(2)}",)):
+        line = refusal(run, override, *more)
+        assert f"({key}={there} there, {key}={here} here)" in line
+    assert sorted(run.rglob("*")) == before
+
+
+def test_other_data_under_the_same_name(tmp_path: Path) -> None:
+    who = leave(tmp_path / "run", ())
+    assert "content" in difference(
+        who | {"the data's content (sha256)": "a"}, who | {"the data's content (sha256)": "b"}
+    )
+
+
+def test_what_a_used_folder_refuses(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leave(run, (2, 4))
+    line = refusal(run, "resume=false")
+    assert "holds a run already: choose another or remove it (resume=false)" in line
+    assert call(*BASE, f"out_dir={run}", "resume=false").error() == line
+    assert "steps=3: the run of" in (line := refusal(run, "steps=3")) and "has done 4 steps already" in line
+    (run / "summary.json").write_text(json.dumps({"steps": 5}))
+    assert "holds a run already, finished after steps=5" in refusal(run)
+    assert start(run, "steps=6").progress.step == 4
+    (run / "summary.json").write_text("{")
+    assert "summary.json cannot be read" in refusal(run)
+    (run / "config.yaml").write_text("seed: 0\n")
+    assert "whose config.yaml is no config of this version" in refusal(run)
+
+
+def test_resume_from_a_path(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    leave(run, (2, 3))
+    for path, step in ((run, 3), (run / "checkpoints", 3), (run / "checkpoints" / folder_name(2), 2)):
+        begin = start(other, f"resume={path}")
+        assert begin.progress.step == step and not begin.continues
+    other.mkdir()
+    RunLog(other, {}, "none", positions=prepare_logs(begin, other)).close()
+    assert [r["step"] for r in read_lines(other / "metrics.jsonl")] == [1, 2]
+    assert [r["step"] for r in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert start(run, f"resume={run}").continues
+    older = f"resume={run / 'checkpoints' / folder_name(2)}"
+    assert "is not its newest checkpoint: choose another out_dir" in refusal(run, older)
+    assert "is neither a checkpoint nor a folder that holds any" in refusal(tmp_path / "x", f"resume={tmp_path}")
+    assert "is neither a checkpoint" in refusal(tmp_path / "x", "resume=no/such/folder")
+    assert "resume=True: must be auto, false or" in call("resume=true").error()
+
+
+def test_another_shape_in_the_same_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leave(run, (2,))
+    begin = start(run)
+    check_model(begin, TINY)
+    with pytest.raises(UserError, match=r"step-00000002 is another: layers=2 there, layers=3 here$"):
+        check_model(begin, replace(TINY, layers=3))
+
+
+def test_a_log_that_is_no_log(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        (tmp_path / name).write_text("{\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: not JSON"):
+        logged(tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    handle = os.open(run, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="is in use by another process"), claim(run):
+        pass
+    os.close(handle)
+    (run / ".model.0123.tmp").mkdir()
+    (run / "mine").write_text("")
+    with claim(run):
+        assert [p.name for p in run.iterdir()] == ["mine"]
+    with claim(tmp_path / "a" / "b"):
+        pass
+    assert (tmp_path / "a").exists() and not (tmp_path / "a" / "b").exists()
+
+
+def test_every_key_is_of_the_run_or_free() -> None:
+    """A key that is new must be sorted: this list is what decides a bit, or what the two accuracies of a run compare."""
+    config = check([])[0]
+    known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
+    assert known == {
+        "rollout.temperature", "rollout.max_new_tokens",
+        "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay",
+        "trainer.grad_clip", "trainer.clip_low", "trainer.clip_high",
+        "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.advantage", "algorithm.loss_mean",
+        "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
+        "eval.problems", "eval.temperature",
+    }  # fmt: skip
+    values = config.model_dump()
+    for name in FREE:
+        section, _, key = name.partition(".")
+        assert section in values and (not key or key in values[section]), name
+
+
+def test_auto_dtype_is_what_it_stands_for() -> None:
+    a, b = (identity(check([f"model.dtype={d}"])[0]) for d in ("auto", "float32"))
+    assert difference(a, b) == ""
+    assert "model.dtype=float32 there" in difference(a, identity(check(["model.dtype=bfloat16"])[0]))

@@ -1,0 +1,76 @@
+"""`python -m trainer.export CHECKPOINT OUT_DIR`: the weights of a checkpoint as a Hugging Face model directory.
+
+`transformers` loads what it writes: config.json, safetensors of at most 5 GB each with their index, and the tokenizer where
+the run had one. One tensor is in memory at a time; the folder is there whole or not at all.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from kernels.model import ConfigError
+from kernels.model.weights import Leaves, Parameter, digest, parameters, save, slice_digests
+from kernels.tree import WHOLE
+from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, read_rows, verify
+from trainer.command import Parser, fail
+from trainer.folder import whole
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Every master weight, float32, one at a time."""
+    for parameter in parameters(checkpoint.model):
+        rows = parameter.shape[0]
+        yield parameter, read_rows(checkpoint, "weight", parameter.name, rows, 0, rows)
+
+
+def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes: int = 5 * 10**9) -> str:
+    """Writes `out_dir`, whole or not at all, and returns the SHA-256 of its weights (`kernels.model.weights.digest`)."""
+    digests: Leaves = {}
+
+    def rounded() -> Iterator[tuple[Parameter, torch.Tensor]]:
+        for parameter, tensor in weights(checkpoint):
+            held = tensor.to(dtype)
+            digests.update(slice_digests(checkpoint.model, parameter, held, WHOLE))
+            yield parameter, held
+
+    with whole(out_dir) as folder:
+        save(checkpoint.model, rounded(), folder, dtype, file_bytes)
+        for file in checkpoint.files:
+            if file.name.startswith("tokenizer/"):
+                shutil.copyfile(checkpoint.folder / file.name, folder / Path(file.name).name)
+    return digest(digests)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="trainer.export", description=(__doc__ or "").partition(":")[2].strip())
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or that of a run: its newest one")
+    parser.add_argument("out_dir", type=Path, help="a folder that does not exist yet, or is empty")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the files; float32 (default): the masters"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        single = (args.checkpoint / MANIFEST).exists()
+        found = [args.checkpoint] if single else folders(args.checkpoint / "checkpoints") or folders(args.checkpoint)
+        if not found:
+            fail(f"{args.checkpoint} is neither a checkpoint nor a folder that holds any", 2)
+        if args.out_dir.exists() and (not args.out_dir.is_dir() or any(args.out_dir.iterdir())):
+            fail(f"{args.out_dir} exists already: choose another or remove it", 2)
+        checkpoint = read(found[0])
+        verify(checkpoint)
+        sha256 = export(checkpoint, args.out_dir, DTYPES[args.dtype])
+    except (CheckpointError, ConfigError) as error:
+        fail(error, 2)
+    except OSError as error:
+        fail(f"{args.out_dir} could not be written: {error.strerror}", 1)
+    print(f"{checkpoint.folder} -> {args.out_dir}")
+    print(f"weights sha256 {sha256}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
