@@ -9,7 +9,7 @@ the number of leaves is no power of two, the tree is that of the next power of t
 `fold` of 6 is ((n0 + n1) + (n2 + n3)) + (n4 + n5).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,28 +74,32 @@ def fold(nodes: Sequence[Node], add: Callable[[Node, Node], Node]) -> Node:
 class Counter:
     """`fold` for nodes that arrive one at a time: a binary counter that keeps at most log2(n) + 1 of them.
 
-    Used where the nodes are large (gradients of micro-batches). `push` in ascending leaf order, then `root` once.
+    Used where the nodes are large (gradients of micro-batches). `push` in ascending leaf order, then `root` once. A node may
+    be the root of 2^level leaves that begin at a multiple of 2^level: how the leaves are cut into nodes changes no bit.
     """
 
     def __init__(self, add: Callable[[Node, Node], Node]) -> None:
         self._add = add
-        self._parked: dict[int, Node] = {}
-        self._count = 0
+        self._parked: list[tuple[int, Node]] = []  # (level, node), levels falling
+        self._count = 0  # leaves
 
-    def push(self, node: Node) -> None:
-        level, n = 0, self._count
-        while n & 1:
-            node = self._add(self._parked.pop(level), node)
-            level, n = level + 1, n >> 1
-        self._parked[level] = node
-        self._count += 1
+    def push(self, node: Node, level: int = 0) -> None:
+        if self._count % (1 << level):
+            raise TreeError(
+                f"a node of {1 << level} leaves cannot follow {self._count} leaves: it would not be aligned"
+            )
+        self._count += 1 << level
+        while self._parked and self._parked[-1][0] == level:
+            node = self._add(self._parked.pop()[1], node)
+            level += 1
+        self._parked.append((level, node))
 
     def root(self) -> Node:
         if not self._parked:
             raise TreeError("an empty sum has no root")
-        levels: Iterable[int] = sorted(self._parked)
-        root = None
-        for level in levels:
-            root = self._parked[level] if root is None else self._add(self._parked[level], root)
-        self._parked, self._count = {}, 0
-        return root  # type: ignore[return-value]
+        nodes = [node for _, node in self._parked]
+        self._parked, self._count = [], 0
+        root = nodes.pop()
+        while nodes:
+            root = self._add(nodes.pop(), root)
+        return root

@@ -153,6 +153,13 @@ class TrainerFleet:
     def reset_optimizer(self) -> None:
         self._call("reset_optimizer")
 
+    def offload(self) -> None:
+        """The cards' memory is free until `onload`: weights and moments wait on the host, and nothing else works."""
+        self._call("offload")
+
+    def onload(self) -> None:
+        self._call("onload")
+
     def digest(self) -> str:
         """That of the weights as they would be published."""
         return self._call("digest")[0]
@@ -208,6 +215,8 @@ def cluster(
             AdamWConfig(section.betas, section.eps, section.weight_decay, section.grad_clip),
             Clip(section.clip_low, section.clip_high),
             config.dtype,
+            section.micro_tokens,
+            section.offload,
         )
         rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
         trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)

@@ -46,7 +46,13 @@ class RolloutSection(Section):
 class TrainerSection(Section):
     world_size: Positive = Field(description="FSDP2 processes")
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
-    micro_leaves: Positive = Field(description="leaves of one micro-batch")
+    micro_leaves: Positive = Field(description="leaves of one micro-batch, where micro_tokens is null")
+    micro_tokens: Positive | None = Field(
+        description="most tokens of one micro-batch on one rank: as many leaves as fit; null: micro_leaves says"
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        description="what lives in host memory: none, AdamW's moments, or these, the master weights and waiting gradients"
+    )
     lr: float = Field(gt=0)
     betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)

@@ -28,6 +28,8 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.tp",
     "steps",
     "trainer.micro_leaves",
+    "trainer.micro_tokens",
+    "trainer.offload",
     "trainer.threads",
     "trainer.world_size",
 )

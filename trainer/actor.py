@@ -57,6 +57,12 @@ class TrainerRank:
     def reset_optimizer(self) -> None:
         self.trainer.optimizer.reset()
 
+    def offload(self) -> None:
+        self.trainer.offload()
+
+    def onload(self) -> None:
+        self.trainer.onload()
+
     def publish(self) -> tuple[dict[str, "ray.ObjectRef"], Leaves]:
         """Rank 0: a reference to the bits of every whole parameter, rounded to the model's dtype, in the object store, and the
         digest of every slice. Other ranks take part in the gathers and return empty ones."""

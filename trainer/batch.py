@@ -70,6 +70,61 @@ def check_batch_arithmetic(sequences: int, leaf_sequences: int, micro_leaves: in
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """An aligned subtree of the global batch: `leaves` consecutive leaves on each rank, beginning at leaf `first`."""
+
+    first: int
+    leaves: int  # of each rank, a power of two
+
+    def sequences(self, rank: int, leaf_sequences: int) -> tuple[int, int]:
+        """Those that `rank` computes."""
+        start = (self.first + rank * self.leaves) * leaf_sequences
+        return start, start + self.leaves * leaf_sequences
+
+    def level(self, world_size: int) -> int:
+        """Of the node that all ranks' leaves make, in the tree over leaves."""
+        return (self.leaves * world_size).bit_length() - 1
+
+
+def cut(lengths: np.ndarray, leaf_sequences: int, world_size: int, micro_leaves: int) -> list[MicroBatch]:
+    """The global batch as micro-batches of `micro_leaves` leaves a rank, in leaf order."""
+    count = check_batch_arithmetic(len(lengths), leaf_sequences, micro_leaves, world_size)
+    return [MicroBatch(i * micro_leaves * world_size, micro_leaves) for i in range(count)]
+
+
+def cut_by_tokens(lengths: np.ndarray, leaf_sequences: int, world_size: int, micro_tokens: int) -> list[MicroBatch]:
+    """The global batch as the largest aligned subtrees of which no rank's part has more than `micro_tokens` tokens, in leaf
+    order; sizes may differ from one to the next.
+
+    Every rank cuts alike, by the rank with the most tokens, since all of them take part in the reduction of each micro-batch.
+    BatchError where one leaf alone has more. `lengths`: tokens of each sequence.
+    """
+    check_batch_arithmetic(len(lengths), leaf_sequences, 1, world_size)
+    leaves = lengths.reshape(-1, leaf_sequences).sum(1)
+    if (longest := int(leaves.argmax())) >= 0 and leaves[longest] > micro_tokens:
+        raise BatchError(
+            f"leaf {longest} has {leaves[longest]} tokens ({leaf_sequences} sequences) and trainer.micro_tokens is "
+            f"{micro_tokens}: raise it to at least {leaves[longest]}"
+        )
+    out, first = [], 0
+    while first < len(leaves):
+        size = 1
+        while _fits(leaves, first, 2 * size, world_size, micro_tokens):
+            size *= 2
+        out.append(MicroBatch(first, size))
+        first += size * world_size
+    return out
+
+
+def _fits(leaves: np.ndarray, first: int, size: int, world_size: int, micro_tokens: int) -> bool:
+    """Whether `size` leaves a rank, from `first` on, are an aligned subtree within the budget."""
+    stop = first + size * world_size
+    if first % (size * world_size) or stop > len(leaves):
+        return False
+    return int(leaves[first:stop].reshape(world_size, size).sum(1).max()) <= micro_tokens
+
+
+@dataclass(frozen=True)
 class StepReport:
     """One optimizer step, as one rank saw it or as all did (`merge`)."""
 

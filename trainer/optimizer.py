@@ -3,6 +3,7 @@
 import math
 import operator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -10,7 +11,14 @@ from torch.distributed.tensor import DTensor
 from kernels.collectives import TreeGroup
 from kernels.ops import adamw, square_rows, sum_rows
 from kernels.tree import Counter, fold
+from trainer.host import Passage, host_tensor
 from trainer.model import TrainerModel
+
+Offload = Literal["none", "optimizer", "all"]
+"""What lives in host memory: nothing; the moments; the moments, the master weights, and gradients that wait. No bit changes."""
+
+Node = dict[str, torch.Tensor]
+"""A set of gradients, by name: this rank's rows of each."""
 
 
 class TrainerError(RuntimeError):
@@ -26,38 +34,65 @@ class AdamWConfig:
 
 
 class Optimizer:
-    """`accumulate` after every backward pass, then `step`. Moments are float32, sharded as the parameters are."""
+    """`accumulate` after every backward pass, then `step`. Moments are float32, sharded as the parameters are, and on the host
+    if `offload` says so."""
 
-    def __init__(self, model: TrainerModel, config: AdamWConfig) -> None:
-        self.config = config
+    def __init__(self, model: TrainerModel, config: AdamWConfig, device: str, offload: Offload = "none") -> None:
+        self.config, self.device, self.offload = config, device, offload
         self.tied = model.config.tied
+        self._passage = Passage(device)
         self._parameters: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
+        self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forgets moments, step count and whatever was accumulated."""
         self.steps = 0
-        locals_ = {name: p.to_local() for name, p in self._parameters.items()}
-        self._first = {name: torch.zeros_like(w) for name, w in locals_.items()}
-        self._second = {name: torch.zeros_like(w) for name, w in locals_.items()}
+        if not self._moments:
+            names = [n for n in self._parameters if not (self.tied and n == "head")]
+            self._moments = {n: (self._moment(n), self._moment(n)) for n in names}
+        else:
+            for pair in self._moments.values():
+                for moment in pair:
+                    moment.zero_()
         self.discard()
+
+    def _moment(self, name: str) -> torch.Tensor:
+        shape = self._parameters[name].to_local().shape
+        if self.offload == "none":
+            return torch.zeros(shape, device=self.device)
+        return host_tensor(shape, torch.float32, self.device)
 
     def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's rows of both moments of a parameter, to read or to restore in place."""
-        return self._first[name], self._second[name]
+        return self._moments[name]
 
-    def accumulate(self) -> None:
-        """Takes the reduced gradient of one micro-batch: the next node, in leaf order, of the tree over micro-batches."""
+    def all_moments(self) -> list[torch.Tensor]:
+        return [moment for pair in self._moments.values() for moment in pair]
+
+    def accumulate(self, level: int) -> None:
+        """Takes the reduced gradient of one micro-batch: the next node, in leaf order, of the tree over micro-batches, and
+        the root of 2^level leaves."""
         node = {}
         for name, parameter in self._parameters.items():
             assert isinstance(parameter.grad, DTensor), f"{name} has no gradient"
             node[name] = parameter.grad.to_local()
             parameter.grad = None
-        self._gradients.push(node)
+        self._gradients.push(node, level)
 
     def discard(self) -> None:
         """Forgets what was accumulated since the last step."""
-        self._gradients = Counter(lambda a, b: {name: a[name] + b[name] for name in a})
+        self._gradients = Counter(self._add)
+
+    def _add(self, left: Node, right: Node) -> Node:
+        """In the place of `left`: whole sets of gradients are the largest tensors there are."""
+        for name, gradient in left.items():
+            if gradient.device.type == self.device:
+                gradient += right[name]
+            elif gradient.numel():
+                self._passage.update([right[name]], [gradient], lambda b, a: a.add_(b))
+        self._passage.finish()
+        return left
 
     def spoiled(self) -> str:
         """The first tensor that is not finite on any rank: a weight, in the order of the forward pass, or else an
@@ -66,7 +101,7 @@ class Optimizer:
         names = list(self._parameters)
         finite = torch.tensor(
             [[self._parameters[name].to_local().isfinite().all(), gradients[name].isfinite().all()] for name in names],
-            device=next(iter(gradients.values())).device,
+            device=self.device,
         )
         group = TreeGroup(self._parameters[names[0]].device_mesh.get_group())
         everywhere = group.all_gather(finite.to(torch.int32)).amin(0).tolist()
@@ -83,7 +118,7 @@ class Optimizer:
         weights and moments untouched, where that norm is not finite. Forgets what was accumulated either way."""
         gradients = self._gradients.root()
         if self.tied:
-            gradients["embed"] = gradients["embed"] + gradients.pop("head")
+            gradients = self._add({"embed": gradients["embed"]}, {"embed": gradients.pop("head")}) | gradients
         squares = {name: self._squares(name, g) for name, g in gradients.items()}
         norm = fold(list(squares.values()), operator.add).sqrt().item()
         if not math.isfinite(norm):
@@ -95,22 +130,35 @@ class Optimizer:
         scale = min(1.0, self.config.grad_clip / norm) if norm > 0 else 1.0
         self.steps += 1
         for name, gradient in gradients.items():
-            adamw(
-                self._parameters[name].to_local(),
-                gradient,
-                self._first[name],
-                self._second[name],
-                step=self.steps,
-                lr=lr,
-                betas=self.config.betas,
-                eps=self.config.eps,
-                weight_decay=self.config.weight_decay if self._parameters[name].dim() > 1 else 0.0,
-                grad_scale=scale,
-            )
+            self._update(name, gradient, lr, scale)
+        self._passage.finish()
         if self.tied:
             with torch.no_grad():
                 self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
         return norm
+
+    def _update(self, name: str, gradient: torch.Tensor, lr: float, scale: float) -> None:
+        weight, (first, second) = self._parameters[name].to_local(), self._moments[name]
+        decay = self.config.weight_decay if self._parameters[name].dim() > 1 else 0.0
+
+        def work(g: torch.Tensor, w: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> None:
+            adamw(
+                w,
+                g,
+                m,
+                v,
+                step=self.steps,
+                lr=lr,
+                betas=self.config.betas,
+                eps=self.config.eps,
+                weight_decay=decay,
+                grad_scale=scale,
+            )
+
+        if self.offload == "none":
+            work(gradient, weight, first, second)
+        elif gradient.numel():
+            self._passage.update([gradient], [weight, first, second], work)
 
     def _squares(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """Sum of squares of one tensor, float32 [1]: of each row, then the tree over rows, wherever the rows live."""
@@ -118,7 +166,8 @@ class Optimizer:
         rows = parameter.shape[0]
         group = TreeGroup(parameter.device_mesh.get_group())
         part = -(-rows // group.shard.size)  # FSDP2 gives the first ranks ceil(rows / size) each
-        squares = torch.zeros(part, device=gradient.device)
-        squares[: gradient.shape[0]] = square_rows(gradient.reshape(gradient.shape[0], -1)) if gradient.numel() else 0.0
+        squares = torch.zeros(part, device=self.device)
+        if gradient.numel():
+            squares[: gradient.shape[0]] = square_rows(gradient.to(self.device).reshape(gradient.shape[0], -1))
         whole = group.all_gather(squares).view(-1)[:rows, None]
-        return sum_rows(whole, torch.arange(rows + 1, device=gradient.device))
+        return sum_rows(whole, torch.arange(rows + 1, device=self.device))

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup, reduce_scatter
+from trainer.host import host_tensor
 from trainer.model import TrainerModel
 
 
@@ -29,14 +30,24 @@ class TreeReduceScatter:
         reduce_scatter(output_tensor, input_tensor, group)
 
 
-def parallelize(model: TrainerModel, mesh: DeviceMesh) -> None:
-    """Shards every layer, then the rest; gradients are plain sums (the loss carries its own normaliser)."""
+def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) -> None:
+    """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
+    normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used."""
+    device = mesh.device_type
+    policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
     for module in (*model.layers, model):
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, offload_policy=policy)
         assert isinstance(module, FSDPModule)
         module.set_custom_reduce_scatter(TreeReduceScatter())  # type: ignore[arg-type]
-        module.set_gradient_divide_factor(1.0)
+        if mesh.size() > 1:
+            module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+    model.to_empty(device="cpu" if on_host else device)
+    if on_host:
+        for parameter in model.parameters():
+            assert isinstance(parameter, DTensor)
+            parameter._local_tensor = host_tensor(parameter.to_local().shape, parameter.dtype, device)
+    model.table = tuple(t.to(device) for t in model.table)
 
 
 def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
@@ -53,7 +64,10 @@ def gather(parameter: torch.Tensor) -> torch.Tensor:
     """The whole of a sharded parameter, on every rank: the reverse of `fill`. A collective. (DTensor.full_tensor kills the
     process where CUDA tensors travel over gloo, torch 2.11.)"""
     assert isinstance(parameter, DTensor)
-    local, rows = parameter.to_local(), -(-parameter.shape[0] // parameter.device_mesh.size())
+    local, rows = (
+        parameter.to_local().to(parameter.device_mesh.device_type),
+        -(-parameter.shape[0] // parameter.device_mesh.size()),
+    )
     padded = local.new_zeros(rows, *local.shape[1:])
     padded[: local.shape[0]] = local
     return TreeGroup(parameter.device_mesh.get_group()).all_gather(padded).flatten(0, 1)[: parameter.shape[0]]

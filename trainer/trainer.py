@@ -10,11 +10,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
 from kernels.model.weights import Parameter, parameters
-from trainer.batch import Batch, StepReport, check_batch_arithmetic
+from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint, rank_rows, read_rows
+from trainer.host import Waiting
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
-from trainer.optimizer import AdamWConfig, Optimizer, TrainerError
+from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import fill, gather, parallelize
 
 
@@ -25,6 +26,8 @@ class TrainerConfig:
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     clip: Clip = field(default_factory=Clip)
     dtype: torch.dtype = torch.float32  # of activations
+    micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
+    offload: Offload = "none"  # what lives in host memory; likewise
 
 
 class Trainer:
@@ -32,7 +35,7 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither `micro_leaves` nor the size of the mesh.
+    counter. The weights therefore depend on neither the cut into micro-batches nor the size of the mesh.
     """
 
     def __init__(
@@ -47,10 +50,9 @@ class Trainer:
         self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype)
-        parallelize(self.model, mesh)
-        self.model.to_empty(device=self.device)
-        self.model.table = tuple(t.to(self.device) for t in self.model.table)
-        self.optimizer = Optimizer(self.model, config.optimizer)
+        parallelize(self.model, mesh, on_host=config.offload == "all")
+        self.optimizer = Optimizer(self.model, config.optimizer, self.device, config.offload)
+        self._waiting = Waiting(self.device)
         with torch.no_grad():
             if isinstance(weights, Checkpoint):
                 self._restore(weights)
@@ -64,20 +66,18 @@ class Trainer:
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
         log-prob, the loss or the gradient of any of them is not finite."""
+        self._check_onloaded()
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
-        config = self.config
-        micro_batches = check_batch_arithmetic(batch.sequences, config.leaf_sequences, config.micro_leaves, world)
-        size = config.leaf_sequences * config.micro_leaves
         self.optimizer.discard()  # of a step that failed
         logprobs, sequences, responses = [], [], []
         loss = clipped = 0.0
-        for i in range(micro_batches):
-            start = (i * world + rank) * size
-            part = batch.take(start, start + size)
+        for micro_batch in self.cut(batch):
+            start, stop = micro_batch.sequences(rank, self.config.leaf_sequences)
+            part = batch.take(start, stop)
             values, part_loss, part_clipped = self._backward(part, objective)
-            self.optimizer.accumulate()
+            self.optimizer.accumulate(micro_batch.level(world))
             logprobs.append(values)
-            sequences.append(np.arange(start, start + size))
+            sequences.append(np.arange(start, stop))
             responses.append(part.responses)
             loss, clipped = loss + part_loss, clipped + part_clipped
         all_logprobs = np.concatenate(logprobs)
@@ -93,6 +93,13 @@ class Trainer:
             step=self.optimizer.steps,
         )
 
+    def cut(self, batch: Batch) -> list[MicroBatch]:
+        """The micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
+        config, world = self.config, self.mesh.size()
+        if config.micro_tokens is None:
+            return cut(batch.lengths, config.leaf_sequences, world, config.micro_leaves)
+        return cut_by_tokens(batch.lengths, config.leaf_sequences, world, config.micro_tokens)
+
     def _backward(self, part: Batch, objective: Objective) -> tuple[np.ndarray, float, int]:
         """(log-probs, weighted loss, clipped tokens) of one micro-batch; its gradients are left in the parameters."""
 
@@ -100,7 +107,7 @@ class Trainer:
             return torch.from_numpy(array).to(self.device)
 
         leaf = self.config.leaf_sequences
-        groups = [leaf] * self.config.micro_leaves
+        groups = [leaf] * (part.sequences // leaf)
         layout = Layout.packed(part.lengths.tolist(), groups, self.device)
         row_groups = np.concatenate([[0], np.cumsum(part.responses)])[::leaf]
         logprobs = self.model(
@@ -133,8 +140,30 @@ class Trainer:
                     f"{self.optimizer.spoiled()}; the weights were not touched"
                 )
 
+    def offload(self) -> None:
+        """Moves what a step leaves behind, the master weights and the moments, to host memory, and hands the card's memory
+        back to the driver (colocated mode: the rollout samples meanwhile). Nothing else works until `onload`."""
+        if self._waiting.away:
+            return
+        held: list[torch.Tensor] = []
+        if self.config.offload == "none":
+            held += self.optimizer.all_moments()
+        if self.config.offload != "all":
+            held += [p.detach().to_local() for p in self.model.parameters()]  # type: ignore[operator]
+        self.optimizer.discard()
+        self._waiting.leave(held)
+
+    def onload(self) -> None:
+        """The reverse of `offload`: the same bits."""
+        self._waiting.back()
+
+    def _check_onloaded(self) -> None:
+        if self._waiting.away:
+            raise TrainerError("the trainer's weights wait in host memory: call onload() first")
+
     def shard(self) -> dict[str, torch.Tensor]:
         """This rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
+        self._check_onloaded()
         named = dict(self.model.named_parameters())
         out = {}
         for parameter in parameters(self.model.config):
@@ -158,6 +187,7 @@ class Trainer:
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""
+        self._check_onloaded()
         named = dict(self.model.named_parameters())
         for parameter in parameters(self.model.config):
             yield parameter, gather(named[parameter.name].detach())

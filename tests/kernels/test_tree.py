@@ -1,6 +1,8 @@
 """The tree itself, with nodes that are strings: the parentheses are the order."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels.tree import WHOLE, Counter, Shard, TreeError, fold, is_power_of_two, leaf_bounds
 
@@ -76,6 +78,25 @@ def test_a_counter_adds_each_pair_as_soon_as_it_can() -> None:
     for i in range(4):
         counter.push(str(i))
     assert done == ["(0+1)", "(2+3)", "((0+1)+(2+3))"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 70), st.data())
+def test_nodes_of_any_level_end_in_the_same_root(leaves: int, data: st.DataObject) -> None:
+    counter, first = Counter(add), 0
+    while first < leaves:
+        fitting = [k for k in range(7) if first % (1 << k) == 0 and first + (1 << k) <= leaves]
+        level = data.draw(st.sampled_from(fitting))
+        counter.push(fold([str(i) for i in range(first, first + (1 << level))], add), level)
+        first += 1 << level
+    assert counter.root() == fold([str(i) for i in range(leaves)], add)
+
+
+def test_a_node_that_is_not_aligned_is_refused() -> None:
+    counter = Counter(add)
+    counter.push("0")
+    with pytest.raises(TreeError, match="a node of 2 leaves cannot follow 1 leaves"):
+        counter.push("1-2", level=1)
 
 
 def test_an_empty_sum_has_no_root() -> None:

@@ -18,6 +18,7 @@ from trainer.optimizer import TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
 STEPS = 3
+LONGEST = 20  # tokens of a sequence
 # name -> (model, weights, leaf_sequences, sequences a step, dtype)
 RUNS: dict[str, tuple] = {
     "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16, torch.float32),
@@ -34,19 +35,28 @@ RUNS: dict[str, tuple] = {
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, _) in RUNS.items()}
 
 
-def micro_leaves(name: str, world: int) -> list[int]:
-    """Every size of micro-batch that fits."""
-    return [n for n in (1, 2, 4, 8) if LEAVES[name] % (n * world) == 0]
+def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
+    """Every size of micro-batch that fits, and what else may change memory and speed alone."""
+    out: dict[str, dict[str, Any]] = {
+        f"micro_leaves={n}": {"micro_leaves": n} for n in (1, 2, 4, 8) if LEAVES[name] % (n * world) == 0
+    }
+    longest = LONGEST * RUNS[name][2]
+    for budget in (longest, 2 * longest, 5 * longest // 2):
+        out[f"micro_tokens={budget}"] = {"micro_tokens": budget}
+    out["offload=optimizer"] = {"offload": "optimizer"}
+    out["offload=all"] = {"offload": "all", "micro_tokens": longest}
+    return out
 
 
-def train(name: str, world: int, micro: int) -> tuple[str, list[dict[str, Any]]]:
+def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """(SHA-256 of the weights after three steps, what was reported)."""
     config, weights, leaf, sequences, dtype = RUNS[name]
-    how = TrainerConfig(leaf, micro, dtype=dtype)
+    how = TrainerConfig(leaf, **{"micro_leaves": 1} | way, dtype=dtype)
     trainer = Trainer(config, how, init_device_mesh("cpu", (world,)), weights(config))
+    trainer.optimizer._passage.piece = 1000  # several pieces a tensor
     told = []
     for step in range(STEPS):
-        batch = random_batch(config, sequences, seed=step)
+        batch = random_batch(config, sequences, seed=step, longest=LONGEST)
         report = merged(trainer.step(batch, "policy" if step < 2 else "likelihood", lr=1e-2), world)
         told.append(
             {
@@ -59,6 +69,8 @@ def train(name: str, world: int, micro: int) -> tuple[str, list[dict[str, Any]]]
                 "step": report.step,
             }
         )
+        trainer.offload()
+        trainer.onload()
     return sha256(w for _, w in trainer.weights()), told
 
 
@@ -115,6 +127,6 @@ def work() -> dict[str, Any]:
     world = dist.get_world_size()
     out: dict[str, Any] = {"failures": fail(world)}
     for name in RUNS:
-        for micro in micro_leaves(name, world):
-            out[name, micro] = train(name, world, micro)
+        for way, how in ways(name, world).items():
+            out[name, way] = train(name, world, how)
     return out

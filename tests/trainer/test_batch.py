@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.model.shapes import TINY
 from tests.trainer.batches import random_batch
-from trainer.batch import Batch, BatchError, StepReport, check_batch_arithmetic
+from trainer.batch import Batch, BatchError, StepReport, check_batch_arithmetic, cut_by_tokens
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -95,3 +95,34 @@ def test_merge_puts_every_log_prob_back_in_its_place(world: int, size: int, roun
     assert merged.clip_fraction == pytest.approx(sum(clipped) / len(logprobs))
     alone = StepReport.merge([replace(merged, loss=1.0)])
     assert alone.logprobs.tobytes() == logprobs.tobytes()
+
+
+@PROPERTY
+@given(st.integers(0, 2), st.integers(1, 3), st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 200))
+def test_a_token_budget_cuts_aligned_subtrees(power: int, leaf: int, tokens: list[int], more: int) -> None:
+    """Whole, in order, no rank's part above the budget, and none that its neighbour's could have been joined to."""
+    world = 1 << power
+    lengths = np.resize(tokens, -(-len(tokens) // (leaf * world)) * leaf * world)
+    leaves = lengths.reshape(-1, leaf).sum(1)
+    budget = int(leaves.max()) + more
+    parts = cut_by_tokens(lengths, leaf, world, budget)
+    assert [p.first for p in parts] == np.cumsum([0, *(p.leaves * world for p in parts)])[:-1].tolist()
+    assert parts[-1].first + parts[-1].leaves * world == len(leaves)
+    for part in parts:
+        assert part.leaves & (part.leaves - 1) == 0 and part.first % (part.leaves * world) == 0
+        sums = [lengths[slice(*part.sequences(rank, leaf))].sum() for rank in range(world)]
+        assert max(sums) <= budget and sum(sums) == leaves[part.first : part.first + part.leaves * world].sum()
+        assert 1 << part.level(world) == part.leaves * world
+    for a, b in pairwise(parts):
+        if a.leaves == b.leaves and a.first % (2 * a.leaves * world) == 0:
+            both = leaves[a.first : b.first + b.leaves * world].reshape(world, -1).sum(1)
+            assert both.max() > budget
+
+
+def test_a_leaf_above_the_budget_is_an_error_with_both_numbers() -> None:
+    lengths = np.array([3, 4, 20, 13, 1, 1, 1, 1])
+    assert len(cut_by_tokens(lengths, 2, 2, 33)) == 2
+    with pytest.raises(BatchError, match=r"leaf 1 has 33 tokens \(2 sequences\) and trainer.micro_tokens is 32"):
+        cut_by_tokens(lengths, 2, 2, 32)
+    with pytest.raises(BatchError, match="8 sequences a step are no multiple of"):
+        cut_by_tokens(lengths, 3, 1, 100)

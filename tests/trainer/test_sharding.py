@@ -1,4 +1,4 @@
-"""World size and micro-batch change no bit of the weights: three steps at 1, 2 and 4 real FSDP2 ranks, one SHA-256."""
+"""World size, the cut into micro-batches and host memory change no bit: three steps at 1, 2 and 4 FSDP2 ranks, one SHA-256."""
 
 from functools import cache
 from typing import Any
@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tests.bits import sha256
 from tests.collectives.processes import run_ranks
-from tests.trainer.ranks import RUNS, STEPS, fail, micro_leaves, train, work
+from tests.trainer.ranks import RUNS, STEPS, fail, train, ways, work
 
 
 @cache  # not fixtures: two parametrised ones in a test would be set up again and again
@@ -19,7 +19,7 @@ def ranks(world: int) -> list[dict[Any, Any]]:
 @cache
 def single(name: str) -> tuple[str, list[dict[str, Any]]]:
     """One rank that takes one leaf at a time."""
-    return train(name, 1, 1)
+    return train(name, 1, {"micro_leaves": 1})
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -34,26 +34,24 @@ def test_one_step_is_not_none(name: str, mesh: DeviceMesh) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_micro_batches_change_no_bit(name: str, mesh: DeviceMesh) -> None:
-    sizes = micro_leaves(name, 1)
-    assert len(sizes) >= 3
-    for micro in sizes[1:]:
-        assert train(name, 1, micro) == single(name), f"{name}, {micro} leaves a micro-batch"
+def test_the_way_changes_no_bit(name: str, mesh: DeviceMesh) -> None:
+    for way, how in ways(name, 1).items():
+        assert train(name, 1, how) == single(name), f"{name}, {way}"
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", RUNS)
 def test_world_size_changes_no_bit(name: str, world: int, mesh: DeviceMesh) -> None:
-    for micro in micro_leaves(name, world):
+    for way in ways(name, world):
         for rank in range(world):
-            assert ranks(world)[rank][name, micro] == single(name), f"{name}: rank {rank} of {world}, {micro} leaves"
+            assert ranks(world)[rank][name, way] == single(name), f"{name}: rank {rank} of {world}, {way}"
 
 
 def test_the_leaf_size_is_part_of_the_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bits above are not equal because sums are exact: leaves of 1 and of 2 sequences end in other weights."""
     config, weights, _, sequences, dtype = RUNS["untied, 8 leaves of 2"]
     monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences, dtype))
-    assert train("16 leaves of 1", 1, 1)[0] != single("untied, 8 leaves of 2")[0]
+    assert train("16 leaves of 1", 1, {"micro_leaves": 1})[0] != single("untied, 8 leaves of 2")[0]
 
 
 def check_failures(failures: dict[str, Any], world: int) -> None:
