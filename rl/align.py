@@ -5,12 +5,14 @@ must be the sampler's: the ratio is exactly 1, and "old" log-probabilities are n
 """
 
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rl.metrics import Mismatch, differs, first_mismatch
+
+Policy = Literal["fail", "warn", "record"]
 
 
 class AlignmentError(RuntimeError):
@@ -30,22 +32,24 @@ def check(
     sequence: NDArray[np.integer],
     positions: NDArray[np.integer],
     tokens: NDArray[np.integer],
-    policy: Literal["fail", "warn"],
+    policy: Policy,
     step: int,
 ) -> Mismatch | None:
-    """None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail) or printed (warn).
+    """None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail), printed (warn) or just
+    returned (record: a run with numerics=fast, which is expected to differ).
 
     `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token.
     """
-    if policy not in ("fail", "warn"):
-        raise ValueError(f"align.policy={policy}: must be fail or warn")
+    if policy not in get_args(Policy):
+        raise ValueError(f"align.policy={policy}: must be fail or warn (or record, of a contrast run)")
     mismatch = first_mismatch(trainer, rollout, sequence, positions, tokens)
     if mismatch is None:
         return None
     line = describe(mismatch, step, int(np.count_nonzero(differs(trainer, rollout))), trainer.size)
     if policy == "fail":
         raise AlignmentError(line, mismatch)
-    print(line, file=sys.stderr, flush=True)
+    if policy == "warn":
+        print(line, file=sys.stderr, flush=True)
     return mismatch
 
 

@@ -137,6 +137,9 @@ class RunConfig(Section):
     )
     dry_run: bool
     device: Literal["cpu", "cuda"]
+    numerics: Literal["exact", "fast"] = Field(
+        description="fast: torch's matmul, attention and log-prob in sampler and trainer. A contrast: nothing is promised of it"
+    )
     logger: Literal["wandb", "none"]
     reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
     model: ModelSection

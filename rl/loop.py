@@ -4,10 +4,10 @@ import contextlib
 import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
@@ -120,7 +120,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         files = tokenizer_files(source.tokenizer) if config.checkpoint.every else {}
         checkpoints = Checkpoints(out_dir, config.checkpoint, trainer, ready.model, log, start, files, facts)
 
+        contrast = config.numerics != "exact"
+        if contrast:
+            console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
+
         def record(step: int, metrics: dict[str, Any]) -> None:
+            metrics |= {"numerics": config.numerics} if contrast else {}
             rows.append({"step": step, **metrics})
             log.step(step, metrics)
 
@@ -154,7 +159,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
                 metrics |= _compare(batch, report, totals)
                 try:
-                    _align(batch, report, config.align.policy, step)
+                    metrics |= _align(batch, report, "record" if contrast else config.align.policy, step)
                 except align.AlignmentError:
                     record(config.warmup.steps + step, metrics | clock.seconds)
                     raise
@@ -194,6 +199,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "steps": config.steps,
             "seconds": round(time.perf_counter() - start, 1),
             "device": config.device,
+            "numerics": config.numerics,
             "versions": _versions(config.device),
         }
         log.finish(summary)
@@ -228,12 +234,13 @@ def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]
     return metrics
 
 
-def _align(batch: Batch, report: StepReport, policy: Literal["fail", "warn"], step: int) -> None:
-    """The check that costs nothing: the loss needed the trainer's log-probs anyway."""
+def _align(batch: Batch, report: StepReport, policy: align.Policy, step: int) -> dict[str, Any]:
+    """The check that costs nothing: the loss needed the trainer's log-probs anyway. Where it goes on: the first mismatch."""
     sequence = np.repeat(np.arange(batch.sequences), batch.responses)
     rows = batch.response_rows()
     positions = rows - (np.cumsum(batch.lengths) - batch.lengths)[sequence]
-    align.check(report.logprobs, batch.logprobs, sequence, positions, batch.token_ids[rows], policy, step)
+    first = align.check(report.logprobs, batch.logprobs, sequence, positions, batch.token_ids[rows], policy, step)
+    return {"divergence/first_mismatch": asdict(first)} if first else {}
 
 
 def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str, Any]:

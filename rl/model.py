@@ -1,5 +1,7 @@
 """Which model a run trains: a directory, or random weights of a given shape."""
 
+from dataclasses import replace
+
 from kernels.model import ModelConfig
 from kernels.model.weights import find
 from rl.config import RunConfig
@@ -25,7 +27,7 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     if vocabulary is not None and vocabulary > model.vocab_size:
         raise UserError(f"the tokenizer has {vocabulary} tokens, the model's vocabulary {model.vocab_size}")
     model.check_shards(config.rollout.tp)
-    return model
+    return replace(model, numerics=config.numerics)
 
 
 _COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")

@@ -135,13 +135,17 @@ def _check_disk(config: RunConfig, plan: Plan) -> None:
 
 def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Console) -> None:
     algorithm, section = config.algorithm, config.trainer
+    tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
     rows = [
         (
             "model",
             f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}",
         ),
-        ("tree", f"{model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"),
+        (
+            "numerics",
+            tree if config.numerics == "exact" else f"{config.numerics}: the vendor's ops; nothing is promised",
+        ),
         (
             "processes",
             f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp} + {section.world_size} trainer ranks "

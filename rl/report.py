@@ -80,11 +80,20 @@ def _compared(rows: Sequence[Row], summary: Row) -> tuple[int | None, int | None
     return total("compared"), total("nonzero")
 
 
+def _numerics(rows: Sequence[Row], summary: Row) -> str:
+    """A contrast run says in its summary, and in every row, that it is one."""
+    return str(next((row["numerics"] for row in (summary, *rows) if row.get("numerics")), "exact"))
+
+
 def _verdict(rows: Sequence[Row], summary: Row) -> str:
     compared, nonzero = _compared(rows, summary)
     open_run = "" if summary else "<span>This run has not finished: there is no summary.json.</span>"
     if not compared or nonzero is None:
         return f'<div class="verdict none">No token was compared yet.{open_run}</div>'
+    if (numerics := _numerics(rows, summary)) != "exact":
+        text = f"Contrast run (numerics={escape(numerics)}): {nonzero:,} of {compared:,} response tokens differ."
+        why = "The vendor's matmul and attention, in sampler and trainer: what a run without exactness is like."
+        return f'<div class="verdict none">{text}<span>{why}</span>{open_run}</div>'
     if nonzero == 0 and not summary:
         return f'<div class="verdict none">{compared:,} response tokens compared so far, 0 differ.{open_run}</div>'
     if nonzero == 0:
@@ -111,8 +120,9 @@ def _tiles(rows: Sequence[Row], summary: Row) -> str:
     ]
     out = [f'<div class="tile"><small>{escape(k)}</small><b>{escape(v)}</b></div>' for k, v in tiles]
     digest = str(summary.get("weights_sha256") or "not known before the run ends")
+    label = "" if (numerics := _numerics(rows, summary)) == "exact" else f" (numerics={escape(numerics)})"
     out.append(
-        f'<div class="tile wide"><small>SHA-256 of the trained weights</small><b class="mono">{escape(digest)}</b></div>'
+        f'<div class="tile wide"><small>SHA-256 of the trained weights{label}</small><b class="mono">{escape(digest)}</b></div>'
     )
     versions = summary.get("versions") or {}
     listed = " · ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else str(versions)

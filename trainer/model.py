@@ -15,7 +15,6 @@ from kernels.model import (
     position_table,
 )
 from kernels.model.weights import parameters
-from kernels.ops import linear_logprob
 
 
 class Block(nn.Module):
@@ -71,4 +70,5 @@ class TrainerModel(nn.Module):
 
         hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
         targets = token_ids[rows]
-        return linear_logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups)
+        logprob = self.config.ops.linear_logprob
+        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups)

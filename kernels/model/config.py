@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels.model.operations import OPERATIONS, Numerics, Operations
 from kernels.ops.rope import RopeScaling
 from kernels.tree import is_power_of_two
 
@@ -50,10 +51,13 @@ class ModelConfig:
     init_std: float = 0.02  # of random matrices
     model_type: str = "qwen3"  # a key of FAMILIES
     rope_scaling: RopeScaling | None = None
+    numerics: Numerics = "exact"  # whose matmul, attention and log-prob: those on the tree, or the vendor's
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
             raise ConfigError(f"model.leaves={self.leaves} must be a power of two")
+        if self.numerics not in OPERATIONS:
+            raise ConfigError(f"numerics={self.numerics} must be one of {', '.join(OPERATIONS)}")
         sizes = (
             "vocab_size",
             "hidden_size",
@@ -105,6 +109,10 @@ class ModelConfig:
     @property
     def family(self) -> Family:
         return FAMILIES[self.model_type]
+
+    @property
+    def ops(self) -> Operations:
+        return OPERATIONS[self.numerics]
 
     @property
     def parameter_count(self) -> int:

@@ -7,6 +7,8 @@ columns are independent).
 
 Activations, the residual stream among them, are rounded to the model's dtype after every op; sums inside an op are float32 on
 the tree. Weights are in that dtype or are float32 masters, which every op rounds to it first: the same bits.
+
+`config.ops` says whose matmul and attention run: all of the above is about `numerics=exact`.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
 from kernels.model.layout import KeyValues, Layout
-from kernels.ops import add_bias, add_rms_norm, attention, embedding, matmul, norm_rope, rms_norm, rope_table, swiglu
+from kernels.ops import add_bias, add_rms_norm, embedding, norm_rope, rms_norm, rope_table, swiglu
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def decoder_layer(
     layer). `table` from position_table. Invariant to layout and to the size of `group`."""
     size, groups = group.shard.size, layout.groups
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
+    matmul, attention = config.ops.matmul, config.ops.attention
 
     def row_parallel(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         unrounded = torch.float32 if size > 1 else x.dtype  # on one rank the kernel rounds
@@ -122,4 +125,4 @@ def forward(
 
 def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor) -> torch.Tensor:
     """float32 logits [R, V / S] of this shard's part of the vocabulary: unrounded roots of the matmul tree."""
-    return matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)
+    return config.ops.matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)

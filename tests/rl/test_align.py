@@ -62,6 +62,12 @@ def test_the_error_survives_a_process_boundary():
     assert str(copy) == str(caught.value) and copy.mismatch == caught.value.mismatch
 
 
+def test_a_contrast_run_goes_on_and_keeps_the_place(capsys):
+    mismatch = check(VALUES, flipped(3, 0), *LAYOUT, "record", 12)
+    assert (mismatch.sample, mismatch.position, mismatch.token) == (3, 41, 198)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_unknown_policy_is_an_error_even_when_all_is_equal():
     with pytest.raises(ValueError, match=r"align\.policy=maybe: must be fail or warn"):
         check(VALUES, VALUES, *LAYOUT, "maybe", 0)

@@ -11,7 +11,7 @@ import yaml
 
 from rl.config import validate
 from rl.metrics import FORMULAS
-from tests.rl.command import GSM8K, SHORT, command
+from tests.rl.command import GSM8K, SHORT, call, command
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +142,23 @@ def test_two_steps_of_real_text(tmp_path: Path) -> None:
         running.assert_nothing_left()
     s = summary(tmp_path / "text")
     assert s["tokens_nonzero"] == 0 and s["tokens_compared"] > 64
+
+
+def test_a_contrast_run_is_named_in_all_that_it_leaves_and_is_no_exact_one(tmp_path: Path) -> None:
+    out_dir, short = (
+        tmp_path / "run",
+        ("steps=1", "warmup.steps=1", "eval.problems=8", "logger=none", "checkpoint.every=1"),
+    )
+    with command(*short, "numerics=fast", f"out_dir={out_dir}", cwd=tmp_path) as running:
+        outcome = running.finish()
+    assert outcome.code == 0, outcome
+    assert outcome.out.count("numerics=fast") == 2 and not outcome.err
+    s, rows = summary(out_dir), lines(out_dir / "metrics.jsonl")
+    assert s["numerics"] == "fast" and 0 < s["tokens_nonzero"] < s["tokens_compared"]
+    assert {row["numerics"] for row in rows} == {"fast"}
+    (step,) = (row for row in rows if "divergence/first_mismatch" in row)
+    assert 0 < step["divergence/logprob_abs_diff_max"] < 1e-4
+    assert step["divergence/first_mismatch"]["trainer_bits"] != step["divergence/first_mismatch"]["rollout_bits"]
+    assert "Contrast run (numerics=fast)" in (out_dir / "report.html").read_text()
+    error = call(*short, "steps=2", f"out_dir={out_dir}").error()
+    assert "numerics=fast there, numerics=exact here" in error

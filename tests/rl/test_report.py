@@ -151,6 +151,15 @@ def test_a_difference_is_shown_everywhere(tmp_path):
     assert len(re.findall(r'class="tok p\d diff"', text)) == 5 and text.count("2 bits differ") == 5
 
 
+def test_a_contrast_run_says_so_everywhere(tmp_path):
+    rows = [row | {"numerics": "fast"} for row in metrics_rows(4, flip_from=1)]
+    for summary in ({"numerics": "fast", "weights_sha256": "ab" * 32}, {}):
+        write_report(tmp_path / "report.html", rows, summary, {}, [])
+        text = Page((tmp_path / "report.html").read_text()).text
+        assert "Contrast run (numerics=fast)" in text and "Not exact" not in text
+        assert "SHA-256 of the trained weights (numerics=fast)" in text
+
+
 def test_a_value_that_looks_ideal_but_is_not_says_so(tmp_path):
     rows = metrics_rows(3)
     rows[-1]["divergence/ratio_max"] = 1 + 1e-9

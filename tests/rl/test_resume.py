@@ -223,7 +223,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     config = check([])[0]
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
-        "rollout.temperature", "rollout.max_new_tokens",
+        "numerics", "rollout.temperature", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay",
         "trainer.grad_clip", "trainer.clip_low", "trainer.clip_high",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.advantage", "algorithm.loss_mean",

@@ -112,16 +112,16 @@ def root_logprob(nodes, picked, inverse, out, lse, R, LEAVES: tl.constexpr, BLOC
     tl.store(lse + row, m + ln, mask=there)
 
 
-def _merged(tiles: torch.Tensor, leaves: int) -> torch.Tensor:
+def merged(tiles: torch.Tensor, leaves: int) -> torch.Tensor:
+    """The nodes [R, leaves, 2] of the leaves, from those of their tiles."""
     rows, count = tiles.shape[0], tiles.shape[1] // leaves
     out = tiles.new_empty(rows, leaves, 2)
     merge_tiles[(triton.cdiv(rows * leaves, 64),)](tiles, out, rows * leaves, count, 64, num_warps=2, **_EXACT)
     return out
 
 
-def _tile_nodes(
-    logits: torch.Tensor, temperature: torch.Tensor, leaves: int, keep: torch.Tensor | None
-) -> torch.Tensor:
+def tiles_of(logits: torch.Tensor, temperature: torch.Tensor, leaves: int, keep: torch.Tensor | None) -> torch.Tensor:
+    """The nodes [R, leaves * tiles, 2] of float32 logits [R, V]; their exponentials go to `keep`, if that is given."""
     rows, vocab = logits.shape
     width = vocab // leaves
     count = triton.cdiv(width, TILE)
@@ -149,7 +149,7 @@ def _tile_nodes(
 def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
     if logits.shape[0] == 0:
         return logits.new_empty(0, leaves, 2)
-    return _merged(_tile_nodes(logits, temperature, leaves, None), leaves)
+    return merged(tiles_of(logits, temperature, leaves, None), leaves)
 
 
 def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,9 +209,9 @@ def linear(
     else:
         logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
         picked = logits.gather(1, targets[:, None])[:, 0]
-        tiles = _tile_nodes(logits, temperature, leaves, values)
+        tiles = tiles_of(logits, temperature, leaves, values)
     kept = None if values is None else Exponentials(values, tiles, picked)
-    return *logprob(_merged(tiles, leaves), picked, temperature), kept
+    return *logprob(merged(tiles, leaves), picked, temperature), kept
 
 
 @triton.jit
@@ -235,6 +235,34 @@ def gradient(
     tl.store(at, tl.where(column < width, d, 0.0).to(values.dtype.element_ty), mask=there[:, None])
 
 
+def logit_gradient(
+    kept: Exponentials,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    lse: torch.Tensor,
+    d_logprob: torch.Tensor,
+    vocab: int,
+    leaves: int,
+) -> torch.Tensor:
+    """bf16 [R, leaves * tiles * TILE], in place of `kept.values`."""
+    total, inverse = kept.nodes.shape[1], 1.0 / temperature
+    gradient[(len(targets), triton.cdiv(total, 16))](
+        *kept,
+        inverse,
+        lse,
+        targets.contiguous(),
+        d_logprob.float() * inverse,
+        vocab // leaves,
+        total // leaves,
+        total,
+        16,
+        TILE,
+        num_warps=8,
+        **_EXACT,
+    )
+    return kept.values
+
+
 def backward(
     x: torch.Tensor,
     head: torch.Tensor,
@@ -252,24 +280,9 @@ def backward(
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
     if kept is None:
         kept = linear(x, head, targets, temperature, leaves, keep=True)[2]
-    width, total = vocab // leaves, kept.nodes.shape[1]
-    padded = total // leaves * TILE
-    inverse = 1.0 / temperature
-    gradient[(rows, triton.cdiv(total, 16))](
-        *kept,
-        inverse,
-        lse,
-        targets.contiguous(),
-        d_logprob.float() * inverse,
-        width,
-        total // leaves,
-        total,
-        16,
-        TILE,
-        num_warps=8,
-        **_EXACT,
-    )
-    d_logits = kept.values
+    d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
+    width = vocab // leaves
+    padded = d_logits.shape[1] // leaves
     if _fused(x, head, leaves):
         dx = x.new_empty(rows, n)
         # In whole waves of tiles, blocks that share a panel stay in step over so long a contraction: 0.88 of cuBLAS, not 0.73.

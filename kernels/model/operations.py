@@ -1,0 +1,30 @@
+"""Whose ops the model calls, where torch has them too: `exact`, on the tree, or `fast`, the vendor's. All else is one code."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+
+from kernels import ops, vendor
+
+Numerics = Literal["exact", "fast"]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Functions of the same signatures, which are those of `kernels.ops`."""
+
+    matmul: Callable[..., torch.Tensor]
+    attention: Callable[..., torch.Tensor]
+    linear_logprob: Callable[..., torch.Tensor]
+
+
+OPERATIONS: Mapping[str, Operations] = MappingProxyType(
+    {
+        "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob),
+        "fast": Operations(vendor.matmul, vendor.attention, vendor.linear_logprob),
+    }
+)
+"""By Numerics. What is promised of a run is promised of `exact`."""
