@@ -123,7 +123,8 @@ class RolloutFleet:
         return expected
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests. Requests of one prompt stay together, for the prefix cache."""
+        """All completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
+        together, for the prefix cache."""
         count = len(self.replicas)
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
         shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]
@@ -131,8 +132,8 @@ class RolloutFleet:
         for engine, share in zip(self.replicas, shares, strict=True):
             if share:
                 calls |= {ref: f"{engine.name} rank {i}" for i, ref in enumerate(engine.start("generate", share))}
-        done = {c.request_id: c for part in _gather(calls) for c in part}
-        return [done[r.id] for r in requests]
+        done = {(c.request_id, c.sample): c for part in _gather(calls) for c in part}
+        return [done[r.id, sample] for r in requests for sample in range(r.sampling.n)]
 
 
 class TrainerFleet:

@@ -9,8 +9,9 @@ import math
 import netrc
 import os
 import sys
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ import numpy as np
 TABLE_ROWS = 256
 """Completions in the wandb table: the last ones of the run."""
 TABLE_COLUMNS = ("step", "prompt", "completion", "answer", "reward")
+RUN_ID = "wandb_id"
+"""The file of out_dir that says which wandb run this is: a run that goes on there goes on in it, online and offline."""
 
 
 class RunLog:
@@ -46,6 +49,8 @@ class RunLog:
             _open_lines(self.out_dir / name, ends.get(name)) for name in ("metrics.jsonl", "completions.jsonl")
         ]
         self._table: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
+        if ends.get("completions.jsonl"):
+            self._table += map(_table_row, _read_lines(self.out_dir / "completions.jsonl"))
         self._wandb: Any = None
         self.wandb_at: str | None = None
         """Where the wandb run is: its URL, or its folder when offline; None without wandb."""
@@ -67,7 +72,7 @@ class RunLog:
         for row in rows:
             row = {"step": step} | {k: v for k, v in row.items() if k != "step"}
             self._write(self._completions, row)
-            self._table.append([strict(row.get(column)) for column in TABLE_COLUMNS])
+            self._table.append(_table_row(row))
 
     def positions(self) -> dict[str, int]:
         """The bytes of each file so far, all of them on the disk."""
@@ -124,6 +129,8 @@ class RunLog:
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "samebit"),
             name=name,
+            id=_run_id(self.out_dir / RUN_ID),
+            resume="allow",  # offline, `wandb sync` joins the files of one id
             dir=str(self.out_dir),
             mode=mode,
             config=config,
@@ -156,6 +163,13 @@ def _logged_in(base_url: str) -> bool:
             continue
         return any(entries.hosts.get(host, ("", "", ""))[2] for host in hosts)
     return False
+
+
+def _run_id(file: Path) -> str:
+    """The id in `file`, which is written where there is none."""
+    if not file.exists():
+        write_atomic(file, uuid.uuid4().hex[:8] + "\n")
+    return file.read_text().strip()
 
 
 def _stop_wandb(run: Any, exit_code: int) -> None:
@@ -204,6 +218,15 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _table_row(row: Mapping[str, Any]) -> list[Any]:
+    return [strict(row.get(column)) for column in TABLE_COLUMNS]
 
 
 def _open_lines(path: Path, end: int | None = None) -> Any:

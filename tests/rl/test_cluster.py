@@ -68,15 +68,16 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def start(self, method: str, share: list[Request]) -> list[tuple]:
             served.append(share)
-            return [tuple(Completion(r.id, (r.id,), (0.0,), "stop", 0) for r in reversed(share))]
+            done = [Completion(r.id, (r.id,), (0.0,), "stop", 0, i) for r in share for i in range(r.sampling.n)]
+            return [tuple(reversed(done))]
 
     monkeypatch.setattr("rl.cluster._gather", lambda calls: list(calls))
     rng = np.random.default_rng(0)
     prompts = [(int(rng.integers(5)),) for _ in range(7)]
-    requests = [Request(10 * i + j, p, SamplingParams(4)) for i, p in enumerate(prompts) for j in range(3)]
+    requests = [Request(10 * i + j, p, SamplingParams(4, n=j + 1)) for i, p in enumerate(prompts) for j in range(3)]
     fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")])  # type: ignore[list-item]
     done = fleet.generate(requests)
-    assert [c.request_id for c in done] == [r.id for r in requests]
+    assert [(c.request_id, c.sample) for c in done] == [(r.id, i) for r in requests for i in range(r.sampling.n)]
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)
     owners = [{r.prompt_ids for r in share} for share in served]
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(set(prompts))

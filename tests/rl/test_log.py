@@ -181,3 +181,22 @@ def test_logged_in_reads_netrc(tmp_path, nobody, content, host, expected):
         file.chmod(0o600)
     nobody.setenv("NETRC", str(file))
     assert _logged_in(host) is expected
+
+
+def test_a_resumed_run_is_the_same_wandb_run(tmp_path, nobody, capfd):
+    positions: dict[str, int] | None = None
+    for step in range(2):
+        with RunLog(tmp_path, {}, "wandb", "run", positions) as log:
+            log.step(step, {"a": step})
+            log.completions(step, [{"prompt": f"{step}", "completion": "", "answer": "", "reward": 0.0}])
+            positions = log.positions()
+            if step:
+                log.finish({})
+    with RunLog(tmp_path / "another", {}, "wandb", "run"):
+        pass
+    assert capfd.readouterr() == ("", "")
+    first, second = (p.stem.removeprefix("run-") for p in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))
+    (other,) = (p.stem.removeprefix("run-") for p in tmp_path.glob("another/wandb/offline-run-*/run-*.wandb"))
+    assert first == second == (tmp_path / "wandb_id").read_text().strip() != other
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json")
+    assert [row[1] for row in json.loads(table.read_text())["data"]] == ["0", "1"]
