@@ -208,6 +208,7 @@ def cluster(
             dtype=config.dtype,
             device=config.device,
             cuda_graphs=config.device == "cuda",
+            overlap=config.device == "cuda",
         )
         section = config.trainer
         training = TrainerConfig(

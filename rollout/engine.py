@@ -10,7 +10,7 @@ from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, Parameter
 from rollout.pages import PagePool
-from rollout.runner import Runner, RunnerError
+from rollout.runner import Launched, Runner, RunnerError
 from rollout.sampling import Completion, Request, RequestError, Token
 from rollout.scheduler import Limits, Scheduler
 from rollout.text import Decode
@@ -37,6 +37,7 @@ class EngineConfig:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
+    overlap: bool = False  # a step is launched before the tokens of the one before it are read
 
 
 class Engine:
@@ -56,6 +57,7 @@ class Engine:
         self.version = -1  # no weights yet
         self.on_token: Callable[[Token], None] = lambda token: None  # told of each token as it is sampled
         self._ended: list[Completion] = []  # outside a step: the next one hands them out
+        self._flying: Launched | None = None  # a batch whose results have not been read
 
     @property
     def idle(self) -> bool:
@@ -72,7 +74,8 @@ class Engine:
         if in_flight == "finish":
             while not self.scheduler.idle:
                 self._ended += self._batch()
-        elif in_flight == "abort":
+        self._ended += self._settle()
+        if in_flight == "abort":
             for request_id in list(self.scheduler.in_flight):
                 self._ended += self.abort(request_id)
         self.scheduler.restart()
@@ -108,15 +111,34 @@ class Engine:
         return ended if self.scheduler.idle else ended + self._batch()
 
     def _batch(self) -> list[Completion]:
-        spans = self.scheduler.schedule()
-        sampling = [s.sequence for s in spans if s.samples]
+        """Launches the next batch, then takes the results of the one before it; without overlap its own."""
+        before, spans = self._flying, self.scheduler.schedule()
+        self._flying = self.runner.launch(spans, before) if spans else None
+        if not self.config.overlap:
+            return self._settle()
+        done = self._take(before) if before else []
+        if self.scheduler.idle:
+            self._flying = None  # it computed one token more for sequences that had ended
+        return done
+
+    def _settle(self) -> list[Completion]:
+        """Waits for the batch whose results have not been read: what it finished."""
+        flying, self._flying = self._flying, None
+        return self._take(flying) if flying else []
+
+    def _take(self, launched: Launched) -> list[Completion]:
         try:
-            sampled, scored = self.runner.run(spans)
+            sampled, scored = launched.results()
         except RunnerError:
+            self._flying = None
             self.scheduler.clear()
+            self.pool.clear()  # the keys are no numbers either
             raise
-        done = self.scheduler.commit(spans, sampled, self.version, scored)
-        for sequence, (token, logprob) in zip(sampling, sampled, strict=True):
+        told = [
+            (s.sequence, *result) for s, result in zip(launched.sampling, sampled, strict=True) if not s.sequence.ended
+        ]
+        done = self.scheduler.commit(launched.spans, sampled, self.version, scored)
+        for sequence, token, logprob in told:
             self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version))
         return done
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.model import Layout
+from kernels.model import Layout, on_device
 from kernels.ops.attention import Pages
 from kernels.tree import KEY_SPLIT
 
@@ -23,12 +23,55 @@ Step = Callable[[torch.Tensor, Layout, torch.Tensor, torch.Tensor, torch.Tensor]
 class Row:
     """What one sequence brings to a decode step."""
 
-    token: int  # the last one
+    token: int  # the last one, if its value is known
+    source: int  # else which of the last step's tokens it is; -1 if it is known
     position: int  # of that token
-    pages: Sequence[int]
+    pages: list[int]  # only ever grows: other pages are another list
     temperature: float
     seed: int
     greedy: bool
+
+
+class PageTable:
+    """The page tables of the sequences that decode, on the device, a line each. Only what is new is uploaded."""
+
+    def __init__(self, lines: int, width: int, spare_page: int, device: str) -> None:
+        """A last line, of nothing but `spare_page`, is for rows that pad a batch."""
+        self.table = torch.full((lines + 1, width), spare_page, dtype=torch.int32, device=device)
+        self.spare = lines
+        self._free = list(range(lines))
+        self._lines: dict[int, _Line] = {}  # by the identity of the list of pages, which the line keeps alive
+
+    def update(self, tables: Sequence[list[int]]) -> list[int]:
+        """The line of each of `tables`, which now says what the list says."""
+        if sum(id(pages) not in self._lines for pages in tables) > len(self._free):
+            current = set(map(id, tables))
+            for old in [key for key in self._lines if key not in current]:
+                self._free.append(self._lines.pop(old).number)
+        lines: list[int] = []
+        at: list[int] = []  # places in the table that change
+        new: list[int] = []  # what stands there then
+        for pages in tables:
+            line = self._lines.get(id(pages))
+            if line is None:
+                line = self._lines[id(pages)] = _Line(self._free.pop(), pages)
+            if line.filled < len(pages):
+                first = line.number * self.table.shape[1]
+                at += range(first + line.filled, first + len(pages))
+                new += pages[line.filled :]
+                line.filled = len(pages)
+            lines.append(line.number)
+        if at:
+            news = on_device(torch.tensor([at, new]), self.table.device)
+            self.table.view(-1)[news[0]] = news[1].int()
+        return lines
+
+
+@dataclass
+class _Line:
+    number: int
+    pages: list[int]
+    filled: int = 0
 
 
 def padded(count: int) -> int:
@@ -43,56 +86,48 @@ class DecodeGraphs:
     """Captured on first use. `step` must launch the same kernels every time it is called with tensors of the same shapes."""
 
     def __init__(self, step: Step, most: int, page_size: int, spare_page: int, positions: int, device: str) -> None:
-        self.step, self.page_size, self.spare_page = step, page_size, spare_page
-        most, width = padded(most), -(-positions // page_size)
+        self.step, self.page_size = step, page_size
+        self.width = -(-positions // page_size)
+        self.pages = PageTable(most, self.width, spare_page, device)
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
-        # One row a sequence: token, position, seed, temperature's bits, greedy; one copy to the device a step.
-        self.numbers = torch.zeros(most, 5, dtype=torch.int64, device=device)
-        self.table = torch.full((most, width), spare_page, dtype=torch.int32, device=device)
-        self.host_numbers = torch.zeros(most, 5, dtype=torch.int64, pin_memory=True)
-        self.host_table = torch.zeros(most, width, dtype=torch.int32, pin_memory=True)
-        self.width = width
+        # A row of a step: token, source, position, seed, temperature's bits, greedy, line of its pages.
+        self.numbers = torch.zeros(padded(most), 7, dtype=torch.int64, device=device)
+        self.last = torch.zeros(padded(most), dtype=torch.int64, device=device)  # the tokens of the step before
 
-    def run(self, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-        """(tokens, log-probs) of the next token of each row."""
+    def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, log-probs) of the next token of each row, on the device until the next launch. `last`: the tokens of the
+        step before, int64, which sources of rows refer to."""
         size, width = padded(len(rows)), self._width(max(row.position for row in rows) + 1)
-        self._upload(rows, size, width)
+        numbers = np.empty((size, 7), dtype=np.int64)
+        lines = self.pages.update([row.pages for row in rows])
+        numbers[: len(rows)] = [
+            (r.token, r.source, r.position, r.seed, 0, r.greedy, line) for r, line in zip(rows, lines, strict=True)
+        ]
+        numbers[: len(rows), 4] = np.array([r.temperature for r in rows], np.float32).view(np.int32)
+        numbers[len(rows) :] = (0, -1, 0, 0, np.float32(1).view(np.int32), 1, self.pages.spare)
+        self.numbers[:size] = on_device(torch.from_numpy(numbers), self.numbers.device)
+        if last is not None:
+            self.last[: len(last)] = last
         if (size, width) not in self.graphs:
             self.graphs[size, width] = self._capture(size, width)
         graph, tokens, logprobs = self.graphs[size, width]
         graph.replay()
-        return tokens[: len(rows)].tolist(), logprobs[: len(rows)].tolist()
+        return tokens[: len(rows)], logprobs[: len(rows)]
 
     def _width(self, tokens: int) -> int:
         """Pages of a table for so many tokens: whole splits of the attention, their number a power of two."""
         splits = -(-tokens // KEY_SPLIT)
         return min(self.width, -(-(KEY_SPLIT << (splits - 1).bit_length()) // self.page_size))
 
-    def _upload(self, rows: Sequence[Row], size: int, width: int) -> None:
-        numbers, table = self.host_numbers.numpy(), self.host_table.numpy()
-        numbers[: len(rows)] = [(r.token, r.position, r.seed, 0, r.greedy) for r in rows]
-        numbers[: len(rows), 3] = np.array([r.temperature for r in rows], np.float32).view(np.int32)
-        numbers[len(rows) : size] = (0, 0, 0, np.float32(1).view(np.int32), 1)
-        table[len(rows) : size, 0] = self.spare_page
-        longest = 1
-        for i, row in enumerate(rows):
-            table[i, : len(row.pages)] = row.pages
-            longest = max(longest, len(row.pages))
-        self.numbers[:size].copy_(self.host_numbers[:size], non_blocking=True)
-        self.table[:size, :longest].copy_(self.host_table[:size, :longest], non_blocking=True)
-
     def _body(self, size: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        token, position, seed, temperature, greedy = self.numbers[:size].unbind(1)
-        table, device = self.table[:size, :width].contiguous(), token.device
-        sequence = torch.arange(size, dtype=torch.int32, device=device)
-        starts = torch.arange(size + 1, device=device)
-        slots = table.gather(1, (position // self.page_size)[:, None])[:, 0].long() * self.page_size
-        pages = Pages(table, self.page_size, sequence, position.int(), starts)
-        layout = Layout(pages, slots + position % self.page_size, starts[:: max(size, 1)])
+        token, source, position, seed, temperature, greedy, line = self.numbers[:size].unbind(1)
+        starts = torch.arange(size + 1, device=token.device)
+        slots = self.pages.table[line, position // self.page_size].long() * self.page_size + position % self.page_size
+        pages = Pages(self.pages.table[:, :width], self.page_size, line.int(), position.int(), starts)
         return self.step(
-            token.contiguous(),
-            layout,
+            torch.where(source < 0, token, self.last[source.clamp(min=0)]),
+            Layout(pages, slots, starts[:: max(size, 1)]),
             temperature.int().view(torch.float32),
             seed.contiguous(),
             greedy.to(torch.uint8),

@@ -1,21 +1,68 @@
-"""Runs one batch on one rank: tokens in, sampled tokens and their log-probabilities out."""
+"""Runs one batch on one rank: tokens in, sampled tokens and their log-probabilities out.
 
+A batch is launched and its results are read later: in between, the next batch is launched, whose input tokens may be those that
+this one samples. They stay on the device for it (`Launched.tokens`).
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig, PagedCache, decoder_layer, forward, head_logits, position_table
+from kernels.model import (
+    Layout,
+    ModelConfig,
+    PagedCache,
+    decoder_layer,
+    forward,
+    head_logits,
+    on_device,
+    position_table,
+)
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.graphs import DecodeGraphs, Row
-from rollout.sequence import Span
+from rollout.sequence import Sequence, Span
 
 _SCORED_ROWS = 256  # prompt tokens whose logits are in memory at once
 
 
 class RunnerError(RuntimeError):
     """The model produced no number to sample from."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A batch that may still run. Its results are the same on every rank."""
+
+    spans: list[Span]
+    sampling: list[Span]  # those of them that sample, in order
+    tokens: torch.Tensor  # int64 [len(sampling)], on the device
+    host: list[torch.Tensor]  # tokens, log-probs, and the prompt log-probs of each span that scores: on their way
+    ready: torch.cuda.Event | None  # when `host` is there; None: it is
+
+    def row(self, sequence: Sequence) -> int:
+        """Which of `tokens` is its."""
+        return self._rows[id(sequence)]
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        return {id(span.sequence): row for row, span in enumerate(self.sampling)}
+
+    def results(self) -> tuple[list[tuple[int, float]], list[list[float]]]:
+        """Waits. (token, log-prob) for each span that samples, and the log-probs of the prompt tokens of each that scores."""
+        if self.ready:
+            self.ready.synchronize()
+        tokens, logprobs, *scored = (t.tolist() for t in self.host)
+        if min(tokens, default=0) < 0:
+            raise RunnerError(
+                f"request {self.sampling[tokens.index(min(tokens))].sequence.request.id}: no logit is a number; "
+                f"the weights or the activations overflowed"
+            )
+        return list(zip(tokens, logprobs, strict=True)), scored
 
 
 class Runner:
@@ -62,41 +109,75 @@ class Runner:
         return out
 
     @torch.no_grad()
-    def run(self, spans: list[Span]) -> tuple[list[tuple[int, float]], list[list[float]]]:
-        """(token, log-prob) for each span that samples, and the log-probs of the prompt tokens of each span that scores; in
-        order, the same on every rank."""
-        sampling, scoring = [s for s in spans if s.samples], [s for s in spans if s.scored]
-        decoding = len(sampling) == len(spans) and all(s.stop - s.start == 1 for s in spans)
-        if self.graphs and decoding and not scoring:
-            return self._checked(sampling, *self.graphs.run([_row(s) for s in spans])), []
+    def launch(self, spans: list[Span], before: Launched | None = None) -> Launched:
+        """`before`: the batch launched before this one, if its results have not been read."""
+        sampling = [s for s in spans if s.samples]
+        if self.graphs and all(s.samples and s.stop - s.start == 1 and not s.scored for s in spans):
+            last = before.tokens if before and any(s.pending for s in spans) else None
+            tokens, logprobs = self.graphs.launch([_row(s, before) for s in spans], last)
+            return self._launched(spans, sampling, tokens, [logprobs])
         layout = Layout.paged(
             [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
         )
-        ids = torch.tensor([t for s in spans for t in s.sequence.tokens[s.start : s.stop]], device=self.device)
-        hidden = self._hidden(ids, layout)
+        hidden = self._hidden(self._ids(spans, before), layout)
         ends = list(accumulate(s.stop - s.start for s in spans))
         scored = [self._scores(hidden, end - s.stop, s) for end, s in zip(ends, spans, strict=True) if s.scored]
         if not sampling:
-            return [], scored
-        last = torch.tensor([end - 1 for end, s in zip(ends, spans, strict=True) if s.samples], device=self.device)
+            return self._launched(
+                spans, sampling, hidden.new_empty(0, dtype=torch.int64), [hidden.new_empty(0), *scored]
+            )
+        last = self._put([end - 1 for end, s in zip(ends, spans, strict=True) if s.samples])
         params = [s.sequence.request.sampling for s in sampling]
-        temperature = torch.tensor([p.scale for p in params], dtype=torch.float32, device=self.device)
-        seeds = torch.tensor([s.sequence.seed for s in sampling], dtype=torch.int64, device=self.device)
-        positions = torch.tensor([s.stop for s in sampling], dtype=torch.int64, device=self.device)
-        greedy = torch.tensor([p.greedy for p in params], dtype=torch.uint8, device=self.device)
+        temperature = self._put([p.scale for p in params], torch.float32)
+        seeds, positions = self._put([s.sequence.seed for s in sampling]), self._put([s.stop for s in sampling])
+        greedy = self._put([p.greedy for p in params], torch.uint8)
         tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy)
-        return self._checked(sampling, tokens.tolist(), logprobs.tolist()), scored
+        return self._launched(spans, sampling, tokens, [logprobs, *scored])
 
-    def _scores(self, hidden: torch.Tensor, offset: int, span: Span) -> list[float]:
-        """Log-probs of the prompt tokens that `span` scores; position p is row `offset + p` of `hidden`."""
+    def _ids(self, spans: list[Span], before: Launched | None) -> torch.Tensor:
+        """int64 [T]: the input tokens, those that are pending from the batch before."""
+        ids: list[int] = []
+        at: list[int] = []
+        rows: list[int] = []
+        for s in spans:
+            ids += s.sequence.tokens[s.start : s.stop]
+            if s.pending:
+                assert before, "a pending token is sampled by the batch before"
+                at.append(len(ids))
+                rows.append(before.row(s.sequence))
+                ids.append(0)
+        out = self._put(ids)
+        if before and at:
+            out[self._put(at)] = before.tokens[self._put(rows)]
+        return out
+
+    def _put(self, values: Many[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """To the device, without waiting for it."""
+        return on_device(torch.tensor(values, dtype=dtype), self.device)
+
+    def _launched(
+        self, spans: list[Span], sampling: list[Span], tokens: torch.Tensor, numbers: list[torch.Tensor]
+    ) -> Launched:
+        """Starts the way of the results to the host."""
+        if tokens.device.type == "cpu":
+            return Launched(spans, sampling, tokens, [tokens, *numbers], None)
+        host = []
+        for t in (tokens, *numbers):
+            host.append(torch.empty(t.shape, dtype=t.dtype, pin_memory=True))
+            host[-1].copy_(t, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return Launched(spans, sampling, tokens, host, ready)
+
+    def _scores(self, hidden: torch.Tensor, offset: int, span: Span) -> torch.Tensor:
+        """Log-probs float32 [len(span.scored)] of its prompt tokens; position p is row `offset + p` of `hidden`."""
         scale, out = span.sequence.request.sampling.scale, []
         for first in range(span.scored.start, span.scored.stop, _SCORED_ROWS):
             places = range(first, min(first + _SCORED_ROWS, span.scored.stop))
-            rows = torch.tensor([offset + place - 1 for place in places], device=self.device)
-            targets = torch.tensor([span.sequence.tokens[place] for place in places], device=self.device)
-            temperature = torch.full((len(places),), scale, dtype=torch.float32, device=self.device)
-            out += self._given(hidden[rows], targets, temperature).tolist()
-        return out
+            rows = self._put([offset + place - 1 for place in places])
+            targets = self._put([span.sequence.tokens[place] for place in places])
+            out.append(self._given(hidden[rows], targets, self._put([scale] * len(places), torch.float32)))
+        return torch.cat(out)
 
     def _given(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
         """Log-probs float32 [R] of tokens that are given: as `_draw`, where the rank that holds a token is its winner."""
@@ -153,15 +234,9 @@ class Runner:
         logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
         return best[:, 2].contiguous().view(torch.int32).long(), logprobs
 
-    def _checked(self, spans: list[Span], tokens: list[int], logprobs: list[float]) -> list[tuple[int, float]]:
-        if min(tokens) < 0:
-            raise RunnerError(
-                f"request {spans[tokens.index(min(tokens))].sequence.request.id}: no logit is a number; "
-                f"the weights or the activations overflowed"
-            )
-        return list(zip(tokens, logprobs, strict=True))
 
-
-def _row(span: Span) -> Row:
+def _row(span: Span, before: Launched | None) -> Row:
     sequence, asked = span.sequence, span.sequence.request.sampling
-    return Row(sequence.tokens[span.start], span.start, sequence.pages, asked.scale, sequence.seed, asked.greedy)
+    source = before.row(sequence) if span.pending and before else -1
+    token = sequence.tokens[span.start] if source < 0 else 0
+    return Row(token, source, span.start, sequence.pages, asked.scale, sequence.seed, asked.greedy)

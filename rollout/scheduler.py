@@ -1,7 +1,11 @@
 """What runs next: continuous batching with chunked prefill and preemption, first come first served. Pure Python.
 
 The plan decides speed and nothing else: no bit of any completion depends on it. It is itself a pure function of the
-requests, so the ranks of a tensor-parallel engine each compute it and agree without talking.
+requests and of the tokens committed so far, so the ranks of a tensor-parallel engine each compute it and agree without talking.
+
+It needs counts, not values: a step may be planned before the tokens that the step before it samples are known. A sequence whose
+pending token then turns out to end it has one token more in flight, which is dropped; its pages are free at once, since
+whatever takes them is launched later.
 
 Sequences with a common prefix that are admitted together compute it once: the later ones run without pages until the first has
 computed the pages that they share, and then find them in the cache. They wait for an older sequence only, and the oldest always
@@ -87,20 +91,22 @@ class Scheduler:
         self.running = [s for s in self.running if s.request.id != request_id]
         self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
         for sequence in left:
+            sequence.ended = True
             self._drop(sequence)
         return [s.completion("abort", version) for s in sorted(left, key=lambda s: s.sample)]
 
     def clear(self) -> None:
         """Drops every request in flight."""
-        for sequence in self.running:
+        for sequence in (*self.running, *self.waiting):
+            sequence.ended = True
             self._drop(sequence)
         self.running.clear()
         self.waiting.clear()
         self.in_flight.clear()
 
     def restart(self) -> None:
-        """The weights changed: every sequence goes on from the tokens it has, whose keys will be computed again. Prompt
-        log-probs that are not complete begin again, so that all are of one version."""
+        """The weights changed, with nothing pending: every sequence goes on from the tokens it has, whose keys will be computed
+        again. Prompt log-probs that are not complete begin again, so that all are of one version."""
         for sequence in reversed(self.running):
             self._drop(sequence)
             self.waiting.appendleft(sequence)
@@ -110,19 +116,23 @@ class Scheduler:
                 sequence.prompt_logprobs.clear()
 
     def schedule(self) -> list[Span]:
-        """The next batch; not empty unless idle. Running sequences go first, in order of arrival."""
+        """The next batch, which is then taken for launched; not empty unless idle, or all that is left is pending. Running
+        sequences go first, in order of arrival."""
         spans: list[Span] = []
         budget = self.limits.max_batch_tokens
         self._computing = {}
         for sequence in list(self.running):
             if budget == 0:
                 break
-            span = self._extend(sequence, budget) if sequence.running else None  # preempted by an older one
+            go = sequence.running and not sequence.complete  # not running: preempted by an older one
+            span = self._extend(sequence, budget) if go else None
             if span:
                 spans.append(span)
                 budget -= span.stop - span.start
         while self.waiting and budget and len(self.running) < self.limits.max_running:
             sequence = self.waiting[0]
+            if sequence.complete:
+                break  # preempted; its pending token ends it
             if not self._held(sequence):
                 span = self._admit(sequence, budget)
                 if span is None:
@@ -131,6 +141,8 @@ class Scheduler:
                 budget -= span.stop - span.start
             sequence.running = True
             self.running.append(self.waiting.popleft())
+        for span in spans:
+            self._launched(span)
         return spans
 
     def commit(
@@ -140,27 +152,45 @@ class Scheduler:
         version: int,
         scored: Many[Many[float]] = (),
     ) -> list[Completion]:
-        """Takes the result of a batch: one (token, log-prob) for each span that samples, and for each span that scores the
-        log-probs of those prompt tokens; returns what finished."""
+        """Takes the result of the oldest batch that is launched: one (token, log-prob) for each span that samples, and for each
+        span that scores the log-probs of those prompt tokens; returns what finished."""
         results, scores = iter(sampled), iter(scored)
         finished = []
         for span in spans:
             sequence = span.sequence
-            if span.scored:
-                sequence.prompt_logprobs += next(scores)
-            sequence.computed = span.stop
             self.computed_tokens += span.stop - span.start
-            if span.stop // self.pool.page_size > span.start // self.pool.page_size:  # a page is full
-                self.pool.publish(sequence.tokens[: span.stop], sequence.pages)
-            if not span.samples:
+            given = next(scores) if span.scored else ()
+            sampled_here = next(results) if span.samples else None
+            if sequence.ended:
                 continue
-            sequence.append(*next(results), version)
+            sequence.prompt_logprobs += given
+            sequence.scoring -= len(given)
+            if sampled_here is None:
+                continue
+            sequence.pending -= 1
+            sequence.append(*sampled_here, version)
+            self._publish(sequence)
             if reason := sequence.finish_reason():
-                self.running.remove(sequence)
+                (self.running if sequence.running else self.waiting).remove(sequence)
+                sequence.ended = True
                 self._drop(sequence)
                 self._count_down(sequence.request.id)
                 finished.append(sequence.completion(reason, version))
         return finished
+
+    def _launched(self, span: Span) -> None:
+        sequence = span.sequence
+        sequence.computed = span.stop
+        sequence.pending += span.samples
+        sequence.scoring += len(span.scored)
+        self._publish(sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Tells the cache of pages that are full of known tokens."""
+        known = min(sequence.computed, len(sequence.tokens))
+        if known // self.pool.page_size > sequence.published // self.pool.page_size:
+            self.pool.publish(sequence.tokens[:known], sequence.pages)
+            sequence.published = known
 
     def _count_down(self, request_id: int) -> None:
         self.in_flight[request_id] -= 1
@@ -168,22 +198,22 @@ class Scheduler:
             del self.in_flight[request_id]
 
     def _stop(self, sequence: Sequence, budget: int) -> int:
-        return min(len(sequence.tokens), sequence.computed + min(budget, self.limits.prefill_chunk))
+        return min(sequence.length, sequence.computed + min(budget, self.limits.prefill_chunk))
 
     def _admit(self, sequence: Sequence, budget: int) -> Span | None:
         """A sequence without pages takes what is cached and the pages of its first chunk, or nothing."""
         sequence.pages = self.pool.match(sequence.tokens[: sequence.reusable])
-        sequence.computed = len(sequence.pages) * self.pool.page_size
+        sequence.computed = sequence.published = len(sequence.pages) * self.pool.page_size
         stop = self._stop(sequence, budget)
         fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
         if fresh is None:
             self.pool.release(sequence.pages)
-            sequence.pages, sequence.computed = [], 0
+            sequence.pages, sequence.computed, sequence.published = [], 0, 0
             return None
         sequence.pages += fresh
         if sequence.cached is None:
             sequence.cached = sequence.computed
-        return self._planned(Span(sequence, sequence.computed, stop))
+        return self._planned(Span.plan(sequence, stop))
 
     def _extend(self, sequence: Sequence, budget: int) -> Span | None:
         """Pages for the next tokens of a running sequence, taken from the youngest where none are free."""
@@ -195,7 +225,7 @@ class Scheduler:
                 fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
                 if fresh is not None:
                     sequence.pages += fresh
-                    return self._planned(Span(sequence, sequence.computed, stop))
+                    return self._planned(Span.plan(sequence, stop))
             elif span := self._admit(sequence, budget):
                 return span
             youngest = self.running.pop()
@@ -237,4 +267,5 @@ class Scheduler:
     def _drop(self, sequence: Sequence) -> None:
         """Frees the pages; the tokens and their recorded log-probs stay, and the keys will be computed again."""
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.computed, sequence.running, sequence.ahead = [], 0, False, None
+        sequence.pages, sequence.computed, sequence.published = [], 0, 0
+        sequence.running, sequence.ahead = False, None

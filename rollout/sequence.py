@@ -8,8 +8,8 @@ from rollout.text import TextStream
 
 @dataclass(eq=False)
 class Sequence:
-    """`computed` tokens have their keys and values in `pages`. It runs with no pages while it waits for a sibling that is
-    computing what they share."""
+    """`computed` tokens have their keys and values in `pages`, or will have once the steps that are launched have run: steps
+    run in the order of their launch. It runs with no pages while it waits for a sibling that is computing what they share."""
 
     request: Request
     tokens: list[int]
@@ -20,6 +20,10 @@ class Sequence:
     prompt_logprobs: list[float] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     computed: int = 0
+    published: int = 0  # tokens of `pages` that the cache has been told of
+    pending: int = 0  # tokens after `tokens` that launched steps sample, whose values are not known yet
+    scoring: int = 0  # prompt log-probs after `prompt_logprobs`, likewise
+    ended: bool = False  # finished or aborted: what launched steps still say of it is dropped
     running: bool = False
     cached: int | None = None  # tokens taken from the cache when it first ran
     chain: list[int] = field(default_factory=list)  # a name for each full page of the prompt and all before it
@@ -38,18 +42,28 @@ class Sequence:
         return len(self.tokens) - self.prompt
 
     @property
+    def length(self) -> int:
+        """Tokens, known or pending."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to launch, whatever the pending tokens are."""
+        return self.length - self.prompt == self.request.sampling.max_new_tokens
+
+    @property
     def scores_at(self) -> int | None:
-        """The place of the next prompt token whose log-prob is wanted."""
+        """The place of the next prompt token whose log-prob is wanted and not under way."""
         if self.request.score_from is None:
             return None
-        place = self.request.score_from + len(self.prompt_logprobs)
+        place = self.request.score_from + len(self.prompt_logprobs) + self.scoring
         return place if place < self.prompt else None
 
     @property
     def reusable(self) -> int:
         """Keys may come from a cache for fewer tokens than this: the last token, and what precedes a prompt token to score,
         must be computed for its hidden state."""
-        return self.scores_at or len(self.tokens)
+        return self.scores_at or self.length
 
     def append(self, token: int, logprob: float, version: int) -> None:
         self.tokens.append(token)
@@ -89,18 +103,18 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Span:
-    """Compute positions `start <= p < stop` of a sequence; `samples` if that reaches its last token."""
+    """Compute positions `start <= p < stop` of a sequence. Planned by counts: the value of its last token may be known on the
+    device alone."""
 
     sequence: Sequence
     start: int
     stop: int
+    samples: bool  # it reaches the last token
+    pending: bool  # the last token is one that the step before this one samples
+    scored: range  # places of the prompt tokens whose log-prob it gives: each follows a position that it computes
 
-    @property
-    def samples(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
-
-    @property
-    def scored(self) -> range:
-        """Places of the prompt tokens whose log-prob this span gives: each follows a position that it computes."""
-        first = self.sequence.scores_at
-        return range(0) if first is None else range(first, min(self.stop + 1, self.sequence.prompt))
+    @classmethod
+    def plan(cls, sequence: Sequence, stop: int) -> "Span":
+        first = sequence.scores_at
+        scored = range(0) if first is None else range(first, min(stop + 1, sequence.prompt))
+        return cls(sequence, sequence.computed, stop, stop == sequence.length, stop > len(sequence.tokens), scored)

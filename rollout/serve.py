@@ -77,8 +77,8 @@ class ServeConfig:
         longest = -(-source.config.max_positions // self.page_size)
         pages = self.pages or max(-(-tokens // self.page_size), longest)
         limits = Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
-        graphs = device == "cuda"
-        return EngineConfig(pages, self.page_size, self.prefix_cache, limits, source.dtype, device, graphs)
+        shape, gpu = (pages, self.page_size, self.prefix_cache), device == "cuda"
+        return EngineConfig(*shape, limits, source.dtype, device, cuda_graphs=gpu, overlap=gpu)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -55,8 +55,8 @@ class Verification:
         self.text = [self.random.randrange(source.config.vocab_size) for _ in range(max(self.lengths))]
 
     def config(self, cache: bool, running: int = 32) -> EngineConfig:
-        limits = Limits(running, 512, 48)
-        return EngineConfig(400, 16, cache, limits, self.source.dtype, self.device, self.device == "cuda")
+        limits, gpu = Limits(running, 512, 48), self.device == "cuda"
+        return EngineConfig(400, 16, cache, limits, self.source.dtype, self.device, cuda_graphs=gpu, overlap=gpu)
 
     def engine(self, cache: bool = True) -> Engine:
         torch.set_num_threads(self.threads)

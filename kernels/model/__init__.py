@@ -2,7 +2,7 @@
 
 from kernels.model.config import ConfigError, ModelConfig
 from kernels.model.decoder import LayerWeights, OuterWeights, decoder_layer, forward, head_logits, position_table
-from kernels.model.layout import Activations, Layout, PagedCache
+from kernels.model.layout import Activations, Layout, PagedCache, on_device
 
 __all__ = [
     "Activations",
@@ -15,5 +15,6 @@ __all__ = [
     "decoder_layer",
     "forward",
     "head_logits",
+    "on_device",
     "position_table",
 ]

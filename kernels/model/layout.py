@@ -14,6 +14,13 @@ from kernels.ops import store_rows
 from kernels.ops.attention import Pages
 
 
+def on_device(t: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A CPU tensor there, without waiting for what the device is doing."""
+    if torch.device(device).type == "cpu":
+        return t
+    return t.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
     """T tokens of S sequences, side by side."""
@@ -61,18 +68,17 @@ class Layout:
         sequence = torch.repeat_interleave(torch.arange(len(spans)), starts.diff())
         first = torch.tensor([start for start, _ in spans], dtype=torch.int64)
         position = torch.arange(int(starts[-1])) - starts[sequence] + first[sequence]
-        table = torch.zeros(len(tables), max(map(len, tables)), dtype=torch.int32)
-        for row, owned in zip(table, tables, strict=True):
-            row[: len(owned)] = torch.tensor(owned, dtype=torch.int32)
+        width = max(map(len, tables))
+        table = torch.tensor([[*owned, *[0] * (width - len(owned))] for owned in tables], dtype=torch.int32)
         slots = table[sequence, position // page_size].long() * page_size + position % page_size
         pages = Pages(
-            table=table.to(device),
+            table=on_device(table, device),
             size=page_size,
-            sequence=sequence.int().to(device),
-            position=position.int().to(device),
-            starts=starts.to(device),
+            sequence=on_device(sequence.int(), device),
+            position=on_device(position.int(), device),
+            starts=on_device(starts, device),
         )
-        return cls(pages=pages, slots=slots.to(device), groups=starts[[0, -1]].to(device))
+        return cls(pages=pages, slots=on_device(slots, device), groups=on_device(starts[[0, -1]], device))
 
 
 class KeyValues(Protocol):

@@ -12,7 +12,15 @@ from rollout.sampling import Completion, Request, SamplingParams
 from rollout.scheduler import Limits
 from tests.model.shapes import noise, random_weights
 
-ROOMY = {"pages": 64, "page_size": 8, "prefix_cache": True, "running": 16, "batch": 256, "chunk": 64}
+ROOMY = {
+    "pages": 64,
+    "page_size": 8,
+    "prefix_cache": True,
+    "running": 16,
+    "batch": 256,
+    "chunk": 64,
+    "overlap": False,
+}
 LIMITS: dict[str, dict[str, Any]] = {
     "roomy": {},
     "one at a time": {"running": 1},
@@ -21,6 +29,10 @@ LIMITS: dict[str, dict[str, Any]] = {
     "pages of one token": {"page_size": 1, "pages": 512},
     "pages of 5": {"page_size": 5, "pages": 60},
     "no prefix cache": {"prefix_cache": False},
+    "overlapped": {"overlap": True},
+    "overlapped, one at a time": {"overlap": True, "running": 1},
+    "overlapped, chunks of 3": {"overlap": True, "chunk": 3, "batch": 7},
+    "overlapped, few pages": {"overlap": True, "page_size": 4, "pages": 23},
     "few pages": {"page_size": 4, "pages": 23},  # the longest request fits and little else: preemption
     "few pages, chunks, no cache": {"page_size": 3, "pages": 30, "chunk": 4, "batch": 9, "prefix_cache": False},
     "one page": {"page_size": 90, "pages": 1},
@@ -39,7 +51,8 @@ def engine(
     """With the random weights of `seed`, as version 7."""
     asked = ROOMY | limits
     limits_ = Limits(asked["running"], asked["batch"], asked["chunk"])
-    how = EngineConfig(asked["pages"], asked["page_size"], asked["prefix_cache"], limits_, dtype, device, cuda_graphs)
+    shape = asked["pages"], asked["page_size"], asked["prefix_cache"]
+    how = EngineConfig(*shape, limits_, dtype, device, cuda_graphs, asked["overlap"])
     out = Engine(config, how, group)
     out.load(random_weights(config, seed), 7)
     return out

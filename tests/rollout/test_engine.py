@@ -85,8 +85,9 @@ def test_order_changes_no_bit(order: tuple[int, ...], reference: list[Completion
     assert bits(done) == bits([reference[i] for i in order])
 
 
-def test_arriving_while_others_decode_changes_no_bit(reference: list[Completion]) -> None:
-    served, done = engine(TINY, page_size=4, pages=40, chunk=6), []
+@pytest.mark.parametrize("overlap", [False, True], ids=["", "overlapped"])
+def test_arriving_while_others_decode_changes_no_bit(overlap: bool, reference: list[Completion]) -> None:
+    served, done = engine(TINY, page_size=4, pages=40, chunk=6, overlap=overlap), []
     late = requests(TINY)
     while late or not served.scheduler.idle:
         for _ in range(2):

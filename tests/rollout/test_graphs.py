@@ -19,7 +19,9 @@ def test_padded_sizes() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("limits", ["roomy", "pages of 5", "few pages", "chunks of 3"])
+@pytest.mark.parametrize(
+    "limits", ["roomy", "pages of 5", "few pages", "chunks of 3", "overlapped", "overlapped, few pages"]
+)
 def test_graphs_are_the_eager_steps(limits: str) -> None:
     """Batches that grow and shrink, prefill beside decode, preemption; then again, from graphs that exist."""
     config = SHAPES["narrow heads"]

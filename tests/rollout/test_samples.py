@@ -12,11 +12,16 @@ from rollout.sampling import Completion, Request, SamplingParams, Token, sample_
 from rollout.text import decode_all
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, TINY, random_weights
-from tests.rollout.scenarios import LIMITS, alone, bits, engine, logprob_bits, requests
+from tests.rollout.scenarios import LIMITS, ROOMY, alone, bits, engine, logprob_bits, requests
 from tests.trainer.batches import plain_model, token_logprobs
 from trainer.batch import Batch
 
 PROMPT = tuple(range(3, 40))
+
+
+@pytest.fixture(params=[False, True], ids=["", "overlapped"], autouse=True)
+def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROOMY, "overlap", request.param)
 
 
 def letters(ids) -> str:

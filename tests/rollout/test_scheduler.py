@@ -4,6 +4,7 @@ import hashlib
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -67,8 +68,13 @@ class Schedule(RuleBasedStateMachine):
         running=st.integers(1, 5),
         batch=st.integers(1, 20),
         chunk=st.integers(1, 9),
+        overlap=st.booleans(),
     )
-    def start(self, pages: int, size: int, cache: bool, running: int, batch: int, chunk: int) -> None:
+    def start(self, pages: int, size: int, cache: bool, running: int, batch: int, chunk: int, overlap: bool) -> None:
+        """`overlap`: a batch is planned before the results of the one before it are committed."""
+        self.overlap = overlap
+        self.launched: list[tuple[list[Span], tuple]] = []  # with what the runner will say of them
+        self.truth: dict[Sequence, list[int]] = {}  # its tokens, the pending ones too, as the device knows them
         self.limits = Limits(running, batch, chunk)
         self.pool = PagePool(pages, size, cache)
         self.scheduler = Scheduler(self.pool, self.limits, POSITIONS)
@@ -97,7 +103,7 @@ class Schedule(RuleBasedStateMachine):
         request = Request(len(self.requests), prompt, asked, score_from)
         self.requests[request.id] = request
         self.scheduler.add(request)
-        self.work_left += n * (len(prompt) + new)
+        self.work_left += n * (len(prompt) + new) * (1 + self.overlap)
 
     def flying(self) -> list[Sequence]:
         return [*self.scheduler.running, *self.scheduler.waiting]
@@ -127,53 +133,75 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def new_weights(self) -> None:
         """Under the policy "resume"."""
+        while self.launched:
+            self.commit()
         self.scheduler.restart()
         self.pool.clear()
-        self.work_left += sum(len(s.tokens) for s in self.flying())
+        self.work_left += sum(len(s.tokens) for s in self.flying()) * (1 + self.overlap)
         self.version = (self.version + 1) % 256
 
     def step(self) -> None:
+        left = [(s.request.id, s.sample) for s in self.flying() if not s.complete]
+        waits = len(left) < len(self.flying())  # for a pending token that ends a sequence
         spans = self.scheduler.schedule()
         note(f"{[(s.sequence.request.id, s.start, s.stop) for s in spans]}")
-        assert spans, "an empty batch with work to do"
+        assert spans or waits, "an empty batch with work to do"
         assert sum(s.stop - s.start for s in spans) <= self.limits.max_batch_tokens
         assert all(0 < s.stop - s.start <= self.limits.prefill_chunk for s in spans)
         assert len(self.scheduler.running) <= self.limits.max_running
         ids = [(s.sequence.request.id, s.sequence.sample) for s in spans]
         assert len(set(ids)) == len(ids), "a sequence twice in a batch"
         assert ids == sorted(ids), "first come, first served"
-        oldest = min((s.request.id, s.sample) for s in self.flying())
-        assert ids[0] == oldest, "the oldest request did not advance"
+        assert waits or ids[0] == min(left), "the oldest request did not advance"
         for span in spans:
             self.write(span)
         for span in spans:  # as in the model: all keys of the batch are written, then read
             self.read(span)
-        sampled, scored = results(spans, self.version)
+        if spans:
+            self.launched.append((spans, results(spans, self.version, self.tokens)))
+        for span in spans:
+            if span.samples:
+                sequence = span.sequence
+                self.tokens(sequence).append(next_token(tuple(self.tokens(sequence)), self.version, sequence.seed)[0])
+        if len(self.launched) > self.overlap or not spans:
+            self.commit()
+        self.work_left -= 1
+        assert self.work_left >= 0, "more steps than tokens: something starves"
+
+    def tokens(self, sequence: Sequence) -> list[int]:
+        return self.truth.setdefault(sequence, list(sequence.tokens))
+
+    def commit(self) -> None:
+        spans, (sampled, scored) = self.launched.pop(0)
         versions = {(s.request.id, s.sample): (*s.versions, self.version) for s in self.flying()}
         for completion in self.scheduler.commit(spans, sampled, self.version, scored):
             key = completion.request_id, completion.sample
             assert key not in self.done
             assert completion == expected(self.requests[key[0]], self.version, key[1], versions[key])
             self.done[key] = completion
-        self.work_left -= 1
-        assert self.work_left >= 0, "more steps than tokens: something starves"
+        if self.scheduler.idle:
+            assert all(span.sequence.ended for spans, _ in self.launched for span in spans)
+            self.launched.clear()
 
     def row(self, span: Span, position: int) -> int:
         size = self.pool.page_size
         return span.sequence.pages[position // size] * size + position % size
 
     def write(self, span: Span) -> None:
-        sequence = span.sequence
-        assert span.start == sequence.computed and span.stop <= len(sequence.tokens)
+        sequence, tokens = span.sequence, self.tokens(span.sequence)
+        assert span.stop == sequence.computed <= len(tokens)
+        assert span.pending == (span.stop > len(sequence.tokens)) and (self.overlap or not span.pending)
+        if span.pending:  # the runner finds it among the tokens of the batch before
+            assert any(s.sequence is sequence and s.samples for s in self.launched[-1][0])
         assert len(sequence.pages) == self.pool.needed(span.stop), "more or fewer pages than the tokens need"
         owners = Counter(page for s in self.scheduler.running for page in s.pages)
         for position in range(span.start, span.stop):
             assert owners[self.row(span, position) // self.pool.page_size] == 1, "a shared page is written"
-            self.rows[self.row(span, position)] = (self.version, tuple(sequence.tokens[: position + 1]))
+            self.rows[self.row(span, position)] = (self.version, tuple(tokens[: position + 1]))
 
     def read(self, span: Span) -> None:
         for position in range(span.stop):
-            key = (self.version, tuple(span.sequence.tokens[: position + 1]))
+            key = (self.version, tuple(self.tokens(span.sequence)[: position + 1]))
             assert self.rows.get(self.row(span, position)) == key, f"position {position} reads another's key"
 
     @invariant()
@@ -195,6 +223,9 @@ class Schedule(RuleBasedStateMachine):
             assert s.tokens[: len(tokens)] == tokens and s.logprobs[: len(logprobs)] == logprobs
             assert s.sampled == len(s.logprobs) == len(s.versions)
             assert s.running == (s in self.scheduler.running)
+            mine = [span for spans, _ in self.launched for span in spans if span.sequence is s]
+            assert s.pending == sum(span.samples for span in mine) and s.scoring == sum(len(p.scored) for p in mine)
+            assert self.tokens(s)[: len(s.tokens)] == s.tokens and len(self.tokens(s)) == s.length
             self.seen[s.request.id, s.sample] = (list(s.tokens), list(s.logprobs))
 
     def asked(self) -> set[tuple[int, int]]:
@@ -214,10 +245,12 @@ Schedule.TestCase.settings = settings(max_examples=250, stateful_step_count=25, 
 TestSchedule = Schedule.TestCase
 
 
-def results(spans: list[Span], version: int) -> tuple[list[tuple[int, float]], list[list[float]]]:
+def results(
+    spans: list[Span], version: int, tokens: Callable[[Sequence], list[int]] = lambda sequence: sequence.tokens
+) -> tuple[list[tuple[int, float]], list[list[float]]]:
     """What a runner says of a batch."""
-    sampled = [next_token(tuple(s.sequence.tokens), version, s.sequence.seed) for s in spans if s.samples]
-    scored = [[score(tuple(s.sequence.tokens[: p + 1]), version) for p in s.scored] for s in spans if s.scored]
+    sampled = [next_token(tuple(tokens(s.sequence)), version, s.sequence.seed) for s in spans if s.samples]
+    scored = [[score(tuple(tokens(s.sequence)[: p + 1]), version) for p in s.scored] for s in spans if s.scored]
     return sampled, scored
 
 

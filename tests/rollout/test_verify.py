@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from kernels.model.weights import Parameter, save
 from rollout.differences import Answer, compare, pattern
-from rollout.runner import Runner
+from rollout.runner import Launched
 from rollout.source import Source
 from rollout.verify import MODES, main
 from tests.model.shapes import SHAPES, random_weights
@@ -85,10 +85,11 @@ def test_one_bit_of_one_weight_in_the_trainer(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("mode", ["single", "mixed", "prefix", "radix_cache"])
 def test_bits_that_depend_on_company_or_on_the_cache(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Runner.run
+    results = Launched.results
 
-    def depends(self: Runner, spans: list) -> tuple:
-        sampled, scored = run(self, spans)
+    def depends(self: Launched) -> tuple:
+        sampled, scored = results(self)
+        spans = self.spans
         cached = any(0 < s.start < s.sequence.prompt and s.start % 48 for s in spans)  # not a later chunk
         if sampled and (cached if mode == "radix_cache" else len(spans) > 1):
             token, logprob = sampled[-1]
@@ -96,7 +97,7 @@ def test_bits_that_depend_on_company_or_on_the_cache(mode: str, monkeypatch: pyt
             sampled[-1] = token, float(bits.view(torch.float32))
         return sampled, scored
 
-    monkeypatch.setattr(Runner, "run", depends)
+    monkeypatch.setattr(Launched, "results", depends)
     assert main([*FEW, "--mode", mode], FAST) == 1
 
 

@@ -11,7 +11,7 @@ from kernels.device import UnsupportedError, same_device
 class Pages:
     """Where the keys of each query token lie. Position p of sequence s is row table[s, p // size] * size + p % size."""
 
-    table: torch.Tensor  # int32 [sequences, pages of the longest]
+    table: torch.Tensor  # int32 [sequences, pages of the longest]; lines contiguous
     size: int  # tokens of a page
     sequence: torch.Tensor  # int32 [T], the sequence of each query token
     position: torch.Tensor  # int32 [T], its absolute position: keys 0 .. position are attended

@@ -113,7 +113,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=4
         lse,
         parts,
         counters(q.device, T * kv_heads),
-        pages.table.shape[1],
+        pages.table.stride(0),
         q.stride(0),
         keys.stride(0),
         values.stride(0),

@@ -90,7 +90,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
         out,
         lse,
         sequences,
-        pages.table.shape[1],
+        pages.table.stride(0),
         q.stride(0),
         keys.stride(0),
         values.stride(0),
