@@ -33,6 +33,11 @@ class RolloutSection(Section):
     tp: Positive = Field(description="tensor-parallel processes of one engine")
     replicas: Positive = Field(description="engines that share a step's requests")
     temperature: float = Field(gt=0, description="of sampling, and of the log-probs that are trained on")
+    top_k: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        description="draw from the k most likely tokens; 0: no limit. The trainer's log-probs are cut alike, as by the next two"
+    )
+    top_p: float = Field(gt=0, le=1, description="draw from the likeliest tokens that together have this probability")
+    min_p: Fraction = Field(description="draw from tokens of at least this times the probability of the likeliest")
     max_new_tokens: Positive
     pages: Positive = Field(description="key-value pages of one engine")
     page_size: Positive = Field(description="tokens of a page")

@@ -31,7 +31,7 @@ from rl.out_dir import check_out_dir, claim
 from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.report import write_report
-from rl.requests import requests_for
+from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
 from rl.score import Group, group, judge_of, score
 from rl.warm_start import warm_start
@@ -140,19 +140,17 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         stream = ProblemStream(source.train, config.seed, TRAIN)
         stream.cursor = state.cursor
         totals, after = Totals(state.tokens_compared, state.tokens_nonzero), before
+        sampling = train_sampling(config, source.tokenizer.eos_token_id)
         with Bar(console, "GRPO") as bar:
             for step in range(state.step + 1, config.steps + 1):
                 clock = Clock()
                 now = time.perf_counter()
                 problems = stream.take(config.algorithm.prompts_per_step)
-                temperature, size = config.rollout.temperature, config.algorithm.group_size
-                requests = requests_for(
-                    problems, size, config, source.tokenizer.eos_token_id, "train", step, temperature
-                )
+                requests = requests_for(problems, config.algorithm.group_size, sampling, config.seed, "train", step)
                 sampled = rollout.generate(requests)
                 now = clock.lap("sample", now)
                 groups = group(problems, sampled, source, judge, config.algorithm.advantage)
-                batch = pack(groups, temperature, config.algorithm.loss_mean, config.rollout.max_new_tokens)
+                batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
                 now = clock.lap("score", now)
                 report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
@@ -217,7 +215,8 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int) -> str:
 def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, console: Console) -> float:
     """Share of held-out problems answered right (reward 1), one sample each."""
     problems = source.held_out[: config.eval.problems]
-    requests = requests_for(problems, 1, config, source.tokenizer.eos_token_id, "eval", 0, config.eval.temperature)
+    sampling = eval_sampling(config, source.tokenizer.eos_token_id)
+    requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
     completions = rollout.generate(requests)
     right = [score(p, [c], source, source.judge)[0].reward >= 1 for p, c in zip(problems, completions, strict=True)]
     accuracy = sum(right) / len(right)

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 
+from kernels.ops import Truncation
 from rl.data import Problem
 from rl.score import Group
+from rollout.sampling import SamplingParams
 from trainer.batch import Batch
 
 
 def pack(
-    groups: Sequence[Group], temperature: float, mean: Literal["token", "sequence", "constant"], limit: int
+    groups: Sequence[Group], sampling: SamplingParams, mean: Literal["token", "sequence", "constant"], limit: int
 ) -> Batch:
-    """One batch of all samples, in order. Every token's weight in the loss is 1 over an exact count:
+    """One batch of all samples, in order, drawn as `sampling` says. Every token's weight in the loss is 1 over an exact count:
 
     token     all response tokens of the batch          (token-mean; Yu et al. 2025, equation 8)
     sequence  sequences x tokens of its own sequence     (Shao et al. 2024, equation 3)
@@ -34,7 +37,18 @@ def pack(
         logprobs=np.concatenate([np.array(c.logprobs, dtype=np.float32) for _, c, _ in samples]),
         advantages=np.repeat(np.array([a for *_, a in samples], dtype=np.float32), responses),
         weights=np.repeat((1.0 / counts).astype(np.float32), responses),
-        temperatures=np.full(total, temperature, dtype=np.float32),
+        temperatures=np.full(total, sampling.scale, dtype=np.float32),
+        truncation=_truncation(total if sampling.truncated else 0, sampling),
+    )
+
+
+def _truncation(rows: int, sampling: SamplingParams) -> Truncation:
+    """The filters of the first `rows` response tokens."""
+    return Truncation(
+        torch.arange(rows),
+        torch.full((rows,), sampling.top_k),
+        torch.full((rows,), sampling.top_p, dtype=torch.float32),
+        torch.full((rows,), sampling.min_p, dtype=torch.float32),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rl.config import RunConfig
 from rl.data import Problem
@@ -14,26 +15,33 @@ def sample_seed(run_seed: int, purpose: str, step: int, problem: int, sample: in
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def train_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
+    """What is trained on; the trainer cuts its distribution by the same filters."""
+    asked = config.rollout
+    return SamplingParams(
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        stop_ids=(eos_id,),
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        min_p=asked.min_p,
+    )
+
+
+def eval_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
+    """Without filters."""
+    return SamplingParams(config.rollout.max_new_tokens, config.eval.temperature, stop_ids=(eos_id,))
+
+
 def requests_for(
-    problems: Sequence[Problem],
-    samples: int,
-    config: RunConfig,
-    eos_id: int,
-    purpose: str,
-    step: int,
-    temperature: float,
+    problems: Sequence[Problem], samples: int, sampling: SamplingParams, run_seed: int, purpose: str, step: int
 ) -> list[Request]:
-    """`samples` requests for each problem, side by side, numbered from 0."""
+    """`samples` requests for each problem, side by side, numbered from 0; `sampling` but for the seed."""
     return [
         Request(
             id=i * samples + j,
             prompt_ids=problem.prompt_ids,
-            sampling=SamplingParams(
-                max_new_tokens=config.rollout.max_new_tokens,
-                temperature=temperature,
-                seed=sample_seed(config.seed, purpose, step, i, j),
-                stop_ids=(eos_id,),
-            ),
+            sampling=replace(sampling, seed=sample_seed(run_seed, purpose, step, i, j)),
         )
         for i, problem in enumerate(problems)
         for j in range(samples)

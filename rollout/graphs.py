@@ -1,7 +1,8 @@
 """CUDA graphs of the decode step: the same kernels on the same weights and pages, launched as one.
 
-A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page. No bit
-of a row depends on the others, so a replay has the bits of the eager step.
+A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page. Where
+one row draws from a part of the vocabulary, all rows pass the filters, the others at values that keep everything. No bit of a
+row depends on the others, so a replay has the bits of the eager step.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,16 @@ import numpy as np
 import torch
 
 from kernels.model import Layout, on_device
+from kernels.ops import Truncation
 from kernels.ops.attention import Pages
 from kernels.tree import KEY_SPLIT
+from rollout.sampling import SamplingParams
 
-Step = Callable[[torch.Tensor, Layout, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(token ids [B] int64, layout, temperatures [B], seeds [B], greedy [B]) -> (tokens [B] int64, log-probs [B] float32)."""
+Step = Callable[
+    [torch.Tensor, Layout, torch.Tensor, torch.Tensor, torch.Tensor, Truncation], tuple[torch.Tensor, torch.Tensor]
+]
+"""(token ids [B] int64, layout, temperatures [B], seeds [B], greedy [B], truncation) -> (tokens [B] int64, log-probs
+[B] float32)."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,8 @@ class Row:
     source: int  # else which of the last step's tokens it is; -1 if it is known
     position: int  # of that token
     pages: list[int]  # only ever grows: other pages are another list
-    temperature: float
     seed: int
-    greedy: bool
+    sampling: SamplingParams
 
 
 class PageTable:
@@ -89,29 +94,32 @@ class DecodeGraphs:
         self.step, self.page_size = step, page_size
         self.width = -(-positions // page_size)
         self.pages = PageTable(most, self.width, spare_page, device)
-        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self.graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
-        # A row of a step: token, source, position, seed, temperature's bits, greedy, line of its pages.
-        self.numbers = torch.zeros(padded(most), 7, dtype=torch.int64, device=device)
+        # A row of a step: token, source, position, seed, greedy, line of its pages, top k; bits of temperature, top p, min p.
+        self.numbers = torch.zeros(padded(most), 10, dtype=torch.int64, device=device)
         self.last = torch.zeros(padded(most), dtype=torch.int64, device=device)  # the tokens of the step before
 
     def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, log-probs) of the next token of each row, on the device until the next launch. `last`: the tokens of the
         step before, int64, which sources of rows refer to."""
         size, width = padded(len(rows)), self._width(max(row.position for row in rows) + 1)
-        numbers = np.empty((size, 7), dtype=np.int64)
+        numbers = np.empty((size, 10), dtype=np.int64)
         lines = self.pages.update([row.pages for row in rows])
-        numbers[: len(rows)] = [
-            (r.token, r.source, r.position, r.seed, 0, r.greedy, line) for r, line in zip(rows, lines, strict=True)
+        numbers[: len(rows), :7] = [
+            (r.token, r.source, r.position, r.seed, r.sampling.greedy, line, r.sampling.filters[0])
+            for r, line in zip(rows, lines, strict=True)
         ]
-        numbers[: len(rows), 4] = np.array([r.temperature for r in rows], np.float32).view(np.int32)
-        numbers[len(rows) :] = (0, -1, 0, 0, np.float32(1).view(np.int32), 1, self.pages.spare)
+        reals = [(r.sampling.scale, *r.sampling.filters[1:]) for r in rows]
+        numbers[: len(rows), 7:] = np.array(reals, np.float32).view(np.int32)
+        numbers[len(rows) :] = (0, -1, 0, 0, 1, self.pages.spare, 0, *np.array([1, 1, 0], np.float32).view(np.int32))
         self.numbers[:size] = on_device(torch.from_numpy(numbers), self.numbers.device)
         if last is not None:
             self.last[: len(last)] = last
-        if (size, width) not in self.graphs:
-            self.graphs[size, width] = self._capture(size, width)
-        graph, tokens, logprobs = self.graphs[size, width]
+        key = (size, width, any(row.sampling.truncated for row in rows))
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(*key)
+        graph, tokens, logprobs = self.graphs[key]
         graph.replay()
         return tokens[: len(rows)], logprobs[: len(rows)]
 
@@ -120,27 +128,31 @@ class DecodeGraphs:
         splits = -(-tokens // KEY_SPLIT)
         return min(self.width, -(-(KEY_SPLIT << (splits - 1).bit_length()) // self.page_size))
 
-    def _body(self, size: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        token, source, position, seed, temperature, greedy, line = self.numbers[:size].unbind(1)
+    def _body(self, size: int, width: int, truncated: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        token, source, position, seed, greedy, line, top_k = self.numbers[:size, :7].unbind(1)
+        temperature, top_p, min_p = self.numbers[:size, 7:].T.int().view(torch.float32).contiguous()
         starts = torch.arange(size + 1, device=token.device)
         slots = self.pages.table[line, position // self.page_size].long() * self.page_size + position % self.page_size
         pages = Pages(self.pages.table[:, :width], self.page_size, line.int(), position.int(), starts)
         return self.step(
             torch.where(source < 0, token, self.last[source.clamp(min=0)]),
             Layout(pages, slots, starts[:: max(size, 1)]),
-            temperature.int().view(torch.float32),
+            temperature,
             seed.contiguous(),
             greedy.to(torch.uint8),
+            Truncation(starts[:-1], top_k, top_p, min_p) if truncated else Truncation.none(),
         )
 
-    def _capture(self, size: int, width: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+    def _capture(
+        self, size: int, width: int, truncated: bool
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles what is not compiled yet; what it writes, the replay writes again
-            self._body(size, width)
+            self._body(size, width, truncated)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            tokens, logprobs = self._body(size, width)
+            tokens, logprobs = self._body(size, width, truncated)
         self.pool = graph.pool()
         return graph, tokens, logprobs

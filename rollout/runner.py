@@ -23,8 +23,9 @@ from kernels.model import (
     position_table,
 )
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
-from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
+from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.graphs import DecodeGraphs, Row
+from rollout.sampling import SamplingParams
 from rollout.sequence import Sequence, Span
 
 _SCORED_ROWS = 256  # prompt tokens whose logits are in memory at once
@@ -131,8 +132,15 @@ class Runner:
         temperature = self._put([p.scale for p in params], torch.float32)
         seeds, positions = self._put([s.sequence.seed for s in sampling]), self._put([s.stop for s in sampling])
         greedy = self._put([p.greedy for p in params], torch.uint8)
-        tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy)
+        tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy, self._truncation(params))
         return self._launched(spans, sampling, tokens, [logprobs, *scored])
+
+    def _truncation(self, params: list[SamplingParams]) -> Truncation:
+        """Of the rows that are cut; the others are left out."""
+        cut = [(i, *p.filters) for i, p in enumerate(params) if p.truncated]
+        rows, top_k, top_p, min_p = zip(*cut, strict=True) if cut else ((), (), (), ())
+        real = torch.float32
+        return Truncation(self._put(rows), self._put(top_k), self._put(top_p, real), self._put(min_p, real))
 
     def _ids(self, spans: list[Span], before: Launched | None) -> torch.Tensor:
         """int64 [T]: the input tokens, those that are pending from the batch before."""
@@ -204,10 +212,11 @@ class Runner:
         temperature: torch.Tensor,
         seeds: torch.Tensor,
         greedy: torch.Tensor,
+        truncation: Truncation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step in which every sequence has one token; nothing of it leaves the device."""
         hidden = self._hidden(ids, layout)
-        return self._draw(hidden, temperature, seeds, layout.positions.long() + 1, greedy)
+        return self._draw(hidden, temperature, seeds, layout.positions.long() + 1, greedy, truncation)
 
     def _draw(
         self,
@@ -216,10 +225,12 @@ class Runner:
         seeds: torch.Tensor,
         positions: torch.Tensor,
         greedy: torch.Tensor,
+        truncation: Truncation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(token int64 [R], log-prob float32 [R]); a token of -1 where no logit was a number. Every rank draws from its part of
         the vocabulary; the parts meet in one gather of winners and of the leaves of the log-sum-exp."""
         logits = head_logits(self.config, self.outer, hidden)
+        self._cut(logits, temperature, truncation)
         shard, (rows, width) = self.group.shard, logits.shape
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
         leaves = self.config.leaves // shard.size
@@ -234,9 +245,19 @@ class Runner:
         logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
         return best[:, 2].contiguous().view(torch.int32).long(), logprobs
 
+    def _cut(self, logits: torch.Tensor, temperature: torch.Tensor, truncation: Truncation) -> None:
+        """In place: -inf for what may not be drawn of this rank's part of the vocabulary. The filters look at whole rows, so
+        the rows that are cut are gathered, a few at a time."""
+        rank, width = self.group.shard.rank, logits.shape[1]
+        for part in truncation.parts():
+            mine = logits[part.rows]
+            whole = self.group.all_gather(mine).transpose(0, 1).reshape(len(part), -1)
+            kept = part.kept(whole, temperature)[:, rank * width : (rank + 1) * width]
+            logits[part.rows] = mine.masked_fill(kept == 0, -torch.inf)
+
 
 def _row(span: Span, before: Launched | None) -> Row:
-    sequence, asked = span.sequence, span.sequence.request.sampling
+    sequence = span.sequence
     source = before.row(sequence) if span.pending and before else -1
     token = sequence.tokens[span.start] if source < 0 else 0
-    return Row(token, source, span.start, sequence.pages, asked.scale, sequence.seed, asked.greedy)
+    return Row(token, source, span.start, sequence.pages, sequence.seed, sequence.request.sampling)

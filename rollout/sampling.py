@@ -20,10 +20,12 @@ def sample_seed(seed: int, sample: int) -> int:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The distribution a token is drawn from is softmax(logits / temperature); its log-probability is what is recorded.
+    """A token is drawn from softmax(logits / temperature), cut to what top_k, then top_p, then min_p keep, and renormalised;
+    the log-probability recorded is that of this distribution. `kernels.ops.kept_tokens` has the definition, ties included.
 
-    Temperature 0 is greedy; the log-probability recorded is then that of temperature 1. `seed` keys the noise together with
-    the token's position, so a request's tokens depend on nothing but its prompt, these parameters and the weights.
+    Temperature 0 is greedy: the most likely token (the lowest id of several), which every filter keeps; the log-probability
+    recorded is then that of softmax(logits), as if there were no filter. `seed` keys the noise together with the token's
+    position, so a request's tokens depend on nothing but its prompt, these parameters and the weights.
 
     A text ends at the first of: a token of `stop_ids`; a text of `stop`, found in the text decoded so far; `max_new_tokens`.
     The end-of-text token of a model is a stop id like any other: who knows the tokenizer adds it, unless told to ignore it.
@@ -35,6 +37,9 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()  # needs an engine that can decode
     n: int = 1  # samples, each of its own seed stream: `sample_seed`
+    top_k: int = 0  # the k most likely tokens; 0: no limit
+    top_p: float = 1.0  # the most likely tokens that together have this probability; 1: no limit
+    min_p: float = 0.0  # tokens of at least this times the probability of the most likely one; 0: no limit
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -49,12 +54,28 @@ class SamplingParams:
             raise RequestError(f"seed={self.seed} must be in 0 .. 2^63 - 1")
         if self.n < 1:
             raise RequestError(f"n={self.n} must be at least 1")
+        if not 0 <= self.top_k < 2**63:
+            raise RequestError(f"top_k={self.top_k} must be in 0 .. 2^63 - 1 (0: no limit)")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p={self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise RequestError(f"min_p={self.min_p} must be in 0 .. 1")
         if "" in self.stop:
             raise RequestError("stop: an empty text stops nothing")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def filters(self) -> tuple[int, float, float]:
+        """top_k, top_p and min_p as they apply: not to greedy sampling."""
+        return (0, 1.0, 0.0) if self.greedy else (self.top_k, self.top_p, self.min_p)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a filter may cut the distribution."""
+        return self.filters != (0, 1.0, 0.0)
 
     @property
     def scale(self) -> float:
@@ -65,7 +86,8 @@ class SamplingParams:
 @dataclass(frozen=True)
 class Request:
     """`score_from`: also the log-probs of the prompt tokens from this place on, 1 at the least (the first token follows
-    nothing). They are those of the sampling temperature, and have the bits that the trainer computes."""
+    nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew them, so no filter applies), and
+    have the bits that the trainer computes."""
 
     id: int  # chosen by the caller, unique among the requests in flight
     prompt_ids: tuple[int, ...]

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,11 +124,16 @@ class Verification:
             yield replace(worst, case=case, samples=3 * self.trials, differing_bits=bits, hollow=hollow)
 
     def requests(self) -> list[Request]:
-        """`trials` of them, of all lengths and several temperatures."""
+        """`trials` of them, of all lengths, several temperatures and filters."""
         temperatures, prompts = (1.0, 0.7, 1.3, 0.0), self.prompts()
-        return [
+        filters: tuple[dict[str, Any], ...] = ({}, {"top_p": 0.9}, {"top_k": 20, "top_p": 0.95}, {"min_p": 0.1})
+        asked = [
             self.request(prompts[i % len(prompts)], seed=i, temperature=temperatures[i // len(prompts) % 4])
             for i in range(self.trials)
+        ]
+        return [
+            replace(r, sampling=replace(r.sampling, **filters[(i + i // len(prompts)) % 4]))
+            for i, r in enumerate(asked)
         ]
 
     def sizes(self) -> list[int]:
@@ -159,8 +165,7 @@ class Verification:
         requests = self.requests()
         completions = served(self.engine(), requests)
         yield None
-        texts = [r.prompt_ids + c.token_ids for r, c in zip(requests, completions, strict=True)]
-        values = self.trained(texts, [r.sampling.scale for r in requests])
+        values = self.trained(requests, completions)
         yield None
         rows = []
         for completion in completions:
@@ -175,16 +180,26 @@ class Verification:
         case = f"{tokens} log-probs of {len(rows)} texts"
         yield replace(worst, case=case, samples=2 * len(rows), differing_bits=bits, first_difference=where)
 
-    def trained(self, texts: Sequence[tuple[int, ...]], temperatures: Sequence[float]) -> list[float]:
+    def trained(self, requests: Sequence[Request], completions: Sequence[Completion]) -> list[float]:
         """What the trainer's own process says of these texts."""
+        texts = [r.prompt_ids + c.token_ids for r, c in zip(requests, completions, strict=True)]
+        asked = [r.sampling for r in requests]
         with tempfile.TemporaryDirectory() as folder:
             directory = self.source.directory
             if directory is None:
                 directory = str(Path(folder, "model"))
                 save(self.source.config, self.source.weights(), directory)
             batch, out = Path(folder, "batch.npz"), Path(folder, "out.npy")
-            lengths = np.array([len(t) for t in texts])
-            np.savez(batch, token_ids=np.concatenate(texts), lengths=lengths, temperatures=np.array(temperatures))
+            np.savez(
+                batch,
+                token_ids=np.concatenate(texts),
+                lengths=np.array([len(t) for t in texts]),
+                prompts=np.array([len(r.prompt_ids) for r in requests]),
+                temperatures=np.array([p.scale for p in asked]),
+                top_k=np.array([p.filters[0] for p in asked]),
+                top_p=np.array([p.filters[1] for p in asked]),
+                min_p=np.array([p.filters[2] for p in asked]),
+            )
             dtype = str(self.source.dtype).removeprefix("torch.")
             options = [f"--leaves={self.source.config.leaves}", f"--dtype={dtype}", f"--device={self.device}"]
             options.append(f"--threads={self.threads}")

@@ -1,9 +1,11 @@
 """What a train step eats, and what it reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from kernels.ops import Truncation
 
 
 class BatchError(ValueError):
@@ -24,6 +26,7 @@ class Batch:
     advantages: np.ndarray  # float32 [R]
     weights: np.ndarray  # float32 [R], of each token in the loss: 1 / (an exact count)
     temperatures: np.ndarray  # float32 [R]
+    truncation: Truncation = field(default_factory=Truncation.none)  # of some of the R, what they were drawn from
 
     @property
     def sequences(self) -> int:
@@ -42,6 +45,7 @@ class Batch:
             self.advantages[r],
             self.weights[r],
             self.temperatures[r],
+            self.truncation.take(r.start, r.stop),
         )
 
     def response_rows(self) -> np.ndarray:

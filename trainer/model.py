@@ -15,6 +15,7 @@ from kernels.model import (
     position_table,
 )
 from kernels.model.weights import parameters
+from kernels.ops import Truncation
 
 
 class Block(nn.Module):
@@ -60,9 +61,10 @@ class TrainerModel(nn.Module):
         rows: torch.Tensor,
         row_groups: torch.Tensor,
         temperatures: torch.Tensor,
+        truncation: Truncation | None = None,
     ) -> torch.Tensor:
         """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
-        the gradient's leaves among the rows."""
+        the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut."""
         outer = OuterWeights(self.embed, self.norm, self.head)
 
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,4 +73,4 @@ class TrainerModel(nn.Module):
         hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
         targets = token_ids[rows]
         logprob = self.config.ops.linear_logprob
-        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups)
+        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups, truncation)

@@ -1,11 +1,13 @@
 """`python -m trainer.score MODEL BATCH.npz OUT.npy`: the log-probs that the trainer computes for given texts.
 
 The trainer as it trains, one rank of FSDP2 over float32 masters, with the texts side by side in one packed batch; forward
-only. BATCH holds `token_ids` of all texts, their `lengths`, and `temperatures`, one a text; OUT is float32, one log-prob for
-each token but the first of each text. `rollout.verify` compares a sampler with it: files are all that the two share.
+only. BATCH holds `token_ids` of all texts and, one a text, `lengths`, `temperatures`, and the `top_k`, `top_p` and `min_p` by
+which its tokens from place `prompts` on were cut; OUT is float32, one log-prob for each token but the first of each text.
+`rollout.verify` compares a sampler with it: files are all that the two share.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,25 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.model import Layout, ModelConfig
 from kernels.model.weights import load
+from kernels.ops import Truncation
 from trainer.trainer import Trainer, TrainerConfig
 
 
-def score(trainer: Trainer, token_ids: np.ndarray, lengths: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
+def score(trainer: Trainer, batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 [tokens - texts]."""
+    token_ids, lengths = batch["token_ids"], batch["lengths"]
     starts = np.cumsum(lengths) - lengths
     rows = np.delete(np.arange(len(token_ids)), starts)
+    text = np.repeat(np.arange(len(lengths)), lengths - 1)
+    sampled = rows - starts[text] >= batch["prompts"][text]
+    cut = (batch["top_k"] > 0) | (batch["top_p"] < 1) | (batch["min_p"] > 0)
+    cut_rows = np.flatnonzero(sampled & cut[text])
+    truncation = Truncation(
+        torch.from_numpy(cut_rows),
+        torch.from_numpy(batch["top_k"][text[cut_rows]].astype(np.int64)),
+        torch.from_numpy(batch["top_p"][text[cut_rows]].astype(np.float32)),
+        torch.from_numpy(batch["min_p"][text[cut_rows]].astype(np.float32)),
+    )
     device = trainer.device
     with torch.no_grad():
         logprobs = trainer.model(
@@ -29,7 +43,8 @@ def score(trainer: Trainer, token_ids: np.ndarray, lengths: np.ndarray, temperat
             Layout.packed(lengths.tolist(), [len(lengths)], device),
             torch.from_numpy(rows).to(device),
             torch.tensor([0, len(rows)], device=device),
-            torch.from_numpy(np.repeat(temperatures.astype(np.float32), lengths - 1)).to(device),
+            torch.from_numpy(batch["temperatures"][text].astype(np.float32)).to(device),
+            truncation.to(device),
         )
     return logprobs.cpu().numpy()
 
@@ -51,7 +66,7 @@ def main() -> None:
         how = TrainerConfig(1, 1, dtype=getattr(torch, args.dtype))
         trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), load(config, args.model))
         with np.load(args.batch) as batch:
-            np.save(args.out, score(trainer, batch["token_ids"], batch["lengths"], batch["temperatures"]))
+            np.save(args.out, score(trainer, batch))
     finally:
         dist.destroy_process_group()
 

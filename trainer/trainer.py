@@ -116,6 +116,7 @@ class Trainer:
             tensor(part.response_rows()),
             tensor(row_groups),
             tensor(part.temperatures),
+            part.truncation.to(self.device),
         )
         clipped = 0
         if objective == "policy":

@@ -14,9 +14,10 @@ from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
-from kernels.ops.truncate import kept_tokens
+from kernels.ops.truncate import Truncation, kept_tokens, truncate
 
 __all__ = [
+    "Truncation",
     "adamw",
     "add_bias",
     "add_rms_norm",
@@ -34,6 +35,7 @@ __all__ = [
     "store_rows",
     "sum_rows",
     "swiglu",
+    "truncate",
     "vocab_logprob",
     "vocab_nodes",
 ]

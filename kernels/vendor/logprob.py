@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.ops.truncate import Truncation, truncate
 from kernels.vendor.matmul import matmul, product
 
 ROWS = 2048
@@ -15,11 +16,14 @@ def linear_logprob(
     temperature: torch.Tensor,
     leaves: int,
     groups: torch.Tensor | None = None,
+    truncation: Truncation | None = None,
 ) -> torch.Tensor:
     """As `kernels.ops.linear_logprob`; float32 logits too."""
+    truncation = Truncation.none() if truncation is None else truncation
     if x.is_cuda:
-        return _LinearLogprob.apply(x, head, targets, temperature)
+        return _LinearLogprob.apply(x, head, targets, temperature, truncation)
     logits = matmul(x, head, leaves, groups=groups, out_dtype=torch.float32)
+    truncate(logits, temperature, truncation)
     return torch.log_softmax(logits / temperature[:, None], 1).gather(1, targets[:, None])[:, 0]
 
 
@@ -28,7 +32,7 @@ class _LinearLogprob(torch.autograd.Function):
     is one leaf."""
 
     @staticmethod
-    def forward(ctx, x, head, targets, temperature):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, head, targets, temperature, truncation):  # type: ignore[no-untyped-def]
         from kernels.ops.logprob import gpu  # triton, which a machine without a GPU may lack
 
         vocab = head.shape[0]
@@ -39,6 +43,8 @@ class _LinearLogprob(torch.autograd.Function):
         for first in range(0, len(x), ROWS):
             rows = slice(first, first + ROWS)
             logits = product(x[rows], weight, torch.float32)
+            if len(truncation):
+                truncate(logits, temperature[rows], truncation.take(first, first + ROWS))
             tiles.append(gpu.tiles_of(logits, temperature[rows], 1, values[rows]))
             picked.append(logits.gather(1, targets[rows, None])[:, 0])
         ctx.kept = gpu.Exponentials(values, torch.cat(tiles), torch.cat(picked))
@@ -56,4 +62,4 @@ class _LinearLogprob(torch.autograd.Function):
         d_logits = gpu.logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, 1)[:, :vocab]
         dx = product(d_logits, head.to(x.dtype), x.dtype)
         d_head = product(d_logits.T, x, torch.float32).to(head.dtype) if ctx.needs_input_grad[1] else None
-        return dx, d_head, None, None
+        return dx, d_head, None, None, None

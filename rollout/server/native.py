@@ -20,9 +20,6 @@ from rollout.server.service import Call, Service, whole
 from rollout.source import Source
 
 NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "top_p": (1.0,),
-    "top_k": (-1, 0, 1 << 30),
-    "min_p": (0.0,),
     "frequency_penalty": (0.0,),
     "presence_penalty": (0.0,),
     "repetition_penalty": (1.0,),
@@ -77,6 +74,7 @@ def sampling_params(fields: Fields, service: Service) -> SamplingParams:
         "stop_ids": tuple(sorted({*stops, *ends})),
         "stop": fields.texts("stop", 16),
         "n": fields.integer("n", 1, 1, service.limits.samples),
+        **filters(fields),
     }
     fields.neutral(NEUTRAL_SAMPLING)
     fields.done()
@@ -84,6 +82,12 @@ def sampling_params(fields: Fields, service: Service) -> SamplingParams:
         return SamplingParams(**made)
     except RequestError as error:
         raise BadRequest(str(error)) from None
+
+
+def filters(fields: Fields) -> dict[str, Any]:
+    """top_k (-1, as 0: no limit), top_p and min_p."""
+    top_k = fields.integer("top_k", 0, -1, 2**63 - 1)
+    return {"top_k": max(top_k, 0), "top_p": fields.number("top_p", 1.0), "min_p": fields.number("min_p", 0.0)}
 
 
 def parse(body: Fields, service: Service) -> tuple[list[Ask], bool, bool]:

@@ -1,7 +1,7 @@
 """`/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's: the `openai` client works, streaming too.
 
-`seed` is the sampling seed (42 where it is absent); `stop_token_ids` and `ignore_eos` are taken as well. What would change the
-distribution and is not supported is refused, not ignored.
+`seed` is the sampling seed (42 where it is absent); `top_k`, `min_p`, `stop_token_ids` and `ignore_eos` are taken as well. What
+would change the distribution and is not supported is refused, not ignored.
 """
 
 import json
@@ -14,14 +14,11 @@ from starlette.requests import Request as Client
 
 from rollout.sampling import Completion, Request, RequestError, SamplingParams, Token
 from rollout.server.fields import BadRequest, Fields, is_integer
-from rollout.server.native import as_ids
+from rollout.server.native import as_ids, filters
 from rollout.server.sample import Sample
 from rollout.server.service import Call, Service, whole
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (1.0,),
-    "top_k": (-1, 0),
-    "min_p": (0.0,),
     "frequency_penalty": (0.0,),
     "presence_penalty": (0.0,),
     "repetition_penalty": (1.0,),
@@ -113,6 +110,7 @@ class Endpoint:
             "stop_ids": tuple(sorted({*stops, *ends})),
             "stop": body.texts("stop", 16),
             "n": body.integer("n", 1, 1, self.service.limits.samples),
+            **filters(body),
         }
         lengths = [self.most(body, prompt) for prompt in prompts]
         body.neutral(NEUTRAL)

@@ -11,6 +11,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
 from kernels.model.weights import Parameter, parameters
+from kernels.ops import Truncation
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.scheduler import Limits
@@ -83,12 +84,13 @@ def engine(
 
 def requests(config: ModelConfig, new: int = 10, longest: int = 600) -> list[Request]:
     """Groups that share a prompt or a part of one, lengths on both sides of a page, of a block of 64 keys and of a split of
-    512, all temperatures. The first few are what a small batch serves."""
+    512, all temperatures and filters. The first few are what a small batch serves."""
     ids = np.random.default_rng(5).integers(0, config.vocab_size, 1024).tolist()
     lengths = [(0, 40), (0, 64), (100, 101), (0, 510), (0, 40), (7, 72), (0, 63), (50, 67), (0, longest), (0, 40)]
     temperatures = [1.0, 0.7, 1.3, 1.0, 1.0, 0.3, 0.0, 3.0, 0.9, 0.0]
+    filters: dict[int, dict[str, Any]] = {1: {"top_p": 0.9}, 4: {"top_k": 50, "top_p": 0.7}, 8: {"min_p": 0.02}}
     return [
-        Request(i, tuple(ids[first:last]), SamplingParams(new + i % 3, t, seed=1000 + i))
+        Request(i, tuple(ids[first:last]), SamplingParams(new + i % 3, t, seed=1000 + i, **filters.get(i, {})))
         for i, ((first, last), t) in enumerate(zip(lengths, temperatures, strict=True))
     ]
 
@@ -126,7 +128,17 @@ def pack(asked: Sequence[Request], done: Sequence[Completion], advantage: float 
         advantages=np.full(total, advantage, dtype=np.float32),
         weights=np.full(total, 1 / total, dtype=np.float32),
         temperatures=np.repeat(np.array([r.sampling.scale for r in asked], dtype=np.float32), responses),
+        truncation=truncation([(n, r.sampling) for n, r in zip(responses.tolist(), asked, strict=True)]),
     )
+
+
+def truncation(parts: Iterable[tuple[int, SamplingParams]]) -> Truncation:
+    """Of the tokens of a batch, so many after so many."""
+    tokens = [asked for count, asked in parts for _ in range(count)]
+    cut = [i for i, asked in enumerate(tokens) if asked.truncated]
+    top_k, top_p, min_p = ([getattr(tokens[i], name) for i in cut] for name in ("top_k", "top_p", "min_p"))
+    whole = torch.tensor([cut, top_k], dtype=torch.int64)
+    return Truncation(*whole, *torch.tensor([top_p, min_p], dtype=torch.float32))
 
 
 @torch.no_grad()
@@ -138,7 +150,7 @@ def score(model: TrainerModel, batch: Batch) -> torch.Tensor:
     ids, rows, ends, temperatures = (
         torch.from_numpy(a).to(device) for a in (batch.token_ids, batch.response_rows(), row_groups, batch.temperatures)
     )
-    return model(ids, layout, rows, ends, temperatures).cpu()
+    return model(ids, layout, rows, ends, temperatures, batch.truncation.to(device)).cpu()
 
 
 def logprobs(done: Completion) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Problems in their order, tokenizers, and the reasoning-gym source."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from rl.compose import check
 from rl.data import ProblemStream, Source, open_source
 from rl.data.tokenizer import byte_level_bpe, of_characters
-from rl.requests import requests_for, sample_seed
+from rl.requests import requests_for, sample_seed, train_sampling
+from rollout.sampling import SamplingParams
 
 settings.register_profile("rl", max_examples=60, deadline=None, derandomize=True)
 quick = settings.get_profile("rl")
@@ -154,9 +156,10 @@ def test_sample_seeds_are_distinct_and_fixed() -> None:
 def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
     problems = list(arithmetic.train[:3])
     layouts = (["rollout.tp=1", "rollout.replicas=2", "rollout.pages=64"], ["rollout.tp=4", "trainer.world_size=1"])
-    requests = [requests_for(problems, 4, check(list(o))[0], 1, "train", 5, 0.7) for o in layouts]
+    configs = [check([*o, "rollout.temperature=0.7", "rollout.top_p=0.9"])[0] for o in layouts]
+    requests = [requests_for(problems, 4, train_sampling(c, 1), c.seed, "train", 5) for c in configs]
     assert requests[0] == requests[1]
     assert [r.id for r in requests[0]] == list(range(12))
     assert [r.prompt_ids for r in requests[0]] == [p.prompt_ids for p in problems for _ in range(4)]
     assert len({r.sampling.seed for r in requests[0]}) == 12
-    assert all(r.sampling.temperature == 0.7 and r.sampling.stop_ids == (1,) for r in requests[0])
+    assert {replace(r.sampling, seed=0) for r in requests[0]} == {SamplingParams(5, 0.7, 0, (1,), top_p=0.9)}

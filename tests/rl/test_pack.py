@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rl.data import Problem
 from rl.pack import pack, pack_supervised
 from rl.score import Group, Sample
-from rollout.sampling import Completion
+from rollout.sampling import Completion, SamplingParams
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=6).map(tuple)
 groups_of = st.integers(2, 4).flatmap(
@@ -34,7 +34,7 @@ def groups(shape: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[G
 @given(shape=groups_of)
 def test_pack(mean: str, shape: list) -> None:
     gs = groups(shape)
-    batch = pack(gs, 0.7, mean, limit=9)  # type: ignore[arg-type]
+    batch = pack(gs, SamplingParams(9, 0.7, top_k=7, top_p=0.9), mean, limit=9)  # type: ignore[arg-type]
     samples = [
         (g.problem.prompt_ids, s.completion, a) for g in gs for s, a in zip(g.samples, g.advantages, strict=True)
     ]
@@ -44,6 +44,10 @@ def test_pack(mean: str, shape: list) -> None:
     assert batch.token_ids[batch.response_rows()].tolist() == [t for _, c, _ in samples for t in c.token_ids]
     assert batch.logprobs.tolist() == [x for _, c, _ in samples for x in c.logprobs]  # float32 all the way
     assert batch.temperatures.tolist() == [np.float32(0.7)] * total
+    assert batch.truncation.rows.tolist() == list(range(total)) and batch.truncation.top_k.tolist() == [7] * total
+    assert batch.truncation.top_p.tolist() == [np.float32(0.9)] * total
+    assert batch.truncation.min_p.tolist() == [0.0] * total
+    assert not len(pack(gs, SamplingParams(9, 0.7), mean, limit=9).truncation)  # type: ignore[arg-type]
     at = 0
     for _, c, advantage in samples:
         n = len(c.token_ids)

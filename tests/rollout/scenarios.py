@@ -59,7 +59,7 @@ def engine(
 
 
 def requests(config: ModelConfig) -> list[Request]:
-    """Groups that share a prompt, prompts that share a part, short and long, greedy, cold, hot, stopped."""
+    """Groups that share a prompt, prompts that share a part, short and long, greedy, cold, hot, stopped, cut."""
     ids = torch.randint(config.vocab_size, (80,), generator=torch.Generator().manual_seed(5)).tolist()
     stops = tuple(range(0, config.vocab_size, 9))
     cases = [
@@ -74,8 +74,15 @@ def requests(config: ModelConfig) -> list[Request]:
         (ids[:8], 1, 0.3, ()),
         (ids[:20], 12, 0.0, stops),
     ]
+    filters: dict[int, dict[str, Any]] = {
+        1: {"top_p": 0.8},
+        3: {"top_k": 12, "top_p": 0.9, "min_p": 0.01},
+        5: {"min_p": 0.05},
+        7: {"top_k": 9},
+        9: {"top_k": 2},
+    }
     return [
-        Request(i, tuple(prompt), SamplingParams(new, temperature, 1000 + i, stop))
+        Request(i, tuple(prompt), SamplingParams(new, temperature, 1000 + i, stop, **filters.get(i, {})))
         for i, (prompt, new, temperature, stop) in enumerate(cases)
     ]
 

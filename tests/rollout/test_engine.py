@@ -26,7 +26,7 @@ def naive(config: ModelConfig, request: Request, dtype: torch.dtype) -> Completi
     asked, tokens, logprobs, reason = request.sampling, list(request.prompt_ids), [], "length"
     temperature = torch.tensor([asked.temperature or 1.0])
     for _ in range(asked.max_new_tokens):
-        logits = packed_logits(config, weights, [tokens], dtype)[-1:]
+        logits = cut(packed_logits(config, weights, [tokens], dtype)[-1:], asked)
         greedy = torch.tensor([asked.temperature == 0], dtype=torch.uint8)
         where = torch.tensor([asked.seed]), torch.tensor([len(tokens)])
         _, token, logit = gumbel_argmax(logits, temperature, *where, greedy)
@@ -37,6 +37,21 @@ def naive(config: ModelConfig, request: Request, dtype: torch.dtype) -> Completi
             reason = "stop"
             break
     return Completion(request.id, tuple(tokens[len(request.prompt_ids) :]), tuple(logprobs), reason, 7)
+
+
+def cut(logits: torch.Tensor, asked: SamplingParams) -> torch.Tensor:
+    """By the definition of the filters, in float64."""
+    if not asked.temperature:
+        return logits
+    p = (logits[0].double() / asked.temperature).softmax(0).tolist()
+    order = sorted(range(len(p)), key=lambda v: (-float(logits[0, v]), v))[: asked.top_k or len(p)]
+    mass, kept = sum(p[v] for v in order), []
+    for v in order:
+        if asked.top_p < 1 and sum(p[u] for u in kept) >= asked.top_p * mass:
+            break
+        kept.append(v)
+    kept = [v for v in kept if p[v] >= asked.min_p * max(p)]
+    return torch.full_like(logits, -torch.inf).index_copy_(1, torch.tensor(kept), logits[:, kept])
 
 
 @pytest.mark.parametrize(

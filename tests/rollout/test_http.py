@@ -81,6 +81,21 @@ def test_generate_answers_the_engines_bits(server: Server, local: Engine) -> Non
         assert (meta["id"], meta["weight_version"]) == ("mine", "0")
 
 
+def test_filters(server: Server, local: Engine) -> None:
+    """Of both ways to ask; -1 is no limit, as is 0."""
+    (done,) = expected(local, TEXT, top_k=20, top_p=0.8, min_p=0.01)
+    (free,) = expected(local, TEXT)
+    assert done.token_ids != free.token_ids
+    filters = {"top_k": 20, "top_p": 0.8, "min_p": 0.01}
+    for asked, c in ((filters, done), ({"top_k": -1}, free), ({"top_k": 0, "top_p": 1, "min_p": 0}, free)):
+        body = {"text": TEXT, "sampling_params": {"max_new_tokens": 12, **asked}, "return_logprob": True}
+        answer = post(server, "/generate", body)
+        assert answer["output_ids"] == list(c.token_ids)
+        assert [v[0] for v in answer["meta_info"]["output_token_logprobs"]] == list(c.logprobs)
+        answer = post(server, "/v1/completions", {"prompt": TEXT, "max_tokens": 12, "logprobs": 1, **asked})
+        assert answer["choices"][0]["logprobs"]["token_logprobs"] == list(c.logprobs)
+
+
 def test_one_client_of_sglangs_deterministic_mode(server: Server) -> None:
     """The body of its own test of determinism: the same seed repeats, in any company; others differ."""
     params = {"temperature": 1.0, "max_new_tokens": 10, "sampling_seed": 42, "frequency_penalty": 0, "top_p": 1.0}
@@ -187,8 +202,10 @@ def test_the_openai_client_chats(server: Server, local: Engine) -> None:
 
 def test_the_openai_client_hears_why(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
-    with pytest.raises(openai.BadRequestError, match=r"top_p=0.5 is not supported"):
-        client.completions.create(model="tiny", prompt="a", top_p=0.5)
+    with pytest.raises(openai.BadRequestError, match=r"top_p=1.5 must be above 0 and at most 1"):
+        client.completions.create(model="tiny", prompt="a", top_p=1.5)
+    with pytest.raises(openai.BadRequestError, match=r"presence_penalty=0.5 is not supported"):
+        client.completions.create(model="tiny", prompt="a", presence_penalty=0.5)
     with pytest.raises(openai.NotFoundError, match="model 'gpt-5' is not served; served: 'tiny'"):
         client.completions.create(model="gpt-5", prompt="a")
 
@@ -232,7 +249,11 @@ BAD: list[tuple[str, Any, str]] = [
         {"text": "a", "sampling_params": {"stop_token_ids": "a"}},
         "stop_token_ids must be a list of integers",
     ),
-    ("/generate", {"text": "a", "sampling_params": {"top_k": 5}}, "top_k=5 is not supported"),
+    ("/generate", {"text": "a", "sampling_params": {"top_k": -2}}, "top_k=-2 must be in -1"),
+    ("/generate", {"text": "a", "sampling_params": {"top_k": 0.5}}, "top_k must be an integer"),
+    ("/generate", {"text": "a", "sampling_params": {"top_p": 0}}, "top_p=0.0 must be above 0"),
+    ("/generate", {"text": "a", "sampling_params": {"min_p": 1.5}}, "min_p=1.5 must be in 0 .. 1"),
+    ("/generate", {"text": "a", "sampling_params": {"min_p": 10**400}}, "min_p=inf must be finite"),
     (
         "/generate",
         {"text": "a", "sampling_params": {"repetition_penalty": 1.2}},

@@ -10,6 +10,7 @@ from kernels.model import ModelConfig
 from rollout.engine import Engine
 from rollout.sampling import Completion, Request, SamplingParams, Token, sample_seed
 from rollout.text import decode_all
+from tests.alignment.scenes import truncation
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.rollout.scenarios import LIMITS, ROOMY, alone, bits, engine, logprob_bits, requests
@@ -73,11 +74,12 @@ def test_prompt_log_probs_are_the_trainers(name: str, dtype: torch.dtype) -> Non
             ids = request.prompt_ids + done.token_ids
             assert len(done.prompt_logprobs) == len(request.prompt_ids) - 1
             recorded = torch.tensor(done.prompt_logprobs + done.logprobs)
-            assert_same_bits(token_logprobs(model, whole(ids, request)).detach(), recorded, f"request {request.id}")
+            batch = whole(ids, len(request.prompt_ids) - 1, request.sampling)
+            assert_same_bits(token_logprobs(model, batch).detach(), recorded, f"request {request.id}")
 
 
-def whole(ids: tuple[int, ...], request: Request) -> Batch:
-    """A sequence of which all but the first token count."""
+def whole(ids: tuple[int, ...], given: int, asked: SamplingParams) -> Batch:
+    """A sequence of which all but the first token count; the first `given` of these were not drawn."""
     rest = np.zeros(len(ids) - 1, dtype=np.float32)
     return Batch(
         token_ids=np.array(ids),
@@ -86,7 +88,8 @@ def whole(ids: tuple[int, ...], request: Request) -> Batch:
         logprobs=rest,
         advantages=rest,
         weights=rest,
-        temperatures=rest + np.float32(request.sampling.scale),
+        temperatures=rest + np.float32(asked.scale),
+        truncation=truncation([(given, SamplingParams(1)), (len(rest) - given, asked)]),
     )
 
 

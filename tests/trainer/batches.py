@@ -46,7 +46,8 @@ def token_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int = 1) -
     rows = torch.from_numpy(batch.response_rows())
     row_groups = torch.from_numpy(np.concatenate([[0], np.cumsum(batch.responses)])[::leaf_sequences].copy())
     layout = Layout.packed(batch.lengths.tolist(), groups)
-    return model(torch.from_numpy(batch.token_ids), layout, rows, row_groups, torch.from_numpy(batch.temperatures))
+    temperatures = torch.from_numpy(batch.temperatures)
+    return model(torch.from_numpy(batch.token_ids), layout, rows, row_groups, temperatures, batch.truncation)
 
 
 def gradients(config: ModelConfig, weights: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:

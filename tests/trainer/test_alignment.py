@@ -9,6 +9,7 @@ from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, slice_digests
 from kernels.tree import WHOLE
 from rollout.sampling import Completion, Request, SamplingParams
+from tests.alignment.scenes import truncation
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 from tests.rollout.scenarios import engine
@@ -16,16 +17,19 @@ from tests.trainer.batches import plain_model, token_logprobs
 from trainer.batch import Batch
 from trainer.trainer import Trainer, TrainerConfig
 
+FILTERS: list[dict] = [{}, {"top_p": 0.8}, {}, {"top_k": 9, "min_p": 0.02}, {"top_k": 20, "top_p": 0.9, "min_p": 0.01}]
+
 
 def asked(config: ModelConfig, count: int = 16, seed: int = 0) -> list[Request]:
-    """Random prompts of 1 to 70 tokens, temperatures from 0.3 to 3, lengths to the model's end."""
+    """Random prompts of 1 to 70 tokens, temperatures from 0.3 to 3, some with filters, lengths to the model's end."""
     random = np.random.default_rng(seed)
     out = []
     for i in range(count):
         prompt = random.integers(0, config.vocab_size, int(random.choice([1, 2, 15, 16, 17, 63, 64, 65, 70])))
         new = int(random.integers(1, min(30, config.max_positions - len(prompt)) + 1))
         temperature = float(random.choice([0.3, 0.7, 1.0, 1.3, 3.0]))
-        out.append(Request(i, tuple(prompt.tolist()), SamplingParams(new, temperature, seed=i)))
+        filters: dict = FILTERS[i % len(FILTERS)]
+        out.append(Request(i, tuple(prompt.tolist()), SamplingParams(new, temperature, seed=i, **filters)))
     return out
 
 
@@ -41,6 +45,7 @@ def pack(requests: list[Request], completions: list[Completion], advantage: floa
         advantages=np.full(total, advantage, dtype=np.float32),
         weights=np.full(total, 1 / total, dtype=np.float32),
         temperatures=np.repeat(np.array([r.sampling.temperature for r in requests], dtype=np.float32), responses),
+        truncation=truncation([(n, r.sampling) for n, r in zip(responses.tolist(), requests, strict=True)]),
     )
 
 

@@ -5,9 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.ops import Truncation
 from tests.model.shapes import TINY
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, BatchError, StepReport, check_batch_arithmetic, cut_by_tokens
@@ -19,15 +21,24 @@ PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 8), st.integers(0, 100), st.data())
 def test_take_cuts_every_field(count: int, seed: int, data: st.DataObject) -> None:
     batch = random_batch(TINY, count, seed)
+    total = len(batch.logprobs)
+    rows = torch.tensor(sorted(data.draw(st.sets(st.integers(0, total - 1)))), dtype=torch.int64)
+    batch = replace(batch, truncation=Truncation(rows, rows + 1, rows / total, rows / 2 / total))
     cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=3)))
     edges = [0, *cuts, count]
     parts = [batch.take(a, b) for a, b in pairwise(edges)]
     for name, whole in vars(batch).items():
+        if name == "truncation":
+            continue
         joined = np.concatenate([getattr(part, name) for part in parts])
         assert joined.dtype == whole.dtype and joined.tobytes() == whole.tobytes(), name
     assert [part.sequences for part in parts] == np.diff(edges).tolist()
     for part in parts:
         assert len(part.token_ids) == part.lengths.sum() and len(part.logprobs) == part.responses.sum()
+    starts = np.cumsum([0, *(len(part.logprobs) for part in parts)])
+    cut = [replace(p.truncation, rows=p.truncation.rows + int(s)) for p, s in zip(parts, starts, strict=False)]
+    for name, whole in vars(batch.truncation).items():
+        assert torch.equal(torch.cat([getattr(c, name) for c in cut]), whole), name
 
 
 @PROPERTY

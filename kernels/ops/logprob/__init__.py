@@ -3,6 +3,7 @@
 import torch
 
 from kernels.device import UnsupportedError, same_device
+from kernels.ops.truncate import Truncation
 
 
 def vocab_nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
@@ -34,12 +35,14 @@ def linear_logprob(
     temperature: torch.Tensor,
     leaves: int,
     groups: torch.Tensor | None = None,
+    truncation: Truncation | None = None,
 ) -> torch.Tensor:
     """log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
 
     x [R, n], head [V, n] (a float32 head against a bfloat16 x is a master weight, as in matmul), targets int64 [R],
     temperature float32 [R] -> float32 [R]. The logits are float32 roots of the matmul tree, never rounded to bfloat16: the
-    same numbers the sampler draws from. `groups`: int64 row offsets [G + 1].
+    same numbers the sampler draws from. `groups`: int64 row offsets [G + 1]. Rows of `truncation` take the softmax over the
+    tokens that their filters keep (a target that is not kept: -inf); which these are is a constant to the gradient.
 
     Invariant to the number and position of rows; equal to the vocabulary-sharded path above.
     """
@@ -48,16 +51,17 @@ def linear_logprob(
     if groups is None and head.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("log-prob: the head needs a gradient, so `groups` must say where each group ends")
     keep = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
-    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups, keep)
+    truncation = truncation if truncation is not None and len(truncation) else None
+    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups, keep, truncation)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, head, targets, temperature, leaves, groups, keep):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, head, targets, temperature, leaves, groups, keep, truncation):  # type: ignore[no-untyped-def]
         op = same_device("logprob", x, head)
-        logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), targets, temperature, leaves, keep)
+        logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), targets, temperature, leaves, keep, truncation)
         ctx.save_for_backward(x, head, targets, temperature, lse, groups)
-        ctx.leaves = leaves
+        ctx.leaves, ctx.truncation = leaves, truncation
         return logprob
 
     @staticmethod
@@ -74,5 +78,6 @@ class _LinearLogprob(torch.autograd.Function):
             ctx.leaves,
             groups.contiguous() if ctx.needs_input_grad[1] else None,
             kept,
+            ctx.truncation,
         )
-        return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None, None
+        return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None, None, None

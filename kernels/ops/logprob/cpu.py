@@ -5,6 +5,7 @@ import torch
 from kernels.cpu import call
 from kernels.device import UnsupportedError
 from kernels.ops.matmul import input_gradient, matmul, weight_gradient
+from kernels.ops.truncate import Truncation, truncate
 from kernels.tree import is_power_of_two
 
 
@@ -26,12 +27,27 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
 
 
 def linear(
-    x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, leaves: int, keep: bool
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    keep: bool,
+    truncation: Truncation | None,
 ) -> tuple[torch.Tensor, torch.Tensor, None]:
     """(log-probability, log-sum-exp) of each target. Nothing is kept for the gradient."""
-    logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    logits = _logits(x, head, temperature, leaves, truncation)
     picked = logits.gather(1, targets[:, None])[:, 0]
     return *logprob(nodes(logits, temperature, leaves), picked, temperature), None
+
+
+def _logits(
+    x: torch.Tensor, head: torch.Tensor, temperature: torch.Tensor, leaves: int, truncation: Truncation | None
+) -> torch.Tensor:
+    logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    if truncation is not None:
+        truncate(logits, temperature, truncation)
+    return logits
 
 
 def backward(
@@ -44,8 +60,9 @@ def backward(
     leaves: int,
     groups: torch.Tensor | None,
     kept: None,
+    truncation: Truncation | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    logits = _logits(x, head, temperature, leaves, truncation)
     of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))
     call("vocab_backward", logits, *of_rows, *logits.shape)
     d_logits = logits.to(x.dtype)

@@ -9,8 +9,12 @@ exponentials e = 2^((z - m) log2 e), rounded to bf16 (each leaf of the vocabular
 turns them in place into the gradient of the logits, again bf16, and multiplies that twice:
 
     d[v] = -(g (e[v] 2^((m - lse) log2 e)))        d[target] = g (1 - 2^((z[target] - lse) log2 e)), z in float32
+
+Rows that draw from a part of the vocabulary have their logits in memory, a few rows at a time: those that are not kept become
+-inf, whose exponential is 0, and what is left for the gradient looks like that of any other row.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +26,7 @@ from kernels.gpu.arithmetic import LOG2_E, fold, log_f32
 from kernels.ops.matmul import grouped, many_rows, order
 from kernels.ops.matmul.gpu import contract
 from kernels.ops.matmul.ring import BK, reachable
+from kernels.ops.truncate import Truncation, truncate
 from kernels.tree import leaf_bounds
 
 TILE = 128
@@ -186,15 +191,17 @@ def linear(
     temperature: torch.Tensor,
     leaves: int,
     keep: bool = False,
+    truncation: Truncation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
     """(log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
         return temperature.new_empty(0), temperature.new_empty(0), None
     fused, count = _fused(x, head, leaves), triton.cdiv(vocab // leaves, TILE)
+    cut = 0 if truncation is None else len(truncation)
     values = x.new_empty(rows, leaves * count * TILE) if keep else None
-    if fused:
-        tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
+    tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
+    if cut < rows and fused:
         many_rows.launch(
             x,
             head,
@@ -206,12 +213,37 @@ def linear(
             parts=leaves,
             vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), picked, tiles),
         )
-    else:
+    elif cut < rows:
         logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
         picked = logits.gather(1, targets[:, None])[:, 0]
         tiles = tiles_of(logits, temperature, leaves, values)
+    if truncation is not None:
+        for part in truncation.parts():
+            _truncated_rows(x, head, targets, temperature, leaves, part, values, tiles, picked)
     kept = None if values is None else Exponentials(values, tiles, picked)
     return *logprob(merged(tiles, leaves), picked, temperature), kept
+
+
+def _truncated_rows(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    part: Truncation,
+    values: torch.Tensor | None,
+    tiles: torch.Tensor,
+    picked: torch.Tensor,
+) -> None:
+    """Writes the rows of `part` in the last three."""
+    rows = part.rows
+    logits = contract(x[rows], head, leaf_bounds(x.shape[1], leaves), torch.float32)
+    truncate(logits, temperature[rows], replace(part, rows=torch.arange(len(part), device=rows.device)))
+    picked[rows] = logits.gather(1, targets[rows][:, None])[:, 0]
+    some = None if values is None else values.new_empty(len(part), values.shape[1])
+    tiles[rows] = tiles_of(logits, temperature[rows], leaves, some)
+    if values is not None:
+        values[rows] = some
 
 
 @triton.jit
@@ -273,13 +305,14 @@ def backward(
     leaves: int,
     groups: torch.Tensor | None,
     kept: Exponentials | None,
+    truncation: Truncation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`kept` is used up: a second gradient of one forward passes None, and the exponentials are computed again."""
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
     if kept is None:
-        kept = linear(x, head, targets, temperature, leaves, keep=True)[2]
+        kept = linear(x, head, targets, temperature, leaves, keep=True, truncation=truncation)[2]
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
     width = vocab // leaves
     padded = d_logits.shape[1] // leaves

@@ -1,8 +1,49 @@
 """Top-k, top-p and min-p: which tokens a sampler may draw."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
 from kernels.device import UnsupportedError, same_device
+
+ROWS = 64
+"""Rows of a whole vocabulary that are filtered at once: the work space is some 40 bytes a token."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The rows of a batch that draw from a part of the vocabulary, and their filters; see `kept_tokens`."""
+
+    rows: torch.Tensor  # int64 [F], ascending
+    top_k: torch.Tensor  # int64 [F], 0: no limit
+    top_p: torch.Tensor  # float32 [F], 1: no limit
+    min_p: torch.Tensor  # float32 [F], 0: no limit
+
+    @classmethod
+    def none(cls) -> "Truncation":
+        """Every row draws from the whole vocabulary."""
+        return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *torch.empty(2, 0))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> "Truncation":
+        return Truncation(*(t.to(device) for t in vars(self).values()))
+
+    def take(self, start: int, stop: int) -> "Truncation":
+        """Of rows start .. stop, counted from there."""
+        inside = (self.rows >= start) & (self.rows < stop)
+        return Truncation(self.rows[inside] - start, self.top_k[inside], self.top_p[inside], self.min_p[inside])
+
+    def parts(self) -> Iterator["Truncation"]:
+        """Of at most `ROWS` rows each."""
+        for start in range(0, len(self), ROWS):
+            yield Truncation(*(t[start : start + ROWS] for t in vars(self).values()))
+
+    def kept(self, logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        """uint8 [F, V] for the logits float32 [F, V] of these rows alone, and the temperatures of all rows."""
+        return kept_tokens(logits.detach(), temperature[self.rows], self.top_k, self.top_p, self.min_p)
 
 
 def kept_tokens(
@@ -12,12 +53,12 @@ def kept_tokens(
     top_p: torch.Tensor,
     min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """uint8 [R, V]: 1 where a token passes all three filters, each of which looks at p = softmax(logits / temperature), tokens
+    """uint8 [R, V]: 1 where a token passes three filters, one after another, over p = softmax(logits / temperature), tokens
     ordered by falling logit and, among equals, by rising id:
 
-        top_k   it is among the first k                              (0: no limit)
-        top_p   the tokens before it have a probability below top_p  (1: no limit)
-        min_p   p >= min_p max p                                     (0: no limit)
+        top_k   it is among the first k                                               (0: no limit)
+        top_p   the tokens before it have less than top_p of what the first k have    (1: no limit)
+        min_p   p >= min_p max p                                                      (0: no limit)
 
     The first token always passes. logits float32 [R, V], the whole vocabulary; temperature, top_p, min_p float32 [R]; top_k
     int64 [R]. Probabilities are compared as integers, floor(2^40 e^(z - max z)), so that their sums have no order.
@@ -29,10 +70,20 @@ def kept_tokens(
     weight = same_device("truncate", logits, temperature).weights(logits, temperature)
     order = logits.sort(dim=1, descending=True, stable=True).indices
     weight = weight.gather(1, order)
-    before = weight.cumsum(1) - weight
+    upto = weight.cumsum(1)
     largest = float(1 << 40)
     place = torch.arange(logits.shape[1], device=logits.device)
-    passes = (place < top_k[:, None]) | (top_k == 0)[:, None]
-    passes &= (before.double() < (top_p.double() * weight.sum(1).double())[:, None]) | (top_p >= 1)[:, None]
+    last = torch.where(top_k == 0, logits.shape[1], top_k).clamp(1, logits.shape[1])[:, None] - 1
+    share = top_p.double()[:, None] * upto.gather(1, last).double()
+    passes = place <= last
+    passes &= ((upto - weight).double() < share) | (top_p >= 1)[:, None]
     passes &= weight.double() >= (min_p.double() * largest)[:, None]
+    passes |= place == 0
     return torch.zeros_like(weight, dtype=torch.uint8).scatter_(1, order, passes.to(torch.uint8))
+
+
+def truncate(logits: torch.Tensor, temperature: torch.Tensor, truncation: Truncation) -> None:
+    """In place: -inf for every token of float32 logits [R, V] that `truncation` does not keep."""
+    for part in truncation.parts():
+        some = logits[part.rows]
+        logits[part.rows] = some.masked_fill(part.kept(some, temperature) == 0, -torch.inf)

@@ -32,13 +32,11 @@ def _reference(i: Inputs) -> torch.Tensor:
         p = (x / t).softmax(0)
         order = sorted(range(len(p)), key=lambda v: (-float(x[v]), v))
         keep, before = [0] * len(p), 0.0
-        for place, v in enumerate(order):
-            limits = (
-                k == 0 or place < k,
-                top_p >= 1 or before < top_p or place == 0,
-                p[v] >= min_p * p.max() * (1 - 1e-9),
-            )
-            keep[v] = int(all(limits))
+        first = order[: int(k)] if k else order
+        mass = float(p[first].sum())
+        for place, v in enumerate(first):
+            limits = (top_p >= 1 or before < top_p * mass, p[v] >= min_p * p.max() * (1 - 1e-9))
+            keep[v] = int(all(limits) or place == 0)
             before += float(p[v])
         rows.append(keep)
     return torch.tensor(rows, dtype=torch.uint8)
