@@ -8,7 +8,7 @@ from kernels.ops.embedding import embedding
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
 from kernels.ops.norm_rope import norm_rope
-from kernels.ops.reduce import square_rows, sum_rows
+from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
@@ -23,6 +23,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "embedding",
+    "fold_rows",
     "gumbel_argmax",
     "kept_tokens",
     "linear_logprob",

@@ -11,6 +11,7 @@ import torch
 from kernels.ops import (
     attention,
     embedding,
+    fold_rows,
     gumbel_argmax,
     linear_logprob,
     matmul,
@@ -135,6 +136,12 @@ def test_sum_rows(sizes: tuple[int, ...]) -> None:
             leaf = leaf + row
         leaves.append(leaf)
     same(sum_rows(x, at), oracle.tree(leaves))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 11, 16])
+def test_fold_rows(rows: int) -> None:
+    x = normal(rows, 5)
+    same(fold_rows(x), oracle.tree(list(x.numpy())))
 
 
 @pytest.mark.parametrize("sizes", GROUPS, ids=str)

@@ -13,6 +13,10 @@ def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def fold_rows(x: torch.Tensor) -> torch.Tensor:
+    return sum_rows(x, torch.arange(x.shape[0] + 1))
+
+
 def square_rows(x: torch.Tensor) -> torch.Tensor:
     y = torch.empty(x.shape[0])
     call("square_rows", x.contiguous(), y, x.shape[0], x.shape[1])

@@ -12,6 +12,10 @@ from kernels.gpu.arithmetic import fold
 
 LANES = 1024
 """Lanes of a row (fewer for a shorter one: the next power of two)."""
+ROW_LANES = 128
+"""Lanes of the rows of a group."""
+SPAN = 1024
+"""Nodes whose subtree one block adds."""
 
 
 @triton.jit
@@ -26,28 +30,70 @@ def square_kernel(x, y, n, LANES: tl.constexpr):
 
 
 @triton.jit
-def group_kernel(x, groups, nodes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """nodes[g, i]: the rows of one group, in row order with ROWS lanes."""
-    g = tl.program_id(0)
+def lane_kernel(x, groups, lanes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """lanes[g, l, i]: one lane of the rows of one group."""
+    at = tl.program_id(0)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    first = tl.load(groups + g)
-    last = tl.load(groups + g + 1)
-    lane = tl.zeros((ROWS, WIDTH), tl.float32)
-    for start in range(first, last, ROWS):
-        r = start + tl.arange(0, ROWS)
-        lane = lane + tl.load(x + r[:, None] * n + i[None, :], mask=(r < last)[:, None] & (i < n)[None, :], other=0.0)
-    tl.store(nodes + g.to(tl.int64) * n + i, fold(tl.trans(lane)), mask=i < n)
+    first = tl.load(groups + at // ROWS)
+    last = tl.load(groups + at // ROWS + 1)
+    lane = tl.zeros((WIDTH,), tl.float32)
+    for r in tl.range(first + at % ROWS, last, ROWS, loop_unroll_factor=8):  # eight loads on their way
+        lane = lane + tl.load(x + r * n + i, mask=i < n, other=0.0)
+    tl.store(lanes + at.to(tl.int64) * n + i, lane, mask=i < n)
+
+
+@triton.jit
+def fold_kernel(lanes, nodes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """nodes[g, i]: the lanes of one group, folded by halves."""
+    g = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    at = (g * ROWS + tl.arange(0, ROWS))[:, None] * n + i[None, :]
+    lane = tl.load(lanes + at, mask=(i < n)[None, :], other=0.0)
+    tl.store(nodes + g * n + i, fold(tl.trans(lane)), mask=i < n)
+
+
+@triton.jit
+def fold_neighbours(v):
+    """v [S, W] -> [W]: neighbours are added, v[2 i] + v[2 i + 1], until one is left. S a power of two."""
+    S: tl.constexpr = v.shape[0]
+    W: tl.constexpr = v.shape[1]
+    if S == 1:
+        return tl.reshape(v, (W,))
+    else:
+        return fold_neighbours(tl.sum(tl.reshape(v, (S // 2, 2, W)), 1))
+
+
+@triton.jit
+def tree_kernel(nodes, roots, count, n, SPAN: tl.constexpr, WIDTH: tl.constexpr):
+    """roots[b, i]: the subtree of SPAN nodes. Missing ones are +0, which changes no bit of a node, as none is -0."""
+    b = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    r = b * SPAN + tl.arange(0, SPAN)
+    v = tl.load(nodes + r[:, None] * n + i[None, :], mask=(r < count)[:, None] & (i < n)[None, :], other=0.0)
+    tl.store(roots + b * n + i, fold_neighbours(v), mask=i < n)
+
+
+def fold_rows(x: torch.Tensor) -> torch.Tensor:
+    n = x.shape[1]
+    x = x.contiguous()
+    while x.shape[0] > 1:
+        span = min(SPAN, triton.next_power_of_2(x.shape[0]))
+        width = min(triton.next_power_of_2(n), max(1, 4096 // span))
+        roots = x.new_empty(triton.cdiv(x.shape[0], span), n)
+        tree_kernel[(roots.shape[0], triton.cdiv(n, width))](x, roots, x.shape[0], n, span, width)
+        x = roots
+    return x[0]
 
 
 def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     n, count = x.shape[1], groups.numel() - 1
-    nodes = x.new_empty(count, n)
-    group_kernel[(count, triton.cdiv(n, 32))](x.contiguous(), groups, nodes, n, 128, 32, num_warps=8)
-    while nodes.shape[0] > 1:  # a level of the tree: pairs, and a last node without a partner goes up as it is
-        pairs = nodes.shape[0] // 2
-        merged = nodes[0 : 2 * pairs : 2] + nodes[1 : 2 * pairs : 2]
-        nodes = torch.cat([merged, nodes[2 * pairs :]]) if nodes.shape[0] % 2 else merged
-    return nodes[0]
+    lanes, nodes = x.new_empty(count, ROW_LANES, n), x.new_empty(count, n)
+    width = 128 if n >= 128 else 32
+    lane_kernel[(count * ROW_LANES, triton.cdiv(n, width))](
+        x.contiguous(), groups, lanes, n, ROW_LANES, width, num_warps=1
+    )
+    fold_kernel[(count, triton.cdiv(n, 32))](lanes, nodes, n, ROW_LANES, 32)
+    return fold_rows(nodes)
 
 
 def square_rows(x: torch.Tensor) -> torch.Tensor:

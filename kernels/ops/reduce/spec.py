@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.ops.reduce import square_rows, sum_rows
+from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 
@@ -35,6 +35,23 @@ SUM_ROWS = OpSpec(
     vendor=lambda i: i["x"].sum(0),
     bench=({"rows": 4096, "n": 1024, "groups": 32},),
 )
+FOLD_ROWS = OpSpec(
+    name="fold_rows",
+    make=_make_squares,
+    run=lambda i: fold_rows(i["x"]),
+    reference=lambda i: i["x"].sum(0),
+    scale=lambda i: i["x"].abs().sum(0),
+    cases=({"rows": 1, "n": 1}, {"rows": 2050, "n": 3}, {"rows": 37, "n": 100}),
+    space={"rows": (1, 2, 3, 9, 40), "n": _N},
+    claims=("columns", "threads", "alignment", "strides"),
+    accuracy=2.0,
+    dtypes=(torch.float32,),
+    columns=lambda i, n: {"x": i["x"][:, n]},
+    width=lambda i: i["x"].shape[1],
+    work=lambda c, size: Work(c["rows"] * c["n"], 4.0 * c["rows"] * c["n"], by_flops=False),
+    vendor=lambda i: i["x"].sum(0),
+    bench=({"rows": 151936, "n": 1},),
+)
 SQUARE_ROWS = OpSpec(
     name="square_rows",
     make=_make_squares,
@@ -50,4 +67,4 @@ SQUARE_ROWS = OpSpec(
     vendor=lambda i: i["x"].square().sum(1),
     bench=({"rows": 4096, "n": 1024},),
 )
-SPECS = (SUM_ROWS, SQUARE_ROWS)
+SPECS = (SUM_ROWS, FOLD_ROWS, SQUARE_ROWS)

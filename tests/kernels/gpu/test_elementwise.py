@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from kernels.ops import adamw, embedding, gumbel_argmax, rms_norm, rope, rope_table, square_rows, sum_rows, swiglu
+from kernels.ops import (
+    adamw,
+    embedding,
+    fold_rows,
+    gumbel_argmax,
+    rms_norm,
+    rope,
+    rope_table,
+    square_rows,
+    sum_rows,
+    swiglu,
+)
 from kernels.ops.rms_norm import gpu as rms_gpu
 from kernels.ops.sample import cpu as sample_cpu
 from kernels.ops.sample import gpu as sample_gpu
@@ -149,6 +160,9 @@ def test_sums():
         ]
         assert_same_bits(whole, fold(nodes, torch.add), f"{ends}")
         assert relative_error(whole, x.double().sum(0)) < 1e-6
+    for rows, n in ((1, 3), (2, 4096), (5, 130), (1000, 1), (1025, 7), (151936, 1)):
+        leaves = torch.rand(rows, n, device="cuda")
+        assert_same_bits(fold_rows(leaves), fold(list(leaves.cpu()), torch.add).cuda(), f"fold_rows {rows} {n}")
     y = torch.randn(11, 5000, device="cuda")
     assert_same_bits(square_rows(y)[4:5], square_rows(y[4:5]), "square_rows")
     assert relative_error(square_rows(y), (y.double() ** 2).sum(1)) < 1e-6
