@@ -35,6 +35,12 @@ def same_device(op: str, *tensors: torch.Tensor) -> ModuleType:
     return implementation(op, tensors[0].device.type)
 
 
+def gradient_dtype(weight: torch.Tensor) -> torch.dtype:
+    """Of the gradient that an op returns for `weight`: float32 for a float32 master, and for a copy of it that was rounded
+    beforehand and says so (`Tensor.grad_dtype`). To be asked in the forward pass: what autograd saved has forgotten it."""
+    return (weight.grad_dtype or weight.dtype) if weight.is_leaf else weight.dtype
+
+
 def check_groups(op: str, groups: torch.Tensor, rows: int) -> None:
     """UnsupportedError unless `groups` are int64 offsets 0 <= ... <= rows, ascending, of at least one group."""
     offsets = groups.tolist()

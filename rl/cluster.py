@@ -219,6 +219,7 @@ def cluster(
             config.dtype,
             section.micro_tokens,
             section.offload,
+            section.checkpointing,
         )
         rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
         trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)

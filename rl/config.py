@@ -55,6 +55,9 @@ class TrainerSection(Section):
     micro_tokens: Positive | None = Field(
         description="most tokens of one micro-batch on one rank: as many leaves as fit; null: micro_leaves says"
     )
+    checkpointing: Literal["none", "selective", "layer"] = Field(
+        description="what a layer computes again in the backward pass: nothing, norms, rope and gated products, or all of it"
+    )
     offload: Literal["none", "optimizer", "all"] = Field(
         description="what lives in host memory: none, AdamW's moments, or these, the master weights and waiting gradients"
     )

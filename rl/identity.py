@@ -27,6 +27,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.threads",
     "rollout.tp",
     "steps",
+    "trainer.checkpointing",
     "trainer.micro_leaves",
     "trainer.micro_tokens",
     "trainer.offload",

@@ -2,10 +2,12 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
     Activations,
+    Again,
     LayerWeights,
     Layout,
     ModelConfig,
@@ -13,17 +15,28 @@ from kernels.model import (
     decoder_layer,
     forward,
     position_table,
+    remembered,
 )
 from kernels.model.weights import parameters
 from kernels.ops import Truncation
+from trainer.recompute import Checkpointing, Forgetting
+
+
+def gradients_in_float32(module: nn.Module) -> None:
+    """FSDP2 hands a module its parameters as rounded copies of the masters; their gradients must not be rounded."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.grad_dtype != torch.float32:
+            parameter.grad_dtype = torch.float32
 
 
 class Block(nn.Module):
     """Holds one layer's weights."""
 
-    def __init__(self, config: ModelConfig, index: int, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, shapes: dict[str, tuple[int, ...]], checkpointing: Checkpointing
+    ) -> None:
         super().__init__()
-        self.config, self.index = config, index
+        self.config, self.index, self.checkpointing = config, index, checkpointing
         for name in LayerWeights.__dataclass_fields__:
             shape = shapes.get(f"layers.{index}.{name}")  # not every family has every tensor
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
@@ -31,8 +44,26 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not torch.is_grad_enabled() or self.checkpointing == "none":
+            return self._layer(x, delta, layout, table)
+        if self.checkpointing == "layer":
+            return checkpoint(self._layer, x, delta, layout, table, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        with Forgetting() as forgetting:
+            return self._layer(x, delta, layout, table, forgetting.again)
+
+    def _layer(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        layout: Layout,
+        table: tuple[torch.Tensor, torch.Tensor],
+        again: Again = remembered,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gradients_in_float32(self)
         weights = LayerWeights(**{name: getattr(self, name) for name in LayerWeights.__dataclass_fields__})
-        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, Activations(), table)
+        return decoder_layer(
+            self.config, TreeGroup(), weights, self.index, x, delta, layout, Activations(), table, again
+        )
 
 
 class TrainerModel(nn.Module):
@@ -42,7 +73,9 @@ class TrainerModel(nn.Module):
     adds the two roots and keeps the copies equal.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype = torch.float32, checkpointing: Checkpointing = "none"
+    ) -> None:
         """`dtype` of activations; the parameters are float32 masters, and so are their gradients."""
         super().__init__()
         self.config, self.dtype = config, dtype
@@ -50,7 +83,7 @@ class TrainerModel(nn.Module):
         self.embed = nn.Parameter(torch.empty(shapes["embed"]))
         self.norm = nn.Parameter(torch.empty(shapes["norm"]))
         self.head = nn.Parameter(torch.empty(shapes["embed"]))
-        self.layers = nn.ModuleList(Block(config, i, shapes) for i in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, i, shapes, checkpointing) for i in range(config.layers))
         with torch.device("cpu"):
             self.table = position_table(config)
 
@@ -65,6 +98,7 @@ class TrainerModel(nn.Module):
     ) -> torch.Tensor:
         """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
         the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut."""
+        gradients_in_float32(self)
         outer = OuterWeights(self.embed, self.norm, self.head)
 
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

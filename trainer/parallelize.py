@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup, reduce_scatter
@@ -34,9 +34,11 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) ->
     """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
     normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used."""
     device = mesh.device_type
+    # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
+    rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
     for module in (*model.layers, model):
-        fully_shard(module, mesh=mesh, offload_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=rounding, offload_policy=policy)
         assert isinstance(module, FSDPModule)
         module.set_custom_reduce_scatter(TreeReduceScatter())  # type: ignore[arg-type]
         if mesh.size() > 1:

@@ -17,6 +17,7 @@ from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import fill, gather, parallelize
+from trainer.recompute import Checkpointing
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainerConfig:
     dtype: torch.dtype = torch.float32  # of activations
     micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
     offload: Offload = "none"  # what lives in host memory; likewise
+    checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
 
 
 class Trainer:
@@ -49,7 +51,7 @@ class Trainer:
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
         with torch.device("meta"):
-            self.model = TrainerModel(model, config.dtype)
+            self.model = TrainerModel(model, config.dtype, config.checkpointing)
         parallelize(self.model, mesh, on_host=config.offload == "all")
         self.optimizer = Optimizer(self.model, config.optimizer, self.device, config.offload)
         self._waiting = Waiting(self.device)

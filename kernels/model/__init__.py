@@ -1,11 +1,21 @@
 """The one model definition, its weights on disk and in shards, and the layouts it runs under."""
 
 from kernels.model.config import ConfigError, ModelConfig
-from kernels.model.decoder import LayerWeights, OuterWeights, decoder_layer, forward, head_logits, position_table
+from kernels.model.decoder import (
+    Again,
+    LayerWeights,
+    OuterWeights,
+    decoder_layer,
+    forward,
+    head_logits,
+    position_table,
+    remembered,
+)
 from kernels.model.layout import Activations, Layout, PagedCache, on_device
 
 __all__ = [
     "Activations",
+    "Again",
     "ConfigError",
     "LayerWeights",
     "Layout",
@@ -17,4 +27,5 @@ __all__ = [
     "head_logits",
     "on_device",
     "position_table",
+    "remembered",
 ]

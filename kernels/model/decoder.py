@@ -46,6 +46,15 @@ class OuterWeights:
     head: torch.Tensor  # [V / S, H]
 
 
+Again = Callable[..., None]
+"""again(outputs, function, *inputs): `outputs` are function(*inputs), which is cheap: a trainer that is short of memory may
+forget them, and compute them again, to the same bits, when it needs them."""
+
+
+def remembered(*_: object) -> None:
+    """The `Again` of whoever keeps everything, or nothing."""
+
+
 def position_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """What rope reads: (cosine, sine), float32 [max_positions, head_dim / 2] on the CPU."""
     return rope_table(config.max_positions, config.head_dim, config.rope_theta, config.rope_scaling)
@@ -61,6 +70,7 @@ def decoder_layer(
     layout: Layout,
     kv: KeyValues,
     table: tuple[torch.Tensor, torch.Tensor],
+    again: Again = remembered,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to it (None before the first
     layer). `table` from position_table. Invariant to layout and to the size of `group`."""
@@ -74,6 +84,7 @@ def decoder_layer(
         return group.all_reduce(partial, x.dtype)
 
     h, x = _add_and_norm(x, delta, weights.attn_norm, config, layout)
+    again((h,), _norm, x, weights.attn_norm, config.rms_eps)
     if weights.qkv_bias is None:
         qkv = matmul(h, weights.qkv, config.leaves, groups=groups)
     else:
@@ -81,17 +92,29 @@ def decoder_layer(
         qkv = add_bias(root, weights.qkv_bias, x.dtype, groups=groups)
     qkv = qkv.view(-1, heads + 2 * kv_heads, D)
     norms = None if weights.q_norm is None or weights.k_norm is None else (weights.q_norm, weights.k_norm)
-    q, k = norm_rope(
-        qkv[:, : heads + kv_heads], norms, config.rms_eps, table, layout.positions, kv_heads, groups=groups
-    )
+    turned = (qkv[:, : heads + kv_heads], norms, config.rms_eps, table, layout.positions, kv_heads)
+    q, k = norm_rope(*turned, groups=groups)
+    again((q, k), norm_rope, *turned)
     v = qkv[:, heads + kv_heads :]
     keys, values = kv.update(index, k, v, layout)
     a = attention(q, keys, values, layout.pages, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
     h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)
-    y = swiglu(matmul(h, weights.gate_up, config.leaves, groups=groups))
+    again((h,), _norm, x, weights.mlp_norm, config.rms_eps)
+    gate_up = matmul(h, weights.gate_up, config.leaves, groups=groups)
+    y = swiglu(gate_up)
+    again((y,), _gated, gate_up)
+    del gate_up  # the largest activation: a server has no use for it any more
     return x, row_parallel(y, weights.down)
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor]:
+    return (rms_norm(x, weight, eps),)
+
+
+def _gated(gate_up: torch.Tensor) -> tuple[torch.Tensor]:
+    return (swiglu(gate_up),)
 
 
 def _add_and_norm(

@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.device import gradient_dtype
 from kernels.ops.truncate import Truncation, truncate
 from kernels.vendor.matmul import matmul, product
 
@@ -50,6 +51,7 @@ class _LinearLogprob(torch.autograd.Function):
         ctx.kept = gpu.Exponentials(values, torch.cat(tiles), torch.cat(picked))
         logprob, lse = gpu.logprob(gpu.merged(ctx.kept.nodes, 1), ctx.kept.picked, temperature)
         ctx.save_for_backward(x, head, targets, temperature, lse)
+        ctx.head_dtype = gradient_dtype(head)
         return logprob
 
     @staticmethod
@@ -61,5 +63,5 @@ class _LinearLogprob(torch.autograd.Function):
         vocab = head.shape[0]
         d_logits = gpu.logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, 1)[:, :vocab]
         dx = product(d_logits, head.to(x.dtype), x.dtype)
-        d_head = product(d_logits.T, x, torch.float32).to(head.dtype) if ctx.needs_input_grad[1] else None
+        d_head = product(d_logits.T, x, torch.float32).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
         return dx, d_head, None, None, None

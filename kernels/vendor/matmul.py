@@ -2,6 +2,8 @@
 
 import torch
 
+from kernels.device import gradient_dtype
+
 
 def matmul(
     x: torch.Tensor,
@@ -19,6 +21,7 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, out_dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, w)
+        ctx.w_dtype = gradient_dtype(w)
         return product(x, w.to(x.dtype).T, out_dtype)
 
     @staticmethod
@@ -29,7 +32,7 @@ class _Matmul(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = product(dy, w.to(x.dtype), x.dtype)
         if ctx.needs_input_grad[1]:
-            dw = product(dy.T, x, torch.float32).to(w.dtype)
+            dw = product(dy.T, x, torch.float32).to(ctx.w_dtype)
         return dx, dw, None
 
 

@@ -7,6 +7,7 @@ from kernels.model import Layout, ModelConfig
 from kernels.model.weights import parameters
 from trainer.batch import Batch
 from trainer.model import TrainerModel
+from trainer.recompute import Checkpointing
 
 
 def random_batch(config: ModelConfig, sequences: int, seed: int = 0, longest: int = 20) -> Batch:
@@ -27,10 +28,13 @@ def random_batch(config: ModelConfig, sequences: int, seed: int = 0, longest: in
 
 
 def plain_model(
-    config: ModelConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+    checkpointing: Checkpointing = "none",
 ) -> TrainerModel:
     """The trainer's model as an ordinary module on one rank."""
-    model = TrainerModel(config, dtype)
+    model = TrainerModel(config, dtype, checkpointing)
     named = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in weights.items():

@@ -43,6 +43,11 @@ def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
     longest = LONGEST * RUNS[name][2]
     for budget in (longest, 2 * longest, 5 * longest // 2):
         out[f"micro_tokens={budget}"] = {"micro_tokens": budget}
+    out["checkpointing=selective"] = {
+        "checkpointing": "selective",
+        "micro_leaves": 2 if LEAVES[name] % (2 * world) == 0 else 1,
+    }
+    out["checkpointing=layer"] = {"checkpointing": "layer"}
     out["offload=optimizer"] = {"offload": "optimizer"}
     out["offload=all"] = {"offload": "all", "micro_tokens": longest}
     return out

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.ops.reduce import sum_rows
 
 
@@ -30,7 +30,7 @@ class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx, root, bias, dtype, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(groups)
-        ctx.bias_dtype = bias.dtype
+        ctx.bias_dtype = gradient_dtype(bias)
         return same_device("add_bias", root, bias).forward(root, bias.to(dtype), dtype)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 
 
 def embedding(
@@ -35,7 +35,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ids, weight, first_id, groups, out_dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(ids, groups)
-        ctx.first_id, ctx.vocab, ctx.dtype = first_id, weight.shape[0], weight.dtype
+        ctx.first_id, ctx.vocab, ctx.dtype = first_id, weight.shape[0], gradient_dtype(weight)
         return same_device("embedding", ids, weight).gather(ids, weight, first_id).to(out_dtype) + 0.0
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.ops.truncate import Truncation
 
 
@@ -61,7 +61,7 @@ class _LinearLogprob(torch.autograd.Function):
         op = same_device("logprob", x, head)
         logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), targets, temperature, leaves, keep, truncation)
         ctx.save_for_backward(x, head, targets, temperature, lse, groups)
-        ctx.leaves, ctx.truncation = leaves, truncation
+        ctx.leaves, ctx.truncation, ctx.head_dtype = leaves, truncation, gradient_dtype(head)
         return logprob
 
     @staticmethod
@@ -80,4 +80,4 @@ class _LinearLogprob(torch.autograd.Function):
             kept,
             ctx.truncation,
         )
-        return dx, None if d_head is None else d_head.to(head.dtype), None, None, None, None, None, None
+        return dx, None if d_head is None else d_head.to(ctx.head_dtype), None, None, None, None, None, None

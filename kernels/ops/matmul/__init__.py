@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.tree import leaf_bounds
 
 
@@ -44,7 +44,7 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, leaves, groups, out_dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, w, groups)
-        ctx.leaves = leaves
+        ctx.leaves, ctx.w_dtype = leaves, gradient_dtype(w)
         bounds = leaf_bounds(x.shape[1], leaves, "contraction length")
         return same_device("matmul", x, w).contract(x, w.to(x.dtype), bounds, out_dtype)
 
@@ -55,7 +55,7 @@ class _Matmul(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = input_gradient(dy.to(x.dtype), w.to(x.dtype), ctx.leaves)
         if ctx.needs_input_grad[1]:
-            dw = weight_gradient(dy.to(x.dtype), x, groups).to(w.dtype)
+            dw = weight_gradient(dy.to(x.dtype), x, groups).to(ctx.w_dtype)
         return dx, dw, None, None, None
 
 

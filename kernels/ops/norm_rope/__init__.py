@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, implementation, same_device
+from kernels.device import UnsupportedError, gradient_dtype, implementation, same_device
 from kernels.ops.reduce import sum_rows
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -42,6 +42,7 @@ class _NormRope(torch.autograd.Function):
     def forward(ctx, x, q_weight, k_weight, eps, cosine, sine, positions, kv_heads, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, q_weight, k_weight, cosine, sine, positions, groups)
         ctx.eps, ctx.kv_heads = eps, kv_heads
+        ctx.weight_dtype = None if q_weight is None else gradient_dtype(q_weight)
         rounded = None if q_weight is None else (q_weight.to(x.dtype), k_weight.to(x.dtype))
         op = same_device("norm_rope", x, cosine, positions)
         return op.forward(x, rounded, eps, (cosine, sine), positions, kv_heads)
@@ -60,5 +61,7 @@ class _NormRope(torch.autograd.Function):
             dx, d_rows = implementation("rms_norm", device).backward(part, weight.to(x.dtype), dy, ctx.eps)
             parts.append(dx)
             rows = d_rows.reshape(-1, x.shape[2])
-            d_weights.append(sum_rows(rows, groups * part.shape[1]).to(weight.dtype) if groups is not None else None)
+            d_weights.append(
+                sum_rows(rows, groups * part.shape[1]).to(ctx.weight_dtype) if groups is not None else None
+            )
         return torch.cat(parts, 1), *d_weights, None, None, None, None, None, None

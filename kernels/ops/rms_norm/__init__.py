@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from kernels.device import UnsupportedError, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.ops.reduce import sum_rows
 
 
@@ -44,23 +44,25 @@ def _check(op: str, x: torch.Tensor, weight: torch.Tensor, groups: torch.Tensor 
         raise UnsupportedError(f"{op}: the weight needs a gradient, so `groups` must say where each group ends")
 
 
-def _weight_gradient(d_rows: torch.Tensor, weight: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+def _weight_gradient(
+    d_rows: torch.Tensor, weight: torch.Tensor, groups: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     rows = math.prod(d_rows.shape[1:-1])  # of each token: heads, for the q and k norms
-    return sum_rows(d_rows.reshape(-1, weight.shape[0]), groups * rows).to(weight.dtype)
+    return sum_rows(d_rows.reshape(-1, weight.shape[0]), groups * rows).to(dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight, groups)
-        ctx.eps = eps
+        ctx.eps, ctx.weight_dtype = eps, gradient_dtype(weight)
         return same_device("rms_norm", x, weight).forward(x, weight.to(x.dtype), eps)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, weight, groups = ctx.saved_tensors
         dx, d_rows = same_device("rms_norm", x, dy).backward(x, weight.to(x.dtype), dy, ctx.eps)
-        dw = _weight_gradient(d_rows, weight, groups) if ctx.needs_input_grad[1] else None
+        dw = _weight_gradient(d_rows, weight, groups, ctx.weight_dtype) if ctx.needs_input_grad[1] else None
         return dx, dw, None, None
 
 
@@ -69,7 +71,7 @@ class _AddRmsNorm(torch.autograd.Function):
     def forward(ctx, x, delta, weight, eps, groups):  # type: ignore[no-untyped-def]
         y, total = same_device("rms_norm", x, delta, weight).add_forward(x, delta, weight.to(x.dtype), eps)
         ctx.save_for_backward(total, weight, groups)
-        ctx.eps = eps
+        ctx.eps, ctx.weight_dtype = eps, gradient_dtype(weight)
         ctx.set_materialize_grads(False)
         return y, total
 
@@ -79,5 +81,5 @@ class _AddRmsNorm(torch.autograd.Function):
         if dy is None:
             return d_total, d_total, None, None, None
         dx, d_rows = same_device("rms_norm", total, dy).backward(total, weight.to(total.dtype), dy, ctx.eps, d_total)
-        dw = _weight_gradient(d_rows, weight, groups) if ctx.needs_input_grad[2] else None
+        dw = _weight_gradient(d_rows, weight, groups, ctx.weight_dtype) if ctx.needs_input_grad[2] else None
         return dx, dx, dw, None, None
