@@ -69,8 +69,17 @@ class Engine:
     ) -> Leaves:
         """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held. Completions of
         requests that this ends are handed out by the next `step`."""
+        self.pause(f"weights of version {version} arrived", in_flight)
+        self.runner.weight_memory.regain()
+        for parameter, whole in weights:
+            self.runner.load(parameter, whole)
+        self.version = version
+        return self.runner.digests()
+
+    def pause(self, why: str, in_flight: InFlight) -> None:
+        """No key of any token is kept after this, and no request runs; those that are to resume wait."""
         if in_flight == "refuse" and not self.scheduler.idle:
-            raise RequestError(f"weights of version {version} arrived while requests are in flight")
+            raise RequestError(f"{why} while requests are in flight")
         if in_flight == "finish":
             while not self.scheduler.idle:
                 self._ended += self._batch()
@@ -79,11 +88,26 @@ class Engine:
             for request_id in list(self.scheduler.in_flight):
                 self._ended += self.abort(request_id)
         self.scheduler.restart()
-        for parameter, whole in weights:
-            self.runner.load(parameter, whole)
         self.pool.clear()
-        self.version = version
-        return self.runner.digests()
+
+    @property
+    def awake(self) -> bool:
+        return self.runner.page_memory.held and self.runner.weight_memory.held
+
+    def sleep(self, level: Literal[1, 2], in_flight: InFlight = "refuse") -> None:
+        """Gives the memory of keys and values back, at level 2 that of the weights too, which are then lost: after `wake` the
+        engine has none until a `load`. Addresses stay, so CUDA graphs stay valid. An engine asleep takes requests and aborts;
+        `step` is an error while there are any."""
+        self.pause("the engine is to sleep", in_flight)
+        self.runner.page_memory.release()
+        if level == 2:
+            self.runner.weight_memory.release()
+            self.version = -1
+
+    def wake(self) -> None:
+        """Regains what `sleep` gave back. torch.OutOfMemoryError where there is too little; it can be tried again."""
+        self.runner.weight_memory.regain()
+        self.runner.page_memory.regain()
 
     def check(self, request: Request) -> None:
         """Raises RequestError if the request could never be served."""
@@ -112,6 +136,8 @@ class Engine:
 
     def _batch(self) -> list[Completion]:
         """Launches the next batch, then takes the results of the one before it; without overlap its own."""
+        if not self.awake:
+            raise RequestError("the engine is asleep: wake it first")
         before, spans = self._flying, self.scheduler.schedule()
         self._flying = self.runner.launch(spans, before) if spans else None
         if not self.config.overlap:

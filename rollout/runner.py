@@ -25,6 +25,7 @@ from kernels.model import (
 from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.graphs import DecodeGraphs, Row
+from rollout.memory import Reclaimable
 from rollout.sampling import SamplingParams
 from rollout.sequence import Sequence, Span
 
@@ -83,15 +84,15 @@ class Runner:
         config.check_shards(group.shard.size)
         self.config, self.group, self.page_size = config, group, page_size
         self.dtype, self.device = dtype, device
-        rows = (pages + (graphs_of > 0), page_size)  # one page to spare for the rows that pad a graph's batch
-        self.cache = PagedCache(
-            config.layers, *rows, config.kv_heads // group.shard.size, config.head_dim, dtype, device
-        )
+        rows = (pages + (graphs_of > 0)) * page_size  # one page to spare for the rows that pad a graph's batch
+        shape = (config.layers, rows, config.kv_heads // group.shard.size, config.head_dim)
+        self.page_memory = Reclaimable({"keys": shape, "values": shape}, dtype, device)
+        self.cache = PagedCache(**self.page_memory.tensors)
         cosine, sine = position_table(config)
         self.table = (cosine.to(device), sine.to(device))
-        self.weights: dict[str, torch.Tensor] = {}
-        for p in parameters(config):  # NaN until loaded, so that a forgotten tensor cannot go unseen
-            self.weights[p.name] = torch.full(p.part(group.shard).shape, torch.nan, dtype=dtype, device=device)
+        shapes = {p.name: p.part(group.shard).shape for p in parameters(config)}
+        self.weight_memory = Reclaimable(shapes, dtype, device)
+        self.weights = self.weight_memory.tensors
         self.outer = outer_weights(self.weights)
         self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
         self.graphs: DecodeGraphs | None = None

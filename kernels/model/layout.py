@@ -101,14 +101,11 @@ class Activations:
 
 
 class PagedCache:
-    """Serving: rows of all pages, kept between steps. Fresh rows are NaN, so a read before a write cannot go unseen."""
+    """Serving: rows of all pages, kept between steps."""
 
-    def __init__(
-        self, layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
-    ) -> None:
-        shape = (layers, pages * page_size, kv_heads, head_dim)
-        self.keys = torch.full(shape, torch.nan, dtype=dtype, device=device)
-        self.values = torch.full(shape, torch.nan, dtype=dtype, device=device)
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Both [layers, pages * page_size, kv_heads, head_dim]."""
+        self.keys, self.values = keys, values
 
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout
