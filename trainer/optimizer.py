@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
-from kernels.ops import adamw, square_rows, sum_rows
+from kernels.ops import adamw, fold_rows, square_rows
 from kernels.tree import Counter, fold
 from trainer.host import Passage, host_tensor
 from trainer.model import TrainerModel
@@ -169,5 +169,4 @@ class Optimizer:
         squares = torch.zeros(part, device=self.device)
         if gradient.numel():
             squares[: gradient.shape[0]] = square_rows(gradient.to(self.device).reshape(gradient.shape[0], -1))
-        whole = group.all_gather(squares).view(-1)[:rows, None]
-        return sum_rows(whole, torch.arange(rows + 1, device=self.device))
+        return fold_rows(group.all_gather(squares).view(-1)[:rows, None])

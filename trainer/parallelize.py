@@ -8,13 +8,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives import TreeGroup, peer_memory, reduce_scatter
 from trainer.host import host_tensor
 from trainer.model import TrainerModel
 
 
 class TreeReduceScatter:
-    """The communication object of FSDPModule.set_custom_reduce_scatter: no sum is left to the transport's order."""
+    """The communication object of FSDPModule.set_custom_reduce_scatter: no sum is left to the transport's order. FSDP2 calls
+    it on its own stream, beside the backward pass, and keeps the buffers until that stream has used them."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        """A collective."""
+        self._peers = peer_memory(mesh.get_group())
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -27,7 +32,7 @@ class TreeReduceScatter:
         op: object,
         async_op: bool = False,
     ) -> None:
-        reduce_scatter(output_tensor, input_tensor, group)
+        reduce_scatter(output_tensor, input_tensor, group, self._peers)
 
 
 def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) -> None:
@@ -37,10 +42,11 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) ->
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
+    tree = TreeReduceScatter(mesh)
     for module in (*model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=rounding, offload_policy=policy)
         assert isinstance(module, FSDPModule)
-        module.set_custom_reduce_scatter(TreeReduceScatter())  # type: ignore[arg-type]
+        module.set_custom_reduce_scatter(tree)  # type: ignore[arg-type]
         if mesh.size() > 1:
             module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)

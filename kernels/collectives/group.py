@@ -27,8 +27,11 @@ def backend_of(device: str, ranks: int) -> str:
     return "nccl" if device == "cuda" and 1 < ranks <= torch.cuda.device_count() else "gloo"
 
 
-def peer_memory(group: dist.ProcessGroup) -> "PeerMemory":
-    """A collective over ranks with a card each; see `kernels.collectives.peers`."""
+def peer_memory(group: dist.ProcessGroup) -> "PeerMemory | None":
+    """Memory that the other ranks write in (`kernels.collectives.peers`), where they have a card each, as NCCL demands; None
+    over gloo, and for one rank. A collective. No bit depends on it."""
+    if dist.get_world_size(group) == 1 or not _is_nccl(group):
+        return None
     from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
 
     return PeerMemory(group)

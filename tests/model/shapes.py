@@ -27,6 +27,21 @@ TINY = ModelConfig(
 )
 EIGHT = replace(TINY, heads=8, kv_heads=8, intermediate_size=128, leaves=8)
 """Can be cut into 1, 2, 4 and 8 shards."""
+WIDE = ModelConfig(
+    vocab_size=1208,  # a last tile of 56 columns
+    hidden_size=512,
+    intermediate_size=1024,
+    layers=2,
+    heads=8,
+    kv_heads=4,
+    head_dim=64,
+    max_positions=512,
+    rms_eps=1e-6,
+    rope_theta=1e4,
+    tied=False,
+    leaves=2,
+)
+"""Whose kernels on a GPU are those of real widths."""
 SHAPES = {
     "tiny": TINY,
     "eight": EIGHT,

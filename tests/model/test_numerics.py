@@ -7,24 +7,10 @@ import torch
 
 from kernels.contract import same_bits
 from kernels.model import ConfigError, Layout, ModelConfig
-from tests.model.shapes import SHAPES, random_weights
+from tests.model.shapes import SHAPES, WIDE, random_weights
 from tests.trainer.batches import plain_model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-WIDE = ModelConfig(
-    vocab_size=1208,  # a last tile of 56 columns
-    hidden_size=512,
-    intermediate_size=1024,
-    layers=2,
-    heads=8,
-    kv_heads=4,
-    head_dim=64,
-    max_positions=512,
-    rms_eps=1e-6,
-    rope_theta=1e4,
-    tied=False,
-    leaves=2,
-)
 
 
 def outcome(config: ModelConfig, lengths: list[int], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
