@@ -1,4 +1,5 @@
 """`python -m rollout.bench`: tokens per second of the engine, and of `transformers` generate on the same model, in one run.
+`--device cuda` runs the table of Qwen3-8B's shapes in bench_gpu.py instead.
 
 Both decode the same prompts with sampling at temperature 1 for the same number of new tokens; ours also records every
 token's log-prob and is exact.
@@ -12,13 +13,30 @@ from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
+ROWS = ("decode", "throughput", "prefix", "prefill")
+
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to sample for each")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS))
+    parser.add_argument(
+        "--peer-new", type=int, default=24, help="tokens that transformers decodes of each request on a GPU; 0: none"
+    )
     args = parser.parse_args()
+    args.rows = args.rows.split(",")
+    if unknown := sorted(set(args.rows) - set(ROWS)):
+        parser.error(f"--rows {','.join(unknown)}: the rows are {', '.join(ROWS)}")
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: this machine has no CUDA device; leave it out for the CPU's table")
+        from rollout.bench_gpu import run
+
+        run(args)
+        return
     torch.set_num_threads(args.threads)
     theirs = peer().eval()
     pages = -(-(args.prompt + args.new) // 16) * max(args.batches)

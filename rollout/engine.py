@@ -142,10 +142,7 @@ class Engine:
         self._flying = self.runner.launch(spans, before) if spans else None
         if not self.config.overlap:
             return self._settle()
-        done = self._take(before) if before else []
-        if self.scheduler.idle:
-            self._flying = None  # it computed one token more for sequences that had ended
-        return done
+        return self._take(before) if before else []
 
     def _settle(self) -> list[Completion]:
         """Waits for the batch whose results have not been read: what it finished."""

@@ -5,9 +5,7 @@ one row draws from a part of the vocabulary, all rows pass the filters, the othe
 row depends on the others, so a replay has the bits of the eager step.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +103,14 @@ class DecodeGraphs:
     def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, log-probs) of the next token of each row, on the device until the next launch. `last`: the tokens of the
         step before, int64, which sources of rows refer to."""
-        size, width = padded(len(rows)), self._width(max(row.position for row in rows) + 1)
+        key = (
+            padded(len(rows)),
+            self.width_of(max(row.position for row in rows) + 1),
+            any(r.sampling.truncated for r in rows),
+        )
+        if key not in self.graphs:
+            self._capture(*key)
+        size = key[0]
         numbers = np.empty((size, 10), dtype=np.int64)
         lines = self.pages.update([row.pages for row in rows])
         numbers[: len(rows), :7] = [
@@ -114,18 +119,27 @@ class DecodeGraphs:
         ]
         reals = [(r.sampling.scale, *r.sampling.filters[1:]) for r in rows]
         numbers[: len(rows), 7:] = np.array(reals, np.float32).view(np.int32)
-        numbers[len(rows) :] = (0, -1, 0, 0, 1, self.pages.spare, 0, *np.array([1, 1, 0], np.float32).view(np.int32))
+        numbers[len(rows) :] = self._nobody()
         self.numbers[:size] = on_device(torch.from_numpy(numbers), self.numbers.device)
         if last is not None:
             self.last[: len(last)] = last
-        key = (size, width, any(row.sampling.truncated for row in rows))
-        if key not in self.graphs:
-            self.graphs[key] = self._capture(*key)
         graph, tokens, logprobs = self.graphs[key]
         graph.replay()
         return tokens[: len(rows)], logprobs[: len(rows)]
 
-    def _width(self, tokens: int) -> int:
+    def prepare(self, batches: Sequence[int], tokens: int, truncated: bool = False) -> None:
+        """Captures ahead of time what batches of these sizes need for contexts of up to `tokens`; `truncated`: for requests
+        with top-k, top-p or min-p."""
+        for size in sorted({padded(batch) for batch in batches}):
+            for width in sorted({self.width_of(n) for n in range(1, tokens + 1)}):
+                if (size, width, truncated) not in self.graphs:
+                    self._capture(size, width, truncated)
+
+    def _nobody(self) -> tuple[int, ...]:
+        """The numbers of a row that pads a batch."""
+        return 0, -1, 0, 0, 1, self.pages.spare, 0, *np.array([1, 1, 0], np.float32).view(np.int32).tolist()
+
+    def width_of(self, tokens: int) -> int:
         """Pages of a table for so many tokens: whole splits of the attention, their number a power of two."""
         splits = -(-tokens // KEY_SPLIT)
         return min(self.width, -(-(KEY_SPLIT << (splits - 1).bit_length()) // self.page_size))
@@ -145,29 +159,15 @@ class DecodeGraphs:
             Truncation(starts[:-1], top_k, top_p, min_p) if truncated else Truncation.none(),
         )
 
-    def _capture(
-        self, size: int, width: int, truncated: bool
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+    def _capture(self, size: int, width: int, truncated: bool) -> None:
+        self.numbers[:size] = torch.tensor(self._nobody())  # the run before the capture writes into the spare page
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles what is not compiled yet; what it writes, the replay writes again
+        with torch.cuda.stream(stream):  # compiles what is not compiled yet
             self._body(size, width, truncated)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with _nothing_collected(), torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool):
             tokens, logprobs = self._body(size, width, truncated)
         self.pool = graph.pool()
-        return graph, tokens, logprobs
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """A CUDA graph or an event of an engine that is gone must not be freed while another graph is captured: CUDA refuses, and
-    the capture fails."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+        self.graphs[size, width, truncated] = graph, tokens, logprobs

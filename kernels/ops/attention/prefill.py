@@ -74,6 +74,10 @@ def prefill_kernel(
         tl.store(lse + token.to(tl.int64) * HEADS + head, e, mask=there)
 
 
+_SEQUENCES = tuple(32 << 4 * i for i in range(5))
+"""Few sizes, so that a batch of another number of sequences compiles nothing."""
+
+
 def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=None, warps=None, stages=None):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
     wide = D > 128  # shared memory holds one block of such keys and values
@@ -100,7 +104,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
         D,
         pages.size,
         pages.packed,
-        triton.next_power_of_2(sequences + 1),
+        next(n for n in _SEQUENCES if n > sequences),
         rows,
         key_block,
         key_split,
