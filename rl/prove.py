@@ -1,13 +1,15 @@
 """`python -m rl.prove`: whole runs in many layouts, and the table of their hashes.
 
 Each row is a run as `rl.train` makes it (warm start, sampling, scoring, training, publishing) on a small model. What a layout
-changes (FSDP world size, micro-batch, tensor-parallel size, engines, a SIGKILL and a resume) must change no bit, so all rows
-of a dtype show one SHA-256; exit code 1 where they do not. By default a few layouts that cover the values; --all: the product.
+changes (FSDP world size, micro-batch, activation checkpointing, offload, tensor-parallel size, engines, a SIGKILL and a
+resume) must change no bit, so all rows of a dtype show one SHA-256; exit code 1 where they do not. By default a few layouts
+that cover the values; --sample N: N drawn from the product; --all: the product.
 """
 
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from rl.align import AlignmentError
 from rl.bar import Bar
 from rl.cluster import session
 from rl.compose import ROOT, check
+from rl.config import RunConfig
+from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
 from rl.log import write_atomic
 from trainer.command import Parser, fail
@@ -43,31 +47,55 @@ SMALL = (
     "checkpoint.every=1",
     "logger=none",
 )
-CHOSEN = ("trainer.world_size", "trainer.micro_leaves", "rollout.tp", "rollout.replicas", "model.dtype", "out_dir")
-DTYPES = ("float32", "bfloat16")
+BY_TOKENS = "tokens"
+AXES: dict[str, tuple[Any, ...]] = {  # field of Layout: its values
+    "dtype": ("float32", "bfloat16"),
+    "world_size": (1, 2, 4),
+    "micro": (1, 2, 4, BY_TOKENS),
+    "checkpointing": ("none", "selective", "layer"),
+    "offload": ("none", "optimizer", "all"),
+    "tp": (1, 2, 4),
+    "replicas": (1, 2),
+    "killed": (False, True),
+}
+KEYS = {  # the config keys of those, which no override may set
+    "dtype": "model.dtype",
+    "world_size": "trainer.world_size",
+    "checkpointing": "trainer.checkpointing",
+    "offload": "trainer.offload",
+    "tp": "rollout.tp",
+    "replicas": "rollout.replicas",
+}
+CHOSEN = (*KEYS.values(), "trainer.micro_leaves", "trainer.micro_tokens", "out_dir")
 
 
 @dataclass(frozen=True)
 class Layout:
     dtype: str
     world_size: int  # FSDP ranks
-    micro_leaves: int  # leaves of the gradient's tree in one micro-batch
+    micro: int | str  # leaves of the gradient's tree in one micro-batch, or BY_TOKENS: as many as a budget allows
+    checkpointing: str
+    offload: str
     tp: int
     replicas: int
     killed: bool  # with SIGKILL, in another layout, and resumed in this one
 
-    def overrides(self, out_dir: Path) -> list[str]:
-        values = (self.world_size, self.micro_leaves, self.tp, self.replicas, self.dtype, out_dir)
-        return [f"{key}={value}" for key, value in zip(CHOSEN, values, strict=True)]
+    def overrides(self, out_dir: Path, budget: int) -> list[str]:
+        """`budget`: tokens of a micro-batch where they cut it."""
+        values = [f"{key}={getattr(self, name)}" for name, key in KEYS.items()]
+        leaves, tokens = (1, budget) if self.micro == BY_TOKENS else (self.micro, "null")
+        return [*values, f"trainer.micro_leaves={leaves}", f"trainer.micro_tokens={tokens}", f"out_dir={out_dir}"]
 
     def other(self) -> "Layout":
         """The layout that a killed run began in."""
-        return replace(self, world_size=3 - self.world_size if self.world_size < 3 else 2, micro_leaves=2, replicas=1)
+        other = replace(self, world_size=3 - self.world_size if self.world_size < 3 else 2, micro=2, replicas=1)
+        return replace(other, checkpointing="none", offload="none" if self.offload != "none" else "optimizer")
 
 
 @dataclass(frozen=True)
 class Row:
     layout: Layout
+    device: str
     sha256: str  # of the trained weights; empty where the run failed
     compared: int  # log-probs, sampler against trainer
     differing: int
@@ -75,38 +103,62 @@ class Row:
     error: str
 
 
-def layouts(whole: bool) -> list[Layout]:
-    """The product, or a few of it in which every value occurs, in both dtypes."""
-    if whole:
-        product = itertools.product(DTYPES, (1, 2, 4), (1, 2, 4), (1, 2, 4), (1, 2), (False, True))
-        return [Layout(*values) for values in product]
-    more = [(1, 1, 1, 1, False), (2, 1, 4, 1, False), (4, 2, 4, 1, False)]  # of float32 alone
-    both = [(1, 2, 2, 2, False), (2, 4, 1, 1, True), (4, 1, 4, 1, False)]
-    return [Layout("float32", *v) for v in (*more, *both)] + [Layout("bfloat16", *v) for v in both]
+def product(device: str) -> list[Layout]:
+    """All there are, in each dtype that the device computes in."""
+    others = [values for name, values in AXES.items() if name != "dtype"]
+    return [Layout(*values) for values in itertools.product(_dtypes(device), *others)]
 
 
-def prove(chosen: Sequence[Layout], overrides: Sequence[str], folder: Path) -> Iterator[Row]:
+def few(device: str) -> list[Layout]:
+    """Some in which every value occurs, in each of these dtypes."""
+    chosen: list[tuple[Any, ...]] = [
+        (1, 1, "none", "none", 1, 1, False),
+        (1, 2, "layer", "all", 2, 2, False),
+        (2, 4, "selective", "optimizer", 1, 1, True),
+        (4, BY_TOKENS, "none", "none", 4, 1, False),
+    ]
+    return [Layout(dtype, *values) for dtype in _dtypes(device) for values in chosen]
+
+
+def _dtypes(device: str) -> tuple[str, ...]:
+    return AXES["dtype"] if device == "cpu" else ("bfloat16",)
+
+
+def _shape(layout: Layout) -> Layout:
+    """With what cannot make a layout impossible as it is in the first of all: fewer to check before the runs."""
+    return replace(layout, dtype="bfloat16", checkpointing="none", offload="none", killed=False)
+
+
+def budget_of(config: RunConfig) -> int:
+    """Tokens of two leaves of the longest sequences there can be: in most leaves they are fewer, and more leaves fit."""
+    source = open_source(config)
+    prompt = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
+    return 2 * config.trainer.leaf_sequences * (prompt + config.rollout.max_new_tokens)
+
+
+def prove(chosen: Sequence[Layout], overrides: Sequence[str], folder: Path, budget: int) -> Iterator[Row]:
     """One run after the other, under one Ray."""
     first = check([*SMALL, *overrides])[0]
     with session(first.cluster, 4):
         for i, layout in enumerate(chosen):
-            yield _row(layout, overrides, folder / str(i))
+            yield _row(layout, first.device, overrides, folder / str(i), budget)
 
 
-def _row(layout: Layout, overrides: Sequence[str], out_dir: Path) -> Row:
+def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, budget: int) -> Row:
     from rl.loop import run
 
     start, error = time.perf_counter(), ""
     summary: dict[str, Any] = {"weights_sha256": "", "tokens_compared": 0, "tokens_nonzero": 0}
     try:
         if layout.killed:
-            _killed([*SMALL, *overrides, *layout.other().overrides(out_dir)], out_dir)
-        config = check([*SMALL, *overrides, *layout.overrides(out_dir)])[0]
+            _killed([*SMALL, *overrides, *layout.other().overrides(out_dir, budget)], out_dir)
+        config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
         summary = run(config, Console(quiet=True))
     except (RunError, AlignmentError) as stopped:
         error = str(stopped)
     seconds = round(time.perf_counter() - start, 1)
-    return Row(layout, summary["weights_sha256"], summary["tokens_compared"], summary["tokens_nonzero"], seconds, error)
+    numbers = summary["tokens_compared"], summary["tokens_nonzero"], seconds
+    return Row(layout, device, summary["weights_sha256"], *numbers, error)
 
 
 def _killed(overrides: Sequence[str], out_dir: Path) -> None:
@@ -132,11 +184,12 @@ def _killed(overrides: Sequence[str], out_dir: Path) -> None:
 
 def table(rows: Sequence[Row]) -> Table:
     out = Table(title="One run in many layouts: SHA-256 of the trained weights", title_justify="left")
-    for name in ("dtype", "FSDP", "micro", "TP", "engines", "killed", "log-probs ≠", "s", "weights"):
-        out.add_column(name, justify="left" if name in ("dtype", "killed", "weights") else "right")
+    titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "killed")
+    for name in (*titles, "log-probs ≠", "s", "weights"):
+        out.add_column(name, justify="right" if name in ("FSDP", "TP", "engines", "log-probs ≠", "s") else "left")
     for row in rows:
-        lay = row.layout
-        cells = (lay.dtype, lay.world_size, lay.micro_leaves, lay.tp, lay.replicas, "yes" if lay.killed else "")
+        *cells, killed = asdict(row.layout).values()
+        cells.append("yes" if killed else "")
         weights = row.sha256[:12] or f"failed: {row.error}"
         out.add_row(*map(str, cells), f"{row.differing}/{row.compared}", f"{row.seconds:.0f}", weights)
     return out
@@ -155,9 +208,8 @@ def equal(rows: Sequence[Row]) -> bool:
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="rl.prove", description=(__doc__ or "").partition(":")[2].strip())
     parser.add_argument("overrides", nargs="*", help="of the small run: device=cuda steps=5 seed=1 ...")
-    parser.add_argument(
-        "--all", action="store_true", help="every layout of the product, not a few that cover its values"
-    )
+    parser.add_argument("--all", action="store_true", help="every layout of the product, which takes hours")
+    parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
@@ -168,17 +220,20 @@ def main(arguments: Sequence[str]) -> None:
                 raise UserError(f"{override}: the proof itself chooses {', '.join(CHOSEN)}")
         if args.json and not args.json.absolute().parent.is_dir():
             raise UserError(f"--json={args.json}: no such folder")
-        chosen = layouts(args.all)
-        total = len(layouts(True))
-        console.print(
-            f"{len(chosen)} of {total} layouts" + ("" if args.all else ": all values, not all combinations (--all)")
-        )
+        base = check([*SMALL, *args.overrides])[0]
+        whole, budget = product(base.device), budget_of(base)
+        if args.sample is not None and not 0 < args.sample <= len(whole):
+            raise UserError(f"--sample={args.sample}: must be in 1 .. {len(whole)}, the layouts there are")
+        chosen = whole if args.all else few(base.device)
+        if args.sample:
+            chosen = random.sample(whole, args.sample)
+        console.print(f"{len(chosen)} of {len(whole)} layouts")
         with tempfile.TemporaryDirectory() as folder, Bar(console, "layouts") as bar:
-            for layout in chosen:
+            for layout in {_shape(layout) for layout in chosen}:
                 from rl.loop import prepare
 
-                prepare(check([*SMALL, *args.overrides, *layout.overrides(Path(folder) / "run")])[0])
-            for row in prove(chosen, args.overrides, Path(folder)):
+                prepare(check([*SMALL, *args.overrides, *layout.overrides(Path(folder) / "run", budget)])[0])
+            for row in prove(chosen, args.overrides, Path(folder), budget):
                 rows.append(row)
                 bar(len(rows), len(chosen), row.sha256[:16] or "failed")
     except BAD_INPUT as error:

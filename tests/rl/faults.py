@@ -9,7 +9,7 @@ import torch
 
 
 def break_in(actor: Any, owner: str, method: str, count: int, how: str) -> None:
-    """Call number `count` of actor.owner.method dies, raises, or allocates too much."""
+    """Call number `count` of actor.owner.method dies, raises, or allocates too much, in host memory or on the card."""
 
     def install(rank: Any) -> None:
         target = getattr(rank, owner)
@@ -20,8 +20,8 @@ def break_in(actor: Any, owner: str, method: str, count: int, how: str) -> None:
             if len(calls) == count:
                 if how == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
-                if how == "allocates":
-                    torch.empty(1 << 50)
+                if how.startswith("allocates"):
+                    torch.empty(1 << 50, device="cuda" if how == "allocates on the card" else "cpu")
                 raise ValueError("boom\nin the middle")
             return real(*arguments)
 

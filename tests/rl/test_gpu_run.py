@@ -1,14 +1,26 @@
-"""The main job on a GPU: one override, the Triton kernels, and one hash for tensor-parallel sizes and worlds."""
+"""Whole runs on a GPU: one override, the Triton kernels, and one hash for every layout; what goes wrong there is named."""
 
 import json
+import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rl.cluster import cluster
+from rl.compose import check
+from rl.loop import prepare
+from rl.memory import OutOfMemory
+from rl.prove import main
+from tests.model.shapes import TINY
 from tests.rl.command import SHORT, command
+from tests.rl.faults import break_in
+from tests.rl.recorded import assert_recorded
+from tests.trainer.batches import random_batch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def run(folder: Path, *more: str) -> dict:
@@ -19,7 +31,6 @@ def run(folder: Path, *more: str) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_main_job_is_one_hash(tmp_path: Path) -> None:
     """TP 1 and 2, and another world size, batch and cache; ranks share one card where there is no other."""
     one = run(tmp_path / "one", "rollout.tp=1")
@@ -29,3 +40,36 @@ def test_the_main_job_is_one_hash(tmp_path: Path) -> None:
     assert one["weights_sha256"] == two["weights_sha256"]
     for summary in (one, two):
         assert summary["device"] == "cuda" and "triton" in summary["versions"]
+
+
+def test_every_layout_has_the_recorded_hash(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """`python -m rl.prove device=cuda`: ranks share the cards there are; one run is killed and resumed."""
+    main(["device=cuda", "--json", str(tmp_path / "rows.json")])
+    assert "all equal: the layout changed no bit" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert any(row["layout"]["killed"] for row in rows) and {row["layout"]["tp"] for row in rows} == {1, 2, 4}
+    assert_recorded("cuda", "bfloat16", rows[0]["sha256"])
+
+
+def test_pages_that_do_not_fit(tmp_path: Path) -> None:
+    """The engine cannot start; the run ends with what to lower, by how much."""
+    more = ("rollout.tp=1", "trainer.world_size=1", "rollout.pages=200000000", f"out_dir={tmp_path / 'run'}")
+    with command("device=cuda", *SHORT, *more, cwd=tmp_path) as running:
+        outcome = running.finish(120)
+        running.assert_nothing_left()
+    line = outcome.err.splitlines()[-1]
+    pattern = r"rollout engine 0 rank 0 ran out of memory.*; lower rollout.pages from 200000000 to \d+, which frees [\d.]+ GiB"
+    assert outcome.code == 1 and re.search(pattern, line), line
+
+
+def test_an_allocation_that_fails_in_a_step() -> None:
+    """On one of two trainer ranks, while the other waits in a collective."""
+    config = check([*SHORT, "device=cuda", "rollout.tp=1", "trainer.micro_leaves=1", "out_dir=unused"])[0]
+    with cluster(config, prepare(config).model) as (_, trainer):
+        break_in(trainer.ranks.actors[1], "trainer", "_backward", 2, "allocates on the card")
+        start = time.monotonic()
+        with pytest.raises(
+            OutOfMemory, match=r"^trainer rank 1 ran out of memory: \d+\.\d GiB asked for, \d+\.\d GiB free$"
+        ):
+            trainer.step(random_batch(replace(TINY, vocab_size=16), 256, longest=6), "likelihood", 0.0)
+        assert time.monotonic() - start < 30

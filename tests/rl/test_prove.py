@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 from rl import prove
-from rl.prove import Layout, Row, equal, layouts, main
+from rl.prove import BY_TOKENS, Layout, Row, equal, few, main, product
+from tests.rl.recorded import assert_recorded
 
-PLAIN = Layout("float32", 1, 4, 1, 1, False)
+PLAIN = Layout("float32", 1, 4, "none", "none", 1, 1, False)
 
 
 def row(layout: Layout, sha256: str = "a" * 64, differing: int = 0) -> Row:
-    return Row(layout, sha256, 10, differing, 1.0, "" if sha256 else "trainer rank 0 failed")
+    return Row(layout, "cpu", sha256, 10, differing, 1.0, "" if sha256 else "trainer rank 0 failed")
 
 
-def test_a_few_layouts_cover_every_value() -> None:
-    few, whole = layouts(False), layouts(True)
-    assert len(set(whole)) == len(whole) == 216 and len(few) < 12
-    assert set(few) <= set(whole)
-    for dtype in prove.DTYPES:
-        mine, all_ = ([lay for lay in some if lay.dtype == dtype] for some in (few, whole))
-        for field in ("world_size", "micro_leaves", "tp", "replicas", "killed"):
-            assert {getattr(lay, field) for lay in mine} == {getattr(lay, field) for lay in all_}, (dtype, field)
-    assert all(lay.other() != lay and lay.other().world_size != lay.world_size for lay in whole)
+@pytest.mark.parametrize(("device", "dtypes"), [("cpu", {"float32", "bfloat16"}), ("cuda", {"bfloat16"})])
+def test_a_few_layouts_cover_every_value(device: str, dtypes: set[str]) -> None:
+    chosen, whole = few(device), product(device)
+    assert len(set(whole)) == len(whole) == 1296 * len(dtypes) and len(chosen) == 4 * len(dtypes)
+    assert set(chosen) <= set(whole) and {lay.dtype for lay in chosen} == dtypes
+    for dtype in dtypes:
+        for field, values in prove.AXES.items():
+            if field != "dtype":
+                assert {getattr(lay, field) for lay in chosen if lay.dtype == dtype} == set(values), (dtype, field)
+    assert all(lay.other().world_size != lay.world_size and lay.other().offload != lay.offload for lay in whole)
 
 
 def test_verdict() -> None:
@@ -41,7 +43,7 @@ def test_exit_code_of_runs_that_differ(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     rows = [row(PLAIN), row(replace(PLAIN, tp=2), "b" * 64), row(replace(PLAIN, tp=4), "")]
-    monkeypatch.setattr(prove, "layouts", lambda _: [r.layout for r in rows])
+    monkeypatch.setattr(prove, "few", lambda _: [r.layout for r in rows])
     monkeypatch.setattr(prove, "prove", lambda *_: iter(rows))
     with pytest.raises(SystemExit) as end:
         main(["--json", str(tmp_path / "rows.json")])
@@ -56,6 +58,8 @@ def test_exit_code_of_runs_that_differ(
     [
         (["stpes=2"], "unknown key 'stpes'"),
         (["rollout.tp=2"], "rollout.tp=2: the proof itself chooses"),
+        (["trainer.micro_tokens=9"], "trainer.micro_tokens=9: the proof itself chooses"),
+        (["--sample", "0"], "--sample=0: must be in 1 .. 2592"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["--json"], "expected one argument"),
         (["--json", "/does/not/exist/x.json"], "--json=/does/not/exist/x.json: no such folder"),
@@ -75,10 +79,12 @@ def test_bad_input(
 
 @pytest.mark.slow
 def test_two_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    monkeypatch.setattr(prove, "layouts", lambda _: [PLAIN, Layout("float32", 2, 1, 2, 1, True)])
-    main(["steps=2", "warmup.steps=1", "--json", str(tmp_path / "rows.json")])
+    other = Layout("float32", 2, BY_TOKENS, "layer", "optimizer", 2, 1, True)
+    monkeypatch.setattr(prove, "few", lambda _: [PLAIN, other])
+    main(["--json", str(tmp_path / "rows.json")])
     out = capsys.readouterr().out
     assert "all equal: the layout changed no bit" in out and re.search(r"layouts 2/2  [0-9a-f]{16}", out)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert rows[0]["sha256"] == rows[1]["sha256"] and len(rows[0]["sha256"]) == 64
     assert all(r["differing"] == 0 and r["compared"] > 100 for r in rows)
+    assert rows[0]["sha256"] == rows[1]["sha256"]
+    assert_recorded("cpu", "float32", rows[0]["sha256"])

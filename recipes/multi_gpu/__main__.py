@@ -1,0 +1,84 @@
+"""python -m recipes.multi_gpu [--quick]: everything that takes several GPUs of one host, in parts, each row run and judged.
+
+Writes OUT/multi_gpu.json, OUT/multi_gpu.md and the log of every command. Exit code 1 where a row does not hold. --quick takes
+minutes: Qwen3-8B's widths in 4 layers, short texts. Without it the model has its 36 layers.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from recipes.multi_gpu.command import ROOT
+from recipes.multi_gpu.parts import PARTS, Row, Setting
+from recipes.multi_gpu.problems import write_problems
+from recipes.multi_gpu.record import markdown
+from trainer.command import Parser, fail
+
+
+def facts(cards: list[str]) -> dict[str, str]:
+    found = {"cards": f"{len(cards)} x {cards[0]}", "python": platform.python_version()}
+    for name in ("torch", "triton", "ray", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found["commit"] = git.stdout.strip() or "not a git checkout"
+    return found | {"date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def show(row: Row) -> None:
+    figures = ", ".join(f"{name} {value}" for name, value in row.figures.items())
+    print(
+        f"{'ok  ' if row.ok else 'FAIL'} {row.part}: {row.case} ({row.seconds:.0f} s) {figures} {row.note}", flush=True
+    )
+
+
+def main() -> None:
+    parser = Parser(prog="recipes.multi_gpu", description=(__doc__ or "").partition(":")[2].strip())
+    parser.add_argument("--quick", action="store_true", help="minutes: 4 layers, 2 steps of 64 sequences")
+    parser.add_argument("--only", help=f"parts with commas between them: {','.join(PARTS)}")
+    parser.add_argument("--layers", type=int, help="of Qwen3-8B's 36")
+    parser.add_argument("--no-fast", action="store_true", help="leave out numerics=fast")
+    parser.add_argument("--data", type=Path, help="train.jsonl and test.jsonl as GSM8K has them; default: made up")
+    parser.add_argument("--out", type=Path, default=Path("outputs/multi_gpu"))
+    args = parser.parse_args()
+    chosen = args.only.split(",") if args.only else list(PARTS)
+    if unknown := [name for name in chosen if name not in PARTS]:
+        fail(f"--only: unknown part {unknown[0]!r}; known: {', '.join(PARTS)}", 2)
+    import torch
+
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if len(cards) < 2:
+        fail(f"needs two GPUs or more, and there are {len(cards)}", 2)
+    count = 1 << min(3, len(cards).bit_length() - 1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    out, rows = args.out.absolute(), list[Row]()
+    with tempfile.TemporaryDirectory(prefix="multi_gpu") as folder:
+        write_problems(Path(folder))
+        sizes = (4, 2, 8, 64, 120.0) if args.quick else (36, 3, 32, 512, 1200.0)
+        layers, steps, prompts, new_tokens, seconds = sizes
+        data = args.data or Path(folder)
+        fast = not args.no_fast
+        setting = Setting(out, count, args.layers or layers, steps, prompts, new_tokens, data, seconds, fast)
+        about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
+        for name in chosen:
+            for row in PARTS[name](setting):
+                rows.append(row)
+                show(row)
+                (out / "multi_gpu.json").write_text(json.dumps(about | {"rows": [asdict(r) for r in rows]}, indent=1))
+                (out / "multi_gpu.md").write_text(markdown(rows, about))
+    failed = [row for row in rows if not row.ok]
+    print(f"{len(rows) - len(failed)} of {len(rows)} rows hold; {out / 'multi_gpu.md'}")
+    if failed:
+        fail(f"{failed[0].part}, {failed[0].case}: {failed[0].note}", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""What each part runs, and what it must show. A part is a generator of rows, so that what was measured before a failure is
+kept."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from recipes.multi_gpu.command import Ended, Running, run
+
+PATIENCE = 30.0
+"""Seconds within which a dead rank must end its run."""
+PLACEMENTS = ("colocated", "split")
+PHASES = ("sample", "score", "train", "publish")
+Figure = float | int | str
+
+
+@dataclass(frozen=True)
+class Setting:
+    folder: Path  # for logs and runs
+    cards: int
+    layers: int  # of Qwen3-8B's 36
+    steps: int
+    prompts: int  # of a step, each sampled 8 times
+    new_tokens: int
+    data: Path
+    seconds: float  # the longest that one command may take
+    fast: bool  # also numerics=fast
+
+
+@dataclass(frozen=True)
+class Row:
+    part: str
+    case: str
+    ok: bool
+    seconds: float
+    command: str
+    figures: dict[str, Figure] = field(default_factory=dict)
+    note: str = ""  # of a failure
+
+
+def tests(s: Setting) -> Iterator[Row]:
+    """Collectives and whole runs over NCCL and peer memory: the bits of one rank, and the recorded hash."""
+    command = ["pytest", "-m", "multi_gpu", "-q", "-p", "no:cacheprovider"]
+    ended = run(command, s.folder / "tests.log", s.seconds)
+    counts = dict((kind, int(n)) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.last))
+    good = ended.code == 0 and counts.get("passed", 0) > 0 and not counts.get("skipped")
+    yield _row("tests", "pytest -m multi_gpu", good, command, ended, dict(counts))
+
+
+def collectives(s: Setting) -> Iterator[Row]:
+    """The tree sums beside NCCL's; one that has not the bits of the fold is not timed."""
+    out = s.folder / "collectives.json"
+    command = ["kernels.collectives.bench", "--ranks", str(s.cards), "--json", str(out)]
+    ended = run(command, s.folder / "collectives.log", s.seconds)
+    if ended.code != 0:
+        yield _row("collectives", "tree against NCCL", False, command, ended)
+        return
+    for measured in json.loads(out.read_text())["rows"]:
+        figures = {f"{name}, us": round(measured[name], 1) for name in ("NCCL", "peers", "over NCCL")}
+        figures["NCCL / peers"] = round(measured["NCCL"] / measured["peers"], 2)
+        yield _row("collectives", f"{measured['sum']}, {measured['n']}", True, command, ended, figures)
+
+
+def engine(s: Setting) -> Iterator[Row]:
+    """Tokens per second at each TP; the completions and log-probs of all are those of TP=1."""
+    alone: dict[str, float] = {}
+    for tp in (1 << i for i in range(s.cards.bit_length())):
+        out = s.folder / f"engine-{tp}.json"
+        command = ["recipes.multi_gpu.engine", f"--tp={tp}", f"--layers={s.layers}", f"--json={out}"]
+        command += ["--same-as", str(s.folder / "engine-1.json")] if tp > 1 else []
+        ended = run(command, s.folder / f"engine-{tp}.log", s.seconds)
+        if ended.code != 0:
+            yield _row("engine", f"TP {tp}, {s.layers} layers", False, command, ended)
+            return
+        rates = json.loads(out.read_text())["rates"]
+        alone = alone or rates
+        for batch, rate in rates.items():
+            figures: dict[str, Figure] = {"tokens/s": round(rate), "of ideal": round(rate / alone[batch] / tp, 2)}
+            yield _row("engine", f"TP {tp}, {s.layers} layers, batch {batch}", True, command, ended, figures)
+
+
+def recipe(s: Setting) -> Iterator[Row]:
+    """Whole steps of grpo_qwen3_8b: exact, their times, the memory of the cards, and the same with the vendor's kernels."""
+    for placement in PLACEMENTS:
+        exact = 0.0
+        for numerics in ("exact", "fast") if s.fast else ("exact",):
+            out_dir = s.folder / f"{placement}-{numerics}"
+            command = recipe_command(s, placement, numerics, out_dir)
+            ended = run(command, s.folder / f"{out_dir.name}.log", s.seconds)
+            times, figures = phases(out_dir), dict[str, Figure]()
+            if times:
+                whole = sum(times.values())
+                exact = exact or whole
+                figures = {f"{phase}, s": round(seconds, 2) for phase, seconds in times.items()}
+                figures |= {"step, s": round(whole, 2), "of exact": round(whole / exact, 3)}
+                figures["most GiB of a card"] = " / ".join(map(str, ended.gib))
+            good = ended.code == 0
+            if good:
+                summary = _summary(out_dir)
+                figures |= {"log-probs ≠": f"{summary['tokens_nonzero']} of {summary['tokens_compared']}"} | _hash(
+                    out_dir
+                )
+                good = numerics == "fast" or summary["tokens_nonzero"] == 0
+            case = f"{placement}, numerics={numerics}, {s.layers} layers"
+            yield _row("recipe", case, good, command, ended, figures)
+
+
+def kill(s: Setting) -> Iterator[Row]:
+    """A rank killed in a step: its run ends in time and names it; resumed it ends with the weights of an undisturbed run."""
+    untouched, out_dir = s.folder / "untouched", s.folder / "killed"
+    command = kill_command(s, 1, untouched)
+    ended = run(command, s.folder / "untouched.log", s.seconds)
+    yield _row("kill", "nobody is killed, one card each", ended.code == 0, command, ended, _hash(untouched))
+    if ended.code != 0:
+        return
+    times = phases(untouched)
+    moments = {"TrainerRank": times["sample"] + times["train"] / 2, "RolloutRank": times["sample"] / 2}
+    command = kill_command(s, s.cards, out_dir)
+    for done, (name, moment) in enumerate(moments.items(), 1):
+        yield _kill_one(s, command, out_dir, name, done, moment)
+    ended = run(command, s.folder / "resumed.log", s.seconds)
+    good = ended.code == 0 and "resumed" in ended.output and _hash(out_dir) == _hash(untouched)
+    yield _row("kill", "resumed: the same weights", good, command, ended, _hash(out_dir))
+
+
+def _kill_one(s: Setting, command: list[str], out_dir: Path, name: str, done: int, moment: float) -> Row:
+    """Kills the last rank of `name` `moment` seconds after step `done`."""
+    with Running(command, s.folder / f"kill-{name}.log") as running:
+        until = time.monotonic() + s.seconds
+        while len(_steps(out_dir)) < done and running.process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(moment)
+        ranks = running.ranks(name)
+        if ranks and running.process.poll() is None:
+            os.kill(ranks[-1], signal.SIGKILL)
+        killed = time.monotonic()
+        ended = running.finish(2 * PATIENCE)
+    took = time.monotonic() - killed
+    who = {"TrainerRank": "trainer rank", "RolloutRank": "rollout engine"}[name]
+    named = f"error: {who}" in ended.last
+    good = bool(ranks) and ended.code == 1 and named and took < PATIENCE
+    figures: dict[str, Figure] = {"ended after, s": round(took, 1), "it says": ended.last[:120]}
+    return _row("kill", f"{who} killed in step {done + 1}", good, command, ended, figures)
+
+
+PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "tests": tests,
+    "collectives": collectives,
+    "engine": engine,
+    "recipe": recipe,
+    "kill": kill,
+}
+
+
+def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> list[str]:
+    """Both sides on all cards, or the trainer on one half of them and one engine or more on the other."""
+    ranks = s.cards if placement == "colocated" else s.cards // 2
+    command = ["rl.train", "+recipe=grpo_qwen3_8b", *_small(s), f"model.hf.num_hidden_layers={s.layers}"]
+    command += [*_ranks(ranks), "checkpoint.every=0", f"numerics={numerics}"]
+    return [*command, f"out_dir={out_dir}"]
+
+
+def kill_command(s: Setting, ranks: int, out_dir: Path) -> list[str]:
+    """Qwen3-0.6B's widths in 8 layers; `ranks` of the trainer and of one engine or more, on as many cards."""
+    small = replace(s, steps=4)
+    command = ["rl.train", "+recipe=grpo_qwen3_0p6b", *_small(small), "model.hf.num_hidden_layers=8"]
+    return [*command, *_ranks(ranks), "checkpoint.every=1", f"out_dir={out_dir}"]
+
+
+def _small(s: Setting) -> list[str]:
+    sizes = {
+        "steps": s.steps,
+        "logger": "none",
+        "algorithm.prompts_per_step": s.prompts,
+        "rollout.max_new_tokens": s.new_tokens,
+        "rollout.pages": s.prompts * 8 * -(-(s.new_tokens + 256) // 16),
+        "trainer.leaf_sequences": 4,
+        "eval.problems": 8,
+        "data.path": s.data,
+    }
+    return [f"{key}={value}" for key, value in sizes.items()]
+
+
+def _ranks(count: int) -> list[str]:
+    tp = min(2, count)
+    return [f"trainer.world_size={count}", f"rollout.tp={tp}", f"rollout.replicas={count // tp}"]
+
+
+def _row(
+    part: str, case: str, ok: bool, command: list[str], ended: Ended, figures: dict[str, Figure] | None = None
+) -> Row:
+    if ok:
+        note = ""
+    elif ended.code is None:
+        note = f"not done after {ended.seconds:.0f} s: {ended.last}"
+    else:
+        note = f"exit code {ended.code}: {ended.last}"
+    return Row(part, case, ok, round(ended.seconds, 1), " ".join(["python -m", *command]), figures or {}, note)
+
+
+def _summary(out_dir: Path) -> dict:
+    return json.loads((out_dir / "summary.json").read_text())
+
+
+def _hash(out_dir: Path) -> dict[str, Figure]:
+    done = (out_dir / "summary.json").exists()
+    return {"weights": _summary(out_dir)["weights_sha256"][:12]} if done else {}
+
+
+def _steps(out_dir: Path) -> list[dict]:
+    """The logged GRPO steps."""
+    log = out_dir / "metrics.jsonl"
+    whole = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+    return [row for row in map(json.loads, whole) if "time/train" in row and "grpo/step" in row]
+
+
+def phases(out_dir: Path) -> dict[str, float]:
+    """Mean seconds of each phase, of all steps but the first, which compiles."""
+    rows = _steps(out_dir)[1:]
+    return {p: sum(r[f"time/{p}"] for r in rows) / len(rows) for p in PHASES} if rows else {}
