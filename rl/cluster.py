@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from kernels.model import ModelConfig
@@ -214,7 +215,13 @@ def cluster(
         training = TrainerConfig(
             section.leaf_sequences,
             section.micro_leaves,
-            AdamWConfig(section.betas, section.eps, section.weight_decay, section.grad_clip),
+            AdamWConfig(
+                section.betas,
+                section.eps,
+                section.weight_decay,
+                section.grad_clip,
+                getattr(torch, section.moments),
+            ),
             Clip(section.clip_low, section.clip_high),
             config.dtype,
             section.micro_tokens,

@@ -61,6 +61,9 @@ class TrainerSection(Section):
     offload: Literal["none", "optimizer", "all"] = Field(
         description="what lives in host memory: none, AdamW's moments, or these, the master weights and waiting gradients"
     )
+    moments: Literal["float32", "bfloat16"] = Field(
+        description="what AdamW's moments are kept in; bfloat16, rounded to nearest, is another run with half their memory"
+    )
     lr: float = Field(gt=0)
     betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)

@@ -257,6 +257,8 @@ def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str
         "policy/loss": report.loss,
         "policy/grad_norm": report.grad_norm,
         "policy/clip_fraction": report.clip_fraction,
+        "memory/trainer_peak_gib": report.peak_bytes / 2**30,
+        "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
     }
 
 

@@ -4,10 +4,11 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rl.config import RunConfig
-from rl.errors import RunError
-from rl.plan import Plan, available_memory, gib
+from rl.errors import BAD_INPUT, RunError
+from rl.plan import Plan, available_memory, gib, make_plan
 
 _FAILED = re.compile(
     r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|MemoryError", re.IGNORECASE
@@ -64,19 +65,39 @@ def advice(error: OutOfMemory, config: RunConfig, plan: Plan) -> str:
 
 
 def _trainer(config: RunConfig, plan: Plan, need: int) -> list[str]:
-    section, out = config.trainer, []
-    micro = section.micro_leaves
-    while micro > 1 and plan.activation_bytes * (1 - micro / section.micro_leaves) < need:
-        micro //= 2
-    if micro < section.micro_leaves:
-        freed = plan.activation_bytes * (section.micro_leaves - micro) // section.micro_leaves
-        out.append(_lower("trainer.micro_leaves", section.micro_leaves, micro, freed))
-    freed = plan.trainer_state_bytes // 2
-    if not out or freed >= need:
-        out.append(
-            f"raise trainer.world_size from {section.world_size} to {2 * section.world_size}, which frees {gib(freed)}"
-        )
-    return out
+    """The changes that free enough by the plan, the cheapest ones first; where none does, the one that frees most."""
+    section = config.trainer
+    found: list[tuple[int, str]] = []
+    for key, values in _ladder(config):
+        now = getattr(section, key)
+        for value in values:
+            changed = config.model_copy(update={"trainer": section.model_copy(update={key: value})})
+            try:
+                freed = plan.trainer.peak - make_plan(changed, plan.model, plan.prompt_tokens).trainer.peak
+            except BAD_INPUT:  # sizes that do not fit together
+                continue
+            verb = "set" if isinstance(value, str) else "raise" if value > now else "lower"
+            found.append((freed, f"{verb} trainer.{key} from {now} to {value}, which frees {gib(freed)},"))
+            if freed >= need:
+                break
+    enough = [text for freed, text in found if freed >= need]
+    return enough[:3] or [max(found)[1]]
+
+
+def _ladder(config: RunConfig) -> list[tuple[str, list[Any]]]:
+    """Keys of the trainer that change no bit, in the order of what they cost in speed, and the values after the present.
+    Smaller micro-batches save less of the forward pass; larger ones are fewer, so that fewer gradients wait."""
+    section = config.trainer
+    key = "micro_leaves" if section.micro_tokens is None else "micro_tokens"
+    micro = getattr(section, key)
+    modes, places = ["none", "selective", "layer"], ["none", "optimizer", "all"]
+    return [
+        (key, [micro >> i for i in range(1, micro.bit_length())]),
+        (key, [micro << i for i in range(1, 5)]),
+        ("checkpointing", modes[modes.index(section.checkpointing) + 1 :]),
+        ("world_size", [2 * section.world_size]),
+        ("offload", places[places.index(section.offload) + 1 :] if config.device == "cuda" else []),
+    ]
 
 
 def _rollout(config: RunConfig, plan: Plan, need: int) -> list[str]:

@@ -4,35 +4,39 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from kernels.device import implementation
 from kernels.model import ModelConfig
-from rl.config import RunConfig
+from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
-from trainer.batch import check_batch_arithmetic
+from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
+from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
+_STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 
 @dataclass(frozen=True)
 class Plan:
+    model: ModelConfig
+    prompt_tokens: int  # of the longest prompt
     parameters: int
     rollout_processes: int
     trainer_processes: int
     weights_bytes: int  # of one rollout process
     kv_bytes: int  # of one rollout process
     kv_tokens: int  # that the pages of one engine hold
-    trainer_state_bytes: int  # of one trainer process: weights, gradients, moments
-    activation_bytes: int  # of one micro-batch, on one trainer process, at full length
+    trainer: TrainerMemory  # of one trainer process, with sequences of full length
     checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
     snapshot_bytes: int  # host memory of one trainer process while it writes one
     disk_bytes: int  # the checkpoints that are kept, one that is being written, and the trained model
     sequences: int
-    micro_batches: int  # of each trainer process in one step
+    micro_batches: int  # of each trainer process in one step, with sequences of full length
     warmup_micro_batches: int
 
     @property
@@ -41,17 +45,22 @@ class Plan:
 
     @property
     def trainer_bytes(self) -> int:
-        return self.trainer_state_bytes + self.activation_bytes
+        """Of one trainer process on its device."""
+        return self.trainer.peak
 
 
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
     """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
     section, rollout = config.trainer, config.rollout
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
-    sizes = (section.leaf_sequences, section.micro_leaves, section.world_size)
-    micro_batches = check_batch_arithmetic(sequences, *sizes)
-    warmup = check_batch_arithmetic(config.warmup.sequences, *sizes) if config.warmup.steps else 0
     length = prompt_tokens + rollout.max_new_tokens
+    micro_batches, tokens = _micro_batches(section, sequences, length)
+    warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
+    if section.moments == "bfloat16" and section.betas[1] > _STALL:
+        raise UserError(
+            f"trainer.moments=bfloat16 with trainer.betas[1]={section.betas[1]}: above {_STALL} a rounded second moment no "
+            f"longer decays; lower it or set trainer.moments=float32"
+        )
     kv_tokens = rollout.pages * rollout.page_size
     if length > min(model.max_positions, kv_tokens):
         raise UserError(
@@ -61,25 +70,29 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         )
     width = torch.finfo(config.dtype).bits // 8
     kv_heads = model.kv_heads // rollout.tp
-    tokens = section.leaf_sequences * section.micro_leaves * length
-    # saved by one layer's ops: two norms, qkv, q and k before and after norm and rope, attention, gate_up, down's input
-    per_token = (
-        4 * model.hidden_size + 3 * (model.heads + 2 * model.kv_heads) * model.head_dim + 3 * model.intermediate_size
+    trainer = trainer_memory(
+        model,
+        dtype=config.dtype,
+        device=config.device,
+        world_size=section.world_size,
+        checkpointing=section.checkpointing,
+        offload=section.offload,
+        moments=getattr(torch, section.moments),
+        tokens=tokens,
+        rows=tokens * rollout.max_new_tokens // length,
+        micro_batches=micro_batches,
     )
-    logits = 2 * 4 * model.vocab_size * section.leaf_sequences * section.micro_leaves * rollout.max_new_tokens
-    held = model.parameter_count + (model.vocab_size * model.hidden_size if model.tied else 0)
-    layer = (held - 2 * model.vocab_size * model.hidden_size) // model.layers
     checkpoint = 3 * 4 * model.parameter_count if config.checkpoint.every else 0  # weights and two moments
     return Plan(
+        model=model,
+        prompt_tokens=prompt_tokens,
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
         weights_bytes=width * model.parameter_count // rollout.tp,
         kv_bytes=2 * width * model.layers * kv_tokens * kv_heads * model.head_dim,
         kv_tokens=kv_tokens,
-        trainer_state_bytes=4 * 4 * held // section.world_size
-        + 2 * 4 * (layer + 2 * model.vocab_size * model.hidden_size),
-        activation_bytes=width * tokens * per_token * model.layers + logits,
+        trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint // section.world_size,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * model.parameter_count,
@@ -87,6 +100,21 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:
+    """(micro-batches of a step whose sequences all have `length` tokens; tokens of the fullest one, on one rank)."""
+    if section.micro_tokens is None:
+        sizes = (section.leaf_sequences, section.micro_leaves, section.world_size)
+        return check_batch_arithmetic(sequences, *sizes), section.leaf_sequences * section.micro_leaves * length
+    check_batch_arithmetic(sequences, section.leaf_sequences, 1, section.world_size)
+    if section.leaf_sequences * length > section.micro_tokens:
+        raise BatchError(
+            f"trainer.micro_tokens={section.micro_tokens} is below one leaf: trainer.leaf_sequences="
+            f"{section.leaf_sequences} sequences of up to {length} tokens are {section.leaf_sequences * length}"
+        )
+    parts = cut_by_tokens(np.full(sequences, length), section.leaf_sequences, section.world_size, section.micro_tokens)
+    return len(parts), min(sequences // section.world_size * length, section.micro_tokens)
 
 
 def check_machine(config: RunConfig, plan: Plan) -> None:
@@ -157,8 +185,9 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
         ),
         (
             "memory, trainer process",
-            f"{gib(plan.trainer_bytes)} = weights, gradients, moments {gib(plan.trainer_state_bytes)} + "
-            f"activations {gib(plan.activation_bytes)}",
+            f"{gib(plan.trainer_bytes)} at the peak: weights and moments {gib(plan.trainer.state)}, gradients "
+            f"{gib(plan.trainer.gradients)}, saved activations {gib(plan.trainer.activations)}"
+            + (f"; {gib(plan.trainer.host)} of host memory" if plan.trainer.host else ""),
         ),
         (
             "KV capacity of an engine",
@@ -167,8 +196,12 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
         (
             "batch",
             f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences = "
-            f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
-            f"{section.world_size} x {plan.micro_batches} micro-batches",
+            + (
+                f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
+                f"{section.world_size} x {plan.micro_batches} micro-batches"
+                if section.micro_tokens is None
+                else f"{plan.micro_batches} micro-batches of at most {section.micro_tokens:,} tokens a rank, or fewer"
+            ),
         ),
         (
             "disk",

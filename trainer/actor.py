@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from kernels.collectives import backend_of
 from kernels.model import ModelConfig
 from kernels.model.tensor_file import WrittenFile
-from kernels.model.weights import Leaves, Parameter, digest, initial, load, save, slice_digests
+from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
 from kernels.tree import WHOLE
 from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
@@ -45,9 +45,9 @@ class TrainerRank:
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
         self.rank, self.size, self.config = rank, size, model
         if isinstance(source, int):
-            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint = initial(model, source)
+            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source)
         else:
-            weights = source if isinstance(source, Checkpoint) else load(model, source)
+            weights = source if isinstance(source, Checkpoint) else Path(source)
         self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)
         self.writer = ShardWriter()
 
@@ -88,7 +88,7 @@ class TrainerRank:
         """Copies this rank's shard to host memory, and lets a thread write it into `folder`. Waits for the one before.
         Returns the optimizer's step count."""
         self.writer.result(wait=True)  # before the copy: two would be in memory at once
-        copies = {name: rows.to("cpu", copy=True) for name, rows in self.trainer.shard().items()}
+        copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in self.trainer.shard().items()}
         self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
         return self.trainer.optimizer.steps
 

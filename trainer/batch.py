@@ -139,6 +139,8 @@ class StepReport:
     clip_fraction: float  # of this rank's tokens
     grad_norm: float  # before clipping
     step: int
+    peak_bytes: int  # most memory of the device in this step; on a CPU: of the process since it began
+    host_peak_bytes: int  # most memory of the process since it began
 
     @staticmethod
     def merge(parts: Sequence["StepReport"]) -> "StepReport":
@@ -156,4 +158,6 @@ class StepReport:
             clip_fraction=float(np.average([p.clip_fraction for p in parts], weights=tokens)),
             grad_norm=parts[0].grad_norm,
             step=parts[0].step,
+            peak_bytes=max(p.peak_bytes for p in parts),
+            host_peak_bytes=max(p.host_peak_bytes for p in parts),
         )

@@ -5,6 +5,8 @@ that live there, in pieces that pass through the card. Both copy bits: nothing h
 """
 
 import mmap
+import resource
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
@@ -39,6 +41,11 @@ def _pin(tensor: torch.Tensor, size: int) -> None:
     if code := int(runtime.cudaHostRegister(address, size, 0)):
         raise RuntimeError(f"not enough memory: {size} bytes of host memory could not be pinned (CUDA error {code})")
     weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, address)
+
+
+def process_peak() -> int:
+    """Most bytes of this machine's memory that the process had at once, since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Waiting:

@@ -31,11 +31,14 @@ class AdamWConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0
+    moments: torch.dtype = (
+        torch.float32
+    )  # or bfloat16: rounded to nearest even after every step. Part of the run's identity
 
 
 class Optimizer:
-    """`accumulate` after every backward pass, then `step`. Moments are float32, sharded as the parameters are, and on the host
-    if `offload` says so."""
+    """`accumulate` after every backward pass, then `step`. Moments are sharded as the parameters are, and on the host if
+    `offload` says so."""
 
     def __init__(self, model: TrainerModel, config: AdamWConfig, device: str, offload: Offload = "none") -> None:
         self.config, self.device, self.offload = config, device, offload
@@ -58,10 +61,10 @@ class Optimizer:
         self.discard()
 
     def _moment(self, name: str) -> torch.Tensor:
-        shape = self._parameters[name].to_local().shape
+        shape, dtype = self._parameters[name].to_local().shape, self.config.moments
         if self.offload == "none":
-            return torch.zeros(shape, device=self.device)
-        return host_tensor(shape, torch.float32, self.device)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        return host_tensor(shape, dtype, self.device)
 
     def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's rows of both moments of a parameter, to read or to restore in place."""
@@ -133,20 +136,24 @@ class Optimizer:
             self._update(name, gradient, lr, scale)
         self._passage.finish()
         if self.tied:
-            with torch.no_grad():
-                self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
+            self.tie()
         return norm
+
+    @torch.no_grad()
+    def tie(self) -> None:
+        """The head is the embedding."""
+        self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
 
     def _update(self, name: str, gradient: torch.Tensor, lr: float, scale: float) -> None:
         weight, (first, second) = self._parameters[name].to_local(), self._moments[name]
         decay = self.config.weight_decay if self._parameters[name].dim() > 1 else 0.0
 
         def work(g: torch.Tensor, w: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> None:
+            wide = m.float(), v.float()  # the moments themselves where they are float32
             adamw(
                 w,
                 g,
-                m,
-                v,
+                *wide,
                 step=self.steps,
                 lr=lr,
                 betas=self.config.betas,
@@ -154,8 +161,11 @@ class Optimizer:
                 weight_decay=decay,
                 grad_scale=scale,
             )
+            if m.dtype != torch.float32:
+                m.copy_(wide[0])
+                v.copy_(wide[1])
 
-        if self.offload == "none":
+        if self.offload == "none" and first.dtype == torch.float32:
             work(gradient, weight, first, second)
         elif gradient.numel():
             self._passage.update([gradient], [weight, first, second], work)

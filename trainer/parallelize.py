@@ -72,10 +72,8 @@ def gather(parameter: torch.Tensor) -> torch.Tensor:
     """The whole of a sharded parameter, on every rank: the reverse of `fill`. A collective. (DTensor.full_tensor kills the
     process where CUDA tensors travel over gloo, torch 2.11.)"""
     assert isinstance(parameter, DTensor)
-    local, rows = (
-        parameter.to_local().to(parameter.device_mesh.device_type),
-        -(-parameter.shape[0] // parameter.device_mesh.size()),
-    )
+    mesh = parameter.device_mesh
+    local, rows = parameter.to_local().to(mesh.device_type), -(-parameter.shape[0] // mesh.size())
     padded = local.new_zeros(rows, *local.shape[1:])
     padded[: local.shape[0]] = local
-    return TreeGroup(parameter.device_mesh.get_group()).all_gather(padded).flatten(0, 1)[: parameter.shape[0]]
+    return TreeGroup(mesh.get_group()).all_gather(padded).flatten(0, 1)[: parameter.shape[0]]

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.model import Layout, ModelConfig
-from kernels.model.weights import load
 from kernels.ops import Truncation
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -64,7 +63,7 @@ def main() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         how = TrainerConfig(1, 1, dtype=getattr(torch, args.dtype))
-        trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), load(config, args.model))
+        trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), args.model)
         with np.load(args.batch) as batch:
             np.save(args.out, score(trainer, batch))
     finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,10 +10,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
-from kernels.model.weights import Parameter, parameters
+from kernels.model.weights import Parameter, find, parameters, read_rows
 from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
-from trainer.checkpoint import PARTS, Checkpoint, rank_rows, read_rows
-from trainer.host import Waiting
+from trainer.checkpoint import PARTS, Checkpoint, rank_rows
+from trainer.checkpoint import read_rows as checkpoint_rows
+from trainer.host import Waiting, process_peak
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
 from trainer.model import TrainerModel
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
@@ -45,9 +47,10 @@ class Trainer:
         model: ModelConfig,
         config: TrainerConfig,
         mesh: DeviceMesh,
-        weights: Iterable[tuple[Parameter, torch.Tensor]] | Checkpoint,
+        weights: Iterable[tuple[Parameter, torch.Tensor]] | Checkpoint | Path,
     ) -> None:
-        """`weights`: whole parameters, or a checkpoint of any number of ranks, whose moments and step count come with it."""
+        """`weights`: whole parameters, one at a time; a Hugging Face model directory, of which each rank reads its rows alone;
+        or a checkpoint of any number of ranks, whose moments and step count come with it."""
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
         with torch.device("meta"):
@@ -58,12 +61,16 @@ class Trainer:
         with torch.no_grad():
             if isinstance(weights, Checkpoint):
                 self._restore(weights)
-                return
-            named = dict(self.model.named_parameters())
-            for parameter, whole in weights:
-                fill(named[parameter.name], whole)
-                if model.tied and parameter.name == "embed":
-                    fill(named["head"], whole)
+            elif isinstance(weights, Path):
+                where = find(model, weights)
+                for parameter, start, stop, held in self._rows():
+                    held.copy_(read_rows(where, parameter, start, stop))
+            else:
+                named = dict(self.model.named_parameters())
+                for parameter, whole in weights:
+                    fill(named[parameter.name], whole)
+            if model.tied:
+                self.optimizer.tie()
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
@@ -71,6 +78,8 @@ class Trainer:
         self._check_onloaded()
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
         self.optimizer.discard()  # of a step that failed
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         logprobs, sequences, responses = [], [], []
         loss = clipped = 0.0
         for micro_batch in self.cut(batch):
@@ -93,6 +102,8 @@ class Trainer:
             clip_fraction=clipped / len(all_logprobs),
             grad_norm=grad_norm,
             step=self.optimizer.steps,
+            peak_bytes=torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak(),
+            host_peak_bytes=process_peak(),
         )
 
     def cut(self, batch: Batch) -> list[MicroBatch]:
@@ -174,18 +185,18 @@ class Trainer:
             out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
         return out
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        shard = self.shard()
+    def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
+        """Every parameter of which this rank holds rows start .. stop, and these, in place."""
+        named = dict(self.model.named_parameters())
         for parameter in parameters(self.model.config):
-            rows = parameter.shape[0]
-            mine = rank_rows(rows, self.mesh.get_local_rank(), self.mesh.size())
-            for part in PARTS:
-                held = shard[f"{part}.{parameter.name}"]
-                if held.numel():
-                    held.copy_(read_rows(checkpoint, part, parameter.name, rows, *mine))
-        if self.model.config.tied:
-            named = dict(self.model.named_parameters())
-            named["head"].to_local().copy_(named["embed"].to_local())
+            start, stop = rank_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
+            if start < stop:
+                yield parameter, start, stop, named[parameter.name].detach().to_local()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for parameter, start, stop, weight in self._rows():
+            for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
+                held.copy_(checkpoint_rows(checkpoint, part, parameter.name, parameter.shape[0], start, stop))
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:

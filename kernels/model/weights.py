@@ -138,6 +138,18 @@ def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter
         yield parameter, torch.cat([read(name) for name in parameter.hf_names])
 
 
+def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
+    """Rows start .. stop of `parameter`, from the files that `find` found, and no others: nothing is whole in memory."""
+    pieces, first = [], 0
+    for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
+        a, b = max(start, first) - first, min(stop, first + rows) - first
+        if a < b:
+            with safe_open(where[name], "pt") as file:
+                pieces.append(file.get_slice(name)[a:b])
+        first += rows
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
 def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: t.contiguous() for n, t in zip(parameter.hf_names, whole.split(parameter.sections), strict=True)}
 

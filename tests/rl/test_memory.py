@@ -65,19 +65,34 @@ def test_ray_that_kills_for_memory() -> None:
     assert str(error) == "trainer rank 1 ran out of memory"
 
 
-def test_the_trainer_lowers_its_micro_batch() -> None:
-    """By as much as the shortage takes: 16 leaves hold about 96 GiB of activations."""
-    _, plan = plan_of("trainer.micro_leaves=16")
-    for asked, micro in ((2**30, 8), (int(plan.activation_bytes * 0.6), 4), (int(plan.activation_bytes * 0.8), 2)):
-        text = line("trainer rank 1", asked, 0, "trainer.micro_leaves=16")
-        assert (
-            text.startswith("trainer rank 1 ran out of memory: ") and "0 MiB free; lower trainer.micro_leaves " in text
-        )
-        assert (
-            f"lower trainer.micro_leaves from 16 to {micro}, which frees" in text
-            and "(no bit of the run changes)" in text
-        )
-    assert "raise trainer.world_size from 4 to 8, which frees" in line("trainer rank 0", 2**30, 0)
+def test_the_trainer_is_told_what_frees_enough() -> None:
+    """By the plan, and as much as the shortage takes: 16 leaves hold hundreds of GiB of activations."""
+    base = ("trainer.micro_tokens=null", "trainer.checkpointing=none", "trainer.offload=none")
+    text = line("trainer rank 1", 2**30, 0, *base, "trainer.micro_leaves=16")
+    assert text.startswith(
+        "trainer rank 1 ran out of memory: 1.0 GiB asked for, 0 MiB free; lower trainer.micro_leaves "
+    )
+    for asked, micro in ((2, 8), (250, 4), (400, 1)):
+        text = line("trainer rank 1", asked << 30, 0, *base, "trainer.micro_leaves=16")
+        assert f"lower trainer.micro_leaves from 16 to {micro}, which frees" in text
+    assert "set trainer.checkpointing from none to selective, which frees" in line("trainer rank 0", 2**30, 0, *base)
+    assert "raise trainer.world_size from 4 to 8, which frees" in line("trainer rank 0", 2**30, 0, *base)
+    assert line("trainer rank 0", 2**30, 0).endswith(" (no bit of the run changes)")
+
+
+def test_fewer_gradients_wait_where_micro_batches_are_larger() -> None:
+    text = line(
+        "trainer rank 0",
+        30 << 30,
+        0,
+        "trainer.world_size=1",
+        "trainer.micro_tokens=null",
+        "trainer.checkpointing=layer",
+    )
+    assert (
+        "raise trainer.micro_leaves from 1 to 2, which frees 30" in text
+        or "raise trainer.micro_leaves from 1 to 4" in text
+    )
 
 
 def test_the_engine_lowers_its_pages() -> None:

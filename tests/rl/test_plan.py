@@ -38,13 +38,43 @@ def test_weights_and_pages(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["grpo_qwen3_8b", "grpo_qwen3_0p6b"])
 def test_trainer_state(recipe: str) -> None:
-    """Weights, gradients and two moments in float32, and what is whole for a moment: a layer, the embedding, the head."""
-    plan, model = plan_of(f"+recipe={recipe}")
+    """Masters and two moments, where they are said to be; a tied head is held twice, and has no moments."""
     world = check([f"+recipe={recipe}"])[0].trainer.world_size
-    table = model.vocab_size * model.hidden_size
-    held = elements(model) + (table if model.tied else 0)
-    layer = elements(model, "layers.3.")
-    assert plan.trainer_state_bytes == pytest.approx(16 * held / world + 8 * (layer + 2 * table), rel=1e-3)
+    for offload, device, host in (("none", 12, 0), ("optimizer", 4, 8), ("all", 0, 16)):
+        plan, model = plan_of(f"+recipe={recipe}", f"trainer.offload={offload}", "trainer.micro_leaves=1")
+        table = model.vocab_size * model.hidden_size if model.tied else 0
+        assert plan.trainer.state == pytest.approx((device * elements(model) + 4 * table * (device > 0)) / world)
+        if offload != "all":
+            assert plan.trainer.host == pytest.approx(host * elements(model) / world)
+    half, model = plan_of(f"+recipe={recipe}", "trainer.moments=bfloat16", "trainer.offload=optimizer")
+    assert half.trainer.host == pytest.approx(4 * elements(model) / world)
+
+
+def test_a_token_budget() -> None:
+    """Micro-batches at full length, and a budget that one leaf could exceed is refused before anything starts."""
+    base = ["model.hf.vocab_size=64", "warmup.steps=0", "trainer.leaf_sequences=4", "algorithm.prompts_per_step=16"]
+    leaf = 4 * (64 + check(base)[0].rollout.max_new_tokens)
+    for leaves, count in ((1, 16), (3, 8), (4, 4), (99, 1)):
+        plan, _ = plan_of(*base, "algorithm.group_size=8", f"trainer.micro_tokens={leaf * leaves}")
+        assert plan.micro_batches == count
+    with pytest.raises(
+        BatchError, match=rf"micro_tokens={leaf - 1} is below one leaf: .*=4 sequences of up to {leaf // 4} "
+    ):
+        plan_of(*base, f"trainer.micro_tokens={leaf - 1}")
+
+
+def test_what_saves_memory_does(recipe: str = "grpo_qwen3_8b") -> None:
+    base = (f"+recipe={recipe}", "trainer.micro_tokens=null", "trainer.micro_leaves=4", "trainer.checkpointing=none")
+    peaks = [plan_of(*base, *more)[0].trainer.peak for more in (
+        (), ("trainer.checkpointing=selective",), ("trainer.checkpointing=layer",),
+        ("trainer.checkpointing=layer", "trainer.offload=optimizer"), ("trainer.checkpointing=layer", "trainer.offload=all"),
+    )]  # fmt: skip
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
+
+
+def test_rounded_moments_must_be_able_to_decay() -> None:
+    with pytest.raises(UserError, match=r"trainer.moments=bfloat16 with trainer.betas\[1\]=0.999: above 0.99"):
+        plan_of("model.hf.vocab_size=64", "trainer.moments=bfloat16", "trainer.betas=[0.9,0.999]")
 
 
 def test_batch_arithmetic() -> None:

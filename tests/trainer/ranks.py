@@ -14,12 +14,12 @@ from tests.bits import sha256
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, StepReport
-from trainer.optimizer import TrainerError
+from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
 STEPS = 3
 LONGEST = 20  # tokens of a sequence
-# name -> (model, weights, leaf_sequences, sequences a step, dtype)
+# name -> (model, weights, leaf_sequences, sequences a step, dtype, dtype of the moments if not float32)
 RUNS: dict[str, tuple] = {
     "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16, torch.float32),
     "tied, 8 leaves of 1": (replace(TINY, tied=True), lambda c: random_weights(c), 1, 8, torch.float32),
@@ -31,8 +31,9 @@ RUNS: dict[str, tuple] = {
         12,
         torch.float32,
     ),
+    "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
 }
-LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, _) in RUNS.items()}
+LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
 
 
 def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
@@ -53,11 +54,16 @@ def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
     return out
 
 
+def trainer_config(name: str, way: dict[str, Any]) -> TrainerConfig:
+    _, _, leaf, _, dtype, *moments = RUNS[name]
+    adamw = AdamWConfig(moments=moments[0] if moments else torch.float32)
+    return TrainerConfig(leaf, **{"micro_leaves": 1} | way, optimizer=adamw, dtype=dtype)
+
+
 def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """(SHA-256 of the weights after three steps, what was reported)."""
-    config, weights, leaf, sequences, dtype = RUNS[name]
-    how = TrainerConfig(leaf, **{"micro_leaves": 1} | way, dtype=dtype)
-    trainer = Trainer(config, how, init_device_mesh("cpu", (world,)), weights(config))
+    config, weights, _, sequences, *_ = RUNS[name]
+    trainer = Trainer(config, trainer_config(name, way), init_device_mesh("cpu", (world,)), weights(config))
     trainer.optimizer._passage.piece = 1000  # several pieces a tensor
     told = []
     for step in range(STEPS):

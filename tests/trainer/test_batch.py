@@ -98,7 +98,9 @@ def test_merge_puts_every_log_prob_back_in_its_place(world: int, size: int, roun
     for rank in range(world):
         mine = np.concatenate([np.arange(size) + (i * world + rank) * size for i in range(rounds)])
         values = np.concatenate([pieces[i] for i in mine])
-        parts.append(StepReport(values, mine, responses[mine], float(rank + 1), clipped[rank] / len(values), 2.5, 9))
+        parts.append(
+            StepReport(values, mine, responses[mine], float(rank + 1), clipped[rank] / len(values), 2.5, 9, rank, 7)
+        )
     merged = StepReport.merge(parts)
     assert merged.logprobs.tobytes() == logprobs.tobytes() and merged.logprobs.dtype == np.float32
     assert merged.sequences.tolist() == list(range(total)) and merged.responses.tolist() == responses.tolist()

@@ -49,9 +49,14 @@ def test_world_size_changes_no_bit(name: str, world: int, mesh: DeviceMesh) -> N
 
 def test_the_leaf_size_is_part_of_the_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bits above are not equal because sums are exact: leaves of 1 and of 2 sequences end in other weights."""
-    config, weights, _, sequences, dtype = RUNS["untied, 8 leaves of 2"]
+    config, weights, _, sequences, dtype, *_ = RUNS["untied, 8 leaves of 2"]
     monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences, dtype))
     assert train("16 leaves of 1", 1, {"micro_leaves": 1})[0] != single("untied, 8 leaves of 2")[0]
+
+
+def test_rounded_moments_are_another_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNS, "whole", RUNS["moments in bfloat16, 8 leaves of 1"][:5])
+    assert train("whole", 1, {})[0] != single("moments in bfloat16, 8 leaves of 1")[0]
 
 
 def check_failures(failures: dict[str, Any], world: int) -> None:

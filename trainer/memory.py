@@ -1,0 +1,94 @@
+"""What one trainer rank takes, before it takes it: the tensors that are alive at the three fullest moments of a step.
+
+    forward      masters, moments, waiting gradients, gathered weights, saved activations, the head's exponentials
+    backward     the same without these, the gradient of the head, and the layer that is at work
+    reduction    masters, moments, waiting gradients, the layers' gradients, and the outer gradients twice (before and after
+                 FSDP2 packs them for the reduce-scatter, which it does last)
+
+Counted in tensors: a CUDA context (about 0.6 GiB), and what the allocator holds and does not use, come on top.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.model import ModelConfig
+from trainer.host import PIECE
+from trainer.optimizer import Offload
+from trainer.recompute import Checkpointing
+
+_DEPTH = 3  # pieces that pass through the device at once
+_TILE = 128  # columns of a tile of the head
+
+
+@dataclass(frozen=True)
+class TrainerMemory:
+    """Bytes of one rank; `device` is the GPU, or on a CPU the process's own memory, where `host` is 0."""
+
+    state: int  # masters and moments on the device
+    gradients: int  # of this rank's rows, when all are there, and of what waits for its sibling
+    activations: int  # saved by one micro-batch, the head's exponentials among them
+    peak: int  # of the device in a step
+    host: int  # masters, moments and waiting gradients in host memory
+
+
+def saved_elements(model: ModelConfig, checkpointing: Checkpointing) -> int:
+    """Elements that one layer saves of each token for its backward pass."""
+    H, I, D = model.hidden_size, model.intermediate_size, model.head_dim
+    q, kv = model.heads * D, model.kv_heads * D
+    if checkpointing == "layer":
+        return 2 * H  # the residual stream and the delta to it
+    kept = 2 * H + (q + 2 * kv) + q + 2 * I  # residuals, qkv, attention's output, gate and up
+    return kept if checkpointing == "selective" else kept + 2 * H + q + kv + I  # norms, q and k turned, their product
+
+
+def trainer_memory(
+    model: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    world_size: int,
+    checkpointing: Checkpointing,
+    offload: Offload,
+    moments: torch.dtype,
+    tokens: int,
+    rows: int,
+    micro_batches: int,
+) -> TrainerMemory:
+    """`tokens` and `rows` (response tokens): of the fullest micro-batch on one rank; `micro_batches`: of one step."""
+    width, H, V = dtype.itemsize, model.hidden_size, model.vocab_size
+    table = V * H
+    own = model.parameter_count
+    held = own + (table if model.tied else 0)  # a tied head is held a second time
+    outer = 2 * table + H
+    layer = (held - outer) // model.layers
+    masters, pair = 4 * held // world_size, 2 * moments.itemsize * own // world_size
+    sets = max(i.bit_count() for i in range(micro_batches))  # gradients that wait for their sibling
+    on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload]
+    on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
+    waiting = sets * masters if offload != "all" else 0
+    reduced = masters if offload != "all" else 0
+    fixed = on_device + waiting + 4 * model.max_positions * model.head_dim
+
+    full = saved_elements(model, "none")
+    saved = width * tokens * saved_elements(model, checkpointing) * model.layers + width * tokens * H
+    if device == "cuda":
+        head = rows * (2 * V + 8 * V // _TILE + 4 * width * H)
+    else:
+        head = rows * (8 * V + 2 * width * H)
+    gathered = width * (outer + (1 if world_size == 1 else 3) * layer)  # FSDP2 fetches the next one beforehand
+    backward = 4 * table + 4 * layer + max(4 * layer, width * tokens * (3 * model.intermediate_size + 2 * H))
+    if checkpointing == "layer":
+        backward += width * tokens * full
+    last = 8 * outer + (4 * outer // world_size if world_size > 1 else 0)
+    inner = reduced - 4 * outer // world_size if offload != "all" else 0
+    passing = _DEPTH * PIECE * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
+    peak = fixed + max(
+        gathered + saved + head + 4 * table,
+        gathered + saved + backward,
+        inner + last,
+        reduced + passing,
+    )
+    if device == "cpu":
+        peak, on_host = peak + on_host, 0
+    return TrainerMemory(on_device, reduced + waiting, saved + head, peak, on_host)
