@@ -1,10 +1,13 @@
 """`python -m trainer.bench`: forward + backward of the trainer's model, and of `transformers` with SDPA, in one run.
 
 Both compute the log-prob of every token of the same sequences and its gradient. Ours packs without padding, sums on the
-tree and is exact.
+tree and is exact. `--device cuda`: at Qwen3-8B's widths (trainer/bench_gpu.py).
 """
 
+from pathlib import Path
+
 import torch
+from rich.console import Console
 
 from kernels.model import Layout
 from kernels.model.weights import initial
@@ -14,8 +17,24 @@ from trainer.model import TrainerModel
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--shapes", nargs="+", default=["1x512", "4x128", "64x16"], help="sequences x tokens")
+    parser.add_argument("--shapes", nargs="+", help="sequences x tokens")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--layers", type=int, default=6, help="of the 36, on a GPU")
+    parser.add_argument(
+        "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"
+    )
+    parser.add_argument("--compiled", action="store_true", help="also transformers' body by torch.compile; on a GPU")
     args = parser.parse_args()
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: there is no CUDA device")
+        from trainer import bench_gpu  # triton, which a machine without a GPU may lack
+
+        shapes, path = args.shapes or list(bench_gpu.SHAPES), Path(args.json) if args.json else None
+        bench_gpu.run(shapes, args.layers, args.repeats, args.fast, args.compiled, path, Console(width=180))
+        return
+    if args.fast or args.compiled:
+        parser.error("--fast and --compiled are of --device cuda")
     torch.set_num_threads(args.threads)
     theirs = peer().train()
     ours = TrainerModel(BENCH_MODEL)
@@ -25,7 +44,7 @@ def main() -> None:
             named[parameter.name].copy_(whole)
 
     table = Comparison("forward + backward", "sequences x tokens", args.threads)
-    for shape in args.shapes:
+    for shape in args.shapes or ["1x512", "4x128", "64x16"]:
         sequences, length = map(int, shape.split("x"))
         ids = torch.randint(0, BENCH_MODEL.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(0))
         layout = Layout.packed([length] * sequences, [1] * sequences)

@@ -98,13 +98,17 @@ class TrainerModel(nn.Module):
     ) -> torch.Tensor:
         """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
         the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut."""
+        hidden = self.hidden(token_ids, layout)
+        targets = token_ids[rows]
+        logprob = self.config.ops.linear_logprob
+        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups, truncation)
+
+    def hidden(self, token_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """What the LM head reads: [T, H] in the dtype of activations."""
         gradients_in_float32(self)
         outer = OuterWeights(self.embed, self.norm, self.head)
 
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
             return self.layers[i](x, delta, layout, self.table)
 
-        hidden = forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
-        targets = token_ids[rows]
-        logprob = self.config.ops.linear_logprob
-        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups, truncation)
+        return forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)

@@ -17,12 +17,21 @@ class TreeReduceScatter:
     """The communication object of FSDPModule.set_custom_reduce_scatter: no sum is left to the transport's order. FSDP2 calls
     it on its own stream, beside the backward pass, and keeps the buffers until that stream has used them."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, on_host: bool) -> None:
         """A collective."""
         self._peers = peer_memory(mesh.get_group())
+        # Gradients on the way to the host must be on the stream that takes them there, which only the output is.
+        self._in_place = mesh.size() == 1 and not on_host
+        self._input: torch.Tensor | None = None
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
+        """FSDP2 asks for the input of a sum, then for its output. On one rank that is the input: nothing is copied."""
+        if self._input is not None:
+            output, self._input = self._input, None
+            return output
+        out = torch.empty(*size, dtype=dtype, device=device)
+        self._input = out if self._in_place else None
+        return out
 
     def __call__(
         self,
@@ -42,7 +51,7 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) ->
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
-    tree = TreeReduceScatter(mesh)
+    tree = TreeReduceScatter(mesh, on_host)
     for module in (*model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=rounding, offload_policy=policy)
         assert isinstance(module, FSDPModule)

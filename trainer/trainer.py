@@ -131,15 +131,14 @@ class Trainer:
             tensor(part.temperatures),
             part.truncation.to(self.device),
         )
-        clipped = 0
+        clipped = torch.zeros(1, dtype=torch.bool)
         if objective == "policy":
-            losses, mask = policy_loss(logprobs, tensor(part.logprobs), tensor(part.advantages), self.config.clip)
-            clipped = int(mask.sum())
+            losses, clipped = policy_loss(logprobs, tensor(part.logprobs), tensor(part.advantages), self.config.clip)
         else:
             losses = likelihood_loss(logprobs)
         weighted = losses * tensor(part.weights)
-        weighted.sum().backward()
-        return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), clipped
+        weighted.sum().backward()  # what follows waits for the device
+        return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), int(clipped.sum())
 
     def _check_finite(self, logprobs: np.ndarray, loss: float) -> None:
         """A collective: a rank that raised alone would leave the others waiting for its gradient."""

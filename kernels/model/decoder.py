@@ -92,10 +92,10 @@ def decoder_layer(
         qkv = add_bias(root, weights.qkv_bias, x.dtype, groups=groups)
     qkv = qkv.view(-1, heads + 2 * kv_heads, D)
     norms = None if weights.q_norm is None or weights.k_norm is None else (weights.q_norm, weights.k_norm)
-    turned = (qkv[:, : heads + kv_heads], norms, config.rms_eps, table, layout.positions, kv_heads)
+    qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
+    turned = (qk, norms, config.rms_eps, table, layout.positions, kv_heads)
     q, k = norm_rope(*turned, groups=groups)
     again((q, k), norm_rope, *turned)
-    v = qkv[:, heads + kv_heads :]
     keys, values = kv.update(index, k, v, layout)
     a = attention(q, keys, values, layout.pages, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)

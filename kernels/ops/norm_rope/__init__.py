@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.device import UnsupportedError, gradient_dtype, implementation, same_device
+from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.ops.reduce import sum_rows
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -50,18 +50,10 @@ class _NormRope(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dq, dk):  # type: ignore[no-untyped-def]
         x, q_weight, k_weight, cosine, sine, positions, groups = ctx.saved_tensors
-        device = x.device.type
-        heads, parts, d_weights = x.shape[1] - ctx.kv_heads, [], []
-        for weight, dy, part in ((q_weight, dq, x[:, :heads]), (k_weight, dk, x[:, heads:])):
-            dy = implementation("rope", device).rotate(dy, cosine, sine, positions, -1.0)
-            if weight is None:
-                parts.append(dy)
-                d_weights.append(None)
-                continue
-            dx, d_rows = implementation("rms_norm", device).backward(part, weight.to(x.dtype), dy, ctx.eps)
-            parts.append(dx)
-            rows = d_rows.reshape(-1, x.shape[2])
-            d_weights.append(
-                sum_rows(rows, groups * part.shape[1]).to(ctx.weight_dtype) if groups is not None else None
-            )
-        return torch.cat(parts, 1), *d_weights, None, None, None, None, None, None
+        rounded = None if q_weight is None else (q_weight.to(x.dtype), k_weight.to(x.dtype))
+        op = same_device("norm_rope", x, dq, dk)
+        dx, d_rows = op.backward(x, rounded, ctx.eps, (cosine, sine), positions, dq, dk)
+        if d_rows is None or groups is None:
+            return dx, *(None,) * 8
+        d_weights = (sum_rows(d.flatten(0, 1), groups * d.shape[1]).to(ctx.weight_dtype) for d in d_rows)
+        return dx, *d_weights, *(None,) * 6

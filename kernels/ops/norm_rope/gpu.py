@@ -94,3 +94,129 @@ def forward(
             enable_fp_fusion=False,
         )
     return q, k
+
+
+@triton.jit
+def turned_back(d, at, there, cosine, sine, HALF: tl.constexpr):
+    """Both halves of the heads at `at`, turned by minus the angle, rounded."""
+    i = tl.arange(0, HALF)
+    low = tl.load(d + at[:, None] + i[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+    high = tl.load(d + at[:, None] + HALF + i[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+    turn = sine * -1.0
+    a = tl.fma(low, cosine, -(high * turn)).to(d.dtype.element_ty)
+    b = tl.fma(high, cosine, low * turn).to(d.dtype.element_ty)
+    return a, b
+
+
+@triton.jit
+def norm_rope_backward_kernel(
+    x,
+    q_weight,
+    k_weight,
+    cosine,
+    sine,
+    position,
+    d_q,
+    d_k,
+    d_x,
+    q_rows,
+    k_rows,
+    rows,
+    xt,
+    xh,
+    qt,
+    qh,
+    kt,
+    kh,
+    eps,
+    NORM: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = r < rows
+    t = r // (HEADS + KV_HEADS)
+    h = r % (HEADS + KV_HEADS)
+    i = tl.arange(0, HALF)
+    is_q = h < HEADS
+    at = tl.load(position + t, mask=there, other=0).to(tl.int64)
+    c = tl.load(cosine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
+    s = tl.load(sine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
+    of_q, also_q = turned_back(d_q, t * qt + h * qh, there & is_q, c, s, HALF)
+    of_k, also_k = turned_back(d_k, t * kt + (h - HEADS) * kh, there & (is_q == 0), c, s, HALF)
+    low = tl.where(is_q[:, None], of_q, of_k)
+    high = tl.where(is_q[:, None], also_q, also_k)
+    if NORM:
+        source = x + (t * xt + h * xh)[:, None] + i[None, :]
+        a = tl.load(source, mask=there[:, None], other=0.0).to(tl.float32)
+        b = tl.load(source + HALF, mask=there[:, None], other=0.0).to(tl.float32)
+        w = tl.where(is_q[:, None], tl.load(q_weight + i)[None, :], tl.load(k_weight + i)[None, :]).to(tl.float32)
+        v = tl.where(is_q[:, None], tl.load(q_weight + HALF + i)[None, :], tl.load(k_weight + HALF + i)[None, :]).to(
+            tl.float32
+        )
+        g = low.to(tl.float32)
+        f = high.to(tl.float32)
+        zero = tl.zeros((ROWS, HALF), tl.float32)
+        one = tl.full((ROWS,), 1.0, tl.float32)
+        n = one * (2 * HALF)
+        squares = tl.fma(a, a, zero) + tl.fma(b, b, zero)  # the first fold of a row of 2 HALF lanes, here and below
+        inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(squares), n) + eps))[:, None]
+        dw = g * (a * inverse)
+        dv = f * (b * inverse)
+        to_q = q_rows + ((t * HEADS + h) * (2 * HALF))[:, None] + i[None, :]
+        to_k = k_rows + ((t * KV_HEADS + h - HEADS) * (2 * HALF))[:, None] + i[None, :]
+        tl.store(to_q, dw, mask=(there & is_q)[:, None])
+        tl.store(to_q + HALF, dv, mask=(there & is_q)[:, None])
+        tl.store(to_k, dw, mask=(there & (is_q == 0))[:, None])
+        tl.store(to_k + HALF, dv, mask=(there & (is_q == 0))[:, None])
+        mean = tl.div_rn(fold(tl.fma(dw, w, zero) + tl.fma(dv, v, zero)), n)
+        mean = tl.broadcast_to(mean[:, None], (ROWS, HALF))
+        low = (inverse * tl.fma(-(a * inverse), mean, g * w)).to(d_x.dtype.element_ty)
+        high = (inverse * tl.fma(-(b * inverse), mean, f * v)).to(d_x.dtype.element_ty)
+    to = d_x + (r * (2 * HALF))[:, None] + i[None, :]
+    tl.store(to, low, mask=there[:, None])
+    tl.store(to + HALF, high, mask=there[:, None])
+
+
+def backward(
+    x: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    table: tuple[torch.Tensor, torch.Tensor],
+    positions: torch.Tensor,
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """(dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
+    [T, kv_heads, head_dim])."""
+    tokens, D = x.shape[0], x.shape[2]
+    x, dq, dk = (t if t.stride(2) == 1 else t.contiguous() for t in (x, dq, dk))
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    d_rows = None
+    if weights is not None:
+        d_rows = tuple(torch.empty(d.shape, dtype=torch.float32, device=x.device) for d in (dq, dk))
+    rows, height = tokens * x.shape[1], max(1, 512 // D)
+    if rows:
+        norm_rope_backward_kernel[(triton.cdiv(rows, height),)](
+            x,
+            *((w.contiguous() for w in weights) if weights else (x, x)),
+            *(t.contiguous() for t in table),
+            positions.contiguous(),
+            dq,
+            dk,
+            dx,
+            *(d_rows or (dx, dx)),
+            rows,
+            *(stride for t in (x, dq, dk) for stride in t.stride()[:2]),
+            eps,
+            weights is not None,
+            dq.shape[1],
+            dk.shape[1],
+            D // 2,
+            height,
+            num_warps=1 if rows >= 2048 else 4,
+            enable_fp_fusion=False,
+        )
+    return dx, d_rows

@@ -15,7 +15,9 @@ from kernels.ops import (
     sum_rows,
     swiglu,
 )
+from kernels.ops.norm_rope import gpu as norm_rope_gpu
 from kernels.ops.rms_norm import gpu as rms_gpu
+from kernels.ops.rope import gpu as rope_gpu
 from kernels.ops.sample import cpu as sample_cpu
 from kernels.ops.sample import gpu as sample_gpu
 from kernels.tree import fold
@@ -166,3 +168,22 @@ def test_sums():
     y = torch.randn(11, 5000, device="cuda")
     assert_same_bits(square_rows(y)[4:5], square_rows(y[4:5]), "square_rows")
     assert relative_error(square_rows(y), (y.double() ** 2).sum(1)) < 1e-6
+
+
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "D"), [(300, 32, 8, 128), (5, 4, 2, 64), (70, 3, 1, 256)])
+def test_norm_rope_gradient_is_that_of_the_two_ops(tokens: int, heads: int, kv_heads: int, D: int) -> None:
+    x = torch.randn(tokens, heads + 2 * kv_heads, D).to(bf16).cuda()[:, : heads + kv_heads]
+    weights = torch.rand(D).to(bf16).cuda(), torch.rand(D).to(bf16).cuda()
+    table = tuple(t.cuda() for t in rope_table(1000, D, 1e6))
+    positions = torch.randint(1000, (tokens,), device="cuda").int()
+    dq, dk = torch.randn(tokens, heads, D).to(bf16).cuda(), torch.randn(tokens, 2 * kv_heads, D).to(bf16).cuda()
+    dk = dk[:, kv_heads:]
+    turned = [rope_gpu.rotate(d, *table, positions, -1.0) for d in (dq, dk)]
+    dx, rows = norm_rope_gpu.backward(x, weights, 1e-6, table, positions, dq, dk)
+    parts = x.split((heads, kv_heads), 1)
+    alone = [rms_gpu.backward(part, w, d, 1e-6) for part, w, d in zip(parts, weights, turned, strict=True)]
+    assert_same_bits(dx, torch.cat([a for a, _ in alone], 1), "dx")
+    assert_same_bits(rows, tuple(d for _, d in alone), "contributions to the weights")
+    dx, rows = norm_rope_gpu.backward(x, None, 1e-6, table, positions, dq, dk)
+    assert rows is None
+    assert_same_bits(dx, torch.cat(turned, 1), "dx without a norm")
