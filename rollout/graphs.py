@@ -5,7 +5,9 @@ one row draws from a part of the vocabulary, all rows pass the filters, the othe
 row depends on the others, so a replay has the bits of the eager step.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +169,20 @@ class DecodeGraphs:
             self._body(size, width, truncated)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with _nothing_collected(), torch.cuda.graph(graph, pool=self.pool):
             tokens, logprobs = self._body(size, width, truncated)
         self.pool = graph.pool()
         self.graphs[size, width, truncated] = graph, tokens, logprobs
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """A CUDA graph or an event of an engine that is gone must not be freed while another graph is captured: CUDA refuses, and
+    the capture fails."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -71,14 +71,18 @@ class ServeConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ArgumentError("device=cuda: torch sees no CUDA device")
 
+    @property
+    def where(self) -> str:
+        """cpu or cuda."""
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
     def engine(self, source: Source) -> EngineConfig:
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         tokens = self.max_running * min(source.config.max_positions, 2048)
         longest = -(-source.config.max_positions // self.page_size)
         pages = self.pages or max(-(-tokens // self.page_size), longest)
         limits = Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
-        shape, gpu = (pages, self.page_size, self.prefix_cache), device == "cuda"
-        return EngineConfig(*shape, limits, source.dtype, device, cuda_graphs=gpu, overlap=gpu)
+        shape, gpu = (pages, self.page_size, self.prefix_cache), self.where == "cuda"
+        return EngineConfig(*shape, limits, source.dtype, self.where, cuda_graphs=gpu, overlap=gpu)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +111,7 @@ def serve(config: ServeConfig) -> int:
         from rollout.server.service import Service, ServiceLimits
     except ImportError as error:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
-    source = Source.open(config.model, config.leaves, config.dtype)
+    source = Source.open(config.model, config.leaves, config.dtype, config.where)
     source.config.check_shards(config.tp, "tp")
     if source.tokenizer is not None:  # an error of it is one before the weights
         _ = source.words

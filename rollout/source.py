@@ -43,10 +43,13 @@ class Source:
     tokenizer: str | None  # a tokenizer.json, as text
 
     @classmethod
-    def open(cls, directory: str | None, leaves: int = 8, dtype: str = "auto") -> "Source":
-        """ConfigError where the directory holds no model that can be served."""
+    def open(cls, directory: str | None, leaves: int = 8, dtype: str = "auto", device: str = "cpu") -> "Source":
+        """`dtype` auto: the directory's own; the tiny model takes that of the device. ConfigError where the directory holds no
+        model that can be served."""
         if directory is None:
-            return cls("tiny", TINY, None, _dtype(dtype, "float32"), _byte_tokenizer())
+            return cls(
+                "tiny", TINY, None, _dtype(dtype, "bfloat16" if device == "cuda" else "float32"), _byte_tokenizer()
+            )
         path = Path(directory)
         config = ModelConfig.from_directory(path, leaves)
         find(config, path)

@@ -285,8 +285,8 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     asked = arguments(argv)
     console = Console(highlight=False)
     try:
-        source = source or Source.open(asked.model, asked.leaves, asked.dtype)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device
+        source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
         if asked.json:
             Path(asked.json).touch()  # an error before the work
         if source.config.max_positions <= asked.new:
