@@ -102,7 +102,7 @@ def test_bits_that_depend_on_company_or_on_the_cache(mode: str, monkeypatch: pyt
 
 
 def test_a_row_that_proves_nothing_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.pages.PagePool.match", lambda self, tokens: [])
+    monkeypatch.setattr("rollout.pages.PagePool.match", lambda self, tokens, path=None: [])
     assert main([*FEW, "--mode", "radix_cache"], FAST) == 1
     one = replace(FAST, config=replace(FAST.config, heads=1, kv_heads=1))
     assert main([*FEW, "--mode", "tp"], one) == 1
