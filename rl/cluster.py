@@ -176,7 +176,7 @@ class TrainerFleet:
         return None if None in files else files
 
     def save(self, directory: str) -> str:
-        """Writes the master weights as a Hugging Face model directory; returns their digest."""
+        """Writes the master weights as a Hugging Face model directory, if one is named; returns their digest."""
         return self._call("save", directory)[0]
 
 

@@ -146,6 +146,7 @@ class RunConfig(Section):
     resume: Annotated[str, BeforeValidator(_resume)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
+    save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
     dry_run: bool
     device: Literal["cpu", "cuda"]
     numerics: Literal["exact", "fast"] = Field(

@@ -26,6 +26,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.replicas",
     "rollout.threads",
     "rollout.tp",
+    "save_model",
     "steps",
     "trainer.checkpointing",
     "trainer.micro_leaves",

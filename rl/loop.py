@@ -139,7 +139,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
         stream = ProblemStream(source.train, config.seed, TRAIN)
         stream.cursor = state.cursor
-        totals, after = Totals(state.tokens_compared, state.tokens_nonzero), before
+        totals, after, peak = Totals(state.tokens_compared, state.tokens_nonzero), before, 0
         sampling = train_sampling(config, source.tokenizer.eos_token_id)
         with Bar(console, "GRPO") as bar:
             for step in range(state.step + 1, config.steps + 1):
@@ -156,6 +156,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 now = clock.lap("train", now)
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
                 metrics |= _compare(batch, report, totals)
+                peak = max(peak, report.peak_bytes)
                 try:
                     metrics |= _align(batch, report, "record" if contrast else config.align.policy, step)
                 except align.AlignmentError:
@@ -186,8 +187,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             after = _evaluate(config, source, rollout, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
         checkpoints.settle(wait=True)
-        weights = trainer.save(str(out_dir / "model"))
-        source.tokenizer.save_pretrained(out_dir / "model")
+        weights = trainer.save(str(out_dir / "model") if config.save_model else "")
+        if config.save_model:
+            source.tokenizer.save_pretrained(out_dir / "model")
         summary = {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -196,6 +198,10 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "tokens_nonzero": totals.tokens_nonzero,
             "steps": config.steps,
             "seconds": round(time.perf_counter() - start, 1),
+            "memory": {
+                "trainer_peak_gib": round(peak / 2**30, 3),  # the fullest rank, in the steps above
+                "trainer_planned_gib": round(ready.plan.trainer_bytes / 2**30, 3),
+            },
             "device": config.device,
             "numerics": config.numerics,
             "versions": _versions(config.device),

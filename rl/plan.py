@@ -24,6 +24,7 @@ _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 @dataclass(frozen=True)
 class Plan:
     model: ModelConfig
+    on_cpu: bool
     prompt_tokens: int  # of the longest prompt
     parameters: int
     rollout_processes: int
@@ -45,8 +46,8 @@ class Plan:
 
     @property
     def trainer_bytes(self) -> int:
-        """Of one trainer process on its device."""
-        return self.trainer.peak
+        """Of one trainer process: tensors on its GPU, or on a CPU all that it has."""
+        return self.trainer.peak + (_PROCESS if self.on_cpu else 0)
 
 
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
@@ -85,6 +86,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     checkpoint = 3 * 4 * model.parameter_count if config.checkpoint.every else 0  # weights and two moments
     return Plan(
         model=model,
+        on_cpu=config.device == "cpu",
         prompt_tokens=prompt_tokens,
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
@@ -95,7 +97,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * model.parameter_count,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * model.parameter_count * config.save_model,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
@@ -128,7 +130,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
         implementation("matmul", "cuda")
         return  # its memory is the device's, and the plan says how much
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
-        _PROCESS + plan.trainer_bytes + plan.snapshot_bytes
+        plan.trainer_bytes + plan.snapshot_bytes
     )
     free = available_memory()
     if free and need > free:

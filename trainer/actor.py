@@ -98,7 +98,7 @@ class TrainerRank:
 
     def save(self, directory: str) -> str:
         """Rank 0 writes the master weights as a Hugging Face model directory, one tensor in memory at a time, whole or not at
-        all, and returns their digest (others: ""). A collective."""
+        all (no `directory`: they are read alone), and returns their digest (others: ""). A collective."""
         if self.rank:
             for _ in self.trainer.weights():
                 pass
@@ -110,6 +110,10 @@ class TrainerRank:
                 digests.update(slice_digests(self.config, parameter, whole, WHOLE))
                 yield parameter, whole
 
-        with whole_folder(Path(directory)) as folder:
-            save(self.config, observed(), folder)
+        if directory:
+            with whole_folder(Path(directory)) as folder:
+                save(self.config, observed(), folder)
+        else:
+            for _ in observed():
+                pass
         return digest(digests)

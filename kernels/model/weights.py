@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import prod
@@ -89,15 +92,29 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
-    neither order nor sharding; numpy's Philox gives the same bits on every machine."""
-    for parameter in parameters(config):
+    neither order nor sharding; numpy's Philox gives the same bits on every machine. Drawn by up to 8 threads, as many tensors
+    ahead."""
+
+    def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
-            yield parameter, (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
-            continue
+            return (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
         scale = config.init_std / (2 * config.layers) ** 0.5 if parameter.axis == 1 else config.init_std
-        noise = generator.standard_normal(parameter.shape, dtype=np.float32)
-        yield parameter, torch.from_numpy(noise * np.float32(scale))
+        noise = generator.standard_normal(parameter.shape, dtype=np.float32)  # without the interpreter
+        noise *= np.float32(scale)
+        return torch.from_numpy(noise)
+
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        drawn: deque[tuple[Parameter, Future[torch.Tensor]]] = deque()
+        for parameter in parameters(config):
+            drawn.append((parameter, pool.submit(draw, parameter)))
+            if len(drawn) > workers:
+                first, tensor = drawn.popleft()
+                yield first, tensor.result()
+        while drawn:
+            first, tensor = drawn.popleft()
+            yield first, tensor.result()
 
 
 def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
@@ -205,9 +222,10 @@ def slice_digests(config: ModelConfig, parameter: Parameter, held: torch.Tensor,
         return {(parameter.name, 0): _sha256(held)}
     slices = config.leaves // shard.size
     part = parameter.part(shard)
-    return {
-        (parameter.name, shard.rank * slices + i): _sha256(part.shard(held, Shard(i, slices))) for i in range(slices)
-    }
+    held = held.detach().cpu()
+    with ThreadPoolExecutor(min(8, slices)) as pool:  # hashing leaves the interpreter free
+        hashes = list(pool.map(lambda i: _sha256(part.shard(held, Shard(i, slices))), range(slices)))
+    return {(parameter.name, shard.rank * slices + i): value for i, value in enumerate(hashes)}
 
 
 def digest(leaves: Leaves) -> str:
@@ -218,4 +236,4 @@ def digest(leaves: Leaves) -> str:
 
 
 def _sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
