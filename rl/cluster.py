@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -17,11 +17,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 
 from kernels.model import ModelConfig
 from kernels.model.tensor_file import WrittenFile
-from kernels.model.weights import digest
 from rl.config import ClusterSection, RunConfig
 from rl.errors import BAD_INPUT, RunError, UserError
 from rl.family import TAG, end, family, guarded
 from rl.memory import OutOfMemory, shortage_of
+from rl.placement import Placement, place
 from rollout.actor import RolloutRank
 from rollout.engine import EngineConfig
 from rollout.sampling import Completion, Request
@@ -31,12 +31,13 @@ from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint
 from trainer.loss import Clip, Objective
 from trainer.optimizer import AdamWConfig
+from trainer.publisher import Receiver
 from trainer.trainer import TrainerConfig
 
 _OBJECT_STORE = 256 * 2**20
 
 
-class _Ranks:
+class Ranks:
     """Actors that are called together."""
 
     def __init__(self, name: str, actors: Sequence[Any]) -> None:
@@ -46,7 +47,7 @@ class _Ranks:
         return [getattr(actor, method).remote(*args) for actor in self.actors]
 
 
-def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
+def gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
     """The results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of the
     failures that arrive within a moment, a death or a Python error outranks the broken connections it causes."""
     waiting = list(pending)
@@ -73,6 +74,11 @@ def _gather(pending: dict[Any, str], timeout: float | None = None) -> list[Any]:
 
 _MOMENT, _DEATH = 0.5, 10.0  # seconds to wait for the other ranks' failures, and for the one that explains them
 _BROKEN = 2  # the severity of a connection that another rank broke
+
+
+def _settle(calls: dict[Any, str]) -> None:
+    """Waits a moment for what can still answer."""
+    ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH)
 
 
 def _severity(error: RayError) -> int:
@@ -102,26 +108,30 @@ def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
 class RolloutFleet:
     """Engines that share a step's requests. Which one serves a request changes nothing in its completion."""
 
-    def __init__(self, replicas: list[_Ranks]) -> None:
-        self.replicas = replicas
+    def __init__(self, replicas: list[Ranks], model: ModelConfig, cards: Sequence[int]) -> None:
+        """`cards` of all ranks, engine by engine."""
+        self.replicas, self.model = replicas, model
+        ranks = [(f"{e.name} rank {shard}", shard) for e in replicas for shard in range(len(e.actors))]
+        self.receivers = [Receiver(name, shard, card) for (name, shard), card in zip(ranks, cards, strict=True)]
 
-    def load(self, version: int, weights: dict[str, "ray.ObjectRef"], published: dict[tuple[str, int], str]) -> str:
-        """Replaces the weights of every engine and returns their digest; RunError where one holds other bits."""
-        calls = {
-            r: f"{e.name} rank {i}" for e in self.replicas for i, r in enumerate(e.start("load", weights, version))
-        }
-        held = iter(_gather(calls))
-        expected = digest(published)
-        for engine in self.replicas:
-            leaves: dict[tuple[str, int], str] = {}
-            for _ in engine.actors:
-                leaves |= next(held)
-            if digest(leaves) != expected:
-                name, part = next(key for key in sorted(published) if leaves.get(key) != published[key])
-                raise RunError(
-                    f"{engine.name} holds other weights than the trainer after version {version}: {name}, slice {part}"
-                )
-        return expected
+    def started(self, method: str, *args: Any) -> dict[Any, str]:
+        """Calls that run on every rank, for `gather`."""
+        calls = [call for engine in self.replicas for call in engine.start(method, *args)]
+        return {call: receiver.name for call, receiver in zip(calls, self.receivers, strict=True)}
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return gather(self.started(method, *args))
+
+    def abandon(self) -> None:
+        """Every engine that lives forgets a publication that failed."""
+        _settle(self.started("abandon"))
+
+    def sleep(self, level: Literal[1, 2]) -> None:
+        """Gives back the memory of keys and values, at level 2 that of the weights too."""
+        self.call("sleep", level)
+
+    def wake(self) -> None:
+        self.call("wake")
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
@@ -133,51 +143,56 @@ class RolloutFleet:
         for engine, share in zip(self.replicas, shares, strict=True):
             if share:
                 calls |= {ref: f"{engine.name} rank {i}" for i, ref in enumerate(engine.start("generate", share))}
-        done = {(c.request_id, c.sample): c for part in _gather(calls) for c in part}
+        done = {(c.request_id, c.sample): c for part in gather(calls) for c in part}
         return [done[r.id, sample] for r in requests for sample in range(r.sampling.n)]
 
 
 class TrainerFleet:
     """The FSDP2 ranks of the trainer."""
 
-    def __init__(self, ranks: _Ranks) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        return _gather({ref: f"trainer rank {i}" for i, ref in enumerate(self.ranks.start(method, *args))})
+    def started(self, method: str, *args: Any) -> dict[Any, str]:
+        """Calls that run on every rank, for `gather`."""
+        return {ref: f"trainer rank {i}" for i, ref in enumerate(self.ranks.start(method, *args))}
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return gather(self.started(method, *args))
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
-        return StepReport.merge(self._call("step", ray.put(batch), objective, lr))
+        return StepReport.merge(self.call("step", ray.put(batch), objective, lr))
 
-    def publish(self) -> tuple[dict[str, "ray.ObjectRef"], dict[tuple[str, int], str]]:
-        return self._call("publish")[0]
+    def cut(self) -> None:
+        """Every rank that lives ends a publication that failed."""
+        _settle(self.started("cut"))
 
     def reset_optimizer(self) -> None:
-        self._call("reset_optimizer")
+        self.call("reset_optimizer")
 
     def offload(self) -> None:
         """The cards' memory is free until `onload`: weights and moments wait on the host, and nothing else works."""
-        self._call("offload")
+        self.call("offload")
 
     def onload(self) -> None:
-        self._call("onload")
+        self.call("onload")
 
     def digest(self) -> str:
-        """That of the weights as they would be published."""
-        return self._call("digest")[0]
+        """`kernels.model.weights.digest` of the weights as they are served."""
+        return self.call("digest")[0]
 
     def snapshot(self, folder: Path) -> int:
         """Begins to write every rank's shard into `folder`; returns the optimizer's step count."""
-        return self._call("snapshot", str(folder))[0]
+        return self.call("snapshot", str(folder))[0]
 
     def written(self, wait: bool) -> list[WrittenFile] | None:
         """The files of the last snapshot once all are on the disk; None before, unless it is to `wait`."""
-        files = self._call("written", wait)
+        files = self.call("written", wait)
         return None if None in files else files
 
     def save(self, directory: str) -> str:
         """Writes the master weights as a Hugging Face model directory, if one is named; returns their digest."""
-        return self._call("save", directory)[0]
+        return self.call("save", directory)[0]
 
 
 @contextlib.contextmanager
@@ -198,71 +213,71 @@ def cluster(
 ) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
     """Starts all processes, and Ray if there is none yet; the trainer begins with `checkpoint`, or with the model that the
     config names. On the way out, however that is, ends what it started."""
-    ports = _ports(config.cluster.port, config.rollout.replicas + 1)
-    processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
+    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
+    ports = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    processes = len(placement.trainer) + len(placement.rollout)
     with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes):
-        engine = EngineConfig(
-            pages=config.rollout.pages,
-            page_size=config.rollout.page_size,
-            prefix_cache=config.rollout.prefix_cache,
-            limits=Limits(config.rollout.max_running, config.rollout.max_batch_tokens, config.rollout.prefill_chunk),
-            dtype=config.dtype,
-            device=config.device,
-            cuda_graphs=config.device == "cuda",
-            overlap=config.device == "cuda",
-        )
-        section = config.trainer
-        training = TrainerConfig(
-            section.leaf_sequences,
-            section.micro_leaves,
-            AdamWConfig(
-                section.betas,
-                section.eps,
-                section.weight_decay,
-                section.grad_clip,
-                getattr(torch, section.moments),
-            ),
-            Clip(section.clip_low, section.clip_high),
-            config.dtype,
-            section.micro_tokens,
-            section.offload,
-            section.checkpointing,
-        )
-        rollout_rank = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
-        trainer_rank = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
-        replicas = [
-            _Ranks(
-                f"rollout engine {i}",
-                [
-                    rollout_rank.remote(
-                        r, config.rollout.tp, port, config.rollout.threads, model, engine, i * config.rollout.tp + r
-                    )
-                    for r in range(config.rollout.tp)
-                ],
-            )
-            for i, port in enumerate(ports[1:])
-        ]
-        source = checkpoint or config.model.path or config.seed
-        ranks = _Ranks(
-            "trainer",
-            [
-                trainer_rank.remote(
-                    r, section.world_size, ports[0], section.threads, model, training, source, config.device
-                )
-                for r in range(section.world_size)
-            ],
-        )
-        started = {
-            actor.__ray_ready__.remote(): f"{g.name} rank {i}"
-            for g in (ranks, *replicas)
-            for i, actor in enumerate(g.actors)
-        }
+        ranks = _trainer_ranks(config, model, placement, ports[0], checkpoint)
+        replicas = rollout_ranks(config, model, placement, ports)
         try:
-            _gather(started, timeout=config.cluster.timeout)
-            yield RolloutFleet(replicas), TrainerFleet(ranks)
+            wait_for_start((ranks, *replicas), config.cluster.timeout)
+            yield RolloutFleet(replicas, model, placement.rollout), TrainerFleet(ranks)
         finally:
             for actor in (a for g in (ranks, *replicas) for a in g.actors):
                 ray.kill(actor)
+
+
+def wait_for_start(groups: Sequence[Ranks], timeout: float) -> None:
+    """RunError with what failed, or after `timeout` seconds."""
+    started = {a.__ray_ready__.remote(): f"{g.name} rank {i}" for g in groups for i, a in enumerate(g.actors)}
+    gather(started, timeout)
+
+
+def rollout_ranks(config: RunConfig, model: ModelConfig, placement: Placement, ports: Sequence[str]) -> list[Ranks]:
+    """The engines' processes. `ports`: the trainer's rendezvous, then one of each engine."""
+    section = config.rollout
+    engine = EngineConfig(
+        pages=section.pages,
+        page_size=section.page_size,
+        prefix_cache=section.prefix_cache,
+        limits=Limits(section.max_running, section.max_batch_tokens, section.prefill_chunk),
+        dtype=config.dtype,
+        device=config.device,
+        cuda_graphs=config.device == "cuda",
+        overlap=config.device == "cuda",
+    )
+    actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
+    replicas = []
+    for i, port in enumerate(ports[1:]):
+        name, cards = f"rollout engine {i}", placement.rollout[i * section.tp : (i + 1) * section.tp]
+        ranks = [
+            actor.remote(r, section.tp, port, section.threads, model, engine, card, f"{name} rank {r}", ports[0])
+            for r, card in enumerate(cards)
+        ]
+        replicas.append(Ranks(name, ranks))
+    return replicas
+
+
+def _trainer_ranks(
+    config: RunConfig, model: ModelConfig, placement: Placement, port: str, checkpoint: Checkpoint | None
+) -> Ranks:
+    section = config.trainer
+    training = TrainerConfig(
+        section.leaf_sequences,
+        section.micro_leaves,
+        AdamWConfig(
+            section.betas, section.eps, section.weight_decay, section.grad_clip, getattr(torch, section.moments)
+        ),
+        Clip(section.clip_low, section.clip_high),
+        config.dtype,
+        section.micro_tokens,
+        section.offload,
+        section.checkpointing,
+    )
+    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
+    source = checkpoint or config.model.path or config.seed
+    what = (section.world_size, port, section.threads, model, training, source, config.device)
+    return Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
 
 
 def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
@@ -303,7 +318,7 @@ def _check_address(address: str) -> None:
         raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts Ray") from None
 
 
-def _ports(first: int, count: int) -> list[str]:
+def rendezvous(first: int, count: int) -> list[str]:
     """Addresses of `count` rendezvous: the ports from `first` on, each free, or any free ones."""
     sockets, out = [], []
     for i in range(count):

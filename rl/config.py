@@ -106,6 +106,10 @@ class CheckpointSection(Section):
 
 
 class ClusterSection(Section):
+    placement: Literal["colocated", "split"] = Field(
+        description="colocated: rollout and trainer ranks share the cards and hand their memory to each other; split: a card "
+        "each"
+    )
     address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Positive = Field(description="seconds to wait for all processes to start")

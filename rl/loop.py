@@ -14,7 +14,6 @@ import yaml
 from rich.console import Console
 
 from kernels.model import ModelConfig
-from kernels.model.weights import digest
 from rl import align
 from rl.bar import Bar
 from rl.checkpoints import Checkpoints, tokenizer_files
@@ -22,6 +21,7 @@ from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
 from rl.data import TRAIN, Judge, ProblemStream, Source, open_source
 from rl.errors import RunError
+from rl.handover import Handover
 from rl.identity import identity
 from rl.log import RunLog, write_atomic
 from rl.memory import advised
@@ -30,6 +30,7 @@ from rl.model import model_config
 from rl.out_dir import check_out_dir, claim
 from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
+from rl.publish import publish
 from rl.report import write_report
 from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
@@ -105,6 +106,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
         rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
         log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
         rows, completions = logged(out_dir)
@@ -130,9 +132,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             log.step(step, metrics)
 
         state = warm_start(config, source, trainer, state, checkpoints, record, console)
-        _publish(trainer, rollout, state.step)
+        _publish(trainer, rollout, state.step, console)
         if not state.accuracy:
-            state = replace(state, accuracy=(_evaluate(config, source, rollout, console),))
+            state = replace(state, accuracy=(_evaluate(config, source, rollout, cards, console),))
             record(config.warmup.steps, {"phase": "grpo", "eval/accuracy": state.accuracy[0]})
         (before,) = state.accuracy
         checkpoints.settle()
@@ -147,11 +149,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 now = time.perf_counter()
                 problems = stream.take(config.algorithm.prompts_per_step)
                 requests = requests_for(problems, config.algorithm.group_size, sampling, config.seed, "train", step)
+                cards.to_rollout()
+                now = clock.lap("handover", now)
                 sampled = rollout.generate(requests)
                 now = clock.lap("sample", now)
                 groups = group(problems, sampled, source, judge, config.algorithm.advantage)
                 batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
                 now = clock.lap("score", now)
+                cards.to_trainer(weights_stay=False)
+                now = clock.lap("handover", now)
                 report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
@@ -162,12 +168,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 except align.AlignmentError:
                     record(config.warmup.steps + step, metrics | clock.seconds)
                     raise
-                weights = _publish(trainer, rollout, step)
+                _publish(trainer, rollout, step, console)
                 checkpoints.settle()
                 clock.lap("publish", now)
                 metrics |= clock.seconds
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                    metrics["eval/accuracy"] = _evaluate(config, source, rollout, console)
+                    metrics["eval/accuracy"] = _evaluate(config, source, rollout, cards, console)
                 record(config.warmup.steps + step, metrics)
                 if step == config.steps or (step - 1) % 10 == 0:
                     shown = _shown(source, groups, batch, report)
@@ -181,12 +187,14 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                         tokens_compared=totals.tokens_compared,
                         tokens_nonzero=totals.tokens_nonzero,
                     )
-                    checkpoints.save(state, weights)
+                    cards.to_trainer(weights_stay=True)
+                    checkpoints.save(state, trainer.digest())
                 bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
         if config.steps:
-            after = _evaluate(config, source, rollout, console)
+            after = _evaluate(config, source, rollout, cards, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
         checkpoints.settle(wait=True)
+        cards.to_trainer(weights_stay=False)
         weights = trainer.save(str(out_dir / "model") if config.save_model else "")
         if config.save_model:
             source.tokenizer.save_pretrained(out_dir / "model")
@@ -211,18 +219,21 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     return summary
 
 
-def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int) -> str:
-    """Both sides hold the same digest after this, or the run stops."""
-    references, slices = trainer.publish()
-    assert digest(slices)
-    return rollout.load(version, references, slices)
+def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, console: Console) -> None:
+    """Both sides hold the same bits after this, or the run stops."""
+
+    def progress(done: int, of: int) -> None:
+        console.print(f"publishing the weights of version {version}: {done} of {of} buckets")
+
+    publish(trainer, rollout, version, progress)
 
 
-def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, console: Console) -> float:
+def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, cards: Handover, console: Console) -> float:
     """Share of held-out problems answered right (reward 1), one sample each."""
     problems = source.held_out[: config.eval.problems]
     sampling = eval_sampling(config, source.tokenizer.eos_token_id)
     requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
+    cards.to_rollout()
     completions = rollout.generate(requests)
     right = [score(p, [c], source, source.judge)[0].reward >= 1 for p, c in zip(problems, completions, strict=True)]
     accuracy = sum(right) / len(right)

@@ -13,6 +13,7 @@ from kernels.device import implementation
 from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
+from rl.placement import place
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
@@ -128,6 +129,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
                 "device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan"
             )
         implementation("matmul", "cuda")
+        place(config, torch.cuda.device_count())
         return  # its memory is the device's, and the plan says how much
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
         plan.trainer_bytes + plan.snapshot_bytes

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Literal
 
-import ray
 import torch
 import torch.distributed as dist
 
 from kernels.collectives import TreeGroup, backend_of, peer_memory
+from kernels.collectives.bucket import Ticket
 from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, parameters
 from rollout.engine import Engine, EngineConfig
+from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
 
 
@@ -18,12 +19,22 @@ class RolloutRank:
     """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
 
     def __init__(
-        self, rank: int, size: int, store: str, threads: int, model: ModelConfig, config: EngineConfig, card: int
+        self,
+        rank: int,
+        size: int,
+        store: str,
+        threads: int,
+        model: ModelConfig,
+        config: EngineConfig,
+        card: int,
+        name: str,
+        trainer: str,
     ) -> None:
-        """`card`: the GPU to use, modulo the number there are: ranks share them where there are too few."""
+        """`card`: the GPU to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the
+        trainer."""
         torch.set_num_threads(threads)
         if config.device == "cuda":
-            torch.cuda.set_device(card % torch.cuda.device_count())
+            torch.cuda.set_device(card)
         group = TreeGroup()
         if size > 1:
             backend = backend_of(config.device, size)
@@ -32,14 +43,29 @@ class RolloutRank:
             )
             assert dist.group.WORLD is not None
             group = TreeGroup(dist.group.WORLD, peer_memory(dist.group.WORLD) if backend == "nccl" else None)
-        self.model = model
         self.engine = Engine(model, config, group)
+        self.receiver = Receiver(self.engine, name, trainer)
 
-    def load(self, weights: dict[str, "ray.ObjectRef"], version: int) -> Leaves:
-        """Fetches the bits of every parameter from the object store, one at a time, and keeps this shard's part."""
-        dtype = self.engine.config.dtype
-        whole = ((p, torch.from_numpy(ray.get(weights[p.name])).view(dtype)) for p in parameters(self.model))
-        return self.engine.load(whole, version)
+    def begin_publication(self, tickets: Sequence[Ticket], half: int) -> None:
+        self.receiver.begin(tickets, half)
+
+    def take(self, number: int) -> None:
+        self.receiver.take(number)
+
+    def received(self) -> list[int]:
+        return self.receiver.received()
+
+    def commit(self, version: int) -> None:
+        self.receiver.commit(version)
+
+    def abandon(self) -> None:
+        self.receiver.abandon()
+
+    def sleep(self, level: Literal[1, 2]) -> None:
+        self.engine.sleep(level)
+
+    def wake(self) -> None:
+        self.engine.wake()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self.engine.generate(requests)

@@ -90,6 +90,12 @@ class Engine:
         self.scheduler.restart()
         self.pool.clear()
 
+    def _check_ready(self) -> None:
+        if not self.awake:
+            raise RequestError("the engine is asleep: wake it first")
+        if self.version < 0:
+            raise RequestError("the engine has no weights: load them first")
+
     @property
     def awake(self) -> bool:
         return self.runner.page_memory.held and self.runner.weight_memory.held
@@ -136,8 +142,7 @@ class Engine:
 
     def _batch(self) -> list[Completion]:
         """Launches the next batch, then takes the results of the one before it; without overlap its own."""
-        if not self.awake:
-            raise RequestError("the engine is asleep: wake it first")
+        self._check_ready()
         before, spans = self._flying, self.scheduler.schedule()
         self._flying = self.runner.launch(spans, before) if spans else None
         if not self.config.overlap:
@@ -169,6 +174,7 @@ class Engine:
         """All of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
         refused."""
         requests = list(requests)
+        self._check_ready()
         ids: set[int] = set()
         for request in requests:
             self.check(request)

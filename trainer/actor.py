@@ -1,15 +1,15 @@
 """The Ray actor of one trainer rank: a process, its rendezvous, and a trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import ray
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives import backend_of
+from kernels.collectives.bucket import Ticket
 from kernels.model import ModelConfig
 from kernels.model.tensor_file import WrittenFile
 from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
@@ -18,6 +18,7 @@ from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Objective
+from trainer.publisher import Publisher, Receiver
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
 
@@ -35,12 +36,12 @@ class TrainerRank:
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
+        card: int,
     ) -> None:
-        """`source`: a Hugging Face model directory, the seed of random weights, or a checkpoint. Ranks share the devices
-        there are."""
+        """`source`: a Hugging Face model directory, the seed of random weights, or a checkpoint. `card`: the GPU to use."""
         torch.set_num_threads(threads)
         if device == "cuda":
-            torch.cuda.set_device(rank % torch.cuda.device_count())
+            torch.cuda.set_device(card)
         backend = backend_of(device, size)
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
         self.rank, self.size, self.config = rank, size, model
@@ -50,6 +51,7 @@ class TrainerRank:
             weights = source if isinstance(source, Checkpoint) else Path(source)
         self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)
         self.writer = ShardWriter()
+        self.publisher = Publisher(model, rank, size, config.dtype, device, store)
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         return self.trainer.step(batch, objective, lr)
@@ -63,21 +65,23 @@ class TrainerRank:
     def onload(self) -> None:
         self.trainer.onload()
 
-    def publish(self) -> tuple[dict[str, "ray.ObjectRef"], Leaves]:
-        """Rank 0: a reference to the bits of every whole parameter, rounded to the model's dtype, in the object store, and the
-        digest of every slice. Other ranks take part in the gathers and return empty ones."""
-        references: dict[str, ray.ObjectRef] = {}
-        digests: Leaves = {}
-        for parameter, whole in self.trainer.weights():
-            if self.rank == 0:
-                served = whole.to(self.trainer.config.dtype)
-                digests |= slice_digests(self.config, parameter, served, WHOLE)
-                bits = served.cpu().view(torch.int32 if served.dtype == torch.float32 else torch.int16)
-                references[parameter.name] = ray.put(bits.numpy())
-        return references, digests
+    def begin_publication(self, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        return self.publisher.begin(self.trainer.rows(), receivers, half)
+
+    def pack(self, number: int) -> None:
+        self.publisher.pack(number)
+
+    def send(self, number: int) -> None:
+        self.publisher.send(number)
+
+    def end_publication(self) -> list[list[int]]:
+        return self.publisher.finish()
+
+    def cut(self) -> None:
+        self.publisher.cut()
 
     def digest(self) -> str:
-        """That of what `publish` would hand over, on rank 0 (others: ""). A collective."""
+        """`kernels.model.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
         digests: Leaves = {}
         for parameter, whole in self.trainer.weights():
             if self.rank == 0:

@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 
 from kernels.model import ModelConfig
+from kernels.model.reshard import fsdp_rows
 from kernels.model.tensor_file import WrittenFile
 from kernels.ops.rope import RopeScaling
 from trainer.folder import publish
@@ -142,12 +143,6 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def rank_rows(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """The rows of a tensor that a rank holds: FSDP2 gives ceil(rows / size) to each until none are left."""
-    part = -(-rows // size)
-    return min(rank * part, rows), min((rank + 1) * part, rows)
-
-
 def read_rows(checkpoint: Checkpoint, part: str, name: str, rows: int, start: int, stop: int) -> torch.Tensor:
     """Rows start .. stop of the `rows` of a tensor, from all the files that hold some."""
     pieces = list(_pieces(checkpoint, f"{part}.{name}", rows, start, stop))
@@ -157,8 +152,8 @@ def read_rows(checkpoint: Checkpoint, part: str, name: str, rows: int, start: in
 def _pieces(checkpoint: Checkpoint, key: str, rows: int, start: int, stop: int) -> Iterator[torch.Tensor]:
     size = checkpoint.world_size
     for rank in range(size):
-        first, last = rank_rows(rows, rank, size)
-        a, b = max(start, first), min(stop, last)
+        held = fsdp_rows(rows, rank, size)
+        a, b = max(start, held.start), min(stop, held.stop)
         if a < b:
             with safe_open(os.fspath(checkpoint.folder / shard_name(rank, size)), "pt") as file:
-                yield file.get_slice(key)[a - first : b - first]
+                yield file.get_slice(key)[a - held.start : b - held.start]

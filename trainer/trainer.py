@@ -10,9 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
 from kernels.model import Layout, ModelConfig
+from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import Parameter, find, parameters, read_rows
 from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
-from trainer.checkpoint import PARTS, Checkpoint, rank_rows
+from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
 from trainer.host import Waiting, process_peak
 from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
@@ -188,15 +189,21 @@ class Trainer:
         """Every parameter of which this rank holds rows start .. stop, and these, in place."""
         named = dict(self.model.named_parameters())
         for parameter in parameters(self.model.config):
-            start, stop = rank_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
-            if start < stop:
-                yield parameter, start, stop, named[parameter.name].detach().to_local()
+            mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
+            if mine:
+                yield parameter, mine.start, mine.stop, named[parameter.name].detach().to_local()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for parameter, start, stop, weight in self._rows():
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
                 held.copy_(checkpoint_rows(checkpoint, part, parameter.name, parameter.shape[0], start, stop))
         self.optimizer.steps = checkpoint.optimizer_steps
+
+    def rows(self) -> dict[str, torch.Tensor]:
+        """This rank's rows of every parameter, float32, in place."""
+        self._check_onloaded()
+        named = dict(self.model.named_parameters())
+        return {p.name: named[p.name].detach().to_local() for p in parameters(self.model.config)}  # type: ignore[operator]
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from rl.cluster import RolloutFleet, _check_address, _ports, _root_cause
+from rl.cluster import RolloutFleet, _check_address, _root_cause, rendezvous
 from rl.errors import RunError, UserError
+from rl.placement import CPU
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
+from tests.model.shapes import TINY
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -40,14 +42,14 @@ def test_a_broken_connection_alone_is_named() -> None:
     assert "trainer rank 0 failed: RuntimeError: [gloo" in str(_root_cause([BROKEN]))
 
 
-def test_ports() -> None:
-    free = _ports(0, 4)
+def testrendezvous() -> None:
+    free = rendezvous(0, 4)
     assert len(set(free)) == 4 and all(address.startswith("tcp://127.0.0.1:") for address in free)
     first = int(free[0].rpartition(":")[2])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", first))
         with pytest.raises(UserError, match=f"cluster.port={first}: port {first} is in use"):
-            _ports(first, 1)
+            rendezvous(first, 1)
 
 
 @pytest.mark.parametrize(
@@ -64,18 +66,18 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Engine:
         def __init__(self, name: str) -> None:
-            self.name = name
+            self.name, self.actors = name, [None]
 
         def start(self, method: str, share: list[Request]) -> list[tuple]:
             served.append(share)
             done = [Completion(r.id, (r.id,), (0.0,), "stop", 0, i) for r in share for i in range(r.sampling.n)]
             return [tuple(reversed(done))]
 
-    monkeypatch.setattr("rl.cluster._gather", lambda calls: list(calls))
+    monkeypatch.setattr("rl.cluster.gather", lambda calls: list(calls))
     rng = np.random.default_rng(0)
     prompts = [(int(rng.integers(5)),) for _ in range(7)]
     requests = [Request(10 * i + j, p, SamplingParams(4, n=j + 1)) for i, p in enumerate(prompts) for j in range(3)]
-    fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")])  # type: ignore[list-item]
+    fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")], TINY, [CPU] * 3)  # type: ignore[list-item]
     done = fleet.generate(requests)
     assert [(c.request_id, c.sample) for c in done] == [(r.id, i) for r in requests for i in range(r.sampling.n)]
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)

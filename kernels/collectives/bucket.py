@@ -1,0 +1,89 @@
+"""Bytes that another process reads: two halves, filled in turn while the other is read.
+
+On a CPU a file in memory that both map; on a GPU memory of the card that the other process opens (CUDA IPC). Between cards
+bytes travel over `Wire`. Who may read when is up to the callers: a half is filled again only after all have read it.
+"""
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+_MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+_PATIENCE = timedelta(seconds=120)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """By which another process opens a bucket."""
+
+    handle: bytes  # of CUDA IPC; empty on a CPU
+    path: str  # of the file; "" on a GPU
+    card: int  # -1: a CPU
+    half: int  # bytes
+
+    def open(self) -> list[torch.Tensor]:
+        """The halves, uint8 [half] each. On a GPU the process's current device must be `card`."""
+        if self.card < 0:
+            return list(torch.from_file(self.path, shared=True, size=2 * self.half, dtype=torch.uint8).split(self.half))
+        from kernels.gpu import driver
+
+        return list(driver.attach(self.handle, 2 * self.half).split(self.half))
+
+
+class SharedBucket:
+    """The owner's side. `hide` once everybody has opened it: nothing is left behind then, however the process ends."""
+
+    def __init__(self, half: int, device: str) -> None:
+        self._path = ""
+        if device == "cpu":
+            number, self._path = tempfile.mkstemp(prefix="samebit-", dir=_MEMORY if _MEMORY.is_dir() else None)
+            os.close(number)
+            os.truncate(self._path, 2 * half)
+            self.ticket = Ticket(b"", self._path, -1, half)
+            self.halves = self.ticket.open()
+        else:
+            from kernels.gpu import driver
+
+            memory, handle = driver.shared(2 * half)
+            self.ticket = Ticket(handle, "", torch.cuda.current_device(), half)
+            self.halves = list(memory.split(half))
+
+    def hide(self) -> None:
+        if self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self._path = ""
+
+    def __del__(self) -> None:
+        self.hide()
+
+
+class Wire:
+    """Bytes from one process to another on another card of the host, over NCCL: a communicator of two ranks. Sends and receives
+    are queued on the device, in the order of the calls; the first waits for the other end to make its own."""
+
+    def __init__(self, name: str, address: str, sender: bool) -> None:
+        """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port)."""
+        host, _, port = address.rpartition("//")[2].rpartition(":")
+        store = dist.PrefixStore(name, dist.TCPStore(host, int(port), None, False, timeout=_PATIENCE))
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = _PATIENCE
+        self._other = 1 if sender else 0
+        self._group = dist.ProcessGroupNCCL(store, 0 if sender else 1, 2, options)
+
+    def send(self, x: torch.Tensor) -> dist.Work:
+        """`x` must stay as it is until the work is waited for."""
+        return self._group.send([x], self._other, 0)
+
+    def receive(self, x: torch.Tensor) -> None:
+        self._group.recv([x], self._other, 0).wait()
+
+    def cut(self) -> None:
+        """Ends what the other end leaves unanswered."""
+        self._group.abort()

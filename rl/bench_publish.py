@@ -1,0 +1,134 @@
+"""`python -m rl.bench_publish [OVERRIDES]`: seconds of a publication and of a sleep, with weights of random bits.
+
+The overrides are those of `rl.train`: model=qwen3_8b device=cuda cluster.placement=split trainer.world_size=1 rollout.tp=1.
+The engines are those of a run; in the trainer's place stand processes that hold the float32 masters and nothing else. Every
+publication is checked by its fingerprints, as in a run.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from math import prod
+
+import ray
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from kernels.collectives.bucket import Ticket
+from kernels.model import ModelConfig
+from kernels.model.reshard import fsdp_rows
+from kernels.model.weights import parameters
+from kernels.tree import Shard
+from rl.cluster import Ranks, RolloutFleet, TrainerFleet, rendezvous, rollout_ranks, session, wait_for_start
+from rl.compose import check
+from rl.errors import BAD_INPUT, RunError
+from rl.model import model_config
+from rl.placement import place
+from rl.publish import HALF, publish
+from trainer.command import fail
+from trainer.publisher import Publisher, Receiver
+
+_REPEATS = 5
+
+
+class Masters:
+    """Rank `rank` of the stand-in for the trainer."""
+
+    def __init__(
+        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, card: int
+    ) -> None:
+        if device == "cuda":
+            torch.cuda.set_device(card)
+        host, _, port = store.rpartition("//")[2].rpartition(":")
+        self.store = dist.TCPStore(host, int(port), None, True, wait_for_workers=False) if rank == 0 else None
+        generator = torch.Generator(device).manual_seed(rank)
+        self.rows = {
+            p.name: torch.randn(
+                len(fsdp_rows(p.shape[0], rank, size)), *p.shape[1:], device=device, generator=generator
+            )
+            for p in parameters(model)
+        }
+        self.publisher = Publisher(model, rank, size, dtype, device, store)
+
+    def begin_publication(self, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        return self.publisher.begin(self.rows, receivers, half)
+
+    def pack(self, number: int) -> None:
+        self.publisher.pack(number)
+
+    def send(self, number: int) -> None:
+        self.publisher.send(number)
+
+    def end_publication(self) -> list[list[int]]:
+        return self.publisher.finish()
+
+    def cut(self) -> None:
+        self.publisher.cut()
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    try:
+        _measure([*sys.argv[1:], "out_dir=unused"], console)
+    except BAD_INPUT as error:
+        fail(error, 2)
+    except RunError as error:
+        fail(error, 1)
+
+
+def _measure(overrides: list[str], console: Console) -> None:
+    config = check(overrides)[0]
+    model = model_config(config, None if config.model.path or config.model.hf.get("vocab_size") else 64)
+    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
+    ports = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
+        actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
+        what = (len(placement.trainer), ports[0], model, config.dtype, config.device)
+        masters = Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
+        replicas = rollout_ranks(config, model, placement, ports)
+        wait_for_start((masters, *replicas), config.cluster.timeout)
+        trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
+        size = sum(
+            prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in parameters(model)
+        ) * len(placement.rollout)
+        table = Table(
+            title=f"{model.parameter_count:,} parameters as {config.dtype}, cards {placement.trainer} to "
+            f"{placement.rollout}, buckets of 2 x {HALF >> 20} MiB",
+            title_justify="left",
+        )
+        for column in ("", "seconds, median", "least", "most", "GB/s"):
+            table.add_column(column)
+        version = iter(range(1000))
+
+        def row(name: str, work: Callable[[], object], before: Callable[[], object], moved: int) -> None:
+            seconds = []
+            for _ in range(_REPEATS):
+                before()
+                start = time.perf_counter()
+                work()
+                seconds.append(time.perf_counter() - start)
+            median = statistics.median(seconds)
+            shown = (median, min(seconds), max(seconds))
+            table.add_row(name, *(f"{s:.3f}" for s in shown), f"{moved / median / 1e9:.1f}" if moved else "")
+
+        publish(trainer, rollout, next(version))  # opens and compiles what there is
+        nothing = lambda: None  # noqa: E731
+        row("beside the weights that are served", lambda: publish(trainer, rollout, next(version)), nothing, size)
+        asleep = lambda: rollout.sleep(2)  # noqa: E731
+        row("into an engine asleep", lambda: publish(trainer, rollout, next(version)), asleep, size)
+        rollout.wake()
+        row("sleep, level 1", lambda: rollout.sleep(1), rollout.wake, 0)
+        rollout.wake()
+        row("sleep, level 2", lambda: rollout.sleep(2), rollout.wake, 0)
+        row("wake, from level 2", rollout.wake, asleep, 0)
+        console.print(table)
+        for group in (masters, *replicas):
+            for process in group.actors:
+                ray.kill(process)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Which card each process has."""
+
+import pytest
+
+from rl.compose import check
+from rl.errors import UserError
+from rl.placement import CPU, place
+
+GPU = ("device=cuda", "out_dir=unused")
+
+
+def test_a_cpu_has_no_cards() -> None:
+    for how in ("colocated", "split"):
+        placement = place(check([f"cluster.placement={how}", "rollout.tp=2", "out_dir=unused"])[0], 0)
+        assert set(placement.trainer + placement.rollout) == {CPU}
+
+
+@pytest.mark.parametrize(
+    ("cards", "trainer", "rollout"),
+    [(8, (0, 1), (0, 1, 2, 3)), (2, (0, 1), (0, 1, 0, 1)), (1, (0, 0), (0, 0, 0, 0))],
+)
+def test_colocated_ranks_go_round_the_cards(cards: int, trainer: tuple, rollout: tuple) -> None:
+    config = check([*GPU, "trainer.world_size=2", "rollout.tp=2", "rollout.replicas=2"])[0]
+    placement = place(config, cards)
+    assert (placement.trainer, placement.rollout) == (trainer, rollout)
+
+
+def test_split_ranks_have_a_card_each() -> None:
+    split = (*GPU, "cluster.placement=split", "trainer.world_size=2", "rollout.tp=2", "rollout.replicas=1")
+    placement = place(check(split)[0], 5)
+    assert (placement.trainer, placement.rollout) == ((0, 1), (2, 3))
+    with pytest.raises(UserError, match=r"split needs 4 cards \(trainer.world_size=2 \+ .*=2\) and this machine has 3"):
+        place(check(split)[0], 3)

@@ -1,0 +1,140 @@
+"""A publication over real processes: what fails in the middle leaves every engine with the weights it had."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from rl.cluster import RolloutFleet, TrainerFleet, cluster
+from rl.compose import check
+from rl.errors import RunError
+from rl.handover import Handover
+from rl.model import model_config
+from rl.publish import publish
+from rollout.sampling import Request, SamplingParams
+from tests.rl.command import SHORT
+from tests.rl.faults import break_in
+from tests.trainer.batches import random_batch
+
+pytestmark = pytest.mark.slow
+
+Fleets = tuple[RolloutFleet, TrainerFleet]
+HALF = 1 << 12  # many small buckets; no row of the model is longer
+ASKED = [Request(i, (1 + i, 2, 3), SamplingParams(6, seed=i)) for i in range(6)]
+LAYOUT = ("rollout.tp=2", "rollout.replicas=2", "rollout.max_new_tokens=6", "trainer.world_size=2")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def fleets(request: pytest.FixtureRequest) -> Iterator[Fleets]:
+    """Two engines of two ranks, two trainer ranks; on a GPU they share the cards there are."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = check([*SHORT, *LAYOUT, f"device={request.param}", "model.hf.num_hidden_layers=1", "out_dir=unused"])[0]
+    with cluster(config, model_config(config, 64)) as started:
+        publish(started[1], started[0], 1, half=HALF)
+        yield started
+
+
+def train(trainer: TrainerFleet, model: Any) -> None:
+    """Other weights."""
+    trainer.step(random_batch(model, 256, longest=6), "likelihood", 1e-2)
+
+
+def served(rollout: RolloutFleet) -> list[tuple]:
+    return [(c.token_ids, c.logprobs, c.version) for c in rollout.generate(ASKED)]
+
+
+def test_every_layout_of_buckets_is_one_publication(fleets: Fleets) -> None:
+    rollout, trainer = fleets
+    before = served(rollout)
+    first = publish(trainer, rollout, 1)
+    assert first == publish(trainer, rollout, 1, half=HALF) and served(rollout) == before
+    train(trainer, rollout.model)
+    assert publish(trainer, rollout, 2, half=HALF) != first
+    after = served(rollout)
+    assert after != before and {version for *_, version in after} == {2}
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_one_bit_is_seen_and_not_served(fleets: Fleets, asleep: bool) -> None:
+    rollout, trainer = fleets
+    publish(trainer, rollout, 3, half=HALF)
+    before = served(rollout)
+    train(trainer, rollout.model)
+    if asleep:
+        rollout.sleep(2)
+    corrupt(rollout.replicas[1].actors[1], "layers.0.down")
+    with pytest.raises(
+        RunError, match=r"engine 1 rank 1 received other weights .* version 4: layers.0.down .* not served"
+    ):
+        publish(trainer, rollout, 4, half=HALF)
+    if asleep:
+        rollout.wake()
+        with pytest.raises(Exception, match="no weights"):
+            served(rollout)
+    else:
+        assert served(rollout) == before
+    publish(trainer, rollout, 4, half=HALF)
+    assert {version for *_, version in served(rollout)} == {4}
+
+
+def corrupt(actor: Any, name: str) -> None:
+    """The lowest bit of an element of what it receives flips, once."""
+
+    def install(rank: Any) -> None:
+        receiver, real = rank.receiver, rank.receiver.received
+
+        def other() -> list[int]:
+            receiver.received = real
+            held = receiver._target[name].view(-1)
+            held.view(torch.int16 if held.itemsize == 2 else torch.int32)[77] ^= 1
+            return real()
+
+        receiver.received = other
+
+    ray.get(actor.__ray_call__.remote(install))
+
+
+def test_a_handover_changes_nothing(fleets: Fleets) -> None:
+    rollout, trainer = fleets
+    publish(trainer, rollout, 5, half=HALF)
+    before, digest = served(rollout), trainer.digest()
+    cards = Handover(rollout, trainer, colocated=True)
+    publish(trainer, rollout, 5, half=HALF)
+    cards.to_rollout()
+    cards.to_rollout()
+    assert served(rollout) == before
+    cards.to_trainer(weights_stay=True)
+    assert trainer.digest() == digest
+    cards.to_rollout()
+    assert served(rollout) == before
+    cards.to_trainer(weights_stay=False)
+    publish(trainer, rollout, 5, half=HALF)
+    cards.to_rollout()
+    assert served(rollout) == before
+    trainer.onload()
+
+
+def test_a_failure_in_the_middle(fleets: Fleets) -> None:
+    """An engine that raises, then a trainer rank that dies: the last test of these processes."""
+    rollout, trainer = fleets
+    publish(trainer, rollout, 6, half=HALF)
+    before = served(rollout)
+    train(trainer, rollout.model)
+    break_in(rollout.replicas[0].actors[1], "receiver", "take", 3, "raises")
+    with pytest.raises(RunError, match=r"rollout engine 0 rank 1 failed: ValueError: boom"):
+        publish(trainer, rollout, 7, half=HALF)
+    assert served(rollout) == before
+    publish(trainer, rollout, 7, half=HALF)
+    after = served(rollout)
+    assert after != before
+    train(trainer, rollout.model)
+    break_in(trainer.ranks.actors[1], "publisher", "pack", 3, "dies")
+    start = time.monotonic()
+    with pytest.raises(RunError, match=r"trainer rank 1 failed: ActorDiedError"):
+        publish(trainer, rollout, 8, half=HALF)
+    assert time.monotonic() - start < 30
+    assert served(rollout) == after

@@ -1,0 +1,103 @@
+"""The trainer's side of a publication: each rank hands over its own rows, rounded to the served dtype, bucket by bucket."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from kernels.collectives.bucket import SharedBucket, Ticket, Wire
+from kernels.model import ModelConfig
+from kernels.model.fingerprint import fingerprint, unsigned
+from kernels.model.reshard import Bucket, buckets, extent
+from kernels.model.weights import parameters
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A rollout rank, as the driver numbers them."""
+
+    name: str
+    shard: int  # its tensor-parallel rank
+    card: int  # -1: a CPU
+
+
+def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
+    """Bytes of the largest bucket, a multiple of 16."""
+    return max(16, *(-(-extent(bucket, dtype).stop // 16) * 16 for bucket in plan))
+
+
+class Publisher:
+    """Rank `rank` of `size`. One publication at a time: `begin`; for each bucket `pack`, then `send` while the receivers
+    `take`; `finish`. Holds two halves of a bucket, and no parameter whole."""
+
+    def __init__(self, model: ModelConfig, rank: int, size: int, dtype: torch.dtype, device: str, store: str) -> None:
+        """`store`: of a TCPStore that the receivers reach, tcp://host:port."""
+        self.model, self.rank, self.size, self.dtype, self.device, self.store = model, rank, size, dtype, device, store
+        self._wires: dict[str, Wire] = {}
+        self._bucket: SharedBucket | None = None
+        self._under_way = False
+
+    def begin(self, rows: Mapping[str, torch.Tensor], receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        """`rows`: this rank's of every parameter, float32, which must stay as they are until `finish`. Returns how to open the
+        bucket, and how many buckets there will be."""
+        self.cut()
+        card = torch.cuda.current_device() if self.device == "cuda" else -1
+        shards = 1 + max(r.shard for r in receivers)
+        self._rows, self._far = rows, [r for r in receivers if r.card != card]
+        self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
+        self._bucket = SharedBucket(_half(self._plan, self.dtype), self.device)
+        self._place = {p.name: i for i, p in enumerate(parameters(self.model))}
+        self._sums = torch.zeros(len(self._place), shards, dtype=torch.int64, device=self.device)
+        self._sending: tuple[list[dist.Work], list[dist.Work]] = [], []
+        self._under_way = True
+        return self._bucket.ticket, len(self._plan)
+
+    @torch.no_grad()
+    def pack(self, number: int) -> None:
+        """Fills a half with bucket `number`, if there is one; readers of the same card may open it then."""
+        assert self._bucket is not None
+        self._bucket.hide()
+        sending = self._sending[number % 2]
+        while sending:
+            sending.pop().wait()
+        half = self._bucket.halves[number % 2]
+        for piece in self._pieces(number):
+            held = self._rows[piece.parameter.name]
+            rows = held.view(len(held), -1)[piece.source : piece.source + piece.rows, piece.columns]
+            place = piece.of(half, self.dtype)
+            place.copy_(rows.to(self.device))
+            sums = self._sums[self._place[piece.parameter.name]]
+            sums[piece.shard.rank] += fingerprint(place, piece.row, piece.columns.start)
+        if self.device == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def send(self, number: int) -> None:
+        """To the receivers on other cards, their part of bucket `number`."""
+        assert self._bucket is not None
+        half, pieces = self._bucket.halves[number % 2], self._pieces(number)
+        for receiver in self._far:
+            if theirs := [p for p in pieces if p.shard.rank == receiver.shard]:
+                if receiver.name not in self._wires:
+                    self._wires[receiver.name] = Wire(f"{receiver.name} {self.rank}", self.store, sender=True)
+                work = self._wires[receiver.name].send(half[extent(theirs, self.dtype)])
+                self._sending[number % 2].append(work)
+
+    def _pieces(self, number: int) -> Bucket:
+        return self._plan[number] if number < len(self._plan) else []
+
+    def finish(self) -> list[list[int]]:
+        """The fingerprint of what this rank sent: [parameter][shard], each below 2^64. Frees the bucket."""
+        for works in self._sending:
+            for work in works:
+                work.wait()
+        sums = [[unsigned(value) for value in row] for row in self._sums.tolist()]
+        self._bucket, self._rows, self._under_way = None, {}, False
+        return sums
+
+    def cut(self) -> None:
+        """Ends a publication that did not come to its end."""
+        if self._under_way:
+            for wire in self._wires.values():
+                wire.cut()
+            self._wires, self._bucket, self._rows, self._under_way = {}, None, {}, False
