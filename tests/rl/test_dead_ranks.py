@@ -32,6 +32,7 @@ def test_an_exception_and_an_allocation(tmp_path: Path, monkeypatch: pytest.Monk
         assert line == "rollout engine 0 rank 1 failed: ValueError: boom in the middle"
         assert time.monotonic() - start < 30
         # that engine is lost, the trainer is whole: a step of its own
+        trainer.onload()
         break_in(trainer.ranks.actors[1], "trainer", "_backward", 2, "allocates")
         start = time.monotonic()
         with pytest.raises(OutOfMemory, match=r"^trainer rank 1 ran out of memory: \d+\.\d GiB asked for"):
