@@ -35,6 +35,7 @@ from rl.report import write_report
 from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
 from rl.score import Group, group, judge_of, score
+from rl.speed import speeds
 from rl.warm_start import warm_start
 from trainer.batch import Batch, StepReport
 
@@ -171,7 +172,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 _publish(trainer, rollout, step, console)
                 checkpoints.settle()
                 clock.lap("publish", now)
-                metrics |= clock.seconds
+                metrics |= clock.seconds | speeds(
+                    ready.model, batch, clock.seconds, config.trainer.world_size, config.device == "cuda"
+                )
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                     metrics["eval/accuracy"] = _evaluate(config, source, rollout, cards, console)
                 record(config.warmup.steps + step, metrics)

@@ -168,6 +168,7 @@ def _check_disk(config: RunConfig, plan: Plan) -> None:
 def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Console) -> None:
     algorithm, section = config.algorithm, config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
+    saved = 4 * plan.parameters if config.save_model else 0
     table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
     rows = [
         (
@@ -210,9 +211,9 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
         (
             "disk",
             f"{gib(plan.disk_bytes)} = {config.checkpoint.keep} + 1 checkpoints of {gib(plan.checkpoint_bytes)} + the model "
-            f"{gib(4 * plan.parameters)}; while one is written, {gib(plan.snapshot_bytes)} of host memory a trainer process"
+            f"{gib(saved)}; while one is written, {gib(plan.snapshot_bytes)} of host memory a trainer process"
             if plan.checkpoint_bytes
-            else f"{gib(4 * plan.parameters)}: the model, and no checkpoint (checkpoint.every=0)",
+            else f"{gib(saved)}: the model, and no checkpoint (checkpoint.every=0)",
         ),
         ("steps", f"{config.warmup.steps} supervised + {config.steps} GRPO"),
     ]

@@ -72,6 +72,10 @@ def test_metrics_and_completions(sweep: Path) -> None:
     for row in steps:
         assert {name: row[name] for name in FORMULAS} == {name: ideal for name, (_, ideal) in FORMULAS.items()}
         assert all(row[f"time/{phase}"] > 0 for phase in ("sample", "score", "train", "publish"))
+        assert all(
+            row[f"speed/{name}"] > 0 for name in ("sample_tokens_per_s", "train_tokens_per_s", "train_tflops_per_rank")
+        )
+        assert "speed/train_mfu" not in row and row["memory/trainer_peak_gib"] > 0
     compared = sum(r["divergence/tokens_compared"] for r in steps)
     assert compared == summary(sweep / "seed=0")["tokens_compared"]
     for row in lines(sweep / "seed=0" / "completions.jsonl"):

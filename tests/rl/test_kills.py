@@ -59,7 +59,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(out_dir: Path) -> list[dict]:
     """The log without its clock."""
     return [
-        {k: v for k, v in r.items() if not k.startswith(("time/", "memory/"))}
+        {k: v for k, v in r.items() if not k.startswith(("time/", "memory/", "speed/"))}
         for r in read_lines(out_dir / "metrics.jsonl")
     ]
 

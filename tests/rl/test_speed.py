@@ -1,0 +1,32 @@
+"""Arithmetic and tokens of a step, counted by hand."""
+
+import numpy as np
+import pytest
+
+from rl.speed import PEAK_FLOPS, speeds, step_flops
+from tests.model.shapes import SHAPES
+from tests.trainer.batches import random_batch
+from trainer.batch import Batch
+
+
+@pytest.mark.parametrize("name", ["tiny", "tied"])
+def test_flops_are_those_of_the_products(name: str) -> None:
+    """Each matrix in turn: 2 FLOP a multiply-add, three products (forward, to the input, to the weight)."""
+    config, batch = SHAPES[name], random_batch(SHAPES[name], 3)
+    H, I, D = config.hidden_size, config.intermediate_size, config.head_dim
+    matrices = H * D * (2 * config.heads + 2 * config.kv_heads) + 3 * H * I
+    products = 6 * len(batch.token_ids) * (config.layers * matrices + config.vocab_size * H)
+    scores = sum(6 * config.layers * config.heads * D * int(n) ** 2 for n in batch.lengths)
+    vectors = step_flops(config, batch) - products - scores
+    assert 0 < vectors / products < 0.02  # norms and biases are counted as parameters
+
+
+def test_speeds() -> None:
+    config, n = SHAPES["tiny"], np.array([10, 20])
+    zeros = np.zeros(9, np.float32)
+    batch = Batch(np.zeros(30, np.int64), n, np.array([4, 5]), zeros, zeros, zeros, zeros)
+    got = speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, ranks=2, on_gpu=True)
+    assert (got["speed/sample_tokens_per_s"], got["speed/train_tokens_per_s"]) == (4.5, 60.0)
+    assert got["speed/train_tflops_per_rank"] == pytest.approx(step_flops(config, batch) / 1e12)
+    assert got["speed/train_mfu"] == pytest.approx(step_flops(config, batch) / PEAK_FLOPS)
+    assert "speed/train_mfu" not in speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, 2, on_gpu=False)
