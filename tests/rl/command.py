@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = Path(os.path.relpath(ROOT.parent / "shared" / "data" / "gsm8k"))
-SHORT = ("steps=2", "warmup.steps=3", "eval.problems=32", "logger=none")
+SHORT = ("steps=2", "warmup.steps=3", "eval.problems=32", "logger=none", "rollout.top_p=0.95", "rollout.min_p=0.001")
 
 
 @dataclass(frozen=True)

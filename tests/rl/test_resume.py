@@ -223,8 +223,8 @@ def test_every_key_is_of_the_run_or_free() -> None:
     config = check([])[0]
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
-        "numerics", "rollout.temperature", "rollout.max_new_tokens",
-        "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay",
+        "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
+        "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.clip_low", "trainer.clip_high",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.advantage", "algorithm.loss_mean",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
