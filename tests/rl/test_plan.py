@@ -64,7 +64,13 @@ def test_a_token_budget() -> None:
 
 
 def test_what_saves_memory_does(recipe: str = "grpo_qwen3_8b") -> None:
-    base = (f"+recipe={recipe}", "trainer.micro_tokens=null", "trainer.micro_leaves=4", "trainer.checkpointing=none")
+    base = (
+        f"+recipe={recipe}",
+        "trainer.micro_tokens=null",
+        "trainer.micro_leaves=4",
+        "trainer.checkpointing=none",
+        "trainer.offload=none",
+    )
     peaks = [plan_of(*base, *more)[0].trainer.peak for more in (
         (), ("trainer.checkpointing=selective",), ("trainer.checkpointing=layer",),
         ("trainer.checkpointing=layer", "trainer.offload=optimizer"), ("trainer.checkpointing=layer", "trainer.offload=all"),
