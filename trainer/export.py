@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     except OSError as error:
         fail(f"{args.out_dir} could not be written: {error.strerror}", 1)
     print(f"{checkpoint.folder} -> {args.out_dir}")
-    print(f"weights sha256 {sha256}")
+    numerics = checkpoint.model.numerics
+    print(f"weights sha256 {sha256}" + (f" (numerics={numerics})" if numerics != "exact" else ""))
 
 
 if __name__ == "__main__":

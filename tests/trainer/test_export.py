@@ -1,6 +1,7 @@
 """A checkpoint becomes a folder that transformers loads, with the bits of the masters, or nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kernels.model import ModelConfig
+from kernels.model.operations import Numerics
 from kernels.model.weights import Leaves, digest, load, parameters, slice_digests
 from kernels.tree import WHOLE
 from rl.checkpoints import tokenizer_files
@@ -21,8 +23,8 @@ from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
 
 
-def checkpoint_of(name: str, root: Path, mesh: DeviceMesh) -> Path:
-    config = SHAPES[name]
+def checkpoint_of(name: str, root: Path, mesh: DeviceMesh, numerics: Numerics = "exact") -> Path:
+    config = replace(SHAPES[name], numerics=numerics)
     trainer = Trainer(config, TrainerConfig(1, 1), mesh, random_weights(config))
     folder, final, writer = root / "temporary", root / "checkpoints" / folder_name(3), ShardWriter()
     folder.mkdir()
@@ -59,6 +61,12 @@ def test_transformers_loads_it(
     for p, w in load(SHAPES[name], out):
         assert_same_bits(w, weights[p.name], p.name)
     assert AutoTokenizer.from_pretrained(out)("1+2=", add_special_tokens=False)["input_ids"]
+
+
+def test_a_contrast_run_says_so(mesh: DeviceMesh, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint_of("tiny", tmp_path, mesh, numerics="fast")
+    main([str(tmp_path), str(tmp_path / "hf")])
+    assert capsys.readouterr().out.endswith(" (numerics=fast)\n")
 
 
 def test_numbered_files_and_their_index(mesh: DeviceMesh, tmp_path: Path) -> None:
