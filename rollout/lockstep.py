@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,10 @@ class RankError(RuntimeError):
     """Another rank's process could not start, or ended."""
 
 
+Memory = Literal["release pages", "release all", "resume"]
+"""`Engine.sleep` at level 1 or 2, which ends what is in flight, and `Engine.wake`, which reads released weights again."""
+
+
 @dataclass(frozen=True)
 class News:
     """What happened since the last step: the same on every rank."""
@@ -47,23 +51,23 @@ class News:
     requests: Sequence[Request] = ()
     aborts: Sequence[int] = ()
     forget: bool = False  # the prefix cache
+    memory: Sequence[Memory] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.requests or self.aborts or self.forget)
+        return bool(self.requests or self.aborts or self.forget or self.memory)
 
     def encode(self) -> bytes:
         if not self:
             return b""
-        return json.dumps(
-            {"add": [asdict(r) for r in self.requests], "abort": self.aborts, "forget": self.forget}
-        ).encode()
+        parts = {"abort": self.aborts, "forget": self.forget, "memory": self.memory}
+        return json.dumps({"add": [asdict(r) for r in self.requests], **parts}).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> "News":
         if not message:
             return cls()
         parts = json.loads(message)
-        return cls([_request(fields) for fields in parts["add"]], parts["abort"], parts["forget"])
+        return cls([_request(fields) for fields in parts["add"]], parts["abort"], parts["forget"], parts["memory"])
 
 
 def _request(fields: dict) -> Request:
@@ -78,6 +82,7 @@ class Lockstep:
         self, source: Source, config: EngineConfig, size: int, threads: int, progress: Progress = lambda i, n: None
     ) -> None:
         source.config.check_shards(size, "tp")
+        self.source = source
         self.pipes: list[Connection] = []
         self.peers: list[multiprocessing.process.BaseProcess] = []
         self.folder = tempfile.TemporaryDirectory()
@@ -119,8 +124,8 @@ class Lockstep:
             except OSError:
                 raise RankError(f"rank {rank} has ended") from None
         try:
-            return _turn(self.engine, news)
-        except RunnerError:
+            return _turn(self.engine, self.source, news)
+        except (RunnerError, torch.OutOfMemoryError):
             raise
         except RuntimeError as error:  # a collective whose other end is gone
             if not self.pipes:
@@ -152,10 +157,17 @@ class Lockstep:
         self.folder.cleanup()
 
 
-def _turn(engine: Engine, news: News) -> list[Completion]:
+def _turn(engine: Engine, source: Source, news: News) -> list[Completion]:
     done = [c for request_id in news.aborts for c in engine.abort(request_id)]
     if news.forget:
         engine.forget()
+    for order in news.memory:
+        if order == "resume":
+            engine.wake()
+            if engine.version < 0:
+                engine.load(source.weights(), 0)
+        else:
+            engine.sleep(1 if order == "release pages" else 2, in_flight="abort")
     for request in news.requests:
         engine.add(request)
     return done if engine.idle else done + engine.step()
@@ -202,5 +214,5 @@ def _follow(
     with contextlib.suppress(EOFError, OSError):
         while True:
             message = pipe.recv_bytes()
-            with contextlib.suppress(RunnerError):  # rank 0 reports it
-                _turn(engine, News.decode(message))
+            with contextlib.suppress(RunnerError, torch.OutOfMemoryError):  # rank 0 reports it
+                _turn(engine, source, News.decode(message))

@@ -4,9 +4,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from rollout.lockstep import Lockstep, News
+import torch
+
+from rollout.lockstep import Lockstep, Memory, News
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, RequestError, Token
 
@@ -15,6 +18,12 @@ Sink = Callable[[Event], None]
 """Called in the engine's thread; must return at once. An Exception is the last event of its request."""
 
 Order = Literal["forget", "stop"]
+
+
+@dataclass(frozen=True)
+class MemoryOrder:
+    what: Memory
+    done: Callable[[Exception | None], None]  # in the engine's thread, once it is done on this rank or could not be
 
 
 class Watch(Protocol):
@@ -33,7 +42,8 @@ class EngineLoop(threading.Thread):
         self.ranks, self.watch = ranks, watch
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[tuple[Request, Sink] | int | Order] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Request, Sink] | int | Order | MemoryOrder] = queue.SimpleQueue()
+        self._ordered: list[MemoryOrder] = []  # by the news that are being told
         self._sinks: dict[int, tuple[Sink, int]] = {}  # request -> who is told, samples left
         self._lock = threading.Lock()  # between the last event of a failed loop and a late submit
         ranks.engine.on_token = self._token
@@ -53,6 +63,10 @@ class EngineLoop(threading.Thread):
     def forget(self) -> None:
         """Empties the prefix cache before the next step."""
         self._inbox.put("forget")
+
+    def memory(self, order: MemoryOrder) -> None:
+        """Before the next step."""
+        self._inbox.put(order)
 
     def stop(self) -> None:
         self._inbox.put("stop")
@@ -80,12 +94,14 @@ class EngineLoop(threading.Thread):
             try:
                 item = self._inbox.get(block=block)
             except queue.Empty:
-                return News(requests, aborts, forget)
+                return News(requests, aborts, forget, [order.what for order in self._ordered])
             block = False
             if item == "stop":
                 return None
             if item == "forget":
                 forget = True
+            elif isinstance(item, MemoryOrder):
+                self._ordered.append(item)
             elif isinstance(item, int):
                 kept = [r for r in requests if r.id != item]  # it came and went between two steps
                 if len(kept) < len(requests):
@@ -107,6 +123,12 @@ class EngineLoop(threading.Thread):
         except RunnerError as error:  # the engine dropped all that was in flight, on every rank
             self._fail(error)
             return
+        except torch.OutOfMemoryError as error:
+            if not self._ordered:
+                raise
+            self._obeyed(error)
+            return
+        self._obeyed(None)
         for completion in completions:
             sink, left = self._sinks[completion.request_id]
             self._sinks[completion.request_id] = (sink, left - 1)
@@ -115,6 +137,11 @@ class EngineLoop(threading.Thread):
             self.watch.completion(completion)
             sink(completion)
         self.watch.step(time.perf_counter() - begin, self)
+
+    def _obeyed(self, error: Exception | None) -> None:
+        for order in self._ordered:
+            order.done(error)
+        self._ordered = []
 
     def _token(self, token: Token) -> None:
         self.watch.token(token.request_id, token.sample)

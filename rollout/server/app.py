@@ -28,6 +28,8 @@ def build(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
+        if service.asleep and not service.draining and service.loop.failure is None:
+            return JSONResponse({"status": "asleep"}, 503)
         if service.loop.failure is not None:
             return refusal(BadRequest(f"the engine has stopped: {service.loop.failure}", 503))
         return JSONResponse({"status": "draining" if service.draining else "ok"}, 503 if service.draining else 200)
@@ -57,6 +59,28 @@ def build(service: Service) -> FastAPI:
         check_key(service, client)
         service.loop.forget()
         return Response("Cache flushed.\n", media_type="text/plain")
+
+    @app.post("/release_memory_occupation")
+    async def release(client: Client) -> Response:
+        """Body {"tags": ["kv_cache"]}: keys and values alone; without tags the weights too."""
+
+        async def work(body: Fields) -> dict[str, Any]:
+            tags = occupied(body)
+            if tags == {"weights"}:
+                raise BadRequest('tags=["weights"]: the weights are released with "kv_cache", not without')
+            await service.release("weights" in tags)
+            return {}
+
+        return await respond(service, client, work)
+
+    @app.post("/resume_memory_occupation")
+    async def resume(client: Client) -> Response:
+        async def work(body: Fields) -> dict[str, Any]:
+            occupied(body)
+            await service.resume()
+            return {}
+
+        return await respond(service, client, work)
 
     @app.post("/generate")
     async def native(client: Client) -> Response:
@@ -94,6 +118,15 @@ async def respond(service: Service, client: Client, work: Callable[[Fields], Awa
     if isinstance(answer, tuple):
         return Events(*answer)
     return JSONResponse(answer)
+
+
+def occupied(body: Fields) -> set[str]:
+    """The tags of a body: all where there are none."""
+    tags = set(body.texts("tags", 2)) or {"weights", "kv_cache"}
+    body.done()
+    if unknown := sorted(tags - {"weights", "kv_cache"}):
+        raise BadRequest(f'tags has {unknown[0]!r}; tags: "kv_cache", "weights"')
+    return tags
 
 
 def check_key(service: Service, client: Client) -> None:

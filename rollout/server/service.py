@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request as Client
 
-from rollout.loop import EngineLoop, Event
+from rollout.lockstep import Memory
+from rollout.loop import EngineLoop, Event, MemoryOrder
 from rollout.sampling import Completion, Request, RequestError, Token
 from rollout.server.fields import BadRequest
 from rollout.server.metrics import Metrics
@@ -42,6 +43,7 @@ class Service:
         self.source, self.loop, self.metrics, self.limits = source, loop, metrics, limits
         self.engine = loop.ranks.engine
         self.draining = False
+        self.asleep = False  # its memory is released
         self.calls: set[Call] = set()
         self._ids = itertools.count()
 
@@ -63,6 +65,8 @@ class Service:
             raise BadRequest("the server is shutting down", 503)
         if self.loop.failure is not None:
             raise BadRequest(f"the engine has stopped: {self.loop.failure}", 503)
+        if self.asleep:
+            raise BadRequest("the memory is released: POST /resume_memory_occupation first", 503)
         samples = sum(r.sampling.n for r in requests)
         for request in requests:
             try:
@@ -75,6 +79,33 @@ class Service:
             self.metrics.refused.inc()
             raise BadRequest(f"{self.in_flight} samples are in flight, of at most {self.limits.queue}: try later", 429)
         return Call(self, requests, client)
+
+    async def release(self, weights: bool) -> None:
+        """Gives the memory of keys and values back, with `weights` that of the weights too. 409 while requests run."""
+        if self.calls:
+            raise BadRequest(f"{self.in_flight} samples are in flight: wait for them, or abort them", 409)
+        self.asleep = True
+        await self._order("release all" if weights else "release pages")
+
+    async def resume(self) -> None:
+        """Regains it. 503 where the device has too little; it can be tried again."""
+        await self._order("resume")
+        self.asleep = False
+
+    async def _order(self, what: Memory) -> None:
+        here = asyncio.get_running_loop()
+        done: asyncio.Future[Exception | None] = here.create_future()
+
+        def tell(error: Exception | None) -> None:
+            here.call_soon_threadsafe(done.set_result, error)
+
+        self.loop.memory(MemoryOrder(what, tell))
+        while not done.done() and self.loop.failure is None:
+            await asyncio.wait({done}, timeout=0.1)
+        if self.loop.failure is not None:
+            raise BadRequest(f"the engine has stopped: {self.loop.failure}", 503)
+        if error := done.result():
+            raise BadRequest(f"there is too little memory: {' '.join(str(error).split())[:300]}", 503)
 
 
 class Call:

@@ -122,6 +122,45 @@ def test_flush_cache(server: Server) -> None:
     assert server.client().get("/get_model_info").json()["is_generation"]
 
 
+@pytest.mark.parametrize("tags", [None, ["kv_cache"], ["weights", "kv_cache"]])
+def test_memory_is_released_and_resumed(server: Server, tags: list[str] | None) -> None:
+    """By SGLang's names; weights that were released are read again, and no bit changes."""
+    ask = {"text": TEXT * 3, "sampling_params": {"max_new_tokens": 6}, "return_logprob": True}
+    body = {} if tags is None else {"tags": tags}
+    first = post(server, "/generate", ask)
+    for _ in range(2):
+        assert post(server, "/release_memory_occupation", body) == {}
+    assert "POST /resume_memory_occupation" in json.dumps(post(server, "/generate", ask, 503))
+    answer = server.client().get("/health")
+    assert answer.status_code == 503 and answer.json() == {"status": "asleep"}
+    for _ in range(2):
+        assert post(server, "/resume_memory_occupation", body) == {}
+    again = post(server, "/generate", ask)
+    assert again["meta_info"]["cached_tokens"] == 0
+    assert again["meta_info"]["output_token_logprobs"] == first["meta_info"]["output_token_logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"tags": ["weights"]}, "are released with"),
+        ({"tags": ["pages"]}, "tags has 'pages'"),
+        ({"tags": 3}, "a string or a list"),
+        ({"level": 1}, "unknown field"),
+    ],
+)
+def test_memory_that_cannot_be_released(server: Server, body: dict, reason: str) -> None:
+    assert reason in json.dumps(post(server, "/release_memory_occupation", body, 400))
+
+
+def test_memory_is_not_released_under_a_request(server: Server) -> None:
+    ask = {"text": TEXT, "sampling_params": {"max_new_tokens": 900, "ignore_eos": True, "n": 4}, "stream": True}
+    with server.client().stream("POST", "/generate", json=ask) as stream:
+        lines = stream.iter_lines()  # closes the stream when it goes
+        next(lines)
+        assert "in flight" in json.dumps(post(server, "/release_memory_occupation", {}, 409))
+
+
 def test_default_seed_is_42(server: Server) -> None:
     params = {"max_new_tokens": 6}
     asked = post(server, "/generate", {"text": TEXT, "sampling_params": {**params, "sampling_seed": 42}})

@@ -102,6 +102,7 @@ def test_a_rank_that_is_gone_fails_all_requests_and_those_that_follow(monkeypatc
 def test_what_other_ranks_hear_is_what_was_said() -> None:
     asked = SamplingParams(5, 0.7, 2**63 - 1, (3, 4), ("a", "\n語"), 3)
     requests = [Request(2**40, (1, 2), asked, 1), Request(1, (0,), replace(asked, stop=()))]
-    for news in (News(requests, [7, 8]), News([], [7], True), News([], [], True)):
+    told = ["release pages", "resume"]
+    for news in (News(requests, [7, 8], False, []), News([], [7], True, []), News([], [], False, told)):
         assert News.decode(news.encode()) == news
     assert News().encode() == b"" and News.decode(b"") == News()
