@@ -1,9 +1,9 @@
 """`python -m rl.prove`: whole runs in many layouts, and the table of their hashes.
 
 Each row is a run as `rl.train` makes it (warm start, sampling, scoring, training, publishing) on a small model. What a layout
-changes (FSDP world size, micro-batch, activation checkpointing, offload, tensor-parallel size, engines, a SIGKILL and a
-resume) must change no bit, so all rows of a dtype show one SHA-256; exit code 1 where they do not. By default a few layouts
-that cover the values; --sample N: N drawn from the product; --all: the product.
+changes (FSDP world size, micro-batch, activation checkpointing, offload, tensor-parallel size, engines, placement, a SIGKILL
+and a resume) must change no bit, so all rows of a dtype show one SHA-256; exit code 1 where they do not. By default a few
+layouts that cover the values; --sample N: N drawn from the product; --all: the product.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -56,6 +57,7 @@ AXES: dict[str, tuple[Any, ...]] = {  # field of Layout: its values
     "offload": ("none", "optimizer", "all"),
     "tp": (1, 2, 4),
     "replicas": (1, 2),
+    "placement": ("colocated", "split"),
     "killed": (False, True),
 }
 KEYS = {  # the config keys of those, which no override may set
@@ -65,6 +67,7 @@ KEYS = {  # the config keys of those, which no override may set
     "offload": "trainer.offload",
     "tp": "rollout.tp",
     "replicas": "rollout.replicas",
+    "placement": "cluster.placement",
 }
 CHOSEN = (*KEYS.values(), "trainer.micro_leaves", "trainer.micro_tokens", "out_dir")
 
@@ -78,6 +81,7 @@ class Layout:
     offload: str
     tp: int
     replicas: int
+    placement: str  # of rollout and trainer: they share the cards, and hand memory over, or have a card for each rank
     killed: bool  # with SIGKILL, in another layout, and resumed in this one
 
     def overrides(self, out_dir: Path, budget: int) -> list[str]:
@@ -89,7 +93,8 @@ class Layout:
     def other(self) -> "Layout":
         """The layout that a killed run began in."""
         other = replace(self, world_size=3 - self.world_size if self.world_size < 3 else 2, micro=2, replicas=1)
-        return replace(other, checkpointing="none", offload="none" if self.offload != "none" else "optimizer")
+        offload = "optimizer" if self.offload == "none" else "none"
+        return replace(other, checkpointing="none", offload=offload, placement="colocated")
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,27 @@ class Row:
 
 
 def product(device: str) -> list[Layout]:
-    """All there are, in each dtype that the device computes in."""
+    """All there are on this machine, in each dtype that the device computes in."""
     others = [values for name, values in AXES.items() if name != "dtype"]
-    return [Layout(*values) for values in itertools.product(_dtypes(device), *others)]
+    return [x for values in itertools.product(_dtypes(device), *others) if _fits(x := Layout(*values), device)]
 
 
 def few(device: str) -> list[Layout]:
     """Some in which every value occurs, in each of these dtypes."""
     chosen: list[tuple[Any, ...]] = [
-        (1, 1, "none", "none", 1, 1, False),
-        (1, 2, "layer", "all", 2, 2, False),
-        (2, 4, "selective", "optimizer", 1, 1, True),
-        (4, BY_TOKENS, "none", "none", 4, 1, False),
+        (1, 1, "none", "none", 1, 1, "colocated", False),
+        (1, 2, "layer", "all", 2, 2, "colocated", False),
+        (2, 4, "selective", "optimizer", 1, 1, "colocated", True),
+        (4, BY_TOKENS, "none", "none", 4, 1, "colocated", False),
+        (1, 4, "none", "none", 1, 1, "split", False),
     ]
-    return [Layout(dtype, *values) for dtype in _dtypes(device) for values in chosen]
+    return [x for dtype in _dtypes(device) for values in chosen if _fits(x := Layout(dtype, *values), device)]
+
+
+def _fits(layout: Layout, device: str) -> bool:
+    """A split needs a card for every rank; otherwise ranks share what there is."""
+    ranks = layout.world_size + layout.tp * layout.replicas
+    return device == "cpu" or layout.placement == "colocated" or ranks <= torch.cuda.device_count()
 
 
 def _dtypes(device: str) -> tuple[str, ...]:
@@ -184,7 +196,7 @@ def _killed(overrides: Sequence[str], out_dir: Path) -> None:
 
 def table(rows: Sequence[Row]) -> Table:
     out = Table(title="One run in many layouts: SHA-256 of the trained weights", title_justify="left")
-    titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "killed")
+    titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "placement", "killed")
     for name in (*titles, "log-probs ≠", "s", "weights"):
         out.add_column(name, justify="right" if name in ("FSDP", "TP", "engines", "log-probs ≠", "s") else "left")
     for row in rows:

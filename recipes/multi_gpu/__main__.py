@@ -62,7 +62,7 @@ def main() -> None:
     out, rows = args.out.absolute(), list[Row]()
     with tempfile.TemporaryDirectory(prefix="multi_gpu") as folder:
         write_problems(Path(folder))
-        sizes = (4, 2, 8, 64, 120.0) if args.quick else (36, 3, 32, 512, 1200.0)
+        sizes = (4, 2, 8, 64, 120.0) if args.quick else (36, 3, 16, 512, 1200.0)
         layers, steps, prompts, new_tokens, seconds = sizes
         data = args.data or Path(folder)
         fast = not args.no_fast

@@ -161,7 +161,10 @@ def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> 
     """Both sides on all cards, or the trainer on one half of them and one engine or more on the other."""
     ranks = s.cards if placement == "colocated" else s.cards // 2
     command = ["rl.train", "+recipe=grpo_qwen3_8b", *_small(s), f"model.hf.num_hidden_layers={s.layers}"]
-    command += [*_ranks(ranks), "checkpoint.every=0", f"numerics={numerics}"]
+    room = s.layers <= 18 * ranks  # for all of a rank's state on its card
+    command += ["trainer.micro_tokens=40960", f"trainer.checkpointing={'layer' if s.layers > 18 else 'none'}"]
+    command += [*_ranks(ranks), f"cluster.placement={placement}", f"trainer.offload={'none' if room else 'all'}"]
+    command += ["checkpoint.every=0", f"numerics={numerics}"]
     return [*command, f"out_dir={out_dir}"]
 
 
@@ -176,6 +179,7 @@ def _small(s: Setting) -> list[str]:
     sizes = {
         "steps": s.steps,
         "logger": "none",
+        "save_model": "false",
         "algorithm.prompts_per_step": s.prompts,
         "rollout.max_new_tokens": s.new_tokens,
         "rollout.pages": s.prompts * 8 * -(-(s.new_tokens + 256) // 16),

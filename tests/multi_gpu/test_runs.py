@@ -12,11 +12,13 @@ pytestmark = [
     pytest.mark.multi_gpu,
     pytest.mark.skipif(CARDS < 2, reason=f"needs two CUDA devices, has {CARDS}"),
 ]
+HALF = CARDS // 2
 LAYOUTS = {
-    "one card each": Layout("bfloat16", 1, 4, "none", "none", 1, 1, False),
-    "trainer on all": Layout("bfloat16", CARDS, 2, "layer", "none", 1, 1, False),
-    "sampler on all": Layout("bfloat16", 1, BY_TOKENS, "none", "none", CARDS, 1, False),
-    "both on all, killed before": Layout("bfloat16", CARDS, 1, "selective", "optimizer", CARDS, 1, True),
+    "one card each": Layout("bfloat16", 1, 4, "none", "none", 1, 1, "split", False),
+    "trainer on all": Layout("bfloat16", CARDS, 2, "layer", "none", 1, 1, "colocated", False),
+    "sampler on all": Layout("bfloat16", 1, BY_TOKENS, "none", "none", CARDS, 1, "colocated", False),
+    "both on all, killed before": Layout("bfloat16", CARDS, 1, "selective", "optimizer", CARDS, 1, "colocated", True),
+    "half of them each": Layout("bfloat16", HALF, 1, "none", "none", HALF, 1, "split", False),
 }
 
 

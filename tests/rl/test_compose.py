@@ -60,7 +60,7 @@ def test_sweep_name() -> None:
 PLANS = {
     "default": ((), ("1 rollout engine(s) x tp 2 + 2 trainer ranks on cpu",)),
     "gsm8k_tiny": (("+recipe=gsm8k_tiny", f"data.path={GSM8K.resolve()}"), ("8 prompts x group of 4",)),
-    "grpo_qwen3_8b": (("+recipe=grpo_qwen3_8b",), ("8,190,735,360 parameters", "2 rollout engine(s) x tp 2", "GiB")),
+    "grpo_qwen3_8b": (("+recipe=grpo_qwen3_8b",), ("8,190,735,360 parameters", "4 rollout engine(s) x tp 2", "GiB")),
     "grpo_qwen3_0p6b": (("+recipe=grpo_qwen3_0p6b",), ("596,049,920 parameters", "131,072 tokens", "32 prompts")),
 }
 

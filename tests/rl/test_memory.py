@@ -20,7 +20,7 @@ CUDA = (
 
 
 def plan_of(*overrides: str) -> tuple[RunConfig, Plan]:
-    config = check(["+recipe=grpo_qwen3_8b", *overrides])[0]
+    config = check(["+recipe=grpo_qwen3_8b", "trainer.world_size=4", *overrides])[0]
     return config, make_plan(config, model_config(config, None), 512)
 
 

@@ -11,23 +11,39 @@ from rl import prove
 from rl.prove import BY_TOKENS, Layout, Row, equal, few, main, product
 from tests.rl.recorded import assert_recorded
 
-PLAIN = Layout("float32", 1, 4, "none", "none", 1, 1, False)
+PLAIN = Layout("float32", 1, 4, "none", "none", 1, 1, "colocated", False)
 
 
 def row(layout: Layout, sha256: str = "a" * 64, differing: int = 0) -> Row:
     return Row(layout, "cpu", sha256, 10, differing, 1.0, "" if sha256 else "trainer rank 0 failed")
 
 
-@pytest.mark.parametrize(("device", "dtypes"), [("cpu", {"float32", "bfloat16"}), ("cuda", {"bfloat16"})])
-def test_a_few_layouts_cover_every_value(device: str, dtypes: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("device", "cards", "dtypes"),
+    [
+        ("cpu", 0, {"float32", "bfloat16"}),
+        ("cuda", 1, {"bfloat16"}),
+        ("cuda", 2, {"bfloat16"}),
+        ("cuda", 8, {"bfloat16"}),
+    ],
+)
+def test_a_few_layouts_cover_every_value(
+    device: str, cards: int, dtypes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
     chosen, whole = few(device), product(device)
-    assert len(set(whole)) == len(whole) == 1296 * len(dtypes) and len(chosen) == 4 * len(dtypes)
+    assert len(set(whole)) == len(whole) and 4 <= len(chosen) / len(dtypes) <= 5
     assert set(chosen) <= set(whole) and {lay.dtype for lay in chosen} == dtypes
     for dtype in dtypes:
         for field, values in prove.AXES.items():
             if field != "dtype":
-                assert {getattr(lay, field) for lay in chosen if lay.dtype == dtype} == set(values), (dtype, field)
+                possible = values if cards != 1 or field != "placement" else ("colocated",)
+                assert {getattr(lay, field) for lay in chosen if lay.dtype == dtype} == set(possible), (dtype, field)
     assert all(lay.other().world_size != lay.world_size and lay.other().offload != lay.offload for lay in whole)
+    split = [lay for lay in whole if lay.placement == "split"]
+    assert len(whole) - len(split) == 1296 * len(dtypes)
+    if device == "cuda":
+        assert all(lay.world_size + lay.tp * lay.replicas <= cards for lay in split) and bool(split) == (cards > 1)
 
 
 def test_verdict() -> None:
@@ -59,7 +75,7 @@ def test_exit_code_of_runs_that_differ(
         (["stpes=2"], "unknown key 'stpes'"),
         (["rollout.tp=2"], "rollout.tp=2: the proof itself chooses"),
         (["trainer.micro_tokens=9"], "trainer.micro_tokens=9: the proof itself chooses"),
-        (["--sample", "0"], "--sample=0: must be in 1 .. 2592"),
+        (["--sample", "0"], "--sample=0: must be in 1 .. 5184"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["--json"], "expected one argument"),
         (["--json", "/does/not/exist/x.json"], "--json=/does/not/exist/x.json: no such folder"),
@@ -79,7 +95,7 @@ def test_bad_input(
 
 @pytest.mark.slow
 def test_two_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    other = Layout("float32", 2, BY_TOKENS, "layer", "optimizer", 2, 1, True)
+    other = Layout("float32", 2, BY_TOKENS, "layer", "optimizer", 2, 1, "split", True)
     monkeypatch.setattr(prove, "few", lambda _: [PLAIN, other])
     main(["--json", str(tmp_path / "rows.json")])
     out = capsys.readouterr().out
