@@ -1,6 +1,7 @@
 """What a run would take, before it takes it: processes, memory, batch arithmetic."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from kernels.device import implementation
 from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
-from rl.placement import place
+from rl.placement import Placement, place
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
+_CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 
@@ -129,17 +131,38 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
                 "device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan"
             )
         implementation("matmul", "cuda")
-        place(config, torch.cuda.device_count())
-        return  # its memory is the device's, and the plan says how much
+        cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        _check_cards(config, plan, place(config, len(cards)), cards)
+        _check_host(plan.trainer_processes * (_PROCESS + plan.trainer.host + plan.snapshot_bytes))
+        return
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
         plan.trainer_bytes + plan.snapshot_bytes
     )
+    _check_host(need)
+
+
+def _check_host(need: int) -> None:
     free = available_memory()
     if free and need > free:
         raise UserError(
-            f"the plan needs about {gib(need)} and {gib(free)} is free: lower rollout.pages, "
-            f"trainer.micro_leaves, rollout.replicas or the model's size"
+            f"the plan needs about {gib(need)} of host memory and {gib(free)} is free: lower rollout.pages, "
+            f"trainer.micro_leaves, rollout.replicas or the model's size, or change trainer.offload"
         )
+
+
+def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
+    """UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
+    for card, size in enumerate(cards):
+        trainer, rollout = where.trainer.count(card), where.rollout.count(card)
+        parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
+        need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
+        if need > size:
+            raise UserError(
+                f"card {card} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
+                f"process(es) of {gib(plan.rollout_bytes)} need {gib(need)} there ({config.cluster.placement}): set "
+                f"trainer.checkpointing, trainer.offload or trainer.micro_tokens, lower rollout.pages, or raise "
+                f"trainer.world_size or rollout.tp"
+            )
 
 
 def available_memory() -> int:

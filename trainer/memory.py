@@ -82,7 +82,8 @@ def trainer_memory(
         backward += width * tokens * full
     last = 8 * outer + (4 * outer // world_size if world_size > 1 else 0)
     inner = reduced - 4 * outer // world_size if offload != "all" else 0
-    passing = _DEPTH * PIECE * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
+    staged = 0 if device == "cpu" else _DEPTH * PIECE
+    passing = staged * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
     peak = fixed + max(
         gathered + saved + head + 4 * table,
         gathered + saved + backward,

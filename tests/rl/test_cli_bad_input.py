@@ -18,7 +18,7 @@ from rl.data.tokenizer import of_characters
 from tests.rl.command import ROOT, call, command
 
 CASES = {
-    "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, seed, steps")),
+    "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, save_model, seed, steps")),
     "unknown key in a section": (("rollout.tpp=2",), ("'rollout.tpp'", "rollout.tp?", "prefill_chunk")),
     "added unknown key": (("+unknown=1",), ("unknown key 'unknown'", "align, checkpoint, cluster")),
     "added unknown key in a section": (("+trainer.foo=1",), ("unknown key 'trainer.foo'", "world_size")),

@@ -7,7 +7,8 @@ from kernels.model.weights import parameters
 from rl.compose import check
 from rl.errors import UserError
 from rl.model import model_config
-from rl.plan import Plan, check_machine, make_plan
+from rl.placement import place
+from rl.plan import Plan, _check_cards, check_machine, make_plan
 from trainer.batch import BatchError
 
 
@@ -76,6 +77,26 @@ def test_what_saves_memory_does(recipe: str = "grpo_qwen3_8b") -> None:
         ("trainer.checkpointing=layer", "trainer.offload=optimizer"), ("trainer.checkpointing=layer", "trainer.offload=all"),
     )]  # fmt: skip
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
+
+
+def test_a_card_too_small_is_refused_with_all_numbers() -> None:
+    """Colocated sides take turns; split ones have a card each."""
+    base = ["+recipe=grpo_qwen3_8b", "trainer.world_size=1", "rollout.tp=1", "rollout.replicas=1"]
+    for placement, cards in (("colocated", [80 << 30]), ("split", [80 << 30, 80 << 30])):
+        config = check([*base, f"cluster.placement={placement}"])[0]
+        plan = make_plan(config, model_config(config, None), 512)
+        assert plan.trainer.peak > 200 << 30  # many micro-batches: gradients wait
+        with pytest.raises(
+            UserError, match=rf"^card 0 has 80.0 GiB and 1 trainer rank.*GiB there \({placement}\): set "
+        ):
+            _check_cards(config, plan, place(config, len(cards)), cards)
+        _check_cards(config, plan, place(config, len(cards)), [400 << 30] * len(cards))
+    config = check([*base, "algorithm.prompts_per_step=2", "cluster.placement=colocated", "rollout.pages=2048"])[0]
+    plan = make_plan(config, model_config(config, None), 512)
+    turns = max(plan.trainer_bytes, plan.rollout_bytes) + (2 << 30)
+    _check_cards(config, plan, place(config, 1), [turns])
+    with pytest.raises(UserError, match="card 0 has"):
+        _check_cards(config, plan, place(config, 1), [turns - (3 << 30)])
 
 
 def test_rounded_moments_must_be_able_to_decay() -> None:
