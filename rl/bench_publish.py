@@ -31,7 +31,7 @@ from rl.publish import HALF, publish
 from trainer.command import fail
 from trainer.publisher import Publisher, Receiver
 
-_REPEATS = 5
+_REPEATS = 3
 
 
 class Masters:

@@ -188,6 +188,15 @@ def _check_disk(config: RunConfig, plan: Plan) -> None:
         )
 
 
+def _placement(config: RunConfig, plan: Plan) -> str:
+    processes = plan.rollout_processes + plan.trainer_processes
+    if config.cluster.placement == "split":
+        return f"split: {processes} cards, one a process" if config.device == "cuda" else "split"
+    return (
+        "colocated: the engines sleep, without weights and pages, while the trainer steps; its state waits on the host"
+    )
+
+
 def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Console) -> None:
     algorithm, section = config.algorithm, config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
@@ -207,6 +216,7 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
             f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp} + {section.world_size} trainer ranks "
             f"on {config.device}",
         ),
+        ("placement", _placement(config, plan)),
         (
             "memory, rollout process",
             f"{gib(plan.rollout_bytes)} = weights {gib(plan.weights_bytes)} + keys and values {gib(plan.kv_bytes)}",

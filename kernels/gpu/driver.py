@@ -53,12 +53,17 @@ def _call(name: str, *arguments: Any, size: int = 0) -> None:
         _library().cuGetErrorString(code, ctypes.byref(text))
         reason = text.value.decode() if text.value else "unknown"
         if code == 2:  # CUDA_ERROR_OUT_OF_MEMORY
-            free, total = torch.cuda.mem_get_info()
-            raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size / 2**30:.2f} GiB. The GPU has a total capacity of "
-                f"{total / 2**30:.2f} GiB of which {free / 2**30:.2f} GiB is free"
-            )
+            raise _out_of_memory(size)
         raise DriverError(f"{name}: {reason} ({code})")
+
+
+def _out_of_memory(size: int) -> torch.OutOfMemoryError:
+    """In the words of torch's own allocator."""
+    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory. Tried to allocate {size / 2**30:.2f} GiB. The GPU has a total capacity of {total:.2f} GiB of "
+        f"which {free:.2f} GiB is free"
+    )
 
 
 class _Bytes:
@@ -84,6 +89,8 @@ class _Range:
     """Virtual addresses, with physical memory under them or without."""
 
     def __init__(self, size: int, device: int) -> None:
+        if size > torch.cuda.mem_get_info(device)[1]:
+            raise _out_of_memory(size)
         self.device, self.handle = device, ctypes.c_uint64()
         self.kind = _Kind(type=_PINNED, location=_Location(_ON_DEVICE, device))
         unit = ctypes.c_size_t()

@@ -16,6 +16,7 @@ from tests.rl.command import GSM8K, SHORT, call, command
 pytestmark = pytest.mark.slow
 
 ELSEWHERE = (  # every way to serve and to shard that must not matter, at once
+    "cluster.placement=split",
     "rollout.tp=1",
     "rollout.replicas=2",
     "rollout.pages=24",
