@@ -28,6 +28,7 @@ _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 class Plan:
     model: ModelConfig
     on_cpu: bool
+    colocated: bool
     prompt_tokens: int  # of the longest prompt
     parameters: int
     rollout_processes: int
@@ -46,6 +47,12 @@ class Plan:
     @property
     def rollout_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes
+
+    @property
+    def trainer_host_bytes(self) -> int:
+        """Of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the rollout
+        has the card."""
+        return 0 if self.on_cpu else self.trainer.host + self.trainer.state * self.colocated
 
     @property
     def trainer_bytes(self) -> int:
@@ -90,6 +97,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
+        colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
@@ -133,7 +141,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
         implementation("matmul", "cuda")
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
         _check_cards(config, plan, place(config, len(cards)), cards)
-        _check_host(plan.trainer_processes * (_PROCESS + plan.trainer.host + plan.snapshot_bytes))
+        _check_host(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes))
         return
     need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
         plan.trainer_bytes + plan.snapshot_bytes
@@ -225,7 +233,7 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
             "memory, trainer process",
             f"{gib(plan.trainer_bytes)} at the peak: weights and moments {gib(plan.trainer.state)}, gradients "
             f"{gib(plan.trainer.gradients)}, saved activations {gib(plan.trainer.activations)}"
-            + (f"; {gib(plan.trainer.host)} of host memory" if plan.trainer.host else ""),
+            + (f"; {gib(plan.trainer_host_bytes)} of host memory" if plan.trainer_host_bytes else ""),
         ),
         (
             "KV capacity of an engine",
