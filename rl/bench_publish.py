@@ -53,8 +53,8 @@ class Masters:
         }
         self.publisher = Publisher(model, rank, size, dtype, device, store)
 
-    def begin_publication(self, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
-        return self.publisher.begin(self.rows, receivers, half)
+    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        return self.publisher.begin(name, self.rows, receivers, half)
 
     def pack(self, number: int) -> None:
         self.publisher.pack(number)

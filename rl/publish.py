@@ -6,6 +6,7 @@ the fingerprints of both sides; where that fails, or a rank does, every engine g
 
 import hashlib
 import time
+import uuid
 from collections.abc import Callable
 
 from kernels.model.fingerprint import unsigned
@@ -41,8 +42,9 @@ def publish(
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progress: Progress, half: int) -> str:
     shown = time.perf_counter()
-    tickets, counts = zip(*trainer.call("begin_publication", rollout.receivers, half), strict=True)
-    rollout.call("begin_publication", list(tickets), half)
+    name = uuid.uuid4().hex
+    tickets, counts = zip(*trainer.call("begin_publication", name, rollout.receivers, half), strict=True)
+    rollout.call("begin_publication", name, list(tickets), half)
     far = any(ticket.card != receiver.card for ticket in tickets for receiver in rollout.receivers)
     trainer.call("pack", 0)
     for number in range(total := max(counts)):

@@ -46,8 +46,8 @@ class RolloutRank:
         self.engine = Engine(model, config, group)
         self.receiver = Receiver(self.engine, name, trainer)
 
-    def begin_publication(self, tickets: Sequence[Ticket], half: int) -> None:
-        self.receiver.begin(tickets, half)
+    def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
+        self.receiver.begin(name, tickets, half)
 
     def take(self, number: int) -> None:
         self.receiver.take(number)

@@ -29,10 +29,12 @@ class Receiver:
         self._halves: list[list[torch.Tensor]] = []
         self._under_way = False
 
-    def begin(self, tickets: Sequence[Ticket], half: int) -> None:
-        """`tickets` of all trainer ranks; `half` as on their side. torch.OutOfMemoryError where there is no room for the second
-        set."""
-        self.abandon()
+    def begin(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
+        """`tickets` of all trainer ranks; `name` and `half` as on their side. torch.OutOfMemoryError where there is no room for
+        the second set."""
+        if self._under_way:
+            self.abandon()
+        self._publication = name
         runner, config = self.engine.runner, self.engine.config
         card = torch.cuda.current_device() if config.device == "cuda" else -1
         self._near = [ticket.card == card for ticket in tickets]
@@ -68,7 +70,7 @@ class Receiver:
                 there = extent(pieces, dtype)
                 bucket, start = torch.empty(there.stop - there.start, dtype=torch.uint8, device="cuda"), there.start
                 if w not in self._wires:
-                    self._wires[w] = Wire(f"{self.name} {w}", self.store, sender=False)
+                    self._wires[w] = Wire(f"{self._publication} {self.name} {w}", self.store, sender=False)
                 self._wires[w].receive(bucket)
             for piece in pieces:
                 target = self._target[piece.parameter.name]
@@ -101,12 +103,11 @@ class Receiver:
         self._close()
 
     def abandon(self) -> None:
-        """Forgets a publication that did not come to its end. The engine serves what it served before."""
-        if self._under_way:
-            for wire in self._wires.values():
-                wire.cut()
-            self._wires = {}
-            self._close()
+        """After a publication that failed, on any rank. The engine serves what it served before."""
+        for wire in self._wires.values():
+            wire.cut()
+        self._wires = {}
+        self._close()
 
     def _close(self) -> None:
         self._shadow, self._halves, self._target, self._under_way = None, [], {}, False

@@ -65,8 +65,8 @@ class TrainerRank:
     def onload(self) -> None:
         self.trainer.onload()
 
-    def begin_publication(self, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
-        return self.publisher.begin(self.trainer.rows(), receivers, half)
+    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        return self.publisher.begin(name, self.trainer.rows(), receivers, half)
 
     def pack(self, number: int) -> None:
         self.publisher.pack(number)

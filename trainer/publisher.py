@@ -38,10 +38,14 @@ class Publisher:
         self._bucket: SharedBucket | None = None
         self._under_way = False
 
-    def begin(self, rows: Mapping[str, torch.Tensor], receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
-        """`rows`: this rank's of every parameter, float32, which must stay as they are until `finish`. Returns how to open the
-        bucket, and how many buckets there will be."""
-        self.cut()
+    def begin(
+        self, name: str, rows: Mapping[str, torch.Tensor], receivers: Sequence[Receiver], half: int
+    ) -> tuple[Ticket, int]:
+        """`name`: of this publication, on all ranks of both sides; new. `rows`: this rank's of every parameter, float32, which
+        must stay as they are until `finish`. Returns how to open the bucket, and how many buckets there will be."""
+        if self._under_way:
+            self.cut()
+        self._name = name
         card = torch.cuda.current_device() if self.device == "cuda" else -1
         shards = 1 + max(r.shard for r in receivers)
         self._rows, self._far = rows, [r for r in receivers if r.card != card]
@@ -79,7 +83,9 @@ class Publisher:
         for receiver in self._far:
             if theirs := [p for p in pieces if p.shard.rank == receiver.shard]:
                 if receiver.name not in self._wires:
-                    self._wires[receiver.name] = Wire(f"{receiver.name} {self.rank}", self.store, sender=True)
+                    self._wires[receiver.name] = Wire(
+                        f"{self._name} {receiver.name} {self.rank}", self.store, sender=True
+                    )
                 work = self._wires[receiver.name].send(half[extent(theirs, self.dtype)])
                 self._sending[number % 2].append(work)
 
@@ -96,8 +102,7 @@ class Publisher:
         return sums
 
     def cut(self) -> None:
-        """Ends a publication that did not come to its end."""
-        if self._under_way:
-            for wire in self._wires.values():
-                wire.cut()
-            self._wires, self._bucket, self._rows, self._under_way = {}, None, {}, False
+        """After a publication that failed, on any rank: ends it here, and the wires, whose other ends may still wait."""
+        for wire in self._wires.values():
+            wire.cut()
+        self._wires, self._bucket, self._rows, self._under_way = {}, None, {}, False

@@ -46,7 +46,7 @@ def _library() -> ctypes.CDLL:
 
 def _call(name: str, *arguments: Any, size: int = 0) -> None:
     """Calls a driver function in the context of torch's current device. `size`: the bytes it is to allocate."""
-    torch.cuda.current_stream()  # makes that context current
+    torch.cuda.mem_get_info()  # makes that context, and makes it current
     code = getattr(_library(), name)(*arguments)
     if code:
         text = ctypes.c_char_p()
