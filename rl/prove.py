@@ -247,14 +247,14 @@ def main(arguments: Sequence[str]) -> None:
                 prepare(check([*SMALL, *args.overrides, *layout.overrides(Path(folder) / "run", budget)])[0])
             for row in prove(chosen, args.overrides, Path(folder), budget):
                 rows.append(row)
+                if args.json:
+                    write_atomic(args.json, json.dumps([asdict(r) for r in rows], indent=2) + "\n")
                 bar(len(rows), len(chosen), row.sha256[:16] or "failed")
     except BAD_INPUT as error:
         fail(error, 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     console.print(table(rows))
-    if args.json:
-        write_atomic(args.json, json.dumps([asdict(r) for r in rows], indent=2) + "\n")
     if not equal(rows):
         fail("the hashes differ: the layout changed the run", 1)
     console.print("all equal: the layout changed no bit")

@@ -1,7 +1,8 @@
 """python -m recipes.multi_gpu [--quick]: everything that takes several GPUs of one host, in parts, each row run and judged.
 
-Writes OUT/multi_gpu.json, OUT/multi_gpu.md and the log of every command. Exit code 1 where a row does not hold. --quick takes
-minutes: Qwen3-8B's widths in 4 layers, short texts. Without it the model has its 36 layers.
+Writes OUT/multi_gpu.json, OUT/multi_gpu.md and the log of every command; the folders of the runs are removed at the end. Exit
+code 1 where a row does not hold. --quick takes minutes: Qwen3-8B's widths in 4 layers, short texts. Without it the model has
+its 36 layers.
 """
 
 import json
@@ -66,7 +67,9 @@ def main() -> None:
         layers, steps, prompts, new_tokens, seconds = sizes
         data = args.data or Path(folder)
         fast = not args.no_fast
-        setting = Setting(out, count, args.layers or layers, steps, prompts, new_tokens, data, seconds, fast)
+        setting = Setting(
+            out, Path(folder), count, args.layers or layers, steps, prompts, new_tokens, data, seconds, fast
+        )
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
         for name in chosen:
             for row in PARTS[name](setting):

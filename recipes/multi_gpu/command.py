@@ -43,7 +43,10 @@ class Running:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
-                env=os.environ | NO_MULTICAST | {"PYTHONPATH": path, name: value} | (environment or {}),
+                env=os.environ
+                | NO_MULTICAST
+                | {"PYTHONPATH": path, "COLUMNS": "160", name: value}
+                | (environment or {}),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

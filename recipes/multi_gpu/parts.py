@@ -15,13 +15,14 @@ from recipes.multi_gpu.command import Ended, Running, run
 PATIENCE = 30.0
 """Seconds within which a dead rank must end its run."""
 PLACEMENTS = ("colocated", "split")
-PHASES = ("sample", "score", "train", "publish")
+PHASES = ("handover", "sample", "score", "train", "publish")
 Figure = float | int | str
 
 
 @dataclass(frozen=True)
 class Setting:
-    folder: Path  # for logs and runs
+    folder: Path  # for logs: small
+    runs: Path  # for the folders of runs: gigabytes, removed at the end
     cards: int
     layers: int  # of Qwen3-8B's 36
     steps: int
@@ -70,9 +71,9 @@ def engine(s: Setting) -> Iterator[Row]:
     """Tokens per second at each TP; the completions and log-probs of all are those of TP=1."""
     alone: dict[str, float] = {}
     for tp in (1 << i for i in range(s.cards.bit_length())):
-        out = s.folder / f"engine-{tp}.json"
+        out = s.runs / f"engine-{tp}.json"
         command = ["recipes.multi_gpu.engine", f"--tp={tp}", f"--layers={s.layers}", f"--json={out}"]
-        command += ["--same-as", str(s.folder / "engine-1.json")] if tp > 1 else []
+        command += ["--same-as", str(s.runs / "engine-1.json")] if tp > 1 else []
         ended = run(command, s.folder / f"engine-{tp}.log", s.seconds)
         if ended.code != 0:
             yield _row("engine", f"TP {tp}, {s.layers} layers", False, command, ended)
@@ -84,12 +85,33 @@ def engine(s: Setting) -> Iterator[Row]:
             yield _row("engine", f"TP {tp}, {s.layers} layers, batch {batch}", True, command, ended, figures)
 
 
+def publish(s: Setting) -> Iterator[Row]:
+    """New weights of the whole Qwen3-8B, from the trainer's shards to the engines', with their fingerprints compared."""
+    for placement in PLACEMENTS:
+        ranks = s.cards if placement == "colocated" else s.cards // 2
+        command = [
+            "rl.bench_publish",
+            "model=qwen3_8b",
+            "device=cuda",
+            *_ranks(ranks),
+            f"cluster.placement={placement}",
+        ]
+        ended = run(command, s.folder / f"publish-{placement}.log", s.seconds)
+        measured = [[cell.strip() for cell in line.split("│")] for line in ended.output.splitlines() if "│" in line]
+        if ended.code != 0 or not measured:
+            yield _row("publish", placement, False, command, ended)
+            continue
+        for _, name, median, _, most, rate, _ in measured:
+            figures: dict[str, Figure] = {"median, s": float(median), "most, s": float(most), "GB/s": rate}
+            yield _row("publish", f"{placement}, {name}", True, command, ended, figures)
+
+
 def recipe(s: Setting) -> Iterator[Row]:
     """Whole steps of grpo_qwen3_8b: exact, their times, the memory of the cards, and the same with the vendor's kernels."""
     for placement in PLACEMENTS:
         exact = 0.0
         for numerics in ("exact", "fast") if s.fast else ("exact",):
-            out_dir = s.folder / f"{placement}-{numerics}"
+            out_dir = s.runs / f"{placement}-{numerics}"
             command = recipe_command(s, placement, numerics, out_dir)
             ended = run(command, s.folder / f"{out_dir.name}.log", s.seconds)
             times, figures = phases(out_dir), dict[str, Figure]()
@@ -112,14 +134,17 @@ def recipe(s: Setting) -> Iterator[Row]:
 
 def kill(s: Setting) -> Iterator[Row]:
     """A rank killed in a step: its run ends in time and names it; resumed it ends with the weights of an undisturbed run."""
-    untouched, out_dir = s.folder / "untouched", s.folder / "killed"
+    untouched, out_dir = s.runs / "untouched", s.runs / "killed"
     command = kill_command(s, 1, untouched)
     ended = run(command, s.folder / "untouched.log", s.seconds)
     yield _row("kill", "nobody is killed, one card each", ended.code == 0, command, ended, _hash(untouched))
     if ended.code != 0:
         return
     times = phases(untouched)
-    moments = {"TrainerRank": times["sample"] + times["train"] / 2, "RolloutRank": times["sample"] / 2}
+    moments = {
+        "TrainerRank": times["handover"] + times["sample"] + times["train"] / 2,
+        "RolloutRank": times["sample"] / 2,
+    }
     command = kill_command(s, s.cards, out_dir)
     for done, (name, moment) in enumerate(moments.items(), 1):
         yield _kill_one(s, command, out_dir, name, done, moment)
@@ -152,6 +177,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "tests": tests,
     "collectives": collectives,
     "engine": engine,
+    "publish": publish,
     "recipe": recipe,
     "kill": kill,
 }

@@ -33,7 +33,7 @@ def planned(command: list[str], cards: int) -> RunConfig:
 @pytest.mark.parametrize(("cards", "layers"), [(2, 4), (4, 36), (8, 36)])
 def test_every_run_is_one_that_can_be_planned(cards: int, layers: int, tmp_path: Path) -> None:
     write_problems(tmp_path, 40)
-    setting = Setting(tmp_path, cards, layers, 2, 8, 64, tmp_path, 10.0, True)
+    setting = Setting(tmp_path, tmp_path, cards, layers, 2, 8, 64, tmp_path, 10.0, True)
     recipes = {
         (placement, numerics): planned(recipe_command(setting, placement, numerics, tmp_path / "out"), cards)
         for placement in PLACEMENTS
@@ -55,7 +55,7 @@ def test_a_command_and_its_end(tmp_path: Path) -> None:
 
 def test_the_first_step_is_not_timed(tmp_path: Path) -> None:
     assert phases(tmp_path) == {}
-    names = ("sample", "score", "train", "publish")
+    names = ("handover", "sample", "score", "train", "publish")
     rows = [{"step": i, "grpo/step": i, **{f"time/{name}": float(i) for name in names}} for i in range(1, 4)]
     evaluation, half = {"step": 4, "eval/accuracy": 0.5}, '{"step": 5, "gr'
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, evaluation]) + half)
