@@ -151,5 +151,6 @@ class Passage:
 
     def finish(self) -> None:
         """Waits until the host holds everything, and frees the pieces' room."""
-        _wait(self.device)
-        self._rings, self._free = {}, [None] * _DEPTH
+        if self._rings:
+            _wait(self.device)
+            self._rings, self._free = {}, [None] * _DEPTH
