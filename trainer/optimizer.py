@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from kernels.collectives import TreeGroup
 from kernels.ops import adamw, fold_rows, square_rows
 from kernels.tree import Counter, fold
-from trainer.host import Passage, host_tensor
+from trainer.host import Passage, clear, host_tensor
 from trainer.model import TrainerModel
 
 Offload = Literal["none", "optimizer", "all"]
@@ -55,9 +55,7 @@ class Optimizer:
             names = [n for n in self._parameters if not (self.tied and n == "head")]
             self._moments = {n: (self._moment(n), self._moment(n)) for n in names}
         else:
-            for pair in self._moments.values():
-                for moment in pair:
-                    moment.zero_()
+            clear(self.all_moments(), self.device)
         self.discard()
 
     def _moment(self, name: str) -> torch.Tensor:
