@@ -133,6 +133,10 @@ class RolloutFleet:
     def wake(self) -> None:
         self.call("wake")
 
+    def peak_bytes(self) -> int:
+        """Most memory that the fullest rank had so far."""
+        return max(self.call("peak_bytes"))
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
         together, for the prefix cache."""

@@ -212,6 +212,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "memory": {
                 "trainer_peak_gib": round(peak / 2**30, 3),  # the fullest rank, in the steps above
                 "trainer_planned_gib": round(ready.plan.trainer_bytes / 2**30, 3),
+                "rollout_peak_gib": round(rollout.peak_bytes() / 2**30, 3),
+                "rollout_planned_gib": round(ready.plan.rollout_bytes / 2**30, 3),
             },
             "device": config.device,
             "numerics": config.numerics,

@@ -20,6 +20,7 @@ from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
+_ENGINE_PROCESS = 330 * 2**20  # without FSDP2, likewise
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
@@ -35,6 +36,7 @@ class Plan:
     trainer_processes: int
     weights_bytes: int  # of one rollout process
     kv_bytes: int  # of one rollout process
+    serving_bytes: int  # of one rollout process: activations of the largest engine step, logits of all that it samples
     kv_tokens: int  # that the pages of one engine hold
     trainer: TrainerMemory  # of one trainer process, with sequences of full length
     checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
@@ -46,7 +48,8 @@ class Plan:
 
     @property
     def rollout_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes
+        """Of one rollout process: tensors on its GPU, or on a CPU all that it has."""
+        return self.weights_bytes + self.kv_bytes + self.serving_bytes + (_ENGINE_PROCESS if self.on_cpu else 0)
 
     @property
     def trainer_host_bytes(self) -> int:
@@ -104,6 +107,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer_processes=section.world_size,
         weights_bytes=width * model.parameter_count // rollout.tp,
         kv_bytes=2 * width * model.layers * kv_tokens * kv_heads * model.head_dim,
+        serving_bytes=_serving(config, model, width),
         kv_tokens=kv_tokens,
         trainer=trainer,
         checkpoint_bytes=checkpoint,
@@ -113,6 +117,15 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _serving(config: RunConfig, model: ModelConfig, width: int) -> int:
+    section = config.rollout
+    tokens = min(section.max_batch_tokens, section.max_running * section.prefill_chunk)
+    residual = 4 * model.hidden_size  # the stream, the delta to it, a norm and a sum on its way
+    inner = 3 * model.intermediate_size // section.tp
+    logits = 3 * 4 * section.max_running * model.vocab_size // section.tp  # the logits, their noise, and masks
+    return width * tokens * (residual + inner) + logits
 
 
 def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:
@@ -143,7 +156,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
         _check_cards(config, plan, place(config, len(cards)), cards)
         _check_host(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes))
         return
-    need = plan.rollout_processes * (_PROCESS + plan.rollout_bytes) + plan.trainer_processes * (
+    need = plan.rollout_processes * plan.rollout_bytes + plan.trainer_processes * (
         plan.trainer_bytes + plan.snapshot_bytes
     )
     _check_host(need)
@@ -227,7 +240,8 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
         ("placement", _placement(config, plan)),
         (
             "memory, rollout process",
-            f"{gib(plan.rollout_bytes)} = weights {gib(plan.weights_bytes)} + keys and values {gib(plan.kv_bytes)}",
+            f"{gib(plan.rollout_bytes)} at the peak: weights {gib(plan.weights_bytes)}, keys and values {gib(plan.kv_bytes)}, "
+            f"activations {gib(plan.serving_bytes)}",
         ),
         (
             "memory, trainer process",

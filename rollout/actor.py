@@ -67,5 +67,8 @@ class RolloutRank:
     def wake(self) -> None:
         self.engine.wake()
 
+    def peak_bytes(self) -> int:
+        return self.engine.peak_bytes()
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self.engine.generate(requests)

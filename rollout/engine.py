@@ -1,5 +1,7 @@
 """The engine: requests in, completions out, weights replaced in place between batches."""
 
+import resource
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -99,6 +101,13 @@ class Engine:
     @property
     def awake(self) -> bool:
         return self.runner.page_memory.held and self.runner.weight_memory.held
+
+    def peak_bytes(self) -> int:
+        """Most memory that this rank had so far: weights, pages and tensors on its GPU; on a CPU, all of the process."""
+        if self.config.device == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        held = self.runner.weight_memory.bytes + self.runner.page_memory.bytes
+        return held + torch.cuda.max_memory_allocated()
 
     def sleep(self, level: Literal[1, 2], in_flight: InFlight = "refuse") -> None:
         """Gives the memory of keys and values back, at level 2 that of the weights too, which are then lost: after `wake` the
