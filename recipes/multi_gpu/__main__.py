@@ -10,13 +10,16 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from recipes.multi_gpu.command import ROOT
-from recipes.multi_gpu.parts import PARTS, Row, Setting
+from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
 from recipes.multi_gpu.problems import write_problems
 from recipes.multi_gpu.record import markdown
 from trainer.command import Parser, fail
@@ -39,6 +42,14 @@ def show(row: Row) -> None:
     print(
         f"{'ok  ' if row.ok else 'FAIL'} {row.part}: {row.case} ({row.seconds:.0f} s) {figures} {row.note}", flush=True
     )
+
+
+def attempted(name: str, setting: Setting) -> Iterator[Row]:
+    """The rows of a part, and one more that says so where it broke: the other parts go on."""
+    try:
+        yield from PARTS[name](setting)
+    except Exception as error:
+        yield Row(name, "the part itself", False, 0.0, "", {}, f"{type(error).__name__}: {error}")
 
 
 def main() -> None:
@@ -65,18 +76,25 @@ def main() -> None:
         write_problems(Path(folder))
         sizes = (4, 2, 8, 64, 120.0) if args.quick else (36, 3, 16, 512, 1200.0)
         layers, steps, prompts, new_tokens, seconds = sizes
-        data = args.data or Path(folder)
-        fast = not args.no_fast
-        setting = Setting(
-            out, Path(folder), count, args.layers or layers, steps, prompts, new_tokens, data, seconds, fast
-        )
+        sizes = (args.layers or layers, steps, prompts, new_tokens)
+        data, fast = args.data or Path(folder), not args.no_fast
+        setting = Setting(out, Path(folder), count, *sizes, data, seconds, fast, args.quick)
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
-        for name in chosen:
-            for row in PARTS[name](setting):
-                rows.append(row)
-                show(row)
-                (out / "multi_gpu.json").write_text(json.dumps(about | {"rows": [asdict(r) for r in rows]}, indent=1))
-                (out / "multi_gpu.md").write_text(markdown(rows, about))
+        lock = threading.Lock()
+
+        def work(name: str) -> None:
+            for row in attempted(name, setting):
+                with lock:
+                    rows.append(row)
+                    show(row)
+                    (out / "multi_gpu.json").write_text(
+                        json.dumps(about | {"rows": [asdict(r) for r in rows]}, indent=1)
+                    )
+                    (out / "multi_gpu.md").write_text(markdown(rows, about))
+
+        for stage in STAGES:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(work, [name for name in stage if name in chosen]))
     failed = [row for row in rows if not row.ok]
     print(f"{len(rows) - len(failed)} of {len(rows)} rows hold; {out / 'multi_gpu.md'}")
     if failed:

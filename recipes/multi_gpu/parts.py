@@ -31,6 +31,7 @@ class Setting:
     data: Path
     seconds: float  # the longest that one command may take
     fast: bool  # also numerics=fast
+    quick: bool = False  # fewer cases
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def engine(s: Setting) -> Iterator[Row]:
         out = s.runs / f"engine-{tp}.json"
         command = ["recipes.multi_gpu.engine", f"--tp={tp}", f"--layers={s.layers}", f"--json={out}"]
         command += ["--same-as", str(s.runs / "engine-1.json")] if tp > 1 else []
+        command += ["--batches", "1", "64"] if s.quick else []
         ended = run(command, s.folder / f"engine-{tp}.log", s.seconds)
         if ended.code != 0:
             yield _row("engine", f"TP {tp}, {s.layers} layers", False, command, ended)
@@ -87,7 +89,7 @@ def engine(s: Setting) -> Iterator[Row]:
 
 def publish(s: Setting) -> Iterator[Row]:
     """New weights of the whole Qwen3-8B, from the trainer's shards to the engines', with their fingerprints compared."""
-    for placement in PLACEMENTS:
+    for placement in PLACEMENTS[s.quick :]:
         ranks = s.cards if placement == "colocated" else s.cards // 2
         command = [
             "rl.bench_publish",
@@ -110,7 +112,8 @@ def recipe(s: Setting) -> Iterator[Row]:
     """Whole steps of grpo_qwen3_8b: exact, their times, the memory of the cards, and the same with the vendor's kernels."""
     for placement in PLACEMENTS:
         exact = 0.0
-        for numerics in ("exact", "fast") if s.fast else ("exact",):
+        contrast = s.fast and not (s.quick and placement == "split")
+        for numerics in ("exact", "fast") if contrast else ("exact",):
             out_dir = s.runs / f"{placement}-{numerics}"
             command = recipe_command(s, placement, numerics, out_dir)
             ended = run(command, s.folder / f"{out_dir.name}.log", s.seconds)
@@ -181,6 +184,10 @@ PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "recipe": recipe,
     "kill": kill,
 }
+
+
+STAGES = (("tests", "kill"), ("collectives",), ("engine",), ("publish",), ("recipe",))
+"""One after the other; what is not timed runs side by side."""
 
 
 def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> list[str]:
