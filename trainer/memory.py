@@ -76,17 +76,21 @@ def trainer_memory(
         head = rows * (2 * V + 8 * V // _TILE + 4 * width * H)
     else:
         head = rows * (8 * V + 2 * width * H)
-    gathered = width * (outer + (1 if world_size == 1 else 3) * layer)  # FSDP2 fetches the next one beforehand
-    backward = 4 * table + 4 * layer + max(4 * layer, width * tokens * (3 * model.intermediate_size + 2 * H))
+    fetched = width * layer if world_size > 1 else 0  # FSDP2 gathers the next layer beforehand
+    gathered = width * (outer + layer) + fetched
+    works = 4 * layer + width * tokens * (
+        3 * model.intermediate_size + 2 * H
+    )  # gradients of a layer, and of its inputs
     if checkpointing == "layer":
-        backward += width * tokens * full
-    last = 8 * outer + (4 * outer // world_size if world_size > 1 else 0)
+        works += width * tokens * full
+    backward = 4 * table + max(gathered + works, width * outer + fetched + 8 * layer)  # packed once it is resharded
+    last = 8 * outer
     inner = reduced - 4 * outer // world_size if offload != "all" else 0
     staged = 0 if device == "cpu" else _DEPTH * PIECE
     passing = staged * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
     peak = fixed + max(
         gathered + saved + head + 4 * table,
-        gathered + saved + backward,
+        saved + backward,
         inner + last,
         reduced + passing,
     )

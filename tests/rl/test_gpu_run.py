@@ -52,14 +52,16 @@ def test_every_layout_has_the_recorded_hash(capsys: pytest.CaptureFixture, tmp_p
 
 
 def test_pages_that_do_not_fit(tmp_path: Path) -> None:
-    """The engine cannot start; the run ends with what to lower, by how much."""
+    """Refused before a process starts, with what the card has and what the plan needs."""
     more = ("rollout.tp=1", "trainer.world_size=1", "rollout.pages=200000000", f"out_dir={tmp_path / 'run'}")
     with command("device=cuda", *SHORT, *more, cwd=tmp_path) as running:
         outcome = running.finish(120)
         running.assert_nothing_left()
     line = outcome.err.splitlines()[-1]
-    pattern = r"rollout engine 0 rank 0 ran out of memory.*; lower rollout.pages from 200000000 to \d+, which frees [\d.]+ GiB"
-    assert outcome.code == 1 and re.search(pattern, line), line
+    pattern = (
+        r"card 0 has [\d.]+ GiB and 1 trainer rank.* 1 rollout process\(es\) of [\d.]+ GiB need .*, lower rollout.pages"
+    )
+    assert outcome.code == 2 and re.search(pattern, line), line
 
 
 def test_an_allocation_that_fails_in_a_step() -> None:
