@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.collectives.bucket import Ticket, Wire
+from kernels.collectives.bucket import Ticket, Wire, wait_for_wires
 from kernels.model.fingerprint import fingerprint, unsigned
 from kernels.model.reshard import Bucket, buckets, extent, shard_rows
 from kernels.model.weights import parameters
@@ -76,7 +76,13 @@ class Receiver:
                 target = self._target[piece.parameter.name]
                 rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
                 rows.copy_(piece.of(bucket, dtype, piece.start - start))
-        if self.engine.config.device == "cuda":
+        if not all(self._near):
+            try:
+                wait_for_wires()
+            except TimeoutError:
+                self.abandon()
+                raise
+        elif self.engine.config.device == "cuda":
             torch.cuda.current_stream().synchronize()
 
     def received(self) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from kernels.collectives.bucket import SharedBucket, Ticket, Wire
+from kernels.collectives.bucket import SharedBucket, Ticket, Wire, wait_for_wires
 from kernels.model import ModelConfig
 from kernels.model.fingerprint import fingerprint, unsigned
 from kernels.model.reshard import Bucket, buckets, extent
@@ -74,7 +74,17 @@ class Publisher:
             sums = self._sums[self._place[piece.parameter.name]]
             sums[piece.shard.rank] += fingerprint(place, piece.row, piece.columns.start)
         if self.device == "cuda":
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self._far:
             torch.cuda.current_stream().synchronize()
+            return
+        try:
+            wait_for_wires()
+        except TimeoutError:
+            self.cut()
+            raise
 
     def send(self, number: int) -> None:
         """To the receivers on other cards, their part of bucket `number`."""
@@ -97,6 +107,8 @@ class Publisher:
         for works in self._sending:
             for work in works:
                 work.wait()
+        if self.device == "cuda":
+            self._wait()
         sums = [[unsigned(value) for value in row] for row in self._sums.tolist()]
         self._bucket, self._rows, self._under_way = None, {}, False
         return sums

@@ -7,6 +7,7 @@ bytes travel over `Wire`. Who may read when is up to the callers: a half is fill
 import contextlib
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
-_PATIENCE = timedelta(seconds=120)
+_PATIENCE = timedelta(seconds=120)  # for the other end to make its own
+_STALL = 20.0  # seconds for what is queued, after which the other end is taken to be gone
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class SharedBucket:
 
     def __del__(self) -> None:
         self.hide()
+
+
+def wait_for_wires() -> None:
+    """Until the device has done what is queued. TimeoutError where it waits for another card that does not answer: the wires
+    are to be cut then."""
+    queued = torch.cuda.Event()
+    queued.record()
+    deadline = time.monotonic() + _STALL
+    while not queued.query():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"another card has not answered for {_STALL:.0f} s")
+        time.sleep(1e-4)
 
 
 class Wire:
