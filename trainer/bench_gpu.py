@@ -236,19 +236,17 @@ def matmul_tflops(repeats: int) -> float:
     return 2 * 8192.0**3 / milliseconds(lambda: a @ b, 4 * repeats) / 1e9
 
 
-def _compile(shape: str, part: str, numerics: Numerics) -> None:
+def _compile(shape: str, part: str) -> None:
     """In a process of the pool: the kernels of one row, on disk, by a model of one layer and a small vocabulary."""
-    config = replace(
-        QWEN3_8B, layers=1, vocab_size=336 * QWEN3_8B.leaves
-    )  # a last tile that is not full, as in the whole one
-    sequences, _ = sizes(shape)
+    vocabulary = 336 * QWEN3_8B.leaves  # a leaf ends inside a tile, as in the whole one
+    config, (sequences, _) = replace(QWEN3_8B, layers=1, vocab_size=vocabulary), sizes(shape)
     with one_rank():
-        time_ours(config, numerics, [Row(f"{sequences}x{1024 // sequences}", part, 0.0)], 1)
+        time_ours(config, "exact", [Row(f"{sequences}x{1024 // sequences}", part, 0.0)], 1)
 
 
-def prepare(rows: list[Row], kinds: list[Numerics]) -> None:
+def prepare(rows: list[Row]) -> None:
     """Compiles side by side what would otherwise be compiled one after the other, while it is timed."""
-    jobs = [(row.shape, row.part, kind) for kind in kinds for row in rows if row.part != HEAD]
+    jobs = [(row.shape, row.part) for row in rows if row.part != HEAD]
     with ProcessPoolExecutor(min(len(jobs), 8), get_context("spawn")) as pool:
         for job in [pool.submit(_compile, *job) for job in jobs]:
             job.result()
@@ -281,7 +279,7 @@ def run(
     rows = table_rows(config, shapes)
     kinds: list[Numerics] = ["exact", "fast"] if fast else ["exact"]
     with console.status("compiling"):
-        prepare(rows, kinds)
+        prepare(rows)
     with console.status("timing"):
         peak = matmul_tflops(repeats)
         time_theirs(config, rows, repeats, compiled)

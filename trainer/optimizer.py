@@ -120,7 +120,7 @@ class Optimizer:
         gradients = self._gradients.root()
         if self.tied:
             gradients = self._add({"embed": gradients["embed"]}, {"embed": gradients.pop("head")}) | gradients
-        squares = {name: self._squares(name, g) for name, g in gradients.items()}
+        squares = self._squares(gradients)
         norm = fold(list(squares.values()), operator.add).sqrt().item()
         if not math.isfinite(norm):
             bad = next((name for name, s in squares.items() if not s.isfinite().all()), "all tensors together")
@@ -168,13 +168,18 @@ class Optimizer:
         elif gradient.numel():
             self._passage.update([gradient], [weight, first, second], work)
 
-    def _squares(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """Sum of squares of one tensor, float32 [1]: of each row, then the tree over rows, wherever the rows live."""
-        parameter = self._parameters[name]
-        rows = parameter.shape[0]
-        group = TreeGroup(parameter.device_mesh.get_group())
-        part = -(-rows // group.shard.size)  # FSDP2 gives the first ranks ceil(rows / size) each
-        squares = torch.zeros(part, device=self.device)
-        if gradient.numel():
-            squares[: gradient.shape[0]] = square_rows(gradient.to(self.device).reshape(gradient.shape[0], -1))
-        return fold_rows(group.all_gather(squares).view(-1)[:rows, None])
+    def _squares(self, gradients: Node) -> dict[str, torch.Tensor]:
+        """Sum of squares of each tensor, float32 [1]: of each row, then the tree over rows, wherever the rows live."""
+        group = TreeGroup(next(iter(self._parameters.values())).device_mesh.get_group())
+        rows = {name: self._parameters[name].shape[0] for name in gradients}
+        parts = [-(-n // group.shard.size) for n in rows.values()]  # FSDP2 gives the first ranks ceil(rows / size) each
+        squares = torch.zeros(sum(parts), device=self.device)
+        for gradient, part in zip(gradients.values(), squares.split(parts), strict=True):
+            if gradient.numel():
+                own = square_rows(gradient.to(self.device).reshape(gradient.shape[0], -1))
+                part[: len(own)] = own
+        gathered = group.all_gather(squares).split(parts, 1)
+        return {
+            name: fold_rows(whole.reshape(-1)[:n, None])
+            for (name, n), whole in zip(rows.items(), gathered, strict=True)
+        }
