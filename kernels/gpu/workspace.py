@@ -1,6 +1,7 @@
 """Arrival counters: the last block to finish its part of a tile adds the parts, then sets the counter back to zero."""
 
 import torch
+from triton.runtime import driver
 
 from kernels.device import UnsupportedError
 
@@ -10,7 +11,7 @@ _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 def counters(device: torch.device, count: int) -> torch.Tensor:
     """Zeroed int32 counters of the current stream. Kernels of one stream run one after another, so they share them."""
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    key = (device, driver.active.get_current_stream(device.index))
     if count > _SIZE:
         raise UnsupportedError(f"a launch needs {count} arrival counters and has {_SIZE}: split the batch")
     if key not in _counters:

@@ -11,6 +11,8 @@ Sequences with more tiles come first, and the last tiles of a sequence, the long
 neighbours, so blocks that run together have equal work and share keys in L2. Which block computes a tile changes no bit.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -23,9 +25,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.ops.matmul.ring import advance, idle, park_layout
+from kernels.gpu.launch import cdiv, head_boxes, next_power_of_2
+from kernels.gpu.launch import launch as run
+from kernels.ops.matmul.ring import accumulator, advance, idle, park_layout
 
 
 @triton.jit
@@ -465,25 +468,28 @@ def packed_kernel(
     )  # fmt: skip
 
 
+@cache
+def _layouts(D: int) -> tuple:
+    return accumulator(64), accumulator(128), accumulator(D), park_layout(D)
+
+
 def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
     """For a key block of 128."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences = pages.starts.numel() - 1
-    count = triton.cdiv(T, 128) + sequences  # at least the number of tiles
+    count = cdiv(T, 128) + sequences  # at least the number of tiles
     queue = torch.empty(4 + 3 * count, dtype=torch.int32, device=q.device)
     if not warmup:
-        tiles_kernel[(sequences,)](pages.starts, queue, sequences, triton.next_power_of_2(sequences), num_warps=1)
-    half, whole = (gl.NVMMASharedLayout.get_default_for([rows, D], gl.bfloat16) for rows in (64, 128))
-    operands = ((q, 64, half), (keys, 128, whole), (values, 128, whole))
-    flat = [TensorDescriptor(t, [T, t.shape[1] * D], [t.stride(0), 1], [n, D], box) for t, n, box in operands]
-    hs, s, o = (
-        gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16]) for n in (64, 128, D)
-    )
+        power = next_power_of_2(sequences)
+        run(tiles_kernel, (sequences,), pages.starts, queue, sequences, power, num_warps=1)
     grid = (min(blocks, count * heads),)
-    run = (lambda *a, **kw: packed_kernel.warmup(*a, grid=grid, **kw)) if warmup else packed_kernel[grid]
     stages = min(4, (232448 - 2048 - 128 * D * 6) // (128 * D * 4))
     return run(
-        *flat,
+        packed_kernel,
+        grid,
+        head_boxes(q, 64),
+        head_boxes(keys, 128),
+        head_boxes(values, 128),
         out,
         lse,
         queue,
@@ -493,10 +499,8 @@ def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup
         D,
         key_split // 128,
         stages,
-        hs,
-        s,
-        o,
-        park_layout(D),
+        *_layouts(D),
+        warmup=warmup,
         num_warps=4,
         enable_fp_fusion=False,
     )

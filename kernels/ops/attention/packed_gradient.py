@@ -16,6 +16,8 @@ running or done, however many blocks the GPU runs at once. Two warps wait for tu
 wait for L2; a part of dq is added while the next step's first product runs.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -28,10 +30,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.gpu.arithmetic import fold
-from kernels.ops.matmul.ring import advance, idle
+from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
+from kernels.gpu.launch import launch as run
+from kernels.ops.matmul.ring import accumulator, advance, idle
 
 HEAD_DIMS = (64, 128)
 
@@ -532,12 +535,17 @@ def gradient_kernel(
     )
 
 
+@cache
+def _layouts(D: int) -> tuple:
+    return accumulator(64), accumulator(D // 2), accumulator(D), box_layout(128, 64)
+
+
 def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, stages=2, warmup=False):  # type: ignore[no-untyped-def]
     """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
     reachable by TMA, and lse [T, heads], base 2. `blocks` and `stages` are free: no bit depends on them."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences = starts.numel() - 1
-    count, tiles = T // 64 + sequences, triton.cdiv(T, 128) + sequences
+    count, tiles = T // 64 + sequences, cdiv(T, 128) + sequences
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=q.device)  # noqa: E731
     rows = new(count, heads, 2, 64, dtype=torch.float32)
     park = new(count, heads, 64, D, dtype=torch.float32)
@@ -546,24 +554,18 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, st
     d_q = q.new_empty(T, heads, D)
     d_k, d_v = keys.new_empty(T, kv_heads, D), values.new_empty(T, kv_heads, D)
     if not warmup:
-        power = triton.next_power_of_2(sequences + 1)
-        tiles_kernel[(sequences,)](starts, queue, sequences, power, num_warps=1)
-        rows_kernel[(heads, count)](
-            out, d_out, lse, starts, rows, turns, sequences, heads, D, power, num_warps=8, enable_fp_fusion=False
-        )
-    box = [gl.NVMMASharedLayout.get_default_for([n, D], gl.bfloat16) for n in (64, 128)]
-    descriptors = [
-        TensorDescriptor(t, [T, t.shape[1] * D], [t.stride(0), 1], [n, D], box[n // 128])
-        for t, n in ((q, 64), (keys, 128), (values, 128), (d_out, 64))
-    ]
-    s, x, o = (
-        gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, n, 16])
-        for n in (64, D // 2, D)
-    )
+        power = next_power_of_2(sequences + 1)
+        run(tiles_kernel, (sequences,), starts, queue, sequences, power, num_warps=1)
+        of_rows = (out, d_out, lse, starts, rows, turns, sequences, heads, D, power)
+        run(rows_kernel, (heads, count), *of_rows, num_warps=8, enable_fp_fusion=False)
     grid = (min(blocks, tiles * kv_heads),)
-    run = (lambda *a, **kw: gradient_kernel.warmup(*a, grid=grid, **kw)) if warmup else gradient_kernel[grid]
     kernel = run(
-        *descriptors,
+        gradient_kernel,
+        grid,
+        head_boxes(q, 64),
+        head_boxes(keys, 128),
+        head_boxes(values, 128),
+        head_boxes(d_out, 64),
         d_q,
         d_k,
         d_v,
@@ -577,10 +579,8 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, st
         kv_heads,
         D,
         stages,
-        s,
-        x,
-        o,
-        gl.NVMMASharedLayout.get_default_for([128, 64], gl.bfloat16),
+        *_layouts(D),
+        warmup=warmup,
         num_warps=4,
         enable_fp_fusion=False,
     )

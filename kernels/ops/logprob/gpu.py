@@ -23,6 +23,8 @@ import triton.language as tl
 
 from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import LOG2_E, fold, log_f32
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 from kernels.ops.matmul import grouped, many_rows, order
 from kernels.ops.matmul.gpu import contract
 from kernels.ops.matmul.ring import BK, reachable
@@ -121,7 +123,7 @@ def merged(tiles: torch.Tensor, leaves: int) -> torch.Tensor:
     """The nodes [R, leaves, 2] of the leaves, from those of their tiles."""
     rows, count = tiles.shape[0], tiles.shape[1] // leaves
     out = tiles.new_empty(rows, leaves, 2)
-    merge_tiles[(triton.cdiv(rows * leaves, 64),)](tiles, out, rows * leaves, count, 64, num_warps=2, **_EXACT)
+    run(merge_tiles, (cdiv(rows * leaves, 64),), tiles, out, rows * leaves, count, 64, num_warps=2, **_EXACT)
     return out
 
 
@@ -129,11 +131,13 @@ def tiles_of(logits: torch.Tensor, temperature: torch.Tensor, leaves: int, keep:
     """The nodes [R, leaves * tiles, 2] of float32 logits [R, V]; their exponentials go to `keep`, if that is given."""
     rows, vocab = logits.shape
     width = vocab // leaves
-    count = triton.cdiv(width, TILE)
+    count = cdiv(width, TILE)
     tiles = logits.new_empty(rows, leaves * count, 2)
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     height = 16 if rows >= 16 else 1
-    tile_nodes[(leaves * count, triton.cdiv(rows, height))](
+    run(
+        tile_nodes,
+        (leaves * count, cdiv(rows, height)),
         logits,
         1.0 / temperature,
         tiles,
@@ -161,7 +165,9 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
     rows, leaves, _ = nodes.shape
     out, lse = nodes.new_empty(rows), nodes.new_empty(rows)
     if rows:
-        root_logprob[(triton.cdiv(rows, 64),)](
+        run(
+            root_logprob,
+            (cdiv(rows, 64),),
             nodes.contiguous(),
             picked.contiguous(),
             1.0 / temperature,
@@ -197,7 +203,7 @@ def linear(
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
         return temperature.new_empty(0), temperature.new_empty(0), None
-    fused, count = _fused(x, head, leaves), triton.cdiv(vocab // leaves, TILE)
+    fused, count = _fused(x, head, leaves), cdiv(vocab // leaves, TILE)
     cut = 0 if truncation is None else len(truncation)
     values = x.new_empty(rows, leaves * count * TILE) if keep else None
     tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
@@ -278,7 +284,9 @@ def logit_gradient(
 ) -> torch.Tensor:
     """bf16 [R, leaves * tiles * TILE], in place of `kept.values`."""
     total, inverse = kept.nodes.shape[1], 1.0 / temperature
-    gradient[(len(targets), triton.cdiv(total, 16))](
+    run(
+        gradient,
+        (len(targets), cdiv(total, 16)),
         *kept,
         inverse,
         lse,

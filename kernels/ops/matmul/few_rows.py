@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
 
 
@@ -123,14 +125,16 @@ def contract(
     """x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
-    BM = min(128, max(16, triton.next_power_of_2(M)))
+    BM = min(128, max(16, next_power_of_2(M)))
     split = min(split, leaves)
-    grid = (triton.cdiv(N, BN), split, triton.cdiv(M, BM))
+    grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
     arrived = counters(x.device, grid[0] * grid[2])
     extent = K // leaves
     even = N % BN == 0 and extent % BK == 0
-    few_rows_kernel[grid](
+    run(
+        few_rows_kernel,
+        grid,
         x,
         w,
         y,

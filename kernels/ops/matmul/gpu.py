@@ -8,8 +8,6 @@ grouped.py        dW: leaves are groups of tokens at any offsets
 order.py          the rest, slowly
 """
 
-from itertools import pairwise
-
 import torch
 
 from kernels.device import UnsupportedError
@@ -42,7 +40,7 @@ def contract(
             return y.to(out_dtype)
         return order.contract(a, b, bounds.tolist()).to(out_dtype)
     leaves, extent = len(bounds) - 1, bounds[1]
-    equal = all(last - first == extent for first, last in pairwise(bounds)) and bounds[-1] == K
+    equal = extent > 0 and bounds == list(range(0, K + 1, extent))
     contiguous = equal and a.stride(1) == 1 and b.stride(1) == 1
     ring = equal and leaves in (1, 2, 4, 8) and extent % BK == 0 and reachable(a)
     plan = TABLE.get((padded_rows(M), N, K, leaves))

@@ -14,6 +14,8 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
 from kernels.ops.matmul.ring import (
     BK,
     accumulator,
@@ -193,7 +195,9 @@ def grouped_kernel(
 
 def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
     """Room for a stage of each leaf, as TMA reads it."""
-    return t.new_empty(leaves * BK, triton.cdiv(t.shape[1], 8) * 8)[:, : t.shape[1]]
+    width = t.shape[1]
+    room = t.new_empty(leaves * BK, cdiv(width, 8) * 8)
+    return room if width % 8 == 0 else room[:, :width]
 
 
 def launch(
@@ -211,21 +215,21 @@ def launch(
 ):  # type: ignore[no-untyped-def]
     """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
     M, N = a.shape[1], b.shape[1]
-    rows = triton.cdiv(M, 128)
-    grid = (min(blocks, rows * triton.cdiv(N, BN)),)
+    rows = cdiv(M, 128)
+    grid = (min(blocks, rows * cdiv(N, BN)),)
     leaves = bounds.numel() - 1
-    L = min(most, triton.next_power_of_2(leaves))
-    sets = triton.cdiv(leaves, L)
+    L = min(most, next_power_of_2(leaves))
+    sets = cdiv(leaves, L)
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
     a_tails, b_tails = _tails(a, leaves), _tails(b, leaves)
     if not warmup:
         strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
-        copy_tails[(leaves, rows + triton.cdiv(N, 128))](
-            a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4
-        )
-    run = (lambda *args, **kw: grouped_kernel.warmup(*args, grid=grid, **kw)) if warmup else grouped_kernel[grid]
+        blocks_of = (leaves, rows + cdiv(N, 128))
+        run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4)
     return run(
+        grouped_kernel,
+        grid,
         descriptor(a, 64, True),
         descriptor(b, BN, True),
         descriptor(a_tails, 64, True),
@@ -243,5 +247,6 @@ def launch(
         group,
         L,
         sets > 1,
+        warmup=warmup,
         num_warps=4,
     )

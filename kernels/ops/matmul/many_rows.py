@@ -10,11 +10,12 @@ log-sum-exp (1), the exponentials of which may be stored too (2).
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
+from kernels.gpu.launch import boxes, cdiv
+from kernels.gpu.launch import launch as run
 from kernels.ops.matmul.ring import (
     accumulator,
     allocate,
@@ -22,7 +23,6 @@ from kernels.ops.matmul.ring import (
     descriptor,
     fill,
     idle,
-    output_descriptor,
     park,
     stages,
     subtree,
@@ -217,14 +217,15 @@ def launch(
 
     `apart`, a multiple of 64: the leaves of a start so far apart, with zeros past their end (default: where those of b do)."""
     extent = b.shape[0 if b_mn else 1] // leaves
-    part_tiles = triton.cdiv(N // parts, BN)
+    part_tiles = cdiv(N // parts, BN)
     columns = parts * part_tiles
-    grid = (min(blocks, triton.cdiv(M, 128) * columns),)
-    run = (lambda *args, **kw: tree_kernel.warmup(*args, grid=grid, **kw)) if warmup else tree_kernel[grid]
+    grid = (min(blocks, cdiv(M, 128) * columns),)
     return run(
+        tree_kernel,
+        grid,
         descriptor(a, 64, a_mn),
         descriptor(b, BN, b_mn),
-        output_descriptor(y, BN) if y.dtype == torch.bfloat16 else y,
+        boxes(y, 64, BN) if y.dtype == torch.bfloat16 else y,
         y,
         vocabulary or Vocabulary(y, y, y, y),
         M,
@@ -241,6 +242,7 @@ def launch(
         a_mn,
         b_mn,
         epilogue,
+        warmup=warmup,
         num_warps=4,
         **({"enable_fp_fusion": False} if epilogue else {}),
     )

@@ -22,8 +22,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.core import _aggregate as aggregate
+
+from kernels.gpu.launch import Descriptor, boxes
 
 BK = 64
 """Contraction steps of one stage: 128 bytes of bf16, one swizzle row."""
@@ -338,18 +339,9 @@ def stages(L: int, BN: int, output: bool = True) -> int:
     return int((232448 - 1024 - parked) // ((128 + BN) * BK * 2))
 
 
-def descriptor(t: torch.Tensor, rows: int, mn: bool = False) -> TensorDescriptor:
+def descriptor(t: torch.Tensor, rows: int, mn: bool = False) -> Descriptor:
     """TMA boxes of `rows` x BK of an operand [rows, k]; where `mn`, `t` is given as it lies, [k, rows]."""
-    block = [BK, rows] if mn else [rows, BK]
-    return TensorDescriptor(t, list(t.shape), list(t.stride()), block, _box(*block))
-
-
-def output_descriptor(y: torch.Tensor, BN: int) -> TensorDescriptor:
-    return TensorDescriptor(y, list(y.shape), list(y.stride()), [64, BN], _box(64, BN))
-
-
-def _box(rows: int, columns: int):  # type: ignore[no-untyped-def]
-    return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
+    return boxes(t, BK, rows) if mn else boxes(t, rows, BK)
 
 
 def reachable(t: torch.Tensor) -> bool:

@@ -36,6 +36,13 @@ STREAM |= {
     (m, leaves, tuning.Stream(min(m, 64), 1, rows)) for m in (16, 64, 256) for leaves in (1, 2, 4) for rows in (64, 128)
 }
 STREAM |= {(128, 8, tuning.Stream(128, s)) for s in (4, 8)}
+STREAM |= {
+    (m, leaves, tuning.Stream(min(m, 64), 1, rows, tail))
+    for m in (64, 256)
+    for leaves in (2, 8)
+    for rows in (64, 128)
+    for tail in (2, 4, 8)
+}
 
 
 @pytest.mark.parametrize("m,leaves,plan", sorted(FEW) + sorted(STREAM), ids=str)
