@@ -1,6 +1,7 @@
 """What a run would take, before it takes it: processes, memory, batch arithmetic."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,21 +155,26 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
         implementation("matmul", "cuda")
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
         _check_cards(config, plan, place(config, len(cards)), cards)
-        _check_host(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes))
+        if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
+            print(f"samebit: warning: {short}", file=sys.stderr, flush=True)
         return
     need = plan.rollout_processes * plan.rollout_bytes + plan.trainer_processes * (
         plan.trainer_bytes + plan.snapshot_bytes
     )
-    _check_host(need)
+    if short := _host_shortage(need):
+        raise UserError(short)
 
 
-def _check_host(need: int) -> None:
+def _host_shortage(need: int) -> str:
+    """What to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given memory
+    as they use it, and show less at first than they can have."""
     free = available_memory()
-    if free and need > free:
-        raise UserError(
-            f"the plan needs about {gib(need)} of host memory and {gib(free)} is free: lower rollout.pages, "
-            f"trainer.micro_leaves, rollout.replicas or the model's size, or change trainer.offload"
-        )
+    if not free or need <= free:
+        return ""
+    return (
+        f"the plan needs about {gib(need)} of host memory and {gib(free)} is free: lower rollout.pages, "
+        f"trainer.micro_leaves, rollout.replicas or the model's size, or change trainer.offload"
+    )
 
 
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:

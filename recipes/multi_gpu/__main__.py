@@ -54,7 +54,7 @@ def attempted(name: str, setting: Setting) -> Iterator[Row]:
 
 def main() -> None:
     parser = Parser(prog="recipes.multi_gpu", description=(__doc__ or "").partition(":")[2].strip())
-    parser.add_argument("--quick", action="store_true", help="minutes: 4 layers, 2 steps of 64 sequences")
+    parser.add_argument("--quick", action="store_true", help="minutes: 4 layers, 3 steps of 64 sequences")
     parser.add_argument("--only", help=f"parts with commas between them: {','.join(PARTS)}")
     parser.add_argument("--layers", type=int, help="of Qwen3-8B's 36")
     parser.add_argument("--no-fast", action="store_true", help="leave out numerics=fast")
@@ -74,7 +74,7 @@ def main() -> None:
     out, rows = args.out.absolute(), list[Row]()
     with tempfile.TemporaryDirectory(prefix="multi_gpu") as folder:
         write_problems(Path(folder))
-        sizes = (4, 2, 8, 64, 120.0) if args.quick else (36, 3, 16, 512, 1200.0)
+        sizes = (4, 3, 8, 64, 240.0) if args.quick else (36, 3, 16, 512, 1200.0)
         layers, steps, prompts, new_tokens, seconds = sizes
         sizes = (args.layers or layers, steps, prompts, new_tokens)
         data, fast = args.data or Path(folder), not args.no_fast
