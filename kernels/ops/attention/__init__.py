@@ -36,6 +36,8 @@ def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: 
         raise UnsupportedError(f"attention: q {tuple(q.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}")
     if head_dim % 16 or head_dim > 512:
         raise UnsupportedError(f"attention: head_dim {head_dim} must be a multiple of 16 and at most 512")
+    if not torch.is_grad_enabled():
+        return same_device("attention", q, keys, values).forward(q, keys, values, pages, scale)[0]
     return _Attention.apply(q, keys, values, pages, scale)
 
 

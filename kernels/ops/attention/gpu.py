@@ -6,7 +6,6 @@ import torch
 
 from kernels.device import UnsupportedError
 from kernels.ops.attention import Pages, decode, gradient, packed, packed_gradient, prefill
-from kernels.ops.matmul.ring import reachable
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
 
 _LOG2_E = math.log2(math.e)
@@ -15,6 +14,12 @@ _LOG2_E = math.log2(math.e)
 def _heads_contiguous(t: torch.Tensor) -> torch.Tensor:
     """[rows, heads, head_dim] with heads and head_dim contiguous; the row stride is free."""
     return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
+
+
+def _reachable(t: torch.Tensor) -> bool:
+    """Whether TMA can read `t`, in which heads and head_dim are contiguous."""
+    row = t.stride(0)
+    return t.data_ptr() % 16 == 0 and row % 8 == 0 and row >= t.shape[1] * t.shape[2]
 
 
 def forward(
@@ -32,7 +37,7 @@ def forward(
     out, lse = q.new_empty(T, heads, D), q.new_empty(T, heads, dtype=torch.float32)
     if T:
         c = scale * _LOG2_E
-        tma = D in (64, 128) and all(reachable(t.flatten(1)) for t in (q, keys, values)) and KEY_BLOCK == 128
+        tma = D in (64, 128) and all(map(_reachable, (q, keys, values))) and KEY_BLOCK == 128
         if pages.packed and tma:
             packed.launch(q, keys, values, pages, out, lse, c, KEY_SPLIT)
         elif pages.starts.numel() - 1 == T and not pages.packed:
@@ -60,8 +65,7 @@ def backward(
         return torch.empty_like(q), torch.empty_like(keys), torch.empty_like(values)
     if q.shape[2] in packed_gradient.HEAD_DIMS:
         q, keys, values, d_out = (
-            t if reachable(t.flatten(1)) else t.clone(memory_format=torch.contiguous_format)
-            for t in (q, keys, values, d_out)
+            t if _reachable(t) else t.clone(memory_format=torch.contiguous_format) for t in (q, keys, values, d_out)
         )
         run = packed_gradient.launch
     else:
