@@ -154,7 +154,7 @@ class RunConfig(Section):
     dry_run: bool
     device: Literal["cpu", "cuda"]
     numerics: Literal["exact", "fast"] = Field(
-        description="fast: torch's matmul, attention and log-prob in sampler and trainer. A contrast: nothing is promised of it"
+        description="fast: torch's matmul, and in the trainer its attention and log-prob. A contrast: nothing is promised of it"
     )
     logger: Literal["wandb", "none"]
     reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")

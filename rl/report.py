@@ -92,7 +92,7 @@ def _verdict(rows: Sequence[Row], summary: Row) -> str:
         return f'<div class="verdict none">No token was compared yet.{open_run}</div>'
     if (numerics := _numerics(rows, summary)) != "exact":
         text = f"Contrast run (numerics={escape(numerics)}): {nonzero:,} of {compared:,} response tokens differ."
-        why = "The vendor's matmul and attention, in sampler and trainer: what a run without exactness is like."
+        why = "The vendor's matmul in sampler and trainer, its attention in the trainer: a run without exactness."
         return f'<div class="verdict none">{text}<span>{why}</span>{open_run}</div>'
     if nonzero == 0 and not summary:
         return f'<div class="verdict none">{compared:,} response tokens compared so far, 0 differ.{open_run}</div>'
