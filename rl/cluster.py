@@ -238,7 +238,8 @@ def wait_for_start(groups: Sequence[Ranks], timeout: float) -> None:
 
 
 def rollout_ranks(config: RunConfig, model: ModelConfig, placement: Placement, ports: Sequence[str]) -> list[Ranks]:
-    """The engines' processes. `ports`: the trainer's rendezvous, then one of each engine."""
+    """The engines' processes, which begin asleep where they are colocated. `ports`: the trainer's rendezvous, then one of each
+    engine."""
     section = config.rollout
     engine = EngineConfig(
         pages=section.pages,
@@ -254,10 +255,8 @@ def rollout_ranks(config: RunConfig, model: ModelConfig, placement: Placement, p
     replicas = []
     for i, port in enumerate(ports[1:]):
         name, cards = f"rollout engine {i}", placement.rollout[i * section.tp : (i + 1) * section.tp]
-        ranks = [
-            actor.remote(r, section.tp, port, section.threads, model, engine, card, f"{name} rank {r}", ports[0])
-            for r, card in enumerate(cards)
-        ]
+        what, asleep = (section.tp, port, section.threads, model, engine), config.cluster.placement == "colocated"
+        ranks = [actor.remote(r, *what, card, f"{name} rank {r}", ports[0], asleep) for r, card in enumerate(cards)]
         replicas.append(Ranks(name, ranks))
     return replicas
 

@@ -12,7 +12,7 @@ class Handover:
 
     def __init__(self, rollout: RolloutFleet, trainer: TrainerFleet, colocated: bool) -> None:
         self.rollout, self.trainer, self.colocated = rollout, trainer, colocated
-        self._trains = False
+        self._trains = False  # of processes that are used again nothing is known
         self.to_trainer(weights_stay=False)
 
     def to_trainer(self, weights_stay: bool) -> None:

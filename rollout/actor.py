@@ -29,9 +29,10 @@ class RolloutRank:
         card: int,
         name: str,
         trainer: str,
+        asleep: bool,
     ) -> None:
         """`card`: the GPU to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the
-        trainer."""
+        trainer. `asleep`: others begin with the card's memory."""
         torch.set_num_threads(threads)
         if config.device == "cuda":
             torch.cuda.set_device(card)
@@ -44,6 +45,8 @@ class RolloutRank:
             assert dist.group.WORLD is not None
             group = TreeGroup(dist.group.WORLD, peer_memory(dist.group.WORLD) if backend == "nccl" else None)
         self.engine = Engine(model, config, group)
+        if asleep:
+            self.engine.sleep(2)
         self.receiver = Receiver(self.engine, name, trainer)
 
     def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:

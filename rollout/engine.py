@@ -183,13 +183,13 @@ class Engine:
         """All of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
         refused."""
         requests = list(requests)
-        self._check_ready()
         ids: set[int] = set()
         for request in requests:
             self.check(request)
             if request.id in ids:
                 raise RequestError(f"request {request.id}: two requests have this id")
             ids.add(request.id)
+        self._check_ready()
         for request in requests:
             self.scheduler.add(request)
         done: dict[tuple[int, int], Completion] = {}

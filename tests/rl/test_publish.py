@@ -35,6 +35,7 @@ def fleets(request: pytest.FixtureRequest) -> Iterator[Fleets]:
     config = check([*SHORT, *LAYOUT, f"device={request.param}", "model.hf.num_hidden_layers=1", "out_dir=unused"])[0]
     with cluster(config, model_config(config, 64)) as started:
         publish(started[1], started[0], 1, half=HALF)
+        started[0].wake()
         yield started
 
 
