@@ -97,7 +97,7 @@ def test_weights_wait_for_the_requests_in_flight() -> None:
 
 def test_an_engine_without_weights_draws_nothing() -> None:
     empty = Engine(TINY, EngineConfig(8, 8, True, Limits(4, 64, 64)))
-    with pytest.raises(RunnerError, match="request 3: no logit is a number"):
+    with pytest.raises(RequestError, match="the engine has no weights: load them first"):
         empty.generate([Request(3, (1, 2), SamplingParams(2))])
 
 
