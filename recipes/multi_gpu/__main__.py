@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="minutes: 4 layers, 3 steps of 64 sequences")
     parser.add_argument("--only", help=f"parts with commas between them: {','.join(PARTS)}")
     parser.add_argument("--layers", type=int, help="of Qwen3-8B's 36")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after these; default 60, --quick: 5, which takes compiled kernels"
+    )
     parser.add_argument("--no-fast", action="store_true", help="leave out numerics=fast")
     parser.add_argument("--data", type=Path, help="train.jsonl and test.jsonl as GSM8K has them; default: made up")
     parser.add_argument("--out", type=Path, default=Path("outputs/multi_gpu"))
@@ -74,11 +77,12 @@ def main() -> None:
     out, rows = args.out.absolute(), list[Row]()
     with tempfile.TemporaryDirectory(prefix="multi_gpu") as folder:
         write_problems(Path(folder))
-        sizes = (4, 3, 8, 64, 240.0) if args.quick else (36, 3, 16, 512, 1200.0)
-        layers, steps, prompts, new_tokens, seconds = sizes
+        layers, steps, prompts, new_tokens = (4, 3, 8, 64) if args.quick else (36, 3, 16, 512)
         sizes = (args.layers or layers, steps, prompts, new_tokens)
-        data, fast = args.data or Path(folder), not args.no_fast
-        setting = Setting(out, Path(folder), count, *sizes, data, seconds, fast, args.quick)
+        data, fast = (args.data or Path(folder)).absolute(), not args.no_fast
+        limit = 60 * (args.minutes or (5 if args.quick else 60))
+        until = time.monotonic() + limit
+        setting = Setting(out, Path(folder), count, *sizes, data, limit / 2, until, fast, args.quick)
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
         lock = threading.Lock()
 

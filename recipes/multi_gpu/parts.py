@@ -30,9 +30,15 @@ class Setting:
     prompts: int  # of a step, each sampled 8 times
     new_tokens: int
     data: Path
-    seconds: float  # the longest that one command may take
+    limit: float  # seconds that one command may take
+    until: float  # of time.monotonic(): when all of them must have ended
     fast: bool  # also numerics=fast
     quick: bool = False  # fewer cases
+
+    @property
+    def seconds(self) -> float:
+        """That a command which starts now may take."""
+        return max(1.0, min(self.limit, self.until - time.monotonic()))
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
 }
 
 
-STAGES = (("tests", "kill"), ("collectives",), ("engine",), ("publish",), ("recipe",))
+STAGES = (("recipe",), ("tests", "kill"), ("engine",), ("publish",), ("collectives",))
 """One after the other; what is not timed runs side by side."""
 
 
