@@ -11,7 +11,6 @@ timestamps, first tokens + the median of its steps, which favours it as contexts
 """
 
 import argparse
-import gc
 import json
 import statistics
 import time
@@ -156,9 +155,8 @@ def ours(engine: Engine, work: Work) -> Timing:
     graphs = engine.runner.graphs
     assert graphs
     graphs.prepare([work.sequences], work.given + work.new)
-    warm = [
-        Request(i, r.prompt_ids, SamplingParams(2)) for i, r in enumerate(requests(work, 2)[: 2 * CHUNK // work.given])
-    ]
+    count = work.prompts if work.rows == "prefill" else 2 * CHUNK // work.given
+    warm = [Request(i, r.prompt_ids, SamplingParams(2)) for i, r in enumerate(requests(work, 2)[:count])]
     engine.generate(warm)
     engine.forget()
     if work.unit == "ms a step":
@@ -281,10 +279,9 @@ def run(args: argparse.Namespace) -> None:
             timings.append((work, timing, None))
             say(f"{work.case}: {figure(work, timing):,.2f} {work.unit}")
         if args.peer_new:
-            model = start_peer(engine)
-            del engine
-            gc.collect()
+            engine.sleep(1)  # gives the memory of its keys and values back; the peer reads its weights
             torch.cuda.empty_cache()
+            model = start_peer(engine)
             for i, (work, timing, _) in enumerate(timings):
                 try:
                     theirs = peers(model, work, args.peer_new)

@@ -118,6 +118,8 @@ class Runner:
             last = before.tokens if before and any(s.pending for s in spans) else None
             tokens, logprobs = self.graphs.launch([_row(s, before) for s in spans], last)
             return self._launched(spans, sampling, tokens, [logprobs])
+        spans = sorted(spans, key=lambda s: Layout.kind((s.start, s.stop)))
+        sampling = [s for s in spans if s.samples]
         layout = Layout.paged(
             [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
         )

@@ -129,16 +129,20 @@ class Scheduler:
             if span:
                 spans.append(span)
                 budget -= span.stop - span.start
+        begun = 0  # tokens of sequences that this batch admits
         while self.waiting and budget and len(self.running) < self.limits.max_running:
             sequence = self.waiting[0]
             if sequence.complete:
                 break  # preempted; its pending token ends it
+            if 2 * begun >= self.limits.max_batch_tokens and budget < min(sequence.length, self.limits.prefill_chunk):
+                break  # rather whole in the next batch, where its attention needs no page, than cut
             if not self._held(sequence):
                 span = self._admit(sequence, budget)
                 if span is None:
                     break
                 spans.append(span)
                 budget -= span.stop - span.start
+                begun += span.stop - span.start
             sequence.running = True
             self.running.append(self.waiting.popleft())
         for span in spans:

@@ -96,8 +96,7 @@ def decoder_layer(
     turned = (qk, norms, config.rms_eps, table, layout.positions, kv_heads)
     q, k = norm_rope(*turned, groups=groups)
     again((q, k), norm_rope, *turned)
-    keys, values = kv.update(index, k, v, layout)
-    a = attention(q, keys, values, layout.pages, D**-0.5)
+    a = kv.attend(index, q, k, v, layout, attention, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
     h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)

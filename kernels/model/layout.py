@@ -4,8 +4,9 @@ Prefill, chunked prefill, decoding and training are the same forward under diffe
 training attends to its own activations through the identity page table (pages of one token).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -28,6 +29,7 @@ class Layout:
     pages: Pages  # positions and page table
     slots: torch.Tensor  # int64 [T], the key-value row that each token writes
     groups: torch.Tensor  # int64 [G + 1], token offsets of the gradient's leaves; [0, T] where there is no gradient
+    parts: tuple[tuple[slice, Pages], ...] = ()  # tokens whose attention is a call of its own; none: all of them in one
 
     @property
     def positions(self) -> torch.Tensor:
@@ -45,14 +47,14 @@ class Layout:
         ends = torch.zeros(len(group_sizes) + 1, dtype=torch.int64)
         ends[1:] = torch.tensor(group_sizes, dtype=torch.int64).cumsum(0)
         pages = Pages(
-            table=table.clamp(max=total - 1).int().to(device),
+            table=on_device(table.clamp(max=total - 1).int(), device),
             size=1,
-            sequence=sequence.int().to(device),
-            position=position.int().to(device),
-            starts=starts.to(device),
+            sequence=on_device(sequence.int(), device),
+            position=on_device(position.int(), device),
+            starts=on_device(starts, device),
             packed=True,
         )
-        return cls(pages=pages, slots=torch.arange(total, device=device), groups=starts[ends].to(device))
+        return cls(pages=pages, slots=torch.arange(total, device=device), groups=on_device(starts[ends], device))
 
     @classmethod
     def paged(
@@ -62,7 +64,10 @@ class Layout:
         page_size: int,
         device: torch.device | str = "cpu",
     ) -> "Layout":
-        """For each sequence its next tokens, positions `span[0] <= p < span[1]`, and the pages it owns."""
+        """For each sequence its next tokens, positions `span[0] <= p < span[1]`, and the pages it owns.
+
+        Consecutive spans of one kind are a part: single tokens (decoding), beginnings (they attend to their own activations and
+        read no page), and the rest. Each has the kernel that is made for it, and all have the same bits."""
         starts = torch.zeros(len(spans) + 1, dtype=torch.int64)
         starts[1:] = torch.tensor([stop - start for start, stop in spans], dtype=torch.int64).cumsum(0)
         sequence = torch.repeat_interleave(torch.arange(len(spans)), starts.diff())
@@ -78,26 +83,67 @@ class Layout:
             position=on_device(position.int(), device),
             starts=on_device(starts, device),
         )
-        return cls(pages=pages, slots=on_device(slots, device), groups=on_device(starts[[0, -1]], device))
+        parts, first = [], 0
+        for kind, same in groupby(spans, key=cls.kind):
+            last = first + len(list(same))
+            tokens = slice(int(starts[first]), int(starts[last]))
+            if kind == "beginning":
+                part = cls.packed([stop for _, stop in spans[first:last]], [last - first], device).pages
+            else:
+                part = Pages(
+                    pages.table[first:last],
+                    page_size,
+                    pages.sequence[tokens] - first,
+                    pages.position[tokens],
+                    pages.starts[first : last + 1] - int(starts[first]),
+                )
+            parts.append((tokens, part))
+            first = last
+        return cls(pages, on_device(slots, device), on_device(starts[[0, -1]], device), tuple(parts))
+
+    @staticmethod
+    def kind(span: tuple[int, int]) -> str:
+        """Spans of a kind are best side by side: see `paged`."""
+        start, stop = span
+        return "decoding" if stop - start == 1 else "rest" if start else "beginning"
+
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pages, float], torch.Tensor]
+"""`kernels.ops.attention`, or one of its signature."""
 
 
 class KeyValues(Protocol):
     """Keys and values of every layer."""
 
-    def update(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes those of the current tokens [T, kv_heads, head_dim]; returns all rows that the page table may name."""
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: Layout,
+        attention: Attention,
+        scale: float,
+    ) -> torch.Tensor:
+        """Takes keys and values of the current tokens [T, kv_heads, head_dim]; the attention of q [T, heads, head_dim] to them
+        and to those before them."""
         ...
 
 
 class Activations:
     """Training: the keys are the activations themselves."""
 
-    def update(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return keys, values
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: Layout,
+        attention: Attention,
+        scale: float,
+    ) -> torch.Tensor:
+        return attention(q, keys, values, layout.pages, scale)
 
 
 class PagedCache:
@@ -107,8 +153,20 @@ class PagedCache:
         """Both [layers, pages * page_size, kv_heads, head_dim]."""
         self.keys, self.values = keys, values
 
-    def update(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        store_rows(self.keys[layer], self.values[layer], layout.slots, keys, values)
-        return self.keys[layer], self.values[layer]
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: Layout,
+        attention: Attention,
+        scale: float,
+    ) -> torch.Tensor:
+        rows = self.keys[layer], self.values[layer]
+        store_rows(*rows, layout.slots, keys, values)
+        out = []
+        for tokens, pages in layout.parts or ((slice(None), layout.pages),):
+            held = (keys[tokens], values[tokens]) if pages.packed else rows
+            out.append(attention(q[tokens], *held, pages, scale))
+        return out[0] if len(out) == 1 else torch.cat(out)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.model import Activations, Layout, PagedCache
+from kernels.ops.attention import Pages
 from tests.bits import assert_same_bits
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
@@ -66,12 +67,44 @@ def test_paged(case: tuple[list[tuple[int, int]], list[list[int]], int]) -> None
     for s, owned in enumerate(tables):
         assert layout.pages.table[s, : len(owned)].tolist() == owned
     assert layout.groups.tolist() == [0, sum(b - a for a, b in spans)]
+    tokens, parts = [p for a, b in spans for p in range(a, b)], []
+    for part, pages in layout.parts:
+        parts += tokens[part]
+        assert pages.position.tolist() == tokens[part]
+        check_kind(layout, part, pages)
+    assert parts == tokens, "every token is in one part"
+
+
+def check_kind(layout: Layout, part: slice, pages: Pages) -> None:
+    """A part says the same of its tokens as the whole; only beginnings read their own activations."""
+    lengths = pages.starts.diff().tolist()
+    if pages.packed:
+        assert pages.position.tolist() == [p for n in lengths for p in range(n)] and min(lengths) > 1
+        return
+    assert set(lengths) == {1} or min(lengths) > 1
+    theirs = layout.pages.table[layout.pages.sequence[part].long()]
+    assert torch.equal(pages.table[pages.sequence.long()], theirs)
+    assert pages.sequence.tolist() == [s for s, n in enumerate(lengths) for _ in range(n)]
+
+
+def attend(kv: Activations | PagedCache, k: torch.Tensor, layout: Layout) -> list:
+    """Layer 1, keys k and values -k: what its attention is called with."""
+    calls = []
+
+    def attention(
+        q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float
+    ) -> torch.Tensor:
+        calls.append((keys, values, pages))
+        return q
+
+    assert torch.equal(kv.attend(1, k, k, -k, layout, attention, 1.0), k)
+    return calls
 
 
 def test_activations_are_their_own_cache() -> None:
-    k, v = torch.randn(5, 2, 16), torch.randn(5, 2, 16)
-    keys, values = Activations().update(1, k, v, Layout.packed([2, 3], [2]))
-    assert keys is k and values is v
+    k, layout = torch.randn(5, 2, 16), Layout.packed([2, 3], [2])
+    ((keys, values, pages),) = attend(Activations(), k, layout)
+    assert keys is k and torch.equal(values, -k) and pages is layout.pages
 
 
 def test_the_cache_keeps_what_was_written_and_is_nan_elsewhere() -> None:
@@ -80,8 +113,9 @@ def test_the_cache_keeps_what_was_written_and_is_nan_elsewhere() -> None:
     first = Layout.paged([(0, 4), (0, 2)], tables, 3)
     second = Layout.paged([(4, 5), (2, 3)], tables, 3)
     k = torch.arange(16, dtype=torch.float32).view(8, 1, 2)
-    cache.update(1, k[:6], -k[:6], first)
-    keys, values = cache.update(1, k[6:], -k[6:], second)
+    ((own, _, pages),) = attend(cache, k[:6], first)
+    assert pages.packed and torch.equal(own, k[:6]), "a beginning attends to itself"
+    ((keys, values, _),) = attend(cache, k[6:], second)
     rows = [9, 10, 11, 0, 6, 7, 1, 8]  # of the tokens, in order of writing
     assert_same_bits(keys[rows], k)
     assert_same_bits(values[rows], -k)

@@ -312,6 +312,23 @@ def test_a_long_prompt_leaves_room_for_who_runs() -> None:
         assert scheduler.running[1].computed == 4 * (step + 1)
 
 
+def test_a_prompt_that_would_be_cut_waits_where_others_fill_the_batch() -> None:
+    scheduler = Scheduler(PagePool(64, 2), Limits(8, 16, 16), POSITIONS)
+    for i in range(4):
+        scheduler.add(Request(i, (i,) * 6, SamplingParams(2)))
+    scheduler.add(Request(4, (4,) * 20, SamplingParams(2)))  # longer than a chunk: it is cut anyway
+    first = scheduler.schedule()
+    assert [(s.sequence.request.id, s.start, s.stop) for s in first] == [(0, 0, 6), (1, 0, 6)]
+    scheduler.commit(first, *results(first, 0)[:1], 0)
+    second = scheduler.schedule()
+    assert [(s.sequence.request.id, s.start, s.stop) for s in second] == [(0, 6, 7), (1, 6, 7), (2, 0, 6), (3, 0, 6)]
+    scheduler.commit(second, *results(second, 0)[:1], 0)
+    third = scheduler.schedule()
+    assert [(s.sequence.request.id, s.start, s.stop) for s in third] == [(2, 6, 7), (3, 6, 7), (4, 0, 14)]
+    scheduler.commit(third, *results(third, 0)[:1], 0)
+    assert finish(scheduler).keys() == {4}
+
+
 def computed(n: int, prompt: tuple[int, ...], page_size: int = 4, cache: bool = True, chunk: int = 64) -> int:
     """Tokens computed for n samples of one prompt that are admitted together."""
     scheduler = Scheduler(PagePool(64, page_size, cache), Limits(16, 256, chunk), POSITIONS)

@@ -96,8 +96,11 @@ def decode_kernel(
             tl.store(lse + t * HEADS + head, e, mask=there)
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=4, stages=None):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=None, stages=None):  # type: ignore[no-untyped-def]
     T, heads, D = q.shape
+    if warps is None:  # where blocks are many and short, two warps wait less for each other
+        reach = pages.table.shape[1] * pages.size
+        warps = 2 if reach <= 2 * key_block and T * keys.shape[1] >= 256 and D <= 128 else 4
     stages = stages or (1 if D > 128 else 2)  # shared memory holds one block of wide keys and values
     kv_heads = keys.shape[1]
     splits = triton.cdiv(pages.table.shape[1] * pages.size, key_split)

@@ -39,16 +39,14 @@ def norm_chunks(
     LANES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once. ADD: the row
-    is x + delta, rounded, which is also written to `total`."""
+    """Chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once, and no load
+    waits for a store. ADD: the row is x + delta, rounded, which is also written to `total`."""
     c = CHUNK * LANES + tl.arange(0, LANES)
     inside = there[:, None] & (c < n)[None, :]
     a = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
     if ADD:
         b = tl.load(delta + to[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        rounded = (a + b).to(total.dtype.element_ty)
-        tl.store(total + to[:, None] + c[None, :], rounded, mask=inside)
-        a = rounded.to(tl.float32)
+        a = (a + b).to(total.dtype.element_ty).to(tl.float32)
     w = tl.load(weight + c, mask=c < n, other=0.0).to(tl.float32)
     lane = tl.fma(a, a, lane)
     if CHUNK + 1 < CHUNKS:
@@ -58,6 +56,8 @@ def norm_chunks(
     else:
         one = tl.full((ROWS,), 1.0, tl.float32)
         inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(lane), one * n) + eps))
+    if ADD:
+        tl.store(total + to[:, None] + c[None, :], a.to(total.dtype.element_ty), mask=inside)
     tl.store(y + to[:, None] + c[None, :], (a * inverse[:, None] * w[None, :]).to(y.dtype.element_ty), mask=inside)
     return inverse
 
@@ -168,7 +168,7 @@ def _forward(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, 
             eps,
             delta is not None,
             **tile,
-            num_warps=warps or _warps(rows),
+            num_warps=warps or (2 if tile["CHUNKS"] > 1 else _warps(rows)),  # a row of some chunks fills two warps
             enable_fp_fusion=False,
         )
     return y, total

@@ -1,4 +1,9 @@
-"""GPU sampling: noise and scores are the operations of cpu.c one by one, so a draw is the CPU's where the logits are."""
+"""GPU sampling: noise and scores are the operations of cpu.c one by one, so a draw is the CPU's where the logits are.
+
+Two exact logarithms an id are much work for a vocabulary, and few ids can win. So a block first finds scores that are near
+enough, with the device's fast logarithm: the error of the noise is below 1e-4, and SLACK far above that. Then it computes the
+exact scores of the ids whose near score is within SLACK of the best, four at a time (they share a call of Philox).
+"""
 
 import torch
 import triton
@@ -8,6 +13,10 @@ from kernels.gpu.arithmetic import log_f32, philox
 
 CHUNK = 4096
 """Ids of one block."""
+SLACK = tl.constexpr(2e-3)
+"""How far the near score of the winner may be below the best near score; and so much of its size (`ROUNDING`)."""
+ROUNDING = tl.constexpr(1e-6)
+_LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -37,19 +46,60 @@ def exponential(bits):
 
 
 @triton.jit
+def near_log2(x):
+    return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def near_gumbel(bits):
+    """-ln(-ln(1 - u)) with an error below 1e-4: by its series where 1 - u would lose u."""
+    u = ((bits >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    u = tl.where(bits < 256, (bits.to(tl.int32).to(tl.float32) + 0.5) * 2.3283064365386962890625e-10, u)
+    small = u * (1.0 + u * (0.5 + u * 0.3333333))
+    e = tl.where(u < 0.015625, small, -_LN_2 * near_log2(tl.maximum(1.0 - u, 5.9604644775390625e-08)))
+    return -_LN_2 * near_log2(e)
+
+
+@triton.jit
+def scores(logits, temperature, seed, position, noisy, v, first_four, n, first_id, FOURS: tl.constexpr):
+    """The exact scores of the 4 FOURS ids `v`, which begin at 4 first_four; -inf where there is no number or no id."""
+    x = tl.load(logits + v, mask=v < n, other=float("-inf"))
+    score = tl.div_rn(x, tl.zeros((4 * FOURS,), tl.float32) + temperature)
+    if noisy:
+        score = score - log_f32(exponential(words_of(seed, position, first_id // 4 + first_four, FOURS)))
+    return tl.where((score == score) & (v < n), score, float("-inf"))
+
+
+@triton.jit
 def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, stride, first_id, CHUNK: tl.constexpr):
     r = tl.program_id(1).to(tl.int64)
-    v = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    x = tl.load(logits + r * stride + v, mask=v < n, other=float("-inf"))
-    score = tl.div_rn(x, tl.zeros((CHUNK,), tl.float32) + tl.load(temperature + r))
+    first = tl.program_id(0) * CHUNK
+    v = first + tl.arange(0, CHUNK)
+    t = tl.load(temperature + r)
+    seed, position = tl.load(seeds + r), tl.load(positions + r)
+    row = logits + r * stride
+    top = float("-inf")
+    lowest = 0x7FFFFFFF
     if tl.load(greedy + r) == 0:
-        words = words_of(
-            tl.load(seeds + r), tl.load(positions + r), first_id // 4 + tl.program_id(0) * (CHUNK // 4), CHUNK // 4
-        )
-        score = score - log_f32(exponential(words))
-    score = tl.where((score == score) & (v < n), score, float("-inf"))
-    top = tl.max(score, 0)
-    lowest = tl.min(tl.where((score == top) & (score > float("-inf")), v, 0x7FFFFFFF), 0)
+        x = tl.load(row + v, mask=v < n, other=float("-inf"))
+        near = x * tl.div_rn(1.0, t) + near_gumbel(words_of(seed, position, first_id // 4 + first // 4, CHUNK // 4))
+        near = tl.where((near == near) & (v < n), near, float("-inf"))
+        high = tl.max(near, 0)
+        least = high - (SLACK + ROUNDING * tl.abs(high))
+        may = ((near >= least) | (near == high)) & (near > float("-inf"))
+        four = tl.min(tl.where(may, v, 0x7FFFFFFC), 0) // 4
+        while four < 0x1FFFFFFF:
+            w = four * 4 + tl.arange(0, 4)
+            score = scores(row, t, seed, position, True, w, four, n, first_id, 1)
+            m = tl.max(score, 0)
+            if m > top:  # ascending, so a tie stays with the lower id
+                top = m
+                lowest = tl.min(tl.where(score == m, w, 0x7FFFFFFF), 0)
+            four = tl.min(tl.where(may & (v >= four * 4 + 4), v, 0x7FFFFFFC), 0) // 4
+    else:
+        score = scores(row, t, seed, position, False, v, 0, n, first_id, CHUNK // 4)
+        top = tl.max(score, 0)
+        lowest = tl.min(tl.where((score == top) & (score > float("-inf")), v, 0x7FFFFFFF), 0)
     tl.store(best + r * tl.num_programs(0) + tl.program_id(0), top)
     tl.store(ids + r * tl.num_programs(0) + tl.program_id(0), lowest)
 
