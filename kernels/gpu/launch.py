@@ -12,10 +12,16 @@ from inspect import getclosurevars
 from typing import Any, NamedTuple
 
 import torch
-from triton.backends.nvidia.driver import make_tensordesc_arg
+import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
+
+DIRECT = triton.__version__.startswith("3.6.")
+"""Whether this Triton's launcher is the one that is called here without its wrapping; another is called as it wants to be. The
+same kernels: no bit changes."""
+if DIRECT:
+    from triton.backends.nvidia.driver import make_tensordesc_arg
 
 
 class _Address(NamedTuple):
@@ -117,6 +123,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warmup: bool = False,
     """kernel[grid](*args, **options); `warmup` compiles it only, and returns it."""
     if warmup:
         return kernel.warmup(*map(_plain, args), grid=grid, **options)
+    if not DIRECT:
+        kernel[grid](*map(_plain, args), **options)
+        return None
     device, roles = driver.active.get_current_device(), _roles.get(id(kernel)) or _roles_of(kernel)
     key: list[Any] = [id(kernel), device, *options.items()]
     values: list[Any] = []
