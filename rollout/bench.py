@@ -24,7 +24,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS))
     parser.add_argument(
-        "--peer-new", type=int, default=24, help="tokens that transformers decodes of each request on a GPU; 0: none"
+        "--peer-new", type=int, default=8, help="tokens that transformers decodes of each request on a GPU; 0: none"
+    )
+    parser.add_argument(
+        "--peer-seconds",
+        type=float,
+        default=75,
+        help="no row of transformers is begun after so many seconds of its own",
     )
     args = parser.parse_args()
     args.rows = args.rows.split(",")

@@ -282,7 +282,11 @@ def run(args: argparse.Namespace) -> None:
             engine.sleep(1)  # gives the memory of its keys and values back; the peer reads its weights
             torch.cuda.empty_cache()
             model = start_peer(engine)
+            since = time.perf_counter()
             for i, (work, timing, _) in enumerate(timings):
+                if time.perf_counter() - since > args.peer_seconds:
+                    say(f"{work.case}, transformers: left out after {args.peer_seconds:.0f} s (--peer-seconds)")
+                    continue
                 try:
                     theirs = peers(model, work, args.peer_new)
                 except Exception as error:  # ours is still worth having; the table says what is missing
