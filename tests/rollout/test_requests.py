@@ -99,12 +99,13 @@ def test_an_engine_without_weights_draws_nothing() -> None:
     empty = Engine(TINY, EngineConfig(8, 8, True, Limits(4, 64, 64)))
     with pytest.raises(RequestError, match="the engine has no weights: load them first"):
         empty.generate([Request(3, (1, 2), SamplingParams(2))])
+    assert empty.idle
 
 
 def test_a_forgotten_tensor_is_noticed() -> None:
     served = Engine(TINY, EngineConfig(8, 8, True, Limits(4, 64, 64)))
     served.load(((p, w) for p, w in random_weights(TINY) if p.name != "layers.1.down"), 0)
-    with pytest.raises(RunnerError, match="no logit is a number"):
+    with pytest.raises(RunnerError, match="request 3: no logit is a number"):
         served.generate([Request(3, (1, 2), SamplingParams(2))])
 
 
