@@ -73,7 +73,8 @@ def engine(
         Limits(asked["running"], asked["batch"], asked["chunk"]),
         torch.bfloat16,
         device,
-        asked["graphs"],
+        cuda_graphs=asked["graphs"],
+        overlap=asked["graphs"],  # as they serve
     )
     out = Engine(config, how, group)
     for parameter, tensor in whole:
