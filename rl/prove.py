@@ -177,7 +177,7 @@ def _killed(overrides: Sequence[str], out_dir: Path) -> None:
     """A run of its own process, killed once GRPO has begun and a checkpoint is there."""
     process = subprocess.Popen(
         [sys.executable, "-m", "rl.train", *overrides],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -76,7 +76,7 @@ def trainer_memory(
         head = rows * (2 * V + 8 * V // _TILE + 4 * width * H)
     else:
         head = rows * (8 * V + 2 * width * H)
-    fetched = width * layer if world_size > 1 else 0  # FSDP2 gathers the next layer beforehand
+    fetched = width * layer if world_size > 1 or offload == "all" else 0  # FSDP2 brings the next layer beforehand
     gathered = width * (outer + layer) + fetched
     works = 4 * layer + width * tokens * (
         3 * model.intermediate_size + 2 * H

@@ -80,7 +80,7 @@ class Cell:
     chunk: int
     page_size: int
     cache: str  # "off", "cold", or "warm": all has been served before
-    room: str  # "roomy", or "tight": pages for the longest request and few more
+    room: str  # "roomy", or "tight": pages for the longest request and one more
     company: str  # "none", or "comes and goes": others, of which every second is aborted
     how: str  # "launched", "overlapped", "graphs", or "tp N"
 
@@ -113,7 +113,7 @@ def serve(
     longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in requests)
     samples = sum(r.sampling.n for r in requests)
     pages = -(-longest // cell.page_size)
-    pages = pages + 3 if cell.room == "tight" else pages * 3 * samples
+    pages = pages + 1 if cell.room == "tight" else pages * 3 * samples
     running = 3 if cell.room == "tight" else 2 * samples
     limits = Limits(running, max(2 * cell.chunk, running), cell.chunk)
     fast = cell.how in ("overlapped", "graphs")
