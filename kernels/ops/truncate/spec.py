@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.ops.truncate import kept_tokens
+from kernels.ops.truncate import Truncation, kept_tokens, truncate
 from kernels.spec import Inputs, OpSpec, Work
 
 
@@ -23,7 +23,7 @@ def _make(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-
     return {k: v.to(device) for k, v in inputs.items()}
 
 
-def _reference(i: Inputs) -> torch.Tensor:
+def _reference(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Token by token, from the definition."""
     rows = []
     for x, t, k, top_p, min_p in zip(
@@ -39,13 +39,21 @@ def _reference(i: Inputs) -> torch.Tensor:
             keep[v] = int(all(limits) or place == 0)
             before += float(p[v])
         rows.append(keep)
-    return torch.tensor(rows, dtype=torch.uint8)
+    return (torch.tensor(rows, dtype=torch.uint8),) * 2
+
+
+def _run(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is kept, and what is left of the logits."""
+    filters = i["top_k"], i["top_p"], i["min_p"]
+    cut = i["logits"].clone()
+    truncate(cut, i["temperature"], Truncation(torch.arange(len(cut), device=cut.device), *filters))
+    return kept_tokens(i["logits"], i["temperature"], *filters), (cut > -torch.inf).to(torch.uint8)
 
 
 TRUNCATE = OpSpec(
     name="kept_tokens",
     make=_make,
-    run=lambda i: kept_tokens(i["logits"], i["temperature"], i["top_k"], i["top_p"], i["min_p"]),
+    run=_run,
     reference=_reference,
     cases=({"rows": 1, "n": 1}, {"rows": 33, "n": 100}, {"rows": 9, "n": 1500}),
     space={"rows": (1, 2, 7, 20), "n": (1, 2, 8, 15, 16, 17, 100)},
