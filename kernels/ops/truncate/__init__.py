@@ -7,8 +7,8 @@ import torch
 
 from kernels.device import UnsupportedError, same_device
 
-ROWS = 64
-"""Rows of a whole vocabulary that are filtered at once: the work space is some 40 bytes a token."""
+ROWS = 128
+"""Rows of a whole vocabulary that are filtered at once: they take some 20 bytes a token on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,7 @@ def kept_tokens(
     """
     if logits.dtype != torch.float32 or logits.dim() != 2:
         raise UnsupportedError(f"truncate: logits {tuple(logits.shape)} {logits.dtype} must be float32 [R, V]")
-    weight = same_device("truncate", logits, temperature).weights(logits, temperature)
-    order = logits.sort(dim=1, descending=True, stable=True).indices
-    weight = weight.gather(1, order)
-    upto = weight.cumsum(1)
-    largest = float(1 << 40)
-    place = torch.arange(logits.shape[1], device=logits.device)
-    last = torch.where(top_k == 0, logits.shape[1], top_k).clamp(1, logits.shape[1])[:, None] - 1
-    share = top_p.double()[:, None] * upto.gather(1, last).double()
-    passes = place <= last
-    passes &= ((upto - weight).double() < share) | (top_p >= 1)[:, None]
-    passes &= weight.double() >= (min_p.double() * largest)[:, None]
-    passes |= place == 0
-    return torch.zeros_like(weight, dtype=torch.uint8).scatter_(1, order, passes.to(torch.uint8))
+    return same_device("truncate", logits, temperature).kept(logits, temperature, top_k, top_p, min_p)
 
 
 def truncate(logits: torch.Tensor, temperature: torch.Tensor, truncation: Truncation) -> None:
