@@ -7,7 +7,8 @@ depend on their prefix alone. Pages that nobody refers to stay as cache until th
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 _ROOT = 0
 
@@ -17,6 +18,14 @@ class _Node:
     id: int
     page: int
     key: tuple[int, tuple[int, ...]]  # (id of the parent node, tokens of the page)
+
+
+@dataclass
+class Path:
+    """The nodes of a sequence's first pages, so that what is known of them is not looked up again."""
+
+    nodes: list[int] = field(default_factory=list)
+    evictions: int = 0  # of the pool when this was last known to be true
 
 
 class PagePool:
@@ -29,7 +38,9 @@ class PagePool:
         self._nodes: dict[tuple[int, tuple[int, ...]], _Node] = {}
         self._node_of: dict[int, _Node] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached pages without a reference, oldest first
+        self._alive: set[int] = set()  # ids of nodes
         self._next_id = _ROOT + 1
+        self._evictions = 0
         self.hit_tokens = 0
 
     @property
@@ -40,9 +51,11 @@ class PagePool:
     def needed(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
-    def match(self, tokens: Sequence[int]) -> list[int]:
-        """References to the cached pages of the longest prefix of `tokens`; at least one token is left to compute."""
+    def match(self, tokens: Sequence[int], path: Path | None = None) -> list[int]:
+        """References to the cached pages of the longest prefix of `tokens`; at least one token is left to compute. `path`
+        becomes that of these pages."""
         found: list[int] = []
+        nodes: list[int] = []
         parent = _ROOT
         while self.prefix_cache and (len(found) + 1) * self.page_size < len(tokens):
             start = len(found) * self.page_size
@@ -51,6 +64,9 @@ class PagePool:
                 break
             found.append(node.page)
             parent = node.id
+            nodes.append(parent)
+        if path is not None:
+            path.nodes, path.evictions = nodes, self._evictions
         for page in found:
             self._references[page] += 1
             self._idle.pop(page, None)
@@ -70,10 +86,15 @@ class PagePool:
             self._references[page] = 1
         return taken
 
-    def publish(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Makes the full pages of a computed prefix `tokens` findable. A page whose prefix is known already stays private."""
-        parent = _ROOT
-        for i in range(len(tokens) // self.page_size if self.prefix_cache else 0):
+    def publish(self, tokens: Sequence[int], pages: Sequence[int], path: Path | None = None) -> None:
+        """Makes the full pages of a computed prefix `tokens` findable. A page whose prefix is known already stays private.
+        `path`: what an earlier call for the same sequence left, and this one leaves."""
+        path = path or Path()
+        if path.evictions != self._evictions:
+            path.nodes = list(takewhile(self._alive.__contains__, path.nodes))
+            path.evictions = self._evictions
+        parent = path.nodes[-1] if path.nodes else _ROOT
+        for i in range(len(path.nodes), len(tokens) // self.page_size if self.prefix_cache else 0):
             key = (parent, tuple(tokens[i * self.page_size : (i + 1) * self.page_size]))
             node = self._nodes.get(key)
             if node is None:
@@ -82,7 +103,9 @@ class PagePool:
                 node = _Node(self._next_id, pages[i], key)
                 self._next_id += 1
                 self._nodes[key] = self._node_of[pages[i]] = node
+                self._alive.add(node.id)
             parent = node.id
+            path.nodes.append(parent)
 
     def release(self, pages: Sequence[int]) -> None:
         """Gives back one reference to each page, the last first, so that a prefix outlives what follows it."""
@@ -100,7 +123,11 @@ class PagePool:
         self._idle.clear()
         self._nodes.clear()
         self._node_of.clear()
+        self._alive.clear()
+        self._evictions += 1
 
     def _forget(self, page: int) -> None:
         node = self._node_of.pop(page)
         del self._nodes[node.key]
+        self._alive.remove(node.id)
+        self._evictions += 1

@@ -84,15 +84,14 @@ class Scheduler:
     def abort(self, request_id: int, version: int) -> list[Completion]:
         """Ends what is left of a request, in whatever state, and frees its pages at once. Unknown ids are of requests that have
         ended: nothing to do."""
-        left = [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
-        if not left:
+        if request_id not in self.in_flight:
             return []
+        left = [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
         del self.in_flight[request_id]
-        self.running = [s for s in self.running if s.request.id != request_id]
-        self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
         for sequence in left:
             sequence.ended = True
             self._drop(sequence)
+        self._forget_ended()
         return [s.completion("abort", version) for s in sorted(left, key=lambda s: s.sample)]
 
     def clear(self) -> None:
@@ -175,12 +174,18 @@ class Scheduler:
             sequence.append(*sampled_here, version)
             self._publish(sequence)
             if reason := sequence.finish_reason():
-                (self.running if sequence.running else self.waiting).remove(sequence)
                 sequence.ended = True
                 self._drop(sequence)
                 self._count_down(sequence.request.id)
                 finished.append(sequence.completion(reason, version))
+        if finished:
+            self._forget_ended()
         return finished
+
+    def _forget_ended(self) -> None:
+        self.running = [s for s in self.running if not s.ended]
+        if any(s.ended for s in self.waiting):
+            self.waiting = deque(s for s in self.waiting if not s.ended)
 
     def _launched(self, span: Span) -> None:
         sequence = span.sequence
@@ -191,9 +196,10 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         """Tells the cache of pages that are full of known tokens."""
-        known = min(sequence.computed, len(sequence.tokens))
-        if known // self.pool.page_size > sequence.published // self.pool.page_size:
-            self.pool.publish(sequence.tokens[:known], sequence.pages)
+        size = self.pool.page_size
+        if sequence.computed // size > sequence.published // size:
+            known = min(sequence.computed, len(sequence.tokens))
+            self.pool.publish(sequence.tokens[:known], sequence.pages, sequence.path)
             sequence.published = known
 
     def _count_down(self, request_id: int) -> None:
@@ -202,11 +208,13 @@ class Scheduler:
             del self.in_flight[request_id]
 
     def _stop(self, sequence: Sequence, budget: int) -> int:
-        return min(sequence.length, sequence.computed + min(budget, self.limits.prefill_chunk))
+        stop = len(sequence.tokens) + sequence.pending
+        most = sequence.computed + min(budget, self.limits.prefill_chunk)
+        return stop if stop < most else most
 
     def _admit(self, sequence: Sequence, budget: int) -> Span | None:
         """A sequence without pages takes what is cached and the pages of its first chunk, or nothing."""
-        sequence.pages = self.pool.match(sequence.tokens[: sequence.reusable])
+        sequence.pages = self.pool.match(sequence.tokens[: sequence.reusable], sequence.path)
         sequence.computed = sequence.published = len(sequence.pages) * self.pool.page_size
         stop = self._stop(sequence, budget)
         fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
@@ -226,7 +234,8 @@ class Scheduler:
         while True:
             if sequence.pages:
                 stop = self._stop(sequence, budget)
-                fresh = self.pool.take(self.pool.needed(stop) - len(sequence.pages))
+                missing = self.pool.needed(stop) - len(sequence.pages)
+                fresh = self.pool.take(missing) if missing else []
                 if fresh is not None:
                     sequence.pages += fresh
                     return self._planned(Span.plan(sequence, stop))

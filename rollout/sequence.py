@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from rollout.pages import Path
 from rollout.sampling import Completion, FinishReason, Request, sample_seed
 from rollout.text import TextStream
 
@@ -21,6 +22,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     published: int = 0  # tokens of `pages` that the cache has been told of
+    path: Path = field(default_factory=Path)  # of those pages
     pending: int = 0  # tokens after `tokens` that launched steps sample, whose values are not known yet
     scoring: int = 0  # prompt log-probs after `prompt_logprobs`, likewise
     ended: bool = False  # finished or aborted: what launched steps still say of it is dropped
@@ -32,10 +34,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.seed = sample_seed(self.request.sampling.seed, self.sample)
-
-    @property
-    def prompt(self) -> int:
-        return len(self.request.prompt_ids)
+        self.prompt = len(self.request.prompt_ids)
+        self.most = self.prompt + self.request.sampling.max_new_tokens
 
     @property
     def sampled(self) -> int:
@@ -49,7 +49,7 @@ class Sequence:
     @property
     def complete(self) -> bool:
         """Nothing is left to launch, whatever the pending tokens are."""
-        return self.length - self.prompt == self.request.sampling.max_new_tokens
+        return len(self.tokens) + self.pending == self.most
 
     @property
     def scores_at(self) -> int | None:
@@ -73,10 +73,11 @@ class Sequence:
             self.text.push(token)
 
     def finish_reason(self) -> FinishReason | None:
-        asked = self.request.sampling
-        if self.sampled and (self.tokens[-1] in asked.stop_ids or (self.text and self.text.matched is not None)):
+        if not self.logprobs:
+            return None
+        if self.tokens[-1] in self.request.sampling.stop_ids or (self.text and self.text.matched is not None):
             return "stop"
-        return "length" if self.sampled == asked.max_new_tokens else None
+        return "length" if len(self.tokens) == self.most else None
 
     def completion(self, reason: FinishReason, version: int) -> Completion:
         """`version`: that of the engine, for a sample that has no token yet."""
@@ -101,7 +102,10 @@ class Sequence:
         )
 
 
-@dataclass(frozen=True)
+_NOTHING = range(0)
+
+
+@dataclass(slots=True, eq=False)  # not frozen: one is made for every sequence of every step
 class Span:
     """Compute positions `start <= p < stop` of a sequence. Planned by counts: the value of its last token may be known on the
     device alone."""
@@ -116,5 +120,6 @@ class Span:
     @classmethod
     def plan(cls, sequence: Sequence, stop: int) -> "Span":
         first = sequence.scores_at
-        scored = range(0) if first is None else range(first, min(stop + 1, sequence.prompt))
-        return cls(sequence, sequence.computed, stop, stop == sequence.length, stop > len(sequence.tokens), scored)
+        scored = _NOTHING if first is None else range(first, min(stop + 1, sequence.prompt))
+        known = len(sequence.tokens)
+        return cls(sequence, sequence.computed, stop, stop == known + sequence.pending, stop > known, scored)

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from rollout.pages import PagePool
+from rollout.pages import PagePool, Path
 
 Tokens = tuple[int, ...]
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
@@ -16,7 +16,7 @@ class Holder:
     """A sequence: its tokens, and its pages in order."""
 
     def __init__(self, tokens: Tokens, pages: list[int]) -> None:
-        self.tokens, self.pages = tokens, pages
+        self.tokens, self.pages, self.path = tokens, pages, Path()
 
 
 class Pool(RuleBasedStateMachine):
@@ -54,13 +54,13 @@ class Pool(RuleBasedStateMachine):
         """What the scheduler does with a new sequence: match, then take the rest, or give back."""
         hits = self.pool.hit_tokens
         expected = self.longest(tokens)
-        matched = self.pool.match(tokens)
+        holder = Holder(tokens, [])
+        matched = holder.pages = self.pool.match(tokens, holder.path)
         assert matched == expected
         assert self.pool.hit_tokens == hits + len(matched) * self.size
         assert len(matched) * self.size < len(tokens), "a token must be left to compute"
         for i, page in enumerate(matched):  # it really holds those tokens
             assert self.cached[page] == tokens[: (i + 1) * self.size]
-        holder = Holder(tokens, matched)
         self.live.append(holder)
         self.idle = [page for page in self.idle if page not in matched]
         count = self.pool.needed(len(tokens)) - len(matched)
@@ -79,12 +79,12 @@ class Pool(RuleBasedStateMachine):
         holder.pages = matched + fresh
         return holder
 
-    @rule(holder=holders, part=st.floats(0, 1))
-    def publish(self, holder: Holder, part: float) -> None:
+    @rule(holder=holders, part=st.floats(0, 1), remembered=st.booleans())
+    def publish(self, holder: Holder, part: float, remembered: bool) -> None:
         if holder not in self.live:
             return
         tokens = holder.tokens[: round(part * len(holder.tokens))]
-        self.pool.publish(tokens, holder.pages)
+        self.pool.publish(tokens, holder.pages, holder.path if remembered else None)
         for i in range(len(tokens) // self.size if self.cache else 0):
             prefix, page = tokens[: (i + 1) * self.size], holder.pages[i]
             if prefix not in self.found:
