@@ -20,7 +20,8 @@ PATIENCE = 60.0
 
 class Server:
     def __init__(self, *arguments: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "rollout.serve", "port=0", "threads=1", *arguments]
+        device = [] if any(a.startswith("device=") for a in arguments) else ["device=cpu"]
+        command = [sys.executable, "-m", "rollout.serve", "port=0", "threads=1", *device, *arguments]
         variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT), **environment}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from kernels.model.weights import save
 from rollout.serve import main
@@ -192,3 +193,29 @@ def test_a_second_sigterm_ends_at_once() -> None:
         thread.join(PATIENCE)
         assert isinstance(answers[0], Exception)
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "a rank outlived the server")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu() -> None:
+    """Alone, from the cache and in company, with filters: one answer; SIGTERM ends it."""
+    asked = {"text": "some text", "sampling_params": {"max_new_tokens": 20, "top_p": 0.9}, "return_logprob": True}
+    with running("device=cuda") as server:
+        answers: list[str] = []
+
+        def ask(prompt: str = "some text") -> None:
+            answer = server.client().post("/generate", json={**asked, "text": prompt}).json()
+            said = answer["output_ids"], answer["meta_info"]["output_token_logprobs"]
+            answers.extend([json.dumps(said)] if prompt == "some text" else [])
+
+        ask()
+        ask()
+        threads = [threading.Thread(target=ask, args=(t,)) for t in ("some text", "some", "another", "some text") * 3]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 8 and len(set(answers)) == 1
+        assert server.client().get("/health").status_code == 200
+        server.signal()
+        assert server.code() == 0

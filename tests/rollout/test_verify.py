@@ -18,7 +18,7 @@ from rollout.verify import MODES, main
 from tests.model.shapes import SHAPES, random_weights
 
 TINY = Source.open(None)
-FEW = ["--trials", "3", "--new", "6", "--threads", "1"]
+FEW = ["--trials", "3", "--new", "6", "--threads", "1", "--device", "cpu"]
 FAST = replace(TINY, config=replace(TINY.config, kv_heads=2, heads=2, layers=1))
 """Two ranks at the most."""
 
@@ -58,6 +58,16 @@ def test_all_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if "Unique samples" in line]
     assert len(lines) == len(rows)
     assert all("Unique samples: 1 " in line and line.endswith("differing bits: 0") for line in lines)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_hold_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ranks share the card where there is one."""
+    source = replace(FAST, dtype=torch.bfloat16)
+    assert main(["--trials", "4", "--new", "6", "--device", "cuda"], source) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{mode} " in out for mode in MODES) and "cuda" in out
 
 
 @pytest.mark.parametrize("mode", ["mixed", "trainer"])
