@@ -13,7 +13,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 test-gpu: setup
-	$(BIN)/python -m pytest -m gpu -n 8 $(ARGS)
+	$(BIN)/python -m pytest -m gpu -n 8 --dist loadgroup $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -18,7 +18,11 @@ from trainer.memory import trainer_memory
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.xdist_group("large"),  # as tests/alignment/conftest.py says
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 MODEL = ModelConfig(
     vocab_size=16384,
