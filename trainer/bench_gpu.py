@@ -9,6 +9,7 @@ import gc
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -278,22 +279,27 @@ def run(
     config = replace(QWEN3_8B, layers=layers)
     rows = table_rows(config, shapes)
     kinds: list[Numerics] = ["exact", "fast"] if fast else ["exact"]
-    with console.status("compiling"):
-        prepare(rows)
-    with console.status("timing"):
-        peak = matmul_tflops(repeats)
-        time_theirs(config, rows, repeats, compiled)
-        _free()
-        with one_rank():
-            for kind in kinds:
-                time_ours(config, kind, rows, repeats)
+    where: dict[str, Any] = versions()
+    begin = time.perf_counter()
+
+    def done(what: str) -> None:
+        """What was measured so far is on the disk."""
+        console.print(f"[dim]{time.perf_counter() - begin:5.0f} s[/] {what}")
+        if path:
+            path.write_text(json.dumps({**where, "layers": layers, "rows": _json(rows)}, indent=1) + "\n")
+
+    prepare(rows)
+    done("compiled")
+    where["matmul TFLOP/s"] = peak = matmul_tflops(repeats)
+    time_theirs(config, rows, repeats, compiled)
+    done("timed transformers")
+    _free()
+    with one_rank():
+        for kind in kinds:
+            time_ours(config, kind, rows, repeats)
+            done(f"timed ours, {kind}")
     console.print(table(rows, peak))
-    where = versions()
-    console.print(", ".join(f"{k} {v}" for k, v in where.items()))
-    if path:
-        path.write_text(
-            json.dumps({**where, "matmul TFLOP/s": peak, "layers": layers, "rows": _json(rows)}, indent=1) + "\n"
-        )
+    console.print(", ".join(f"{k} {v}" for k, v in versions().items()))
 
 
 def _json(rows: list[Row]) -> list[dict[str, Any]]:
