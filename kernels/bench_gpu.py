@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.contract import same_bits
+from kernels.model import ModelConfig
 from kernels.ops import (
     add_rms_norm,
     attention,
@@ -61,6 +62,20 @@ PROJECTIONS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096),
 """N and K of Qwen3-8B's weights. A tensor-parallel rank holds columns (N) of qkv and gate_up, and leaves (K) of o and down."""
 BY_COLUMNS = ("qkv", "gate_up")
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 8, 128, 4096, 12288, 151936
+QWEN3_8B = ModelConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=HIDDEN,
+    intermediate_size=INTERMEDIATE,
+    layers=36,
+    heads=HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    max_positions=40960,
+    rms_eps=1e-6,
+    rope_theta=1e6,
+    tied=False,
+    leaves=8,
+)
 
 TARGETS = {
     "matmul, M <= 64": 1.05,

@@ -29,12 +29,12 @@ from rl.model import model_config
 from rl.placement import place
 from rl.publish import HALF, publish
 from trainer.command import fail
-from trainer.publisher import Publisher, Receiver
+from trainer.publisher import Publisher, PublishingRank, Receiver
 
 _REPEATS = 3
 
 
-class Masters:
+class Masters(PublishingRank):
     """Rank `rank` of the stand-in for the trainer."""
 
     def __init__(
@@ -55,18 +55,6 @@ class Masters:
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
         return self.publisher.begin(name, self.rows, receivers, half)
-
-    def pack(self, number: int) -> None:
-        self.publisher.pack(number)
-
-    def send(self, number: int) -> None:
-        self.publisher.send(number)
-
-    def end_publication(self) -> list[list[int]]:
-        return self.publisher.finish()
-
-    def cut(self) -> None:
-        self.publisher.cut()
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import kernels.bench_gpu
 from kernels.bench_gpu import ceilings, versions
 from kernels.model import ModelConfig
 from kernels.model.weights import parameters, to_hf
@@ -32,20 +33,7 @@ from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
-QWEN3_8B = ModelConfig(
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=12288,
-    layers=36,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    max_positions=8192,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    leaves=8,
-)
+QWEN3_8B = replace(kernels.bench_gpu.QWEN3_8B, max_positions=8192)
 PAGE = 16
 CHUNK = 8192
 

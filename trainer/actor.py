@@ -18,12 +18,12 @@ from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Objective
-from trainer.publisher import Publisher, Receiver
+from trainer.publisher import Publisher, PublishingRank, Receiver
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
 
 
-class TrainerRank:
+class TrainerRank(PublishingRank):
     """Rank `rank` of the FSDP2 trainer. The driver calls every rank with the same arguments."""
 
     def __init__(
@@ -67,18 +67,6 @@ class TrainerRank:
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
         return self.publisher.begin(name, self.trainer.rows(), receivers, half)
-
-    def pack(self, number: int) -> None:
-        self.publisher.pack(number)
-
-    def send(self, number: int) -> None:
-        self.publisher.send(number)
-
-    def end_publication(self) -> list[list[int]]:
-        return self.publisher.finish()
-
-    def cut(self) -> None:
-        self.publisher.cut()
 
     def digest(self) -> str:
         """`kernels.model.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""

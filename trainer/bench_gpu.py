@@ -27,6 +27,7 @@ from rich.table import Table
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+import kernels.bench_gpu
 from kernels.bench_gpu import versions
 from kernels.model import Layout, ModelConfig
 from kernels.model.operations import Numerics
@@ -36,20 +37,7 @@ from trainer.model import TrainerModel
 from trainer.parallelize import fill, parallelize
 from trainer.trainer import Trainer, TrainerConfig
 
-QWEN3_8B = ModelConfig(
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=12288,
-    layers=6,  # of 36
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    max_positions=40960,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    leaves=8,
-)
+QWEN3_8B = replace(kernels.bench_gpu.QWEN3_8B, layers=6)
 SHAPES = ("1x8192", "4x2048", "8x1024")
 BODY, HEAD, STEP = "body", "with head and log-prob", "with head, log-prob and optimizer"
 

@@ -118,3 +118,21 @@ class Publisher:
         for wire in self._wires.values():
             wire.cut()
         self._wires, self._bucket, self._rows, self._under_way = {}, None, {}, False
+
+
+class PublishingRank:
+    """What the driver calls of a process that has a publisher, once it has begun a publication."""
+
+    publisher: Publisher
+
+    def pack(self, number: int) -> None:
+        self.publisher.pack(number)
+
+    def send(self, number: int) -> None:
+        self.publisher.send(number)
+
+    def end_publication(self) -> list[list[int]]:
+        return self.publisher.finish()
+
+    def cut(self) -> None:
+        self.publisher.cut()
