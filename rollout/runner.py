@@ -5,7 +5,7 @@ this one samples. They stay on the device for it (`Launched.tokens`).
 """
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -123,19 +123,23 @@ class Runner:
         layout = Layout.paged(
             [(s.start, s.stop) for s in spans], [s.sequence.pages for s in spans], self.page_size, self.device
         )
-        hidden = self._hidden(self._ids(spans, before), layout)
         ends = list(accumulate(s.stop - s.start for s in spans))
+        brief = not any(s.scored for s in spans)
+        if brief:  # what the last layer makes of tokens inside a prompt is not read
+            layout = replace(layout, wanted=self._put([end - 1 for end in ends]))
+        hidden = self._hidden(self._ids(spans, before), layout)
         scored = [self._scores(hidden, end - s.stop, s) for end, s in zip(ends, spans, strict=True) if s.scored]
         if not sampling:
             return self._launched(
                 spans, sampling, hidden.new_empty(0, dtype=torch.int64), [hidden.new_empty(0), *scored]
             )
-        last = self._put([end - 1 for end, s in zip(ends, spans, strict=True) if s.samples])
+        drawn = [i if brief else end - 1 for i, (s, end) in enumerate(zip(spans, ends, strict=True)) if s.samples]
         params = [s.sequence.request.sampling for s in sampling]
         temperature = self._put([p.scale for p in params], torch.float32)
         seeds, positions = self._put([s.sequence.seed for s in sampling]), self._put([s.stop for s in sampling])
         greedy = self._put([p.greedy for p in params], torch.uint8)
-        tokens, logprobs = self._draw(hidden[last], temperature, seeds, positions, greedy, self._truncation(params))
+        hidden, cut = hidden[self._put(drawn)], self._truncation(params)
+        tokens, logprobs = self._draw(hidden, temperature, seeds, positions, greedy, cut)
         return self._launched(spans, sampling, tokens, [logprobs, *scored])
 
     def _truncation(self, params: list[SamplingParams]) -> Truncation:

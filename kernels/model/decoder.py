@@ -73,7 +73,8 @@ def decoder_layer(
     again: Again = remembered,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to it (None before the first
-    layer). `table` from position_table. Invariant to layout and to the size of `group`."""
+    layer). `table` from position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size
+    of `group`."""
     size, groups = group.shard.size, layout.groups
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
     matmul, attention = config.ops.matmul, config.ops.attention
@@ -96,6 +97,9 @@ def decoder_layer(
     turned = (qk, norms, config.rms_eps, table, layout.positions, kv_heads)
     q, k = norm_rope(*turned, groups=groups)
     again((q, k), norm_rope, *turned)
+    kv.keep(index, k, v, layout)
+    if layout.wanted is not None and index == config.layers - 1:  # of the others only keys and values are read
+        x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
     a = kv.attend(index, q, k, v, layout, attention, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
@@ -134,8 +138,9 @@ def forward(
     layout: Layout,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """token_ids int64 [T] -> final hidden states [T, H] in `dtype`, the model's. `run_layer(i, x, delta)` is `decoder_layer`
-    on layer i, by whatever means the caller holds its weights (a list; FSDP modules)."""
+    """token_ids int64 [T] -> final hidden states [T, H] (of the tokens that `layout` wants: [R, H]) in `dtype`, the model's.
+    `run_layer(i, x, delta)` is `decoder_layer` on layer i, by whatever means the caller holds its weights (a list; FSDP
+    modules)."""
     first = group.shard.rank * outer.embed.shape[0]
     rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
     x = group.all_reduce(rows.float(), dtype)

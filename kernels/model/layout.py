@@ -30,6 +30,7 @@ class Layout:
     slots: torch.Tensor  # int64 [T], the key-value row that each token writes
     groups: torch.Tensor  # int64 [G + 1], token offsets of the gradient's leaves; [0, T] where there is no gradient
     parts: tuple[tuple[slice, Pages], ...] = ()  # tokens whose attention is a call of its own; none: all of them in one
+    wanted: torch.Tensor | None = None  # int64 [R], the tokens whose outputs are read, keys being in pages; None: all
 
     @property
     def positions(self) -> torch.Tensor:
@@ -101,6 +102,13 @@ class Layout:
             first = last
         return cls(pages, on_device(slots, device), on_device(starts[[0, -1]], device), tuple(parts))
 
+    def ends(self, rows: torch.Tensor) -> "Layout":
+        """Of the tokens `rows`, int64 [R], where pages hold the keys of all: each for itself, as in decoding."""
+        pages = self.pages
+        starts = torch.arange(len(rows) + 1, device=rows.device)
+        alone = Pages(pages.table, pages.size, pages.sequence[rows], pages.position[rows], starts)
+        return Layout(alone, self.slots[rows], self.groups)
+
     @staticmethod
     def kind(span: tuple[int, int]) -> str:
         """Spans of a kind are best side by side: see `paged`."""
@@ -115,6 +123,10 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pages, float], t
 class KeyValues(Protocol):
     """Keys and values of every layer."""
 
+    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
+        """Takes keys and values of the current tokens [T, kv_heads, head_dim]."""
+        ...
+
     def attend(
         self,
         layer: int,
@@ -125,13 +137,15 @@ class KeyValues(Protocol):
         attention: Attention,
         scale: float,
     ) -> torch.Tensor:
-        """Takes keys and values of the current tokens [T, kv_heads, head_dim]; the attention of q [T, heads, head_dim] to them
-        and to those before them."""
+        """The attention of q [T, heads, head_dim] to the keys and values just kept, and to those before them."""
         ...
 
 
 class Activations:
     """Training: the keys are the activations themselves."""
+
+    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
+        pass
 
     def attend(
         self,
@@ -153,6 +167,9 @@ class PagedCache:
         """Both [layers, pages * page_size, kv_heads, head_dim]."""
         self.keys, self.values = keys, values
 
+    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
+        store_rows(self.keys[layer], self.values[layer], layout.slots, keys, values)
+
     def attend(
         self,
         layer: int,
@@ -164,7 +181,6 @@ class PagedCache:
         scale: float,
     ) -> torch.Tensor:
         rows = self.keys[layer], self.values[layer]
-        store_rows(*rows, layout.slots, keys, values)
         out = []
         for tokens, pages in layout.parts or ((slice(None), layout.pages),):
             held = (keys[tokens], values[tokens]) if pages.packed else rows

@@ -73,6 +73,12 @@ def test_paged(case: tuple[list[tuple[int, int]], list[list[int]], int]) -> None
         assert pages.position.tolist() == tokens[part]
         check_kind(layout, part, pages)
     assert parts == tokens, "every token is in one part"
+    rows = torch.arange(len(tokens))[:: len(tokens) // 3 + 1]
+    ends = layout.ends(rows)
+    assert ends.pages.starts.tolist() == list(range(len(rows) + 1)), "each is for itself"
+    assert ends.pages.table is layout.pages.table and ends.pages.size == size
+    assert torch.equal(ends.pages.sequence, layout.pages.sequence[rows])
+    assert torch.equal(ends.positions, layout.positions[rows]) and torch.equal(ends.slots, layout.slots[rows])
 
 
 def check_kind(layout: Layout, part: slice, pages: Pages) -> None:
@@ -97,6 +103,7 @@ def attend(kv: Activations | PagedCache, k: torch.Tensor, layout: Layout) -> lis
         calls.append((keys, values, pages))
         return q
 
+    kv.keep(1, k, -k, layout)
     assert torch.equal(kv.attend(1, k, k, -k, layout, attention, 1.0), k)
     return calls
 

@@ -22,7 +22,8 @@ class Server:
     def __init__(self, *arguments: str, **environment: str) -> None:
         device = [] if any(a.startswith("device=") for a in arguments) else ["device=cpu"]
         command = [sys.executable, "-m", "rollout.serve", "port=0", "threads=1", *device, *arguments]
-        variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT), **environment}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **environment}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

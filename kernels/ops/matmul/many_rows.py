@@ -1,7 +1,7 @@
 """Many rows (training, prefill): y = a b^T on the tree of 1, 2, 4 or 8 equal leaves; persistent and warp-specialised.
 
 A block owns tiles of 128 x BN and walks the tree of each as ring.py says. A bf16 output leaves by TMA through the shared memory
-of level 1, a float32 one from registers.
+of level 2, a float32 one from registers.
 
 `EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.gpu), folded to a node of the
 log-sum-exp (1), the exponentials of which may be stored too (2).
@@ -173,9 +173,9 @@ def tree_kernel(
     ring = allocate(ad, bd, BN, STAGES, A_MN, B_MN)
     park0 = park(ring, LEAVES)
     park1 = park(ring, LEAVES)
-    if LEAVES > 2:
-        o0 = park0.level1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
-        o1 = park1.level1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
+    if LEAVES == 8:
+        o0 = park0._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
+        o1 = park1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
     else:
         o0 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)
         o1 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)

@@ -10,8 +10,6 @@ spills; zeros that are written between two products serialize all of them, hence
 forgets constants when it is assigned, hence `Ring` is an aggregate.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -55,13 +53,6 @@ class Ring:
         self.STAGES = gl.constexpr(STAGES)
         self.A_MN = gl.constexpr(A_MN)
         self.B_MN = gl.constexpr(B_MN)
-
-
-class Parked(NamedTuple):
-    """Where one consumer keeps finished subtrees: see `subtree`."""
-
-    level1: Any
-    level2: Any
 
 
 @gluon.constexpr_function
@@ -113,17 +104,11 @@ def allocate(
 
 @gluon.jit
 def park(ring, L: gl.constexpr):
-    """Room for the parked levels of one consumer (none below four leaves)."""
-    W: gl.constexpr = ring.BN // 2 if L == 8 else ring.BN
-    if L > 2:
-        level1 = gl.allocate_shared_memory(gl.float32, [1, 64, W], park_layout(W))
-    else:
-        level1 = ring.b
+    """Room for what one consumer parks: see `subtree`. Below eight leaves nothing is."""
     if L == 8:
-        level2 = gl.allocate_shared_memory(gl.float32, [1, 64, ring.BN], park_layout(ring.BN))
+        return gl.allocate_shared_memory(gl.float32, [1, 64, ring.BN], park_layout(ring.BN))
     else:
-        level2 = level1
-    return Parked(level1, level2)
+        return ring.b
 
 
 @gluon.jit
@@ -247,18 +232,6 @@ def pair(ring, a, stage, phase, extent0, extent1):
 
 
 @gluon.jit
-def halves(v):
-    """[64, W] -> two [64, W / 2]: a renaming of registers, no data moves."""
-    return gl.split(gl.permute(gl.reshape(v, [64, 2, v.shape[1] // 2]), [0, 2, 1]))
-
-
-@gluon.jit
-def whole(low, high, ACC: gl.constexpr):
-    v = gl.permute(gl.join(low, high), [0, 2, 1])
-    return gl.convert_layout(gl.reshape(v, [64, 2 * low.shape[1]]), ACC, assert_trivial=True)
-
-
-@gluon.jit
 def flat(v):
     """[64, W] -> [64 W] in the order of the accumulator's registers, four neighbours to a thread: no data moves."""
     W: gl.constexpr = v.shape[1]
@@ -280,12 +253,8 @@ def bound(bounds, j, leaves):
 
 @gluon.jit
 def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L: gl.constexpr, GROUPED: gl.constexpr):
-    """The root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. Where a finished subtree
-    waits for its sibling (128 x 128 tile, float32):
-
-        level 0  registers
-        level 1  8 leaves: left half registers, right half shared memory (32 KB);  4 leaves: shared memory (64 KB)
-        level 2  shared memory (64 KB)
+    """The root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. A finished subtree of level
+    0 or 1 waits for its sibling in registers (of a 128 x 128 tile 64 each, of 240), one of level 2 in shared memory (64 KB).
 
     Leaves are `extent` long, or, where GROUPED, lie between `bounds` (those past `leaves` are empty: they add +0, which changes
     no bit of a sum that started from +0). The next bound is loaded while a leaf runs."""
@@ -310,32 +279,23 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
                 last = bound(bounds, first_leaf + 2 * j + 4, leaves)
             v, stage, phase = pair(ring, a, stage, phase, extent0, extent1)
             if j % 2 == 0 and L > 2:
-                if j == 0 and not GROUPED:
-                    tma.store_wait(0)  # the previous tile's output leaves through the same memory
-                if L == 8:
-                    level1, v_high = halves(v)
-                    parked.level1.index(0).store(v_high)
-                else:
-                    parked.level1.index(0).store(v)
+                level1 = v
             elif j % 2 == 1:
+                v = level1 + v
                 if L == 8:
-                    v_low, v_high = halves(v)
-                    v_low = level1 + v_low
-                    v_high = parked.level1.index(0).load(v_high.type.layout) + v_high
-                    v = whole(v_low, v_high, ACC)
                     if j == 1:
-                        parked.level2.index(0).store(v)
+                        if not GROUPED:
+                            tma.store_wait(0)  # the previous tile's output leaves through the same memory
+                        parked.index(0).store(v)
                     else:
-                        v = parked.level2.index(0).load(ACC) + v
-                else:
-                    v = parked.level1.index(0).load(ACC) + v
+                        v = parked.index(0).load(ACC) + v
     return v, stage, phase
 
 
 def stages(L: int, BN: int, output: bool = True) -> int:
-    """What is left of 227 KB of shared memory after the parked levels (or, where there is one, the output tile) goes to the
+    """What is left of 227 KB of shared memory after the parked level (or, where there is one, the output tile) goes to the
     ring."""
-    parked = {8: 1.5, 4: 1.0}.get(L, 0.5 * output) * 128 * BN * 4
+    parked = (1.0 if L == 8 else 0.5 * output) * 128 * BN * 4
     return int((232448 - 1024 - parked) // ((128 + BN) * BK * 2))
 
 
