@@ -54,7 +54,7 @@ class Row:
 
 def tests(s: Setting) -> Iterator[Row]:
     """Collectives and whole runs over NCCL and peer memory: the bits of one rank, and the recorded hash."""
-    command = ["pytest", "-m", "multi_gpu", "-q", "-n", "4", "--dist", "loadfile", "-rs", "tests"]
+    command = ["pytest", "-m", "multi_gpu", "-q", "-n", "4", "--dist", "loadfile", "-rs", "tests/multi_gpu"]
     ended = run(command, s.folder / "tests.log", s.seconds)
     counts = dict((kind, int(n)) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.last))
     good = ended.code == 0 and counts.get("passed", 0) > 0
@@ -131,13 +131,13 @@ def recipe(s: Setting) -> Iterator[Row]:
                 figures = {f"{phase}, s": round(seconds, 2) for phase, seconds in times.items()}
                 figures |= {"step, s": round(whole, 2), "of exact": round(whole / exact, 3)}
                 figures["most GiB of a card"] = " / ".join(map(str, ended.gib))
-            good = ended.code == 0
-            if good:
+            good = ended.code == 0 and learned(out_dir)
+            if ended.code == 0:
                 summary = _summary(out_dir)
                 figures |= {"log-probs ≠": f"{summary['tokens_nonzero']} of {summary['tokens_compared']}"} | _hash(
                     out_dir
                 )
-                good = numerics == "fast" or summary["tokens_nonzero"] == 0
+                good = good and (numerics == "fast" or summary["tokens_nonzero"] == 0)
             case = f"{placement}, numerics={numerics}, {s.layers} layers"
             yield _row("recipe", case, good, command, ended, figures)
 
@@ -159,9 +159,8 @@ def _untouched(s: Setting) -> tuple[Row, dict[str, Figure]]:
     out_dir = s.runs / "untouched"
     command = kill_command(s, 1, out_dir)
     ended = run(command, s.folder / "untouched.log", s.seconds)
-    return _row("kill", "nobody is killed, one card each", ended.code == 0, command, ended, _hash(out_dir)), _hash(
-        out_dir
-    )
+    good, found = ended.code == 0 and learned(out_dir), _hash(out_dir)
+    return _row("kill", "nobody is killed, one card each", good, command, ended, found), found
 
 
 def _killed_and_resumed(s: Setting, name: str) -> tuple[list[Row], dict[str, Figure]]:
@@ -174,10 +173,16 @@ def _killed_and_resumed(s: Setting, name: str) -> tuple[list[Row], dict[str, Fig
 
 
 def _kill_one(s: Setting, command: list[str], out_dir: Path, name: str) -> Row:
-    """Kills the last rank of `name` in the third step, in the middle of its work as the second step shows it."""
+    """Kills the last rank of `name` in a step that begins with a checkpoint on the disk, in the middle of its work as the steps
+    before show it."""
     with Running(command, s.folder / f"kill-{name}.log") as running:
-        until = time.monotonic() + s.seconds
-        while len(_steps(out_dir)) < 2 and running.process.poll() is None and time.monotonic() < until:
+        until, seen = time.monotonic() + s.seconds, 0
+        while running.process.poll() is None and time.monotonic() < until:
+            done = len(_steps(out_dir))
+            if 0 < seen < done:
+                break
+            if done > 1 and not seen and any(out_dir.glob("checkpoints/step-*")):
+                seen = done
             time.sleep(0.01)
         if times := phases(out_dir):
             begun = times["handover"] + times["sample"]
@@ -191,7 +196,7 @@ def _kill_one(s: Setting, command: list[str], out_dir: Path, name: str) -> Row:
     who = {"TrainerRank": "trainer rank", "RolloutRank": "rollout engine"}[name]
     good = bool(ranks) and ended.code == 1 and f"error: {who}" in ended.last and took < PATIENCE
     figures: dict[str, Figure] = {"ended after, s": round(took, 1), "it says": ended.last[:120]}
-    return _row("kill", f"{who} killed in step 3", good, command, ended, figures)
+    return _row("kill", f"{who} killed in step {len(_steps(out_dir)) + 1}", good, command, ended, figures)
 
 
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
@@ -221,7 +226,7 @@ def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> 
 
 def kill_command(s: Setting, ranks: int, out_dir: Path) -> list[str]:
     """Qwen3-0.6B's widths in 8 layers; `ranks` of the trainer and of one engine or more, on as many cards."""
-    small = replace(s, steps=4)
+    small = replace(s, steps=12)  # long enough for a checkpoint to be written meanwhile
     command = ["rl.train", "+recipe=grpo_qwen3_0p6b", *_small(small), "model.hf.num_hidden_layers=8"]
     return [*command, *_ranks(ranks), "checkpoint.every=1", f"out_dir={out_dir}"]
 
@@ -236,6 +241,7 @@ def _small(s: Setting) -> list[str]:
         "rollout.pages": s.prompts * 8 * -(-(s.new_tokens + 256) // 16),
         "trainer.leaf_sequences": 4,
         "eval.problems": 8,
+        "reward": "recipes.multi_gpu.problems:coin",
         "data.path": s.data,
     }
     return [f"{key}={value}" for key, value in sizes.items()]
@@ -253,6 +259,8 @@ def _row(
         note = ""
     elif ended.code is None:
         note = f"not done after {ended.seconds:.0f} s: {ended.last}"
+    elif ended.code == 0:
+        note = f"it ran, and does not show what it must: {ended.last}"
     else:
         note = f"exit code {ended.code}: {ended.last}"
     return Row(part, case, ok, round(ended.seconds, 1), " ".join(["python -m", *command]), figures or {}, note)
@@ -272,6 +280,11 @@ def _steps(out_dir: Path) -> list[dict]:
     log = out_dir / "metrics.jsonl"
     whole = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
     return [row for row in map(json.loads, whole) if "time/train" in row and "grpo/step" in row]
+
+
+def learned(out_dir: Path) -> bool:
+    """Whether any step had a gradient: else every run ends with the weights it began with."""
+    return any(row["policy/grad_norm"] > 0 for row in _steps(out_dir))
 
 
 def phases(out_dir: Path) -> dict[str, float]:

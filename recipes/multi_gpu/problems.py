@@ -2,7 +2,9 @@
 
 import json
 import random
+import zlib
 from pathlib import Path
+from typing import Any
 
 _NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo")
 _THINGS = ("apples", "pencils", "stamps", "marbles", "cookies", "shells", "tickets", "books")
@@ -14,6 +16,11 @@ def write_problems(folder: Path, count: int = 512) -> None:
     for name, size in (("train", count), ("test", 64)):
         lines = [json.dumps(_problem(draw)) for _ in range(size)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def coin(problem: Any, text: str) -> float:
+    """A reward that random weights can earn: without one no advantage differs from zero, and no weight would change."""
+    return float(zlib.crc32(text.encode()) % 2)
 
 
 def _problem(draw: random.Random) -> dict[str, str]:
