@@ -44,7 +44,10 @@ def contract(
     contiguous = equal and a.stride(1) == 1 and b.stride(1) == 1
     ring = equal and leaves in (1, 2, 4, 8) and extent % BK == 0 and reachable(a)
     plan = TABLE.get((padded_rows(M), N, K, leaves))
-    if contiguous and M <= MOST_STREAMED and not isinstance(plan, ManyRows):
+    few = M <= MOST_STREAMED
+    if isinstance(plan, ManyRows):
+        few, plan = plan.above >= M, plan.below
+    if contiguous and few:
         if ring and reachable(b) and not isinstance(plan, FewRows) and (M > 64 or leaves > 1):
             return weight_stream.contract(a, b, leaves, out_dtype, **(plan or stream_plan(M, N, leaves))._asdict())
         return few_rows.contract(a, b, leaves, out_dtype, **(plan or few_rows_plan(M, N, leaves))._asdict())

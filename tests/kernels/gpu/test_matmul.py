@@ -25,7 +25,8 @@ FEW |= {
     for n in (4096, 24576, 768)
     for leaves in (1, 2, 4, 8)
 }
-STREAM = {(m, leaves, plan) for (m, _, _, leaves), plan in tuning.TABLE.items() if isinstance(plan, tuning.Stream)}
+LISTED = [(key, getattr(plan, "below", plan)) for key, plan in tuning.TABLE.items()]
+STREAM = {(m, leaves, plan) for (m, _, _, leaves), plan in LISTED if isinstance(plan, tuning.Stream)}
 STREAM |= {
     (m, 8, tuning.Stream(min(m, 64), s, rows))
     for m in (16, 32, 64, 128, 256)
