@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from kernels.ops import store_rows
@@ -20,6 +21,15 @@ def on_device(t: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     if torch.device(device).type == "cpu":
         return t
     return t.pin_memory().to(device, non_blocking=True)
+
+
+def _put(a: np.ndarray, dtype: type, device: torch.device | str) -> torch.Tensor:
+    return on_device(torch.from_numpy(a.astype(dtype)), device)
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    """[0, the first length, the first two, ...]."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
@@ -39,23 +49,19 @@ class Layout:
     @classmethod
     def packed(cls, lengths: Sequence[int], group_sizes: Sequence[int], device: torch.device | str = "cpu") -> "Layout":
         """Whole sequences without padding: `lengths` tokens each, consecutive `group_sizes` sequences a gradient leaf."""
-        starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-        starts[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-        total = int(starts[-1])
-        sequence = torch.repeat_interleave(torch.arange(len(lengths)), starts.diff())
-        position = torch.arange(total) - starts[sequence]
-        table = starts[:-1, None] + torch.arange(max(lengths))
-        ends = torch.zeros(len(group_sizes) + 1, dtype=torch.int64)
-        ends[1:] = torch.tensor(group_sizes, dtype=torch.int64).cumsum(0)
+        starts, total = _offsets(lengths), sum(lengths)
+        sequence = np.repeat(np.arange(len(lengths)), lengths)
+        table = np.minimum(starts[:-1, None] + np.arange(max(lengths)), total - 1)
         pages = Pages(
-            table=on_device(table.clamp(max=total - 1).int(), device),
+            table=_put(table, np.int32, device),
             size=1,
-            sequence=on_device(sequence.int(), device),
-            position=on_device(position.int(), device),
-            starts=on_device(starts, device),
+            sequence=_put(sequence, np.int32, device),
+            position=_put(np.arange(total) - starts[sequence], np.int32, device),
+            starts=_put(starts, np.int64, device),
             packed=True,
         )
-        return cls(pages=pages, slots=torch.arange(total, device=device), groups=on_device(starts[ends], device))
+        groups = starts[_offsets(group_sizes)]
+        return cls(pages=pages, slots=torch.arange(total, device=device), groups=_put(groups, np.int64, device))
 
     @classmethod
     def paged(
@@ -69,20 +75,19 @@ class Layout:
 
         Consecutive spans of one kind are a part: single tokens (decoding), beginnings (they attend to their own activations and
         read no page), and the rest. Each has the kernel that is made for it, and all have the same bits."""
-        starts = torch.zeros(len(spans) + 1, dtype=torch.int64)
-        starts[1:] = torch.tensor([stop - start for start, stop in spans], dtype=torch.int64).cumsum(0)
-        sequence = torch.repeat_interleave(torch.arange(len(spans)), starts.diff())
-        first = torch.tensor([start for start, _ in spans], dtype=torch.int64)
-        position = torch.arange(int(starts[-1])) - starts[sequence] + first[sequence]
-        width = max(map(len, tables))
-        table = torch.tensor([[*owned, *[0] * (width - len(owned))] for owned in tables], dtype=torch.int32)
-        slots = table[sequence, position // page_size].long() * page_size + position % page_size
+        starts = _offsets([stop - start for start, stop in spans])
+        sequence = np.repeat(np.arange(len(spans)), np.diff(starts))
+        position = np.concatenate([np.arange(start, stop) for start, stop in spans])
+        table = np.zeros((len(tables), max(map(len, tables))), np.int32)
+        for line, owned in zip(table, tables, strict=True):
+            line[: len(owned)] = owned
+        slots = table[sequence, position // page_size].astype(np.int64) * page_size + position % page_size
         pages = Pages(
-            table=on_device(table, device),
+            table=_put(table, np.int32, device),
             size=page_size,
-            sequence=on_device(sequence.int(), device),
-            position=on_device(position.int(), device),
-            starts=on_device(starts, device),
+            sequence=_put(sequence, np.int32, device),
+            position=_put(position, np.int32, device),
+            starts=_put(starts, np.int64, device),
         )
         parts, first = [], 0
         for kind, same in groupby(spans, key=cls.kind):
@@ -100,7 +105,7 @@ class Layout:
                 )
             parts.append((tokens, part))
             first = last
-        return cls(pages, on_device(slots, device), on_device(starts[[0, -1]], device), tuple(parts))
+        return cls(pages, _put(slots, np.int64, device), _put(starts[[0, -1]], np.int64, device), tuple(parts))
 
     def ends(self, rows: torch.Tensor) -> "Layout":
         """Of the tokens `rows`, int64 [R], where pages hold the keys of all: each for itself, as in decoding."""

@@ -10,7 +10,8 @@ from kernels.model import ConfigError, Layout, ModelConfig
 from tests.model.shapes import SHAPES, WIDE, random_weights
 from tests.trainer.batches import plain_model
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 def outcome(config: ModelConfig, lengths: list[int], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
