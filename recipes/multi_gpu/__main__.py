@@ -82,7 +82,8 @@ def main() -> None:
         data, fast = (args.data or Path(folder)).absolute(), not args.no_fast
         limit = 60 * (args.minutes or (5 if args.quick else 60))
         until = time.monotonic() + limit
-        setting = Setting(out, Path(folder), count, *sizes, data, limit / 2, until, fast, args.quick)
+        gib = min(torch.cuda.get_device_properties(i).total_memory for i in range(count)) / 2**30
+        setting = Setting(out, Path(folder), count, *sizes, data, limit / 2, until, fast, args.quick, gib)
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
         lock = threading.Lock()
 

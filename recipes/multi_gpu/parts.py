@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipes.multi_gpu.command import Ended, Running, run
+from recipes.multi_gpu.engine import model
 
 PATIENCE = 30.0
 """Seconds within which a dead rank must end its run."""
@@ -34,6 +35,7 @@ class Setting:
     until: float  # of time.monotonic(): when all of them must have ended
     fast: bool  # also numerics=fast
     quick: bool = False  # fewer cases
+    gib: float = 79.0  # memory of a card
 
     @property
     def seconds(self) -> float:
@@ -217,11 +219,18 @@ def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> 
     """Both sides on all cards, or the trainer on one half of them and one engine or more on the other."""
     ranks = s.cards if placement == "colocated" else s.cards // 2
     command = ["rl.train", "+recipe=grpo_qwen3_8b", *_small(s), f"model.hf.num_hidden_layers={s.layers}"]
-    room = s.layers <= 18 * ranks  # for all of a rank's state on its card
     command += ["trainer.micro_tokens=40960", f"trainer.checkpointing={'layer' if s.layers > 18 else 'none'}"]
-    command += [*_ranks(ranks), f"cluster.placement={placement}", f"trainer.offload={'none' if room else 'all'}"]
+    command += [*_ranks(ranks), f"cluster.placement={placement}", f"trainer.offload={_offload(s, ranks)}"]
     command += ["checkpoint.every=0", f"numerics={numerics}"]
     return [*command, f"out_dir={out_dir}"]
+
+
+def _offload(s: Setting, ranks: int) -> str:
+    """The least that leaves room for 32 GiB of activations on each card."""
+    for offload, bytes_each in (("none", 16), ("optimizer", 8)):
+        if model(s.layers).parameter_count * bytes_each / ranks / 2**30 + 32 < 0.9 * s.gib:
+            return offload
+    return "all"
 
 
 def kill_command(s: Setting, ranks: int, out_dir: Path) -> list[str]:

@@ -30,7 +30,7 @@ def planned(command: list[str], cards: int) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize(("cards", "layers"), [(2, 4), (4, 36), (8, 36)])
+@pytest.mark.parametrize(("cards", "layers"), [(2, 4), (2, 36), (4, 36), (8, 36)])
 def test_every_run_is_one_that_can_be_planned(cards: int, layers: int, tmp_path: Path) -> None:
     write_problems(tmp_path, 40)
     setting = Setting(tmp_path, tmp_path, cards, layers, 2, 8, 64, tmp_path, 10.0, 0.0, True)
