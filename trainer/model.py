@@ -6,7 +6,6 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
-    Activations,
     Again,
     LayerWeights,
     Layout,
@@ -61,9 +60,7 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradients_in_float32(self)
         weights = LayerWeights(**{name: getattr(self, name) for name in LayerWeights.__dataclass_fields__})
-        return decoder_layer(
-            self.config, TreeGroup(), weights, self.index, x, delta, layout, Activations(), table, again
-        )
+        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, None, table, again)
 
 
 class TrainerModel(nn.Module):

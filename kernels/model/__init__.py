@@ -11,10 +11,9 @@ from kernels.model.decoder import (
     position_table,
     remembered,
 )
-from kernels.model.layout import Activations, Layout, PagedCache, on_device
+from kernels.model.layout import Layout, PagedCache, on_device
 
 __all__ = [
-    "Activations",
     "Again",
     "ConfigError",
     "LayerWeights",

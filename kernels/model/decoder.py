@@ -18,7 +18,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
-from kernels.model.layout import KeyValues, Layout
+from kernels.model.layout import Layout, PagedCache, attend
 from kernels.ops import add_bias, add_rms_norm, embedding, norm_rope, rms_norm, rope_table, swiglu
 
 
@@ -68,13 +68,13 @@ def decoder_layer(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     layout: Layout,
-    kv: KeyValues,
+    cache: PagedCache | None,
     table: tuple[torch.Tensor, torch.Tensor],
     again: Again = remembered,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to it (None before the first
-    layer). `table` from position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size
-    of `group`."""
+    layer). `cache`: where keys and values are kept; None in training, where they are those of the same tokens. `table` from
+    position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size of `group`."""
     size, groups = group.shard.size, layout.groups
     heads, kv_heads, D = config.heads // size, config.kv_heads // size, config.head_dim
     matmul, attention = config.ops.matmul, config.ops.attention
@@ -97,10 +97,10 @@ def decoder_layer(
     turned = (qk, norms, config.rms_eps, table, layout.positions, kv_heads)
     q, k = norm_rope(*turned, groups=groups)
     again((q, k), norm_rope, *turned)
-    kv.keep(index, k, v, layout)
+    held = cache.keep(index, (k, v), layout) if cache else (k, v)
     if layout.wanted is not None and index == config.layers - 1:  # of the others only keys and values are read
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
-    a = kv.attend(index, q, k, v, layout, attention, D**-0.5)
+    a = attend(attention, q, (k, v), held, layout, D**-0.5)
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
     h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)

@@ -7,7 +7,6 @@ training attends to its own activations through the identity page table (pages o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -121,73 +120,34 @@ class Layout:
         return "decoding" if stop - start == 1 else "rest" if start else "beginning"
 
 
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values [rows, kv_heads, head_dim]."""
+
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pages, float], torch.Tensor]
 """`kernels.ops.attention`, or one of its signature."""
 
 
-class KeyValues(Protocol):
-    """Keys and values of every layer."""
-
-    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
-        """Takes keys and values of the current tokens [T, kv_heads, head_dim]."""
-        ...
-
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        layout: Layout,
-        attention: Attention,
-        scale: float,
-    ) -> torch.Tensor:
-        """The attention of q [T, heads, head_dim] to the keys and values just kept, and to those before them."""
-        ...
-
-
-class Activations:
-    """Training: the keys are the activations themselves."""
-
-    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
-        pass
-
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        layout: Layout,
-        attention: Attention,
-        scale: float,
-    ) -> torch.Tensor:
-        return attention(q, keys, values, layout.pages, scale)
-
-
 class PagedCache:
-    """Serving: rows of all pages, kept between steps."""
+    """Serving: keys and values of every layer in rows of all pages, kept between steps."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Both [layers, pages * page_size, kv_heads, head_dim]."""
         self.keys, self.values = keys, values
 
-    def keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> None:
-        store_rows(self.keys[layer], self.values[layer], layout.slots, keys, values)
-
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        layout: Layout,
-        attention: Attention,
-        scale: float,
-    ) -> torch.Tensor:
+    def keep(self, layer: int, own: Rows, layout: Layout) -> Rows:
+        """Takes those of the current tokens [T, kv_heads, head_dim]; all rows of the layer."""
         rows = self.keys[layer], self.values[layer]
-        out = []
-        for tokens, pages in layout.parts or ((slice(None), layout.pages),):
-            held = (keys[tokens], values[tokens]) if pages.packed else rows
-            out.append(attention(q[tokens], *held, pages, scale))
-        return out[0] if len(out) == 1 else torch.cat(out)
+        store_rows(*rows, layout.slots, *own)
+        return rows
+
+
+def attend(attention: Attention, q: torch.Tensor, own: Rows, held: Rows, layout: Layout, scale: float) -> torch.Tensor:
+    """The attention of q [T, heads, head_dim] to `held`, the rows of the pages of `layout`; a part that is packed attends to
+    its `own` keys and values, those of the same tokens."""
+    if not layout.parts:
+        return attention(q, *held, layout.pages, scale)
+    out = []
+    for tokens, pages in layout.parts:
+        keys, values = (own[0][tokens], own[1][tokens]) if pages.packed else held
+        out.append(attention(q[tokens], keys, values, pages, scale))
+    return out[0] if len(out) == 1 else torch.cat(out)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, head_logits, position_table
+from kernels.model import Layout, ModelConfig, decoder_layer, forward, head_logits, position_table
 from kernels.model.weights import Parameter, layer_weights, outer_weights, parameters
 from kernels.ops.rope import RopeScaling
 
@@ -91,7 +91,7 @@ def packed_logits(
     table = position_table(config)
 
     def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, Activations(), table)
+        return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
     ids = torch.tensor([t for s in sequences for t in s])
     return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype))

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.model import Activations, Layout, PagedCache
+from kernels.model import Layout, PagedCache
+from kernels.model.layout import attend
 from kernels.ops.attention import Pages
 from tests.bits import assert_same_bits
 
@@ -93,8 +94,8 @@ def check_kind(layout: Layout, part: slice, pages: Pages) -> None:
     assert pages.sequence.tolist() == [s for s, n in enumerate(lengths) for _ in range(n)]
 
 
-def attend(kv: Activations | PagedCache, k: torch.Tensor, layout: Layout) -> list:
-    """Layer 1, keys k and values -k: what its attention is called with."""
+def calls_of(k: torch.Tensor, held: tuple[torch.Tensor, torch.Tensor], layout: Layout) -> list:
+    """What attention is called with by keys k and values -k."""
     calls = []
 
     def attention(
@@ -103,14 +104,13 @@ def attend(kv: Activations | PagedCache, k: torch.Tensor, layout: Layout) -> lis
         calls.append((keys, values, pages))
         return q
 
-    kv.keep(1, k, -k, layout)
-    assert torch.equal(kv.attend(1, k, k, -k, layout, attention, 1.0), k)
+    assert torch.equal(attend(attention, k, (k, -k), held, layout, 1.0), k)
     return calls
 
 
-def test_activations_are_their_own_cache() -> None:
+def test_without_parts_there_is_one_call() -> None:
     k, layout = torch.randn(5, 2, 16), Layout.packed([2, 3], [2])
-    ((keys, values, pages),) = attend(Activations(), k, layout)
+    ((keys, values, pages),) = calls_of(k, (k, -k), layout)
     assert keys is k and torch.equal(values, -k) and pages is layout.pages
 
 
@@ -120,9 +120,9 @@ def test_the_cache_keeps_what_was_written_and_is_nan_elsewhere() -> None:
     first = Layout.paged([(0, 4), (0, 2)], tables, 3)
     second = Layout.paged([(4, 5), (2, 3)], tables, 3)
     k = torch.arange(16, dtype=torch.float32).view(8, 1, 2)
-    ((own, _, pages),) = attend(cache, k[:6], first)
+    ((own, _, pages),) = calls_of(k[:6], cache.keep(1, (k[:6], -k[:6]), first), first)
     assert pages.packed and torch.equal(own, k[:6]), "a beginning attends to itself"
-    ((keys, values, _),) = attend(cache, k[6:], second)
+    ((keys, values, _),) = calls_of(k[6:], cache.keep(1, (k[6:], -k[6:]), second), second)
     rows = [9, 10, 11, 0, 6, 7, 1, 8]  # of the tokens, in order of writing
     assert_same_bits(keys[rows], k)
     assert_same_bits(values[rows], -k)

@@ -101,7 +101,7 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from kernels.collectives import TreeGroup
-    from kernels.model import Activations, Layout, ModelConfig, decoder_layer, forward, position_table
+    from kernels.model import Layout, ModelConfig, decoder_layer, forward, position_table
     from kernels.model.weights import layer_weights, load, outer_weights
 
     path = sweep / "seed=0" / "model"
@@ -113,10 +113,10 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
         weights = {p.name: t for p, t in load(config, path)}
         outer = outer_weights(weights)
         table = position_table(config)
-        layout, kv = Layout.packed([len(ids)], [1], "cpu"), Activations()
+        layout = Layout.packed([len(ids)], [1], "cpu")
 
         def layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, kv, table)
+            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
         hidden = forward(config, TreeGroup(), outer, layer, torch.tensor(ids), layout, torch.float32)
     ours = hidden @ outer.head.T
