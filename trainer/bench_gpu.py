@@ -1,8 +1,9 @@
 """`python -m trainer.bench --device cuda`: the trainer at Qwen3-8B's widths beside `transformers` with SDPA, on one GPU.
 
 Ours is the trainer as it trains: one FSDP2 rank over float32 masters, rounded as they are gathered; gradients in float32;
-sequences packed; the log-prob fused with the LM head. Theirs has bfloat16 weights and gradients, and a float32 cross entropy.
-Work is counted as 6 operations a parameter and token, and causal attention (half of the square; backward twice the forward).
+sequences packed, up to four of them a leaf of the gradient, as in the recipe; the log-prob fused with the LM head. Theirs has
+bfloat16 weights and gradients, and a float32 cross entropy. Work is counted as 6 operations a parameter and token, and causal
+attention (half of the square; backward twice the forward).
 """
 
 import gc
@@ -81,6 +82,11 @@ def sizes(shape: str) -> tuple[int, int]:
     return sequences, length
 
 
+def leaf(sequences: int) -> int:
+    """Sequences of one leaf of the gradient's tree: 4, as in the recipe of Qwen3-8B, where so many divide the batch."""
+    return math.gcd(4, sequences)
+
+
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
     """Median, by the device's clock, after one run that is not counted."""
     work()
@@ -145,7 +151,8 @@ def _time_steps(config: ModelConfig, mesh: DeviceMesh, rows: list[Row], repeats:
     how = TrainerConfig(leaf_sequences=1, micro_leaves=1, micro_tokens=most, dtype=torch.bfloat16)
     trainer = Trainer(config, how, mesh, random_weights(config))
     for row in rows:
-        batch = _batch(config, row)
+        batch, (sequences, _) = _batch(config, row), sizes(row.shape)
+        trainer.config = replace(how, leaf_sequences=leaf(sequences))
         measure(row, config.numerics, partial(trainer.step, batch, "likelihood", 1e-6), repeats)
 
 
@@ -174,8 +181,9 @@ def _backward(model: TrainerModel, row: Row) -> Callable[[], object]:
     ids, targets, temperatures = (
         torch.from_numpy(t).cuda() for t in (batch.token_ids, batch.response_rows(), batch.temperatures)
     )
-    layout = Layout.packed([length] * sequences, [1] * sequences, "cuda")
-    groups = torch.arange(sequences + 1, device="cuda") * (length - 1)
+    group = leaf(sequences)
+    layout = Layout.packed([length] * sequences, [group] * (sequences // group), "cuda")
+    groups = torch.arange(sequences // group + 1, device="cuda") * (group * (length - 1))
 
     def body() -> None:
         model.hidden(ids, layout).float().mean().backward()
