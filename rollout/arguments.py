@@ -31,8 +31,10 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
 def _value(name: str, hint: Any, text: str) -> Any:
     union = get_origin(hint) in (Union, types.UnionType)
     kinds = [k for k in get_args(hint) if k is not type(None)] if union else [hint]
-    if union and text in ("", "null"):
+    if union and text == "null":
         return None
+    if not text:
+        raise ArgumentError(f"{name}= is empty" + (f": leave it out, or say {name}=null" if union else ""))
     kind = kinds[0]
     if kind is bool:
         if text.lower() not in ("true", "false"):

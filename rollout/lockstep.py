@@ -81,7 +81,7 @@ class Lockstep:
     def __init__(
         self, source: Source, config: EngineConfig, size: int, threads: int, progress: Progress = lambda i, n: None
     ) -> None:
-        source.config.check_shards(size, "tp")
+        source.config.check_shards(size, "tp", "leaves")
         self.source = source
         self.pipes: list[Connection] = []
         self.peers: list[multiprocessing.process.BaseProcess] = []

@@ -112,9 +112,10 @@ def serve(config: ServeConfig) -> int:
     except ImportError as error:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
     source = Source.open(config.model, config.leaves, config.dtype, config.where)
-    source.config.check_shards(config.tp, "tp")
-    if source.tokenizer is not None:  # an error of it is one before the weights
-        _ = source.words
+    source.config.check_shards(config.tp, "tp", "leaves")
+    _ = source.end_ids  # an error of it, or of the tokenizer, is one before the weights
+    if source.words is not None:
+        source.words.encode("")  # the first changes the tokenizer; later ones come from several threads
     engine = config.engine(source)
     with _listen(config) as listener:
         if config.model is None:

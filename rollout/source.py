@@ -100,7 +100,7 @@ class Source:
             )
         try:
             return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a damaged file makes `transformers` raise
             raise ConfigError(
                 f"{self.directory}: no readable tokenizer: {' '.join(str(error).split())[:200]}"
             ) from None
@@ -113,7 +113,10 @@ class Source:
         for name in ("generation_config.json", "config.json") if self.directory else ():
             path = Path(str(self.directory), name)
             if path.exists():
-                value = json.loads(path.read_text()).get("eos_token_id")
+                try:
+                    value = json.loads(path.read_text()).get("eos_token_id")
+                except (ValueError, AttributeError):
+                    raise ConfigError(f"{path} must hold a JSON object") from None
                 found += value if isinstance(value, list) else [value]
         if self.words is not None:
             found.append(self.words.eos_token_id)

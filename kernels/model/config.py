@@ -95,14 +95,13 @@ class ModelConfig:
             ("vocabulary", self.vocab_size),
         ]
 
-    def check_shards(self, size: int, key: str = "rollout.tp") -> None:
-        """Raises ConfigError where `size` tensor-parallel ranks cannot hold whole heads and whole subtrees."""
+    def check_shards(self, size: int, key: str = "rollout.tp", leaves: str = "model.leaves") -> None:
+        """Raises ConfigError where `size` tensor-parallel ranks cannot hold whole heads and whole subtrees. `key`, `leaves`:
+        what the user calls the two."""
         if not is_power_of_two(size):
             raise ConfigError(f"{key}={size} must be a power of two")
         if self.leaves % size:
-            raise ConfigError(
-                f"{key}={size} is more than model.leaves={self.leaves}: set model.leaves to at least {size}"
-            )
+            raise ConfigError(f"{key}={size} is more than {leaves}={self.leaves}: set {leaves} to at least {size}")
         if self.kv_heads % size:
             raise ConfigError(f"{key}={size} does not divide the model's {self.kv_heads} key-value heads")
 
@@ -131,7 +130,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
             )
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        rope = (
+            hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        )  # where there are both transformers takes the first
+        if not isinstance(rope, dict):
+            raise ConfigError(f"the model's rope parameters are {rope!r}; they must be an object")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         window = hf.get("sliding_window", family.sliding_window)
         if hf.get("use_sliding_window", True) is False or (window or 0) >= hf.get("max_position_embeddings", 0):
@@ -142,11 +145,15 @@ class ModelConfig:
             "mlp_bias": hf.get("mlp_bias"),
             "sliding_window": window,
             "hidden_act": hf.get("hidden_act", "silu") != "silu" and hf["hidden_act"],
+            "quantization_config": hf.get("quantization_config"),
         }
         for field, value in refused.items():
             if value:
                 raise ConfigError(f"{kind} with {field}={value!r} is not supported")
         theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+        for name, number in {"rope_theta": theta, "rms_norm_eps": hf.get("rms_norm_eps", 1.0)}.items():
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+                raise ConfigError(f"the model's {name} is {number!r}; it must be a positive number")
         try:
             return cls(
                 vocab_size=hf["vocab_size"],
@@ -172,11 +179,16 @@ class ModelConfig:
     def from_directory(cls, directory: str | Path, leaves: int) -> "ModelConfig":
         path = Path(directory) / "config.json"
         try:
-            return cls.from_hf(json.loads(path.read_text()), leaves)
+            hf = json.loads(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist: a model directory holds a config.json") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        if not isinstance(hf, dict):
+            raise ConfigError(f"{path} must hold a JSON object")
+        return cls.from_hf(hf, leaves)
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}

@@ -117,20 +117,25 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
             yield first, tensor.result()
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
 def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
     """The safetensors file of every tensor that `config` asks for, or ConfigError: a file that cannot be read, a tensor that
-    is missing or has another shape. Reads headers only."""
+    is missing, has another shape or is quantized. Reads headers only."""
     directory = Path(directory)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{directory} holds no .safetensors file")
     where: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for path in files:
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
-                    where[name], shapes[name] = path, tuple(file.get_slice(name).get_shape())
+                    tensor = file.get_slice(name)
+                    where[name], shapes[name], dtypes[name] = path, tuple(tensor.get_shape()), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
     for parameter in parameters(config):
@@ -140,6 +145,8 @@ def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
                 raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
             if shapes[name] != (rows, *columns):
                 raise ConfigError(f"{where[name]}: {name} is {shapes[name]}, the config says {(rows, *columns)}")
+            if dtypes[name] not in _FLOATS:
+                raise ConfigError(f"{where[name]}: {name} is {dtypes[name]}; taken are {', '.join(_FLOATS)}")
     return where
 
 

@@ -112,7 +112,8 @@ def build(service: Service) -> FastAPI:
 async def respond(service: Service, client: Client, work: Callable[[Fields], Awaitable[Any]]) -> Response:
     check_key(service, client)
     try:
-        answer = await work(parse(await read(client, service.limits.body_bytes, service.limits.seconds)))
+        body = await read(client, service.limits.body_bytes, service.limits.seconds)
+        answer = await work(await service.aside(parse, body))
     except (GivenUp, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
     if isinstance(answer, tuple):

@@ -144,7 +144,7 @@ def as_ids(prompt: Any, name: str, service: Service) -> tuple[int, ...]:
 
 async def generate(body: Fields, service: Service, client: Client) -> Any:
     """What to answer: a JSON value, or a Call with the events of a stream."""
-    asks, batched, stream = parse(body, service)
+    asks, batched, stream = await service.aside(parse, body, service)
     call = service.call([ask.request for ask in asks], client)
     if stream:
         return call, events(call, asks, service.source, batched)

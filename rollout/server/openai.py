@@ -63,7 +63,7 @@ class Endpoint:
         usage = options.boolean("include_usage")
         options.neutral({"include_obfuscation": ()})
         options.done()
-        prompts, logprobs = self.prompts(body)
+        prompts, logprobs = await self.service.aside(self.prompts, body)
         requests = self.requests(body, prompts)
         call = self.service.call(requests, client)
         head = {
@@ -168,6 +168,8 @@ class Completions(Endpoint):
 
     def prompts(self, body: Fields) -> tuple[list[tuple[int, ...]], bool]:
         value = body.any("prompt")
+        if not isinstance(value, (str, list)):
+            raise BadRequest("prompt must be a string or a list of integers, or a list of such")
         many = isinstance(value, list) and bool(value) and not all(is_integer(v) for v in value)
         prompts = [as_ids(p, "prompt", self.service) for p in (value if many else [value])]
         if len(prompts) > self.service.limits.queue:

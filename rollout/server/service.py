@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request as Client
 
@@ -14,6 +16,9 @@ from rollout.sampling import Completion, Request, RequestError, Token
 from rollout.server.fields import BadRequest
 from rollout.server.metrics import Metrics
 from rollout.source import Source
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Service:
         self.asleep = False  # its memory is released
         self.calls: set[Call] = set()
         self._ids = itertools.count()
+        self._reader = ThreadPoolExecutor(4, "reader")
 
     @property
     def in_flight(self) -> int:
@@ -53,6 +59,12 @@ class Service:
 
     def next_id(self) -> int:
         return next(self._ids)
+
+    async def aside(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """`work` in a thread: a text of megabytes takes seconds to read, and nobody else shall wait for it."""
+        return await asyncio.wrap_future(self._reader.submit(work, *args, **kwargs))
 
     def encode(self, text: str) -> tuple[int, ...]:
         if self.source.words is None:

@@ -118,3 +118,20 @@ def test_config_json_that_is_not_json_says_where(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{\n"model_type": "qwen3",\n')
     with pytest.raises(ConfigError, match=r"config\.json:3: not JSON"):
         ModelConfig.from_directory(tmp_path, 1)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"3", b"\xff"])
+def test_config_json_that_is_no_object(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"config\.json (must hold a JSON object|cannot be read)"):
+        ModelConfig.from_directory(tmp_path, 2)
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    written(TINY, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"{name} is F8_E4M3; taken are F64, F32, F16, BF16"):
+        read(TINY, tmp_path)
