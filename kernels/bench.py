@@ -4,7 +4,6 @@ An op whose contract fails is not timed. On a CPU it reads the specs and knows n
 real shapes in bench_gpu.py.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels import bench_gpu, contract
+from kernels.command import Parser
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -130,7 +130,7 @@ def table(timings: list[Timing], title: str) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", help="only this op (may be given again)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -143,6 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
     known = list(specs) if options.device == "cpu" else list(dict.fromkeys(row.op for row in bench_gpu.rows()))
     if unknown := set(options.op or ()) - set(known):
         parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
     device, console = torch.device(options.device), Console(width=None if sys.stdout.isatty() else 180)
     if options.device == "cuda":
         return bench_gpu.run(options.op, options.json, options.workers, console)

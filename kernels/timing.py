@@ -13,6 +13,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from kernels.command import Parser
 from kernels.model import ModelConfig
 from kernels.model.weights import initial, save
 
@@ -44,7 +45,7 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", help="write the rows to this file")

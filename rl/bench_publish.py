@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.collectives.bucket import Ticket
+from kernels.command import fail
 from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import parameters
@@ -28,7 +29,6 @@ from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config
 from rl.placement import place
 from rl.publish import HALF, publish
-from trainer.command import fail
 from trainer.publisher import Publisher, PublishingRank, Receiver
 
 _REPEATS = 3
@@ -58,6 +58,9 @@ class Masters(PublishingRank):
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     console = Console(highlight=False)
     try:
         _measure([*sys.argv[1:], "out_dir=unused"], console)

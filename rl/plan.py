@@ -148,13 +148,10 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     """UserError where this machine has no such device, or too little disk or memory."""
     _check_disk(config, plan)
     if config.device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan"
-            )
-        implementation("matmul", "cuda")
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        _check_cards(config, plan, place(config, len(cards)), cards)
+        placement = place(config, len(cards))
+        implementation("matmul", "cuda")
+        _check_cards(config, plan, placement, cards)
         if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
             print(f"samebit: warning: {short}", file=sys.stderr, flush=True)
         return

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kernels.command import Parser, fail
 from rl.align import AlignmentError
 from rl.bar import Bar
 from rl.cluster import session
@@ -31,7 +32,6 @@ from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
 from rl.log import write_atomic
-from trainer.command import Parser, fail
 
 SMALL = (
     "steps=3",

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kernels.command import Parser
 from rollout.engine import Engine, EngineConfig
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams
@@ -149,7 +150,7 @@ def soak(count: int, seed: int = 0) -> dict[str, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rollout.bench_scheduler",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

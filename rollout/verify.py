@@ -30,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kernels.command import Parser
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -260,7 +261,7 @@ class Arguments:
 
 
 def arguments(argv: Sequence[str] | None) -> Arguments:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rollout.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

@@ -1,15 +1,5 @@
-"""Commands whose bad input is one line and exit code 2."""
+"""Commands whose bad input is one line and exit code 2: `kernels.command`, by the name that recipes import."""
 
-import argparse
-import sys
-from typing import NoReturn
+from kernels.command import Parser, fail
 
-
-def fail(error: object, code: int) -> NoReturn:
-    print("samebit: error:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(code)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(message, 2)
+__all__ = ["Parser", "fail"]

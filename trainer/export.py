@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from kernels.command import Parser, fail
 from kernels.model import ConfigError
 from kernels.model.weights import Leaves, Parameter, digest, parameters, save, slice_digests
 from kernels.tree import WHOLE
 from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, read_rows, verify
-from trainer.command import Parser, fail
 from trainer.folder import whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

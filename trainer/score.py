@@ -7,6 +7,7 @@ which its tokens from place `prompts` on were cut; OUT is float32, one log-prob 
 """
 
 import argparse
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.model import Layout, ModelConfig
+from kernels.command import Parser, fail
+from kernels.cpu import BuildError
+from kernels.device import UnsupportedError
+from kernels.model import ConfigError, Layout, ModelConfig
+from kernels.model.weights import find
 from kernels.ops import Truncation
+from kernels.tree import TreeError
+from trainer.batch import BatchError
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -48,24 +55,64 @@ def score(trainer: Trainer, batch: Mapping[str, np.ndarray]) -> np.ndarray:
     return logprobs.cpu().numpy()
 
 
+_OF_TEXTS = ("lengths", "prompts", "temperatures", "top_k", "top_p", "min_p")
+
+
+def read(path: Path, vocabulary: int) -> dict[str, np.ndarray]:
+    """BATCH, or BatchError. No pickle is loaded."""
+    try:
+        with np.load(path) as file:
+            batch = {name: file[name] for name in ("token_ids", *_OF_TEXTS)}
+    except KeyError as error:
+        raise BatchError(f"{path}: {error.args[0]}") from None
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BatchError(f"{path} is no .npz of arrays: {error}") from None
+    ids, lengths = batch["token_ids"], batch["lengths"]
+    shapes = {name: batch[name].shape for name in _OF_TEXTS}
+    if len(set(shapes.values())) > 1 or lengths.ndim != 1 or not len(lengths):
+        raise BatchError(f"{path}: {shapes}; each must be [texts]")
+    if any(array.dtype.kind != "i" for array in (ids, lengths, batch["prompts"])):
+        raise BatchError(f"{path}: token_ids, lengths and prompts must be integers")
+    if lengths.min() < 1 or ids.shape != (lengths.sum(),):
+        raise BatchError(
+            f"{path}: lengths of {lengths.min()} and more, {lengths.sum()} in all, for token_ids {ids.shape}"
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise BatchError(f"{path}: token_ids {ids.min()} .. {ids.max()} for a vocabulary of {vocabulary}")
+    return batch
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m trainer.score", description=__doc__)
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--leaves", type=int, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.threads < 1:
+        parser.error(f"--threads {args.threads} must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
+    try:
+        run(args)
+    except (ConfigError, BatchError, TreeError, BuildError, UnsupportedError, OSError) as error:
+        fail(error, 2)
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     config = ModelConfig.from_directory(args.model, args.leaves)
+    find(config, args.model)
+    batch = read(args.batch, config.vocab_size)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         how = TrainerConfig(1, 1, dtype=getattr(torch, args.dtype))
         trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), args.model)
-        with np.load(args.batch) as batch:
-            np.save(args.out, score(trainer, batch))
+        with open(args.out, "wb") as out:
+            np.save(out, score(trainer, batch))
     finally:
         dist.destroy_process_group()
 

@@ -4,7 +4,6 @@ A sum whose bits are not those of the fold on one rank is not timed. NCCL's all-
 adds float32 and rounds once. NCCL's reduce-scatter is in float32, as FSDP has it.
 """
 
-import argparse
 import json
 import operator
 import socket
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.collectives import TreeGroup, reduce_scatter
-from kernels.collectives.peers import PeerMemory
+from kernels.command import Parser
 from kernels.tree import fold
 
 HIDDEN = 4096
@@ -64,6 +63,8 @@ def require(got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
 
 
 def rows() -> list[dict[str, Any]]:
+    from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
+
     world, rank = dist.group.WORLD, dist.get_rank()
     assert world is not None
     peers = PeerMemory(world)
@@ -121,12 +122,12 @@ def run(rank: int, world: int, port: int, path: str | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2, help="a power of two; one card each")
     parser.add_argument("--json", help="write the rows to this file")
     arguments = parser.parse_args()
     if torch.cuda.device_count() < arguments.ranks:
-        raise SystemExit(f"{arguments.ranks} ranks need a card each, and there are {torch.cuda.device_count()}")
+        parser.error(f"{arguments.ranks} ranks need a card each, and there are {torch.cuda.device_count()}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -25,6 +25,11 @@ def test_colocated_ranks_go_round_the_cards(cards: int, trainer: tuple, rollout:
     assert (placement.trainer, placement.rollout) == (trainer, rollout)
 
 
+def test_no_card_is_told() -> None:
+    with pytest.raises(UserError, match="device=cuda: this machine has no CUDA device"):
+        place(check(GPU)[0], 0)
+
+
 def test_split_ranks_have_a_card_each() -> None:
     split = (*GPU, "cluster.placement=split", "trainer.world_size=2", "rollout.tp=2", "rollout.replicas=1")
     placement = place(check(split)[0], 5)

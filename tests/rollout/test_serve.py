@@ -125,6 +125,37 @@ def test_a_model_directory_is_served_as_what_it_holds(plain: Server, tmp_path: P
             assert refused.status_code == 400 and "tokenizer" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "config.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_is_told_before_the_weights_are_read(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source.open(None)
+    save(source.config, source.weights(), tmp_path)
+    (tmp_path / "tokenizer.json").write_text(source.tokenizer or "")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main([f"model={tmp_path}"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and str(tmp_path) in error
+    assert error.startswith("samebit: error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_a_long_text_keeps_nobody_waiting(plain: Server, path: str) -> None:
+    body = {"text" if path == "/generate" else "prompt": "ab c" * 500_000}
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(plain.client().post(path, json=body)))
+    thread.start()
+    beats = 0
+    while thread.is_alive():  # seconds of a tokenizer
+        assert plain.client().get("/health").status_code == 200
+        beats += 1
+    thread.join()
+    assert answers[0].status_code == 400 and "2000000 prompt" in answers[0].json()["error"]["message"]
+    assert beats >= 10
+
+
 def test_an_api_key(plain: Server) -> None:
     with running("request_seconds=0.5", SAMEBIT_API_KEY="secret") as server:
         assert server.client().get("/health").status_code == 200

@@ -132,10 +132,12 @@ def test_bad_arguments(options: list[str], reason: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("options", [["--mode", "fast"], ["--trials", "0"], ["--trials", "-1"], ["--trials", "x"]])
-def test_arguments_that_are_no_arguments(options: list[str]) -> None:
+def test_arguments_that_are_no_arguments(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(options)
     assert error.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"samebit: error: argument {options[0]}") and told.count("\n") == 1
 
 
 def test_a_difference_has_a_place_and_both_patterns() -> None:
