@@ -198,7 +198,9 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table(title="One run in many layouts: SHA-256 of the trained weights", title_justify="left")
     titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "placement", "killed")
     for name in (*titles, "log-probs ≠", "s", "weights"):
-        out.add_column(name, justify="right" if name in ("FSDP", "TP", "engines", "log-probs ≠", "s") else "left")
+        right = name in ("FSDP", "TP", "engines", "log-probs ≠", "s")
+        width = 12 if name == "weights" else None  # a terminal too narrow cuts other columns, never the hash
+        out.add_column(name, justify="right" if right else "left", min_width=width)
     for row in rows:
         *cells, killed = asdict(row.layout).values()
         cells.append("yes" if killed else "")
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
     rows: list[Row] = []
     try:
         for override in args.overrides:

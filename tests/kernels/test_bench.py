@@ -142,7 +142,6 @@ def test_a_row_without_its_claim_or_that_raises_fails_the_run(tmp_path: Path, mo
 def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(bench_gpu, "_SLICE_SECONDS", 1e-4)
     monkeypatch.setattr(bench_gpu, "_ROTATED", 1e6)
     for graph in (True, False):
