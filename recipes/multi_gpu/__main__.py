@@ -18,11 +18,11 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kernels.command import Parser, fail
 from recipes.multi_gpu.command import ROOT
 from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
 from recipes.multi_gpu.problems import write_problems
 from recipes.multi_gpu.record import markdown
-from trainer.command import Parser, fail
 
 
 def facts(cards: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.command import Parser, fail
 from kernels.model import ModelConfig
 from kernels.tree import is_power_of_two
 from rl.compose import check
@@ -19,7 +20,6 @@ from rollout.lockstep import Lockstep
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.scheduler import Limits
 from rollout.source import Source
-from trainer.command import Parser, fail
 
 PROMPT, PAGE = 64, 16
 BATCHES = (1, 16, 64, 256)
