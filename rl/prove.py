@@ -199,8 +199,7 @@ def table(rows: Sequence[Row]) -> Table:
     titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "placement", "killed")
     for name in (*titles, "log-probs ≠", "s", "weights"):
         right = name in ("FSDP", "TP", "engines", "log-probs ≠", "s")
-        width = 12 if name == "weights" else None  # a terminal too narrow cuts other columns, never the hash
-        out.add_column(name, justify="right" if right else "left", min_width=width)
+        out.add_column(name, justify="right" if right else "left", overflow="fold")  # never cut, however narrow
     for row in rows:
         *cells, killed = asdict(row.layout).values()
         cells.append("yes" if killed else "")

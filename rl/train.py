@@ -1,5 +1,6 @@
 """The command: `python -m rl.train [+recipe=NAME] [key=value ...] [-m]`."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from rich.console import Console
 from rl.align import AlignmentError
 from rl.compose import CONFIGS, check, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, RunError, UserError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
 
 
 def main() -> None:
@@ -77,6 +80,11 @@ def _hydra_main(composed: DictConfig) -> None:
         _fail(error, 2)
     except (RunError, AlignmentError) as error:
         _fail(error, 1)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        hint = "make room and give the same command again"
+        _fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}; {hint}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     if summary:

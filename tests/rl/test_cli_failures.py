@@ -1,6 +1,7 @@
 """Runs that have to stop: a differing bit, other weights, an exception in a worker, a dead worker, a signal."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -103,6 +104,14 @@ def test_reward_that_raises_late(run: Callable[..., Outcome], monkeypatch: pytes
     monkeypatch.setattr(rewards, "length", late)
     line = run("reward=tests.rl.command:length").error(code=2)
     assert "IndexError" in line and repr(seen[-1].id) in line and "completion '" in line
+
+
+def test_a_full_disk(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> Batch:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "pack", full)
+    assert re.match(f"out_dir={tmp_path / 'run'}: .*No space left on device; make room", run().error(code=1))
 
 
 def test_interrupted(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
