@@ -52,6 +52,7 @@ class Service:
         self.calls: set[Call] = set()
         self._ids = itertools.count()
         self._reader = ThreadPoolExecutor(4, "reader")
+        self._reading = 0
 
     @property
     def in_flight(self) -> int:
@@ -64,7 +65,14 @@ class Service:
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """`work` in a thread: a text of megabytes takes seconds to read, and nobody else shall wait for it."""
-        return await asyncio.wrap_future(self._reader.submit(work, *args, **kwargs))
+        if self._reading >= self.limits.queue:
+            self.metrics.refused.inc()
+            raise BadRequest(f"{self._reading} requests are being read, of at most {self.limits.queue}: try later", 429)
+        self._reading += 1
+        try:
+            return await asyncio.wrap_future(self._reader.submit(work, *args, **kwargs))
+        finally:
+            self._reading -= 1
 
     def encode(self, text: str) -> tuple[int, ...]:
         if self.source.words is None:

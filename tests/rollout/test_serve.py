@@ -1,5 +1,6 @@
 """The command: its arguments, its limits, how it ends, and several ranks behind it."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +17,9 @@ import torch
 
 from kernels.model.weights import save
 from rollout.serve import main
+from rollout.server.fields import BadRequest
+from rollout.server.metrics import Metrics
+from rollout.server.service import Service, ServiceLimits
 from rollout.source import Source
 from tests.rollout.server_process import PATIENCE, Server, running, wait_for
 
@@ -154,6 +160,23 @@ def test_a_long_text_keeps_nobody_waiting(plain: Server, path: str) -> None:
     thread.join()
     assert answers[0].status_code == 400 and "2000000 prompt" in answers[0].json()["error"]["message"]
     assert beats >= 10
+
+
+def test_what_is_being_read_is_limited_too() -> None:
+    loop: Any = SimpleNamespace(ranks=SimpleNamespace(engine=None))
+    service = Service(Source.open(None), loop, Metrics(), ServiceLimits(queue=2))
+    go = threading.Event()
+
+    async def readers() -> list[Any]:
+        reading = [asyncio.create_task(service.aside(go.wait, PATIENCE)) for _ in range(3)]
+        await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+        go.set()
+        return await asyncio.gather(*reading, return_exceptions=True)
+
+    first, second, third = asyncio.run(readers())
+    assert first is True and second is True
+    assert isinstance(third, BadRequest) and third.status == 429
+    assert asyncio.run(service.aside(lambda: 1)) == 1
 
 
 def test_an_api_key(plain: Server) -> None:
