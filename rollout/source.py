@@ -74,6 +74,14 @@ class Source:
     @cached_property
     def decode(self) -> Decode | None:
         """The same function of the ids on every rank; None where there is no tokenizer.json."""
+        return self._decoder(special=False)
+
+    @cached_property
+    def decode_special(self) -> Decode | None:
+        """The same, special tokens being text too."""
+        return self._decoder(special=True)
+
+    def _decoder(self, special: bool) -> Decode | None:
         if self.tokenizer is None:
             return None
         from tokenizers import Tokenizer
@@ -81,7 +89,7 @@ class Source:
         tokenizer = Tokenizer.from_str(self.tokenizer)
 
         def decode(ids: Sequence[int]) -> str:
-            return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+            return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
 
         return decode
 

@@ -16,11 +16,11 @@ class TextStream:
     completes it.
     """
 
-    def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
-        self.decode, self.stops = decode, stops
+    def __init__(self, decode: Decode, stops: Sequence[str] = (), keep_stop: bool = False) -> None:
+        self.decode, self.stops, self.keep_stop = decode, stops, keep_stop
         self.ids: list[int] = []
         self.text = ""
-        self.matched: str | None = None  # the stop text that was found; `text` is cut before it
+        self.matched: str | None = None  # the stop text that was found; `text` is cut before or, `keep_stop`, after it
         self._shown = 0  # characters that `take` has given
         self._context = self._read = 0  # ids[context:read] are in the text, and are decoded again before what follows
 
@@ -59,7 +59,8 @@ class TextStream:
         found = [(at, i) for i, stop in enumerate(self.stops) if (at := self._find(stop, start)) >= 0]
         if found:  # the earliest; of those that begin together, the first named
             at, i = min(found)
-            self.matched, self.text = self.stops[i], self.text[:at]
+            self.matched = self.stops[i]
+            self.text = self.text[: at + len(self.matched) * self.keep_stop]
 
     def _find(self, stop: str, start: int) -> int:
         return self.text.find(stop, max(0, start - len(stop) + 1))

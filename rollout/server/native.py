@@ -31,8 +31,6 @@ NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     "structural_tag": ("",),
     "stop_regex": ([],),
     "custom_params": ({},),
-    "skip_special_tokens": (True,),
-    "no_stop_trim": (False,),
     "spaces_between_special_tokens": (),
     "stream_interval": (),
 }
@@ -60,6 +58,11 @@ class Ask:
     logprobs: bool
     start: int  # of the prompt's log-probs, -1 for none
     texts: bool  # of the tokens, beside their log-probs
+    special: bool  # special tokens are text
+    keep_stop: bool  # what stopped a text is part of it
+
+    def sample(self, source: Source) -> Sample:
+        return Sample(source, self.request, self.special, self.keep_stop)
 
 
 def sampling_params(fields: Fields, service: Service) -> SamplingParams:
@@ -128,9 +131,13 @@ def parse(body: Fields, service: Service) -> tuple[list[Ask], bool, bool]:
         if start > len(prompt_ids):
             raise BadRequest(f"logprob_start_len={start} is past the prompt of {len(prompt_ids)} tokens")
         score_from = start + 1 if wanted and start >= 0 else None
-        sampling = sampling_params(Fields(params, "sampling_params"), service)
+        fields = Fields(params, "sampling_params")
+        special, keep_stop = not fields.boolean("skip_special_tokens", True), fields.boolean("no_stop_trim")
+        sampling = sampling_params(fields, service)
+        if special and sampling.stop:  # the engine looks for them in the text without
+            raise BadRequest("skip_special_tokens=false together with stop texts is not supported: send stop_token_ids")
         request = Request(service.next_id(), prompt_ids, sampling, score_from)
-        asks.append(Ask(request, rid, wanted, start if wanted else -1, texts))
+        asks.append(Ask(request, rid, wanted, start if wanted else -1, texts, special, keep_stop))
     return asks, batched, stream
 
 
@@ -153,7 +160,7 @@ async def generate(body: Fields, service: Service, client: Client) -> Any:
     out = []
     for completion in completions:
         ask = by_id[completion.request_id]
-        sample = Sample.whole(service.source, ask.request, completion)
+        sample = ask.sample(service.source).whole(completion)
         out.append(answer(sample, ask, service.source, completion, service.engine.version, call.seconds))
     return out if batched or len(out) > 1 else out[0]
 
@@ -165,7 +172,7 @@ async def events(call: Call, asks: list[Ask], source: Source, batched: bool) -> 
     for ask in asks:
         first[ask.request.id] = len(samples)
         for i in range(ask.request.sampling.n):
-            samples[ask.request.id, i] = Sample(source, ask.request)
+            samples[ask.request.id, i] = ask.sample(source)
     async for event in call.events():
         sample = samples[event.request_id, event.sample]
         _, ask = by_id[event.request_id]

@@ -77,7 +77,7 @@ class Endpoint:
             return call, self.events(call, head, logprobs, usage)
         completions = await call.completions()
         by_id = {r.id: r for r in requests}
-        samples = [Sample.whole(self.service.source, by_id[c.request_id], c) for c in completions]
+        samples = [Sample(self.service.source, by_id[c.request_id]).whole(c) for c in completions]
         choices = [
             {"index": i, **self.choice(sample, logprobs), "finish_reason": c.finish_reason}
             for i, (c, sample) in enumerate(zip(completions, samples, strict=True))

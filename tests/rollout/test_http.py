@@ -185,6 +185,44 @@ def test_stop_text_and_stop_id(server: Server, local: Engine) -> None:
     assert answer["text"] == decode_all(SOURCE.decode, free.token_ids[:at])
 
 
+def test_what_stopped_a_text_may_stay(server: Server, local: Engine) -> None:
+    (free,) = expected(local, TEXT, max_new_tokens=30)
+    text = SOURCE.decode(free.token_ids)
+    stop = next(text[i : i + 2] for i in range(3, 30) if text[i : i + 2].isascii() and len(text[i : i + 2]) == 2)
+    keep = {"max_new_tokens": 30, "no_stop_trim": True}
+    for stream in (False, True):
+        answer = last(server, {"text": TEXT, "sampling_params": {**keep, "stop": stop}, "stream": stream})
+        assert answer["text"] == text[: text.index(stop) + 2]
+        stop_id = free.token_ids[7]
+        answer = last(
+            server, {"text": TEXT, "sampling_params": {**keep, "stop_token_ids": [stop_id]}, "stream": stream}
+        )
+        assert answer["text"] == decode_all(SOURCE.decode, free.token_ids[: free.token_ids.index(stop_id) + 1])
+
+
+def test_special_tokens_may_be_text(server: Server, local: Engine) -> None:
+    special = next(i for i in range(SOURCE.config.vocab_size) if SOURCE.decode([i]) == "" != SOURCE.decode_special([i]))
+    seed, free = next(
+        (s, c)
+        for s in range(500)
+        if special in (c := expected(local, TEXT, max_new_tokens=40, seed=s, stop_ids=())[0]).token_ids
+    )
+    params = {"max_new_tokens": 40, "sampling_seed": seed, "ignore_eos": True, "skip_special_tokens": False}
+    for stream in (False, True):
+        answer = last(server, {"text": TEXT, "sampling_params": params, "stream": stream})
+        assert answer["output_ids"] == list(free.token_ids)
+        assert answer["text"] == decode_all(SOURCE.decode_special, free.token_ids)
+        assert SOURCE.decode_special([special]) in answer["text"]
+
+
+def last(server: Server, body: dict) -> dict:
+    """The answer, or the last event of its stream."""
+    if not body["stream"]:
+        return post(server, "/generate", body)
+    with server.client().stream("POST", "/generate", json=body) as answer:
+        return events(answer.iter_lines())[-1]
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_stream_of_generate_ends_as_the_answer(server: Server, n: int) -> None:
     body = {"text": TEXT, "sampling_params": {"max_new_tokens": 9, "n": n, "stop": "zz"}, "return_logprob": True}
@@ -283,6 +321,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("/generate", {"text": "a", "sampling_params": {"n": 0}}, "n=0 must be in 1 .. 128"),
     ("/generate", {"text": "a", "sampling_params": {"n": 100}}, "more than the queue of 60"),
     ("/generate", {"text": "a", "sampling_params": {"stop": [1]}}, "stop must be a string or a list of strings"),
+    (
+        "/generate",
+        {"text": "a", "sampling_params": {"stop": "b", "skip_special_tokens": False}},
+        "skip_special_tokens=false together with stop texts is not supported: send stop_token_ids",
+    ),
     (
         "/generate",
         {"text": "a", "sampling_params": {"stop_token_ids": "a"}},

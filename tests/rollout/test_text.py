@@ -35,6 +35,13 @@ def test_the_text_ends_before_the_first_stop(text: str, stops: list[str]) -> Non
     shown += stream.rest()
     assert shown == stream.text == decode_all(utf8, stream.ids, stops)
     assert stream.matched is not None or shown == text
+    kept, also = TextStream(utf8, stops, keep_stop=True), ""
+    for byte in stream.ids:
+        kept.push(byte)
+        also += kept.take()
+    kept.finish()
+    also += kept.rest()
+    assert kept.matched == stream.matched and also == kept.text == shown + (stream.matched or "")
 
 
 @given(st.binary(max_size=12))
