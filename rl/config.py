@@ -192,7 +192,8 @@ def validate(values: dict[str, Any]) -> RunConfig:
             raise UserError(unknown_key(key, known)) from None
         if first["type"] == "missing":
             raise UserError(f"{key} is missing: set {key}=...") from None
-        raise UserError(f"{key}={first['input']!r}: {first['msg'].lower()}") from None
+        said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
+        raise UserError(f"{key}={first['input']!r}: {said}") from None
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -138,6 +138,13 @@ def test_a_row_without_its_claim_or_that_raises_fails_the_run(tmp_path: Path, mo
     assert "2 rows failed" in capsys.readouterr().out
 
 
+def test_without_a_card_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--device", "cuda"])
+    assert "error: --device cuda: there is no CUDA device" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():

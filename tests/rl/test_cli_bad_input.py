@@ -18,6 +18,7 @@ from rl.data.tokenizer import of_characters
 from tests.rl.command import ROOT, call, command
 
 CASES = {
+    "a value for a group": (["rollout=5"], ["rollout=5: is a group of keys"]),
     "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, save_model, seed, steps")),
     "unknown key in a section": (("rollout.tpp=2",), ("'rollout.tpp'", "rollout.tp?", "prefill_chunk")),
     "added unknown key": (("+unknown=1",), ("unknown key 'unknown'", "align, checkpoint, cluster")),
