@@ -1,13 +1,14 @@
 """The command for several GPUs, as far as it goes without one: what it would run is a run, and what it writes is what ran."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from recipes.multi_gpu.command import run
-from recipes.multi_gpu.parts import PLACEMENTS, Row, Setting, kill_command, phases, recipe_command
-from recipes.multi_gpu.problems import write_problems
+from recipes.multi_gpu.parts import PLACEMENTS, Row, Setting, _kill_one, kill_command, learned, phases, recipe_command
+from recipes.multi_gpu.problems import coin, write_problems
 from recipes.multi_gpu.record import markdown
 from rl.compose import check
 from rl.config import RunConfig
@@ -60,6 +61,26 @@ def test_the_first_step_is_not_timed(tmp_path: Path) -> None:
     evaluation, half = {"step": 4, "eval/accuracy": 0.5}, '{"step": 5, "gr'
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, evaluation]) + half)
     assert phases(tmp_path) == dict.fromkeys(names, 2.5)
+
+
+def test_a_rank_is_killed_in_a_step_that_can_be_resumed(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, tmp_path, 2, 4, 3, 8, 64, tmp_path, 20.0, time.monotonic() + 20, True)
+    row = _kill_one(setting, ["tests.recipes.pretend", str(tmp_path / "run")], tmp_path / "run", "TrainerRank")
+    assert row.ok and row.figures["it says"] == "samebit: error: trainer rank 0 failed: it died"
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().count("\n")
+    assert steps > 3 and row.case == f"trainer rank killed in step {steps + 1}"
+    nobody = _kill_one(setting, ["tests.recipes.pretend", str(tmp_path / "other")], tmp_path / "other", "RolloutRank")
+    assert not nobody.ok, "there was no such rank"
+
+
+def test_a_run_without_a_gradient_shows_nothing(tmp_path: Path) -> None:
+    row = {"grpo/step": 1, "time/train": 1.0, "policy/grad_norm": 0.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert not learned(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row | {"policy/grad_norm": 0.1}) + "\n")
+    assert learned(tmp_path)
+    assert {coin(None, text) for text in "abcdefgh"} == {0.0, 1.0}
 
 
 def test_the_record_names_what_failed() -> None:
