@@ -93,7 +93,7 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
     neither order nor sharding; numpy's Philox gives the same bits on every machine. Drawn by up to 8 threads, as many tensors
-    ahead."""
+    ahead, the smallest first."""
 
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
@@ -105,15 +105,16 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
         return torch.from_numpy(noise)
 
     workers = min(8, os.cpu_count() or 1)
+    *others, one, two = sorted(parameters(config), key=lambda p: prod(p.shape))
     with ThreadPoolExecutor(workers) as pool:
+        largest = [(p, pool.submit(draw, p)) for p in (two, one)]  # a thread each, for longest: first begun, last given
         drawn: deque[tuple[Parameter, Future[torch.Tensor]]] = deque()
-        for parameter in parameters(config):
+        for parameter in others:
             drawn.append((parameter, pool.submit(draw, parameter)))
             if len(drawn) > workers:
                 first, tensor = drawn.popleft()
                 yield first, tensor.result()
-        while drawn:
-            first, tensor = drawn.popleft()
+        for first, tensor in (*drawn, *largest):
             yield first, tensor.result()
 
 
