@@ -46,7 +46,7 @@ class TrainerRank(PublishingRank):
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
         self.rank, self.size, self.config = rank, size, model
         if isinstance(source, int):
-            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source)
+            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source, soonest=True)
         else:
             weights = source if isinstance(source, Checkpoint) else Path(source)
         self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)

@@ -89,11 +89,11 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
     return OuterWeights(weights["embed"], weights["norm"], weights.get("head", weights["embed"]))
 
 
-def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.Tensor]]:
+def initial(config: ModelConfig, seed: int, soonest: bool = False) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
     neither order nor sharding; numpy's Philox gives the same bits on every machine. Drawn by up to 8 threads, as many tensors
-    ahead, the smallest first."""
+    ahead; in the order of `parameters`, or, `soonest`, in one that lets no thread wait."""
 
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
@@ -104,12 +104,14 @@ def initial(config: ModelConfig, seed: int) -> Iterator[tuple[Parameter, torch.T
         noise *= np.float32(scale)
         return torch.from_numpy(noise)
 
-    workers = min(8, os.cpu_count() or 1)
-    *others, one, two = sorted(parameters(config), key=lambda p: prod(p.shape))
+    workers, todo = min(8, os.cpu_count() or 1), list(parameters(config))
+    if soonest:
+        todo.sort(key=lambda p: prod(p.shape))
+    late = [todo.pop(), todo.pop()] if soonest else []  # the largest, a thread each: begun first, given last
     with ThreadPoolExecutor(workers) as pool:
-        largest = [(p, pool.submit(draw, p)) for p in (two, one)]  # a thread each, for longest: first begun, last given
+        largest = [(parameter, pool.submit(draw, parameter)) for parameter in late]
         drawn: deque[tuple[Parameter, Future[torch.Tensor]]] = deque()
-        for parameter in others:
+        for parameter in todo:
             drawn.append((parameter, pool.submit(draw, parameter)))
             if len(drawn) > workers:
                 first, tensor = drawn.popleft()

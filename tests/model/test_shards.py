@@ -159,5 +159,16 @@ def test_initial_weights_are_a_function_of_seed_and_name() -> None:
     assert all((t == 1).all() for t in first.values() if t.dim() == 1)
 
 
+def test_random_weights_in_either_order() -> None:
+    config = SHAPES["tiny"]
+    ordered = list(initial(config, 3))
+    assert [p.name for p, _ in ordered] == [p.name for p in parameters(config)], "as a file is written"
+    want, soonest = {p.name: w for p, w in ordered}, list(initial(config, 3, soonest=True))
+    assert len(soonest) == len(want)
+    for parameter, weight in soonest:
+        assert_same_bits(weight, want[parameter.name])
+    assert max(w.numel() for w in want.values()) == soonest[-2][1].numel(), "the largest come last"
+
+
 def by_name(config, seed: int):
     return ((p.name, w) for p, w in initial(config, seed))
