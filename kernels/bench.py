@@ -19,7 +19,6 @@ from rich.table import Table
 
 from kernels import bench_gpu, contract
 from kernels.command import Parser
-from kernels.device import UnsupportedError
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -146,10 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     device, console = torch.device(options.device), Console(width=None if sys.stdout.isatty() else 180)
     if options.device == "cuda":
-        try:
-            return bench_gpu.run(options.op, options.json, options.workers, console)
-        except UnsupportedError as error:
-            parser.error(f"--device cuda: {error}")
+        parser.require_card()
+        return bench_gpu.run(options.op, options.json, options.workers, console)
     torch.set_num_threads(options.threads)
     timings, refused = [], []
     for name in options.op or specs:

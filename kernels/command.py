@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import NoReturn
 
+import torch
+
 
 def fail(error: object, code: int) -> NoReturn:
     print("samebit: error:", " ".join(str(error).split()), file=sys.stderr)
@@ -13,3 +15,8 @@ def fail(error: object, code: int) -> NoReturn:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         fail(message, 2)
+
+    def require_card(self) -> None:
+        """For --device cuda."""
+        if not torch.cuda.is_available():
+            self.error("--device cuda: there is no CUDA device")

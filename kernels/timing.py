@@ -1,6 +1,5 @@
 """What the engine's and the trainer's benchmark share: the model they time, its peer, and the table."""
 
-import argparse
 import json
 import platform
 import tempfile
@@ -44,7 +43,7 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
     return sorted(times)[repeats // 2]
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def arguments(description: str | None) -> Parser:
     parser = Parser(description=description)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

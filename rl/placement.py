@@ -18,8 +18,7 @@ class Placement:
 
 def place(config: RunConfig, cards: int) -> Placement:
     """On a machine with so many cards. Colocated ranks go round them, both kinds from card 0 on, and hand their memory to each
-    other; split ones have a card each, the trainer's first. UserError where there is none, or a split
-    needs more."""
+    other; split ones have a card each, the trainer's first. UserError where there is none, or a split needs more."""
     trainer, rollout = config.trainer.world_size, config.rollout.replicas * config.rollout.tp
     if config.device == "cpu":
         return Placement((CPU,) * trainer, (CPU,) * rollout)

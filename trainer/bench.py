@@ -26,8 +26,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also transformers' body by torch.compile; on a GPU")
     args = parser.parse_args()
     if args.device == "cuda":
-        if not torch.cuda.is_available():
-            parser.error("--device cuda: there is no CUDA device")
+        parser.require_card()
         from trainer import bench_gpu  # triton, which a machine without a GPU may lack
 
         shapes, path = args.shapes or list(bench_gpu.SHAPES), Path(args.json) if args.json else None

@@ -94,8 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads < 1:
         parser.error(f"--threads {args.threads} must be at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
+    if args.device == "cuda":
+        parser.require_card()
     try:
         run(args)
     except (ConfigError, BatchError, TreeError, BuildError, UnsupportedError, OSError) as error:

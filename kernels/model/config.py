@@ -130,9 +130,8 @@ class ModelConfig:
             raise ConfigError(
                 f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
             )
-        rope = (
-            hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-        )  # where there are both transformers takes the first
+        # where there are both, transformers takes the first
+        rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         if not isinstance(rope, dict):
             raise ConfigError(f"the model's rope parameters are {rope!r}; they must be an object")
         rope_type = rope.get("rope_type", rope.get("type", "default"))

@@ -113,6 +113,7 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:
     monkeypatch.setattr(bench_gpu, "rows", lambda: rows)
     monkeypatch.setattr(bench_gpu, "measure", outcome)
     monkeypatch.setattr(bench_gpu, "ceilings", lambda: {"copy TB/s": 3.0})
+    monkeypatch.setattr(bench.Parser, "require_card", lambda parser: None)
     return bench.main(["--device", "cuda", "--workers", "0", "--json", str(path)])
 
 
