@@ -6,7 +6,7 @@ TMA boxes are then [k, rows], and wgmma reads them transposed.
 
 Five traps of Triton 3.6 that shaped the code: one named producer warp leaves three padding warps with too many registers,
 hence `idle`; a carried `previous = stage` is taken for a constant, hence `before`; peeling the first product off the loop
-spills; zeros that are written between two products serialize all of them, hence the first wait in `pair`; and a NamedTuple
+spills; zeros that are written between two products serialize all of them, hence the wait in `zeros`; and a NamedTuple
 forgets constants when it is assigned, hence `Ring` is an aggregate.
 """
 
@@ -206,12 +206,19 @@ def leaf(ring, a, stage, phase, extent):
 
 
 @gluon.jit
-def pair(ring, a, stage, phase, extent0, extent1):
-    """The sum of two leaves. The second begins while the last product of the first still runs."""
-    ACC: gl.constexpr = accumulator(ring.BN)
-    even = gl.zeros([64, ring.BN], gl.float32, ACC)
-    odd = gl.zeros([64, ring.BN], gl.float32, ACC)
+def zeros(BN: gl.constexpr):
+    """Of two leaves."""
+    ACC: gl.constexpr = accumulator(BN)
+    even = gl.zeros([64, BN], gl.float32, ACC)
+    odd = gl.zeros([64, BN], gl.float32, ACC)
     odd, even = warpgroup_mma_wait(0, deps=(odd, even))  # pins both zeros here
+    return even, odd
+
+
+@gluon.jit
+def pair(ring, a, stage, phase, extent0, extent1, even, odd):
+    """(sum of two leaves, ...). The second begins while the last product of the first still runs. `even`, `odd`: registers for
+    them; an empty leaf is what it finds there."""
     steps = gl.cdiv(extent0, 64)
     for i in range(steps):
         mbarrier.wait(ring.full.index(stage), phase)
@@ -228,7 +235,7 @@ def pair(ring, a, stage, phase, extent0, extent1):
         stage, phase = advance(stage, phase, ring.STAGES)
     odd, even = warpgroup_mma_wait(0, deps=(odd, even))
     mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=steps + more > 0)
-    return even + odd, stage, phase
+    return even + odd, stage, phase, even, odd
 
 
 @gluon.jit
@@ -264,6 +271,7 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
             extent = bound(bounds, first_leaf + 1, leaves) - bound(bounds, first_leaf, leaves)
         v, stage, phase = leaf(ring, a, stage, phase, extent)
     else:
+        even, odd = zeros(ring.BN)
         extent0 = extent
         extent1 = extent
         if GROUPED:
@@ -272,12 +280,13 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
             last = bound(bounds, first_leaf + 2, leaves)
         for j in gl.static_range(L // 2):
             if GROUPED:
+                even, odd = zeros(ring.BN)  # a leaf may be empty
                 extent0 = middle - first
                 extent1 = last - middle
                 first = last
                 middle = bound(bounds, first_leaf + 2 * j + 3, leaves)
                 last = bound(bounds, first_leaf + 2 * j + 4, leaves)
-            v, stage, phase = pair(ring, a, stage, phase, extent0, extent1)
+            v, stage, phase, even, odd = pair(ring, a, stage, phase, extent0, extent1, even, odd)
             if j % 2 == 0 and L > 2:
                 level1 = v
             elif j % 2 == 1:
