@@ -62,10 +62,11 @@ def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
 
 
-def head_boxes(t: torch.Tensor, tokens: int) -> Descriptor:
-    """Boxes of `tokens` of one head of bf16 [tokens, heads, head_dim], in which heads and head_dim are contiguous."""
+def head_boxes(t: torch.Tensor, tokens: int, columns: int | None = None) -> Descriptor:
+    """Boxes of `tokens` and `columns` (default: all) of one head of bf16 [tokens, heads, head_dim], in which heads and head_dim
+    are contiguous."""
     T, heads, D = t.shape
-    return _descriptor(t.data_ptr(), t.dtype, (T, heads * D), (t.stride(0), 1), tokens, D)
+    return _descriptor(t.data_ptr(), t.dtype, (T, heads * D), (t.stride(0), 1), tokens, columns or D)
 
 
 class _Kernel(NamedTuple):

@@ -38,10 +38,10 @@ def forward(
     if T:
         c = scale * _LOG2_E
         tma = D in (64, 128) and all(map(_reachable, (q, keys, values))) and KEY_BLOCK == 128
-        if pages.packed and tma:
-            packed.launch(q, keys, values, pages, out, lse, c, KEY_SPLIT)
-        elif pages.starts.numel() - 1 == T and not pages.packed:
+        if pages.starts.numel() - 1 == T and not pages.packed:
             decode.launch(q, keys, values, pages, out, lse, c, KEY_BLOCK, KEY_SPLIT)
+        elif tma and packed.readable(pages):
+            packed.launch(q, keys, values, pages, out, lse, c, KEY_SPLIT)
         else:
             prefill.launch(q, keys, values, pages, out, lse, c, KEY_BLOCK, KEY_SPLIT)
     return out, lse

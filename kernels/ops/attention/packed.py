@@ -1,6 +1,8 @@
-"""Attention of packed sequences on Hopper (Gluon): the row order of rows.py, with keys and values by TMA.
+"""Attention of many queries of a sequence on Hopper (Gluon): the row order of rows.py, with keys and values by TMA, from the
+rows of the same tokens (packed) or from pages.
 
-Persistent. Tile t of a sequence is its queries 128 t .. 128 t + 127 of one head. One producer warp takes the next tile from a
+Persistent. Tile t of a sequence are its queries at positions 128 t .. 128 t + 127, of one head; where a chunk begins inside a
+tile, the rows before it are computed of what lies there, and not stored. One producer warp takes the next tile from a
 counter, announces it and fills rings of key and value blocks; it never drains. Two consumer warpgroups own 64 queries each.
 In a warpgroup the scores of block i and the product of block i - 1 with its values are on the tensor core together, and the
 exponentials of block i run while that product does (FlashAttention-3, Shah et al. 2024, section 3.2). The block that queries
@@ -26,46 +28,62 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from kernels.gpu.launch import cdiv, head_boxes, next_power_of_2
+from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
+from kernels.ops.attention import Pages
 from kernels.ops.matmul.ring import accumulator, advance, idle, park_layout
 
 
 @triton.jit
-def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
-    """queue: tiles handed out so far (0), tiles, two unused words, then of each tile: first token of its sequence, one past the
-    last, and number in the sequence. Program s lists the tiles of sequence s."""
+def tiles_of(begin, end, position, there, PAGED: tl.constexpr):
+    """(position of the first token, first tile, one past the last) of the tokens begin .. end of a sequence."""
+    at = begin * 0
+    if PAGED:
+        at = tl.load(position + begin, mask=there & (begin < end), other=0)
+    return at, at // 128, tl.where(begin < end, (at + end - begin + 127) // 128, at // 128)
+
+
+@triton.jit
+def tiles_kernel(starts, position, queue, sequences, SEQUENCES: tl.constexpr, PAGED: tl.constexpr):
+    """queue: tiles handed out so far (0), tiles, two unused words, then of each tile: the row that its sequence's position 0
+    has or would have, its first token, one past its last, the tile's number in the sequence, and the sequence. Program s lists
+    the tiles of sequence s."""
     s = tl.program_id(0)
     i = tl.arange(0, SEQUENCES)
-    first = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32)
-    last = tl.load(starts + i + 1, mask=i < sequences, other=0).to(tl.int32)
-    count = (last - first + 127) // 128
+    there = i < sequences
+    first = tl.load(starts + i, mask=there, other=0).to(tl.int32)
+    last = tl.load(starts + i + 1, mask=there, other=0).to(tl.int32)
+    _, low, high = tiles_of(first, last, position, there, PAGED)
     begin = tl.load(starts + s).to(tl.int32)
     end = tl.load(starts + s + 1).to(tl.int32)
-    mine = (end - begin + 127) // 128
-    before = (count > mine) | ((count == mine) & (i < s))
-    at = tl.sum(tl.where(before, count, 0), 0)
-    for t in range(0, mine, 32):
+    at, mine_low, mine_high = tiles_of(begin, end, position, s < sequences, PAGED)
+    before = (high > mine_high) | ((high == mine_high) & (i < s))
+    to = queue + 4 + tl.sum(tl.where(before, high - low, 0), 0) * 5
+    for t in range(mine_low, mine_high, 32):
         tile = t + tl.arange(0, 32)
-        to = queue + 4 + (at + mine - 1 - tile) * 3
-        tl.store(to, begin, mask=tile < mine)
-        tl.store(to + 1, end, mask=tile < mine)
-        tl.store(to + 2, tile, mask=tile < mine)
+        inside = tile < mine_high
+        entry = to + (mine_high - 1 - tile) * 5
+        tl.store(entry, begin - at, mask=inside)
+        tl.store(entry + 1, begin, mask=inside)
+        tl.store(entry + 2, end, mask=inside)
+        tl.store(entry + 3, tile, mask=inside)
+        tl.store(entry + 4, s, mask=inside)
     if s == 0:
         tl.store(queue, 0)
-        tl.store(queue + 1, tl.sum(count, 0))
+        tl.store(queue + 1, tl.sum(high - low, 0))
 
 
 @gluon.jit
-def post(board, slot, phase, begin, end, tile, head):
+def post(board, slot, phase, base, begin, end, tile, head):
     """Announces a tile to the consumers; end = 0 says that there are no more."""
     words, full, empty = board
     mbarrier.wait(empty.index(slot), phase)
     word = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [1], [0]))
-    words.index(slot * 4).store(word + begin)
-    words.index(slot * 4 + 1).store(word + end)
-    words.index(slot * 4 + 2).store(word + tile)
-    words.index(slot * 4 + 3).store(word + head)
+    words.index(slot * 5).store(word + base)
+    words.index(slot * 5 + 1).store(word + begin)
+    words.index(slot * 5 + 2).store(word + end)
+    words.index(slot * 5 + 3).store(word + tile)
+    words.index(slot * 5 + 4).store(word + head)
     mbarrier.arrive(full.index(slot), count=1)
     return advance(slot, phase, 2)
 
@@ -77,16 +95,35 @@ def word(words, i):
 
 @gluon.jit
 def read(board, slot, phase):
-    """(begin, end, tile, head) of the tile announced in `slot`."""
+    """(base, begin, end, tile, head) of the tile announced in `slot`: see tiles_kernel."""
     words, full, empty = board
     mbarrier.wait(full.index(slot), phase)
-    begin = word(words, slot * 4)
-    end = word(words, slot * 4 + 1)
-    tile = word(words, slot * 4 + 2)
-    head = word(words, slot * 4 + 3)
+    base = word(words, slot * 5)
+    begin = word(words, slot * 5 + 1)
+    end = word(words, slot * 5 + 2)
+    tile = word(words, slot * 5 + 3)
+    head = word(words, slot * 5 + 4)
     mbarrier.arrive(empty.index(slot), count=1)
     slot, phase = advance(slot, phase, 2)
-    return begin, end, tile, head, slot, phase
+    return base, begin, end, tile, head, slot, phase
+
+
+@gluon.jit
+def fetch(d, boxes, bar, stage, block, base, column, table, last_page, D: gl.constexpr, PAGE: gl.constexpr):
+    """One block of 128 keys or values into a stage: a box, or, from pages, one for each page (or its part in the block) and 64
+    columns. A page past the sequence's last is not in the table: the last is read again, and blanked."""
+    if PAGE == 0:
+        tma.async_copy_global_to_shared(d, [base + block * 128, column], bar, boxes.index(stage))
+    else:
+        BOX: gl.constexpr = min(PAGE, 128)
+        BOXES: gl.constexpr = 128 // BOX
+        PANELS: gl.constexpr = D // 64
+        for j in gl.static_range(BOXES):
+            at = block * 128 + j * BOX
+            row = gl.load(table + gl.minimum(at // PAGE, last_page)) * PAGE + at % PAGE
+            for p in gl.static_range(PANELS):
+                to = boxes.index((stage * PANELS + p) * BOXES + j)
+                tma.async_copy_global_to_shared(d, [row, column + 64 * p], bar, to)
 
 
 @gluon.jit
@@ -95,6 +132,8 @@ def producer(
     kd,
     vd,
     queue,
+    table,
+    width,
     queries,
     keys,
     values,
@@ -103,10 +142,15 @@ def producer(
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
     STAGES: gl.constexpr,
+    PAGE: gl.constexpr,
 ):
     q0, q1, q_full, q_empty = queries
     k, k_full, k_empty = keys
     v, v_full, v_empty = values
+    if PAGE > 0:  # a box of `fetch` for each index
+        BOX: gl.constexpr = min(PAGE, 128)
+        k = k._reinterpret(gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], kd.layout)
+        v = v._reinterpret(gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], vd.layout)
     stage = 0
     phase = 1
     q_phase = 1
@@ -115,29 +159,34 @@ def producer(
     items = gl.load(queue + 1) * HEADS
     item = gl.program_id(0)
     while item < items:
-        at = queue + 4 + item // HEADS * 3
+        at = queue + 4 + item // HEADS * 5
         head = item % HEADS
         column = head // (HEADS // KV_HEADS) * D
-        begin = gl.load(at)
-        end = gl.load(at + 1)
-        tile = gl.load(at + 2)
-        slot, slot_phase = post(board, slot, slot_phase, begin, end, tile, head)
+        base = gl.load(at)
+        begin = gl.load(at + 1)
+        end = gl.load(at + 2)
+        tile = gl.load(at + 3)
+        slot, slot_phase = post(board, slot, slot_phase, base, begin, end, tile, head)
+        mine = table
+        last_page = 0
+        if PAGE > 0:
+            mine = table + gl.load(at + 4).to(gl.int64) * width
+            last_page = (end - base - 1) // PAGE
         mbarrier.wait(q_empty, q_phase)
         mbarrier.expect(q_full, 128 * D * 2)
-        tma.async_copy_global_to_shared(qd, [begin + tile * 128, head * D], q_full, q0)
-        tma.async_copy_global_to_shared(qd, [begin + tile * 128 + 64, head * D], q_full, q1)
+        tma.async_copy_global_to_shared(qd, [base + tile * 128, head * D], q_full, q0)
+        tma.async_copy_global_to_shared(qd, [base + tile * 128 + 64, head * D], q_full, q1)
         q_phase ^= 1
         for i in range(tile + 1):
-            row = begin + i * 128
             mbarrier.wait(k_empty.index(stage), phase)
             mbarrier.expect(k_full.index(stage), 128 * D * 2)
-            tma.async_copy_global_to_shared(kd, [row, column], k_full.index(stage), k.index(stage))
+            fetch(kd, k, k_full.index(stage), stage, i, base, column, mine, last_page, D, PAGE)
             mbarrier.wait(v_empty.index(stage), phase)
             mbarrier.expect(v_full.index(stage), 128 * D * 2)
-            tma.async_copy_global_to_shared(vd, [row, column], v_full.index(stage), v.index(stage))
+            fetch(vd, v, v_full.index(stage), stage, i, base, column, mine, last_page, D, PAGE)
             stage, phase = advance(stage, phase, STAGES)
         item = gl.num_programs(0) + gl.atomic_add(queue, 1)
-    post(board, slot, slot_phase, 0, 0, 0, 0)
+    post(board, slot, slot_phase, 0, 0, 0, 0, 0)
 
 
 @gluon.jit
@@ -324,6 +373,7 @@ def consumer(
     D: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
+    PAGED: gl.constexpr,
     WIDTH: gl.constexpr,
     LS: gl.constexpr,
     S: gl.constexpr,
@@ -341,7 +391,7 @@ def consumer(
     blank_phase = 0
     no_lanes = lanes(gl.zeros([64, 128], gl.float32, S))
     no_p = gl.zeros([64, 128], gl.bfloat16, gl.DotOperandLayout(0, O, 2))
-    begin, end, tile, head, slot, slot_phase = read(board, gl.to_tensor(0), gl.to_tensor(0))
+    base, begin, end, tile, head, slot, slot_phase = read(board, gl.to_tensor(0), gl.to_tensor(0))
     while end > 0:
         mbarrier.wait(q_full, q_phase)
         q_phase ^= 1
@@ -370,7 +420,7 @@ def consumer(
                 False, True, HALF, WIDTH, SPLIT, STAGES, LS, O,
             )  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
-        valid = end - begin - tile * 128
+        valid = end - base - tile * 128
         if valid < 128:
             if HALF == 1:
                 blank(v.index(v_stage), valid, D)
@@ -395,14 +445,20 @@ def consumer(
         B: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
         room = park.index(0)._reinterpret(gl.bfloat16, [64, D], q.type.layout)
         room.store(y.to(gl.bfloat16))
-        token = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, gl.SliceLayout(1, B))
+        token = base + tile * 128 + HALF * 64 + gl.arange(0, 64, gl.SliceLayout(1, B))
         d = gl.arange(0, D, gl.SliceLayout(0, B))
         at = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D, 1) + gl.expand_dims(d, 0)
-        gl.store(out + at, room.load(B), mask=gl.expand_dims(token < end, 1) & gl.expand_dims(d < D, 0))
-        row = begin + tile * 128 + HALF * 64 + gl.arange(0, 64, R)
+        stored = token < end
+        if PAGED:
+            stored = stored & (token >= begin)
+        gl.store(out + at, room.load(B), mask=gl.expand_dims(stored, 1) & gl.expand_dims(d < D, 0))
+        row = base + tile * 128 + HALF * 64 + gl.arange(0, 64, R)
         e = gl.fma(log_f32(L), L * 0.0 + 1.44269502162933349609375, M * c)
-        gl.store(lse + row.to(gl.int64) * HEADS + head, e, mask=row < end)
-        begin, end, tile, head, slot, slot_phase = read(board, slot, slot_phase)
+        stored = row < end
+        if PAGED:
+            stored = stored & (row >= begin)
+        gl.store(lse + row.to(gl.int64) * HEADS + head, e, mask=stored)
+        base, begin, end, tile, head, slot, slot_phase = read(board, slot, slot_phase)
 
 
 @gluon.jit
@@ -413,7 +469,7 @@ def barriers(n: gl.constexpr, count: gl.constexpr):
     return b
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["width"])
 def packed_kernel(
     qd,
     kd,
@@ -421,12 +477,16 @@ def packed_kernel(
     out,
     lse,
     queue,
+    table,
+    width,
     c,
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
+    PAGE: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
+    BLOCK: gl.constexpr,
     HS: gl.constexpr,
     S: gl.constexpr,
     O: gl.constexpr,
@@ -436,9 +496,9 @@ def packed_kernel(
     q1 = gl.allocate_shared_memory(gl.bfloat16, [64, D], qd.layout)
     park0 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)
     park1 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)
-    k = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], kd.layout)
-    v = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], vd.layout)
-    words = gl.allocate_shared_memory(gl.int32, [8, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    k = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], BLOCK)
+    v = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], BLOCK)
+    words = gl.allocate_shared_memory(gl.int32, [16, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_full = barriers(1, 1).index(0)
     q_empty = barriers(1, 2).index(0)
     blanked = barriers(1, 1).index(0)
@@ -451,14 +511,18 @@ def packed_kernel(
             (
                 consumer,
                 (out, lse, q0, q_full, q_empty, keys, values, blanked, board, park0, c,
-                 0, HEADS, D, SPLIT, STAGES, 64, HS, S, O),
+                 0, HEADS, D, SPLIT, STAGES, PAGE > 0, 64, HS, S, O),
             ),
             (
                 consumer,
                 (out, lse, q1, q_full, q_empty, keys, values, blanked, board, park1, c,
-                 1, HEADS, D, SPLIT, STAGES, 128, S, S, O),
+                 1, HEADS, D, SPLIT, STAGES, PAGE > 0, 128, S, S, O),
             ),
-            (producer, (qd, kd, vd, queue, (q0, q1, q_full, q_empty), keys, values, board, HEADS, KV_HEADS, D, STAGES)),
+            (
+                producer,
+                (qd, kd, vd, queue, table, width, (q0, q1, q_full, q_empty), keys, values, board,
+                 HEADS, KV_HEADS, D, STAGES, PAGE),
+            ),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -470,33 +534,42 @@ def packed_kernel(
 
 @cache
 def _layouts(D: int) -> tuple:
-    return accumulator(64), accumulator(128), accumulator(D), park_layout(D)
+    return box_layout(128, D), accumulator(64), accumulator(128), accumulator(D), park_layout(D)
+
+
+def readable(pages: Pages) -> bool:
+    """Whether a block of 128 keys is whole boxes of TMA: whole swizzle rows of pages, or a part of one."""
+    return pages.packed or (pages.size % 8 == 0 and (128 % pages.size == 0 or pages.size % 128 == 0))
 
 
 def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
-    """For a key block of 128."""
+    """For a key block of 128, and pages that are `readable`."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
-    sequences = pages.starts.numel() - 1
-    count = cdiv(T, 128) + sequences  # at least the number of tiles
-    queue = torch.empty(4 + 3 * count, dtype=torch.int32, device=q.device)
+    sequences, page = pages.starts.numel() - 1, 0 if pages.packed else pages.size
+    count = cdiv(T, 128) + (1 if pages.packed else 2) * sequences  # at least the number of tiles
+    queue = torch.empty(4 + 5 * count, dtype=torch.int32, device=q.device)
     if not warmup:
         power = next_power_of_2(sequences)
-        run(tiles_kernel, (sequences,), pages.starts, queue, sequences, power, num_warps=1)
+        run(tiles_kernel, (sequences,), pages.starts, pages.position, queue, sequences, power, page > 0, num_warps=1)
+    box = (min(page, 128), 64) if page else (128, D)
     grid = (min(blocks, count * heads),)
     stages = min(4, (232448 - 2048 - 128 * D * 6) // (128 * D * 4))
     return run(
         packed_kernel,
         grid,
         head_boxes(q, 64),
-        head_boxes(keys, 128),
-        head_boxes(values, 128),
+        head_boxes(keys, *box),
+        head_boxes(values, *box),
         out,
         lse,
         queue,
+        pages.table,
+        pages.table.stride(0),
         c,
         heads,
         kv_heads,
         D,
+        page,
         key_split // 128,
         stages,
         *_layouts(D),

@@ -1,5 +1,5 @@
-"""Attention of many queries of a sequence (training, prefill, chunked prefill): a block owns 128 queries of one head and walks
-their keys. Keys come from the same rows as the queries (packed) or through the page table."""
+"""Attention of many queries of a sequence where TMA cannot read the keys (other head_dims, pages of less than eight tokens):
+a block owns 128 queries of one head and walks their keys, which are rows beside the queries' or lie in pages."""
 
 import triton
 import triton.language as tl

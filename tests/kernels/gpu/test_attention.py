@@ -122,9 +122,9 @@ def test_packed_neighbours(lengths):
         assert_same_bits(e, lse[owner == s], f"lse of sequence {s} alone")
 
 
-@pytest.mark.parametrize("size", [1, 16, 64, 256])
-def test_pages_chunks_and_decode(size):
-    q, k, v = inputs(sum(LENGTHS))
+@pytest.mark.parametrize("size,D", [(s, 128) for s in (1, 8, 16, 32, 64, 128, 256, 96)] + [(16, 64), (128, 64)])
+def test_pages_chunks_and_decode(size, D):
+    q, k, v = inputs(sum(LENGTHS), D=D)
     out, lse = gpu.forward(q, k, v, packed(LENGTHS), 128**-0.5)
     want = reference(q, k, v, packed(LENGTHS))
     assert_same_bits(out, want[0], "packed")
@@ -145,8 +145,10 @@ def test_pages_chunks_and_decode(size):
         assert_same_bits(e, lse[mine], f"{spans} lse")
 
 
-@pytest.mark.parametrize("warps,stages", [(4, 3), (1, 1), (2, 2), (8, 2)])
-def test_decode_schedules(warps, stages):
+@pytest.mark.parametrize(
+    "warps,stages,first", [(4, 3, 1), (1, 1, 1), (2, 2, 2), (8, 2, 1), (4, 2, 2), (4, 2, 4), (4, 1, 3)]
+)
+def test_decode_schedules(warps, stages, first):
     lengths = [5, 64, 1500, 512, 2049, 513]
     q, k, v = inputs(sum(lengths))
     want, lse = reference(q, k, v, packed(lengths))
@@ -154,7 +156,7 @@ def test_decode_schedules(warps, stages):
     for size in (16, 64):
         kc, vc, pages = paged(k, v, lengths, [(n - 1, n) for n in lengths], size)
         out, e = torch.empty_like(q[: len(lengths)]), torch.empty(len(lengths), 8, device="cuda")
-        decode.launch(q[last], kc, vc, pages, out, e, C, KEY_BLOCK, KEY_SPLIT, warps=warps, stages=stages)
+        decode.launch(q[last], kc, vc, pages, out, e, C, KEY_BLOCK, KEY_SPLIT, warps=warps, stages=stages, first=first)
         assert_same_bits(out, want[last], "out")
         assert_same_bits(e, lse[last], "lse")
 
