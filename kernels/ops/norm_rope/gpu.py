@@ -6,6 +6,8 @@ import triton.language as tl
 
 from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 
 
 @triton.jit
@@ -74,7 +76,9 @@ def forward(
     q, k = x.new_empty(tokens, heads, D), x.new_empty(tokens, kv_heads, D)
     rows, height = tokens * (heads + kv_heads), max(1, 512 // D)
     if rows:
-        norm_rope_kernel[(triton.cdiv(rows, height),)](
+        run(
+            norm_rope_kernel,
+            (cdiv(rows, height),),
             x,
             *((w.contiguous() for w in weights) if weights else (x, x)),
             *(t.contiguous() for t in table),
@@ -199,7 +203,9 @@ def backward(
         d_rows = tuple(torch.empty(d.shape, dtype=torch.float32, device=x.device) for d in (dq, dk))
     rows, height = tokens * x.shape[1], max(1, 512 // D)
     if rows:
-        norm_rope_backward_kernel[(triton.cdiv(rows, height),)](
+        run(
+            norm_rope_backward_kernel,
+            (cdiv(rows, height),),
             x,
             *((w.contiguous() for w in weights) if weights else (x, x)),
             *(t.contiguous() for t in table),

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 
 LANES = 1024
 """Lanes of a row (fewer for a shorter one: the next power of two)."""
@@ -80,7 +82,7 @@ def fold_rows(x: torch.Tensor) -> torch.Tensor:
         span = min(SPAN, triton.next_power_of_2(x.shape[0]))
         width = min(triton.next_power_of_2(n), max(1, 4096 // span))
         roots = x.new_empty(triton.cdiv(x.shape[0], span), n)
-        tree_kernel[(roots.shape[0], triton.cdiv(n, width))](x, roots, x.shape[0], n, span, width)
+        run(tree_kernel, (roots.shape[0], cdiv(n, width)), x, roots, x.shape[0], n, span, width)
         x = roots
     return x[0]
 
@@ -89,10 +91,18 @@ def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     n, count = x.shape[1], groups.numel() - 1
     lanes, nodes = x.new_empty(count, ROW_LANES, n), x.new_empty(count, n)
     width = 128 if n >= 128 else 32
-    lane_kernel[(count * ROW_LANES, triton.cdiv(n, width))](
-        x.contiguous(), groups, lanes, n, ROW_LANES, width, num_warps=1
+    run(
+        lane_kernel,
+        (count * ROW_LANES, cdiv(n, width)),
+        x.contiguous(),
+        groups,
+        lanes,
+        n,
+        ROW_LANES,
+        width,
+        num_warps=1,
     )
-    fold_kernel[(count, triton.cdiv(n, 32))](lanes, nodes, n, ROW_LANES, 32)
+    run(fold_kernel, (count, cdiv(n, 32)), lanes, nodes, n, ROW_LANES, 32)
     return fold_rows(nodes)
 
 
@@ -101,5 +111,5 @@ def square_rows(x: torch.Tensor) -> torch.Tensor:
     y = x.new_empty(rows)
     if rows:
         lanes = min(LANES, triton.next_power_of_2(n))
-        square_kernel[(rows,)](x.contiguous(), y, n, lanes, num_warps=max(1, lanes // 256))
+        run(square_kernel, (rows,), x.contiguous(), y, n, lanes, num_warps=max(1, lanes // 256))
     return y

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 from kernels.ops.reduce.gpu import LANES
 
 
@@ -157,7 +159,9 @@ def _forward(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, 
     x, rows, n, _, strides, tile = _plan(x)
     if rows:
         given = (y, y) if delta is None else (delta.contiguous(), total)
-        forward_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+        run(
+            forward_kernel,
+            (cdiv(rows, tile["ROWS"]),),
             x,
             *given,
             weight,
@@ -167,7 +171,7 @@ def _forward(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, 
             *strides,
             eps,
             delta is not None,
-            **tile,
+            *tile.values(),
             num_warps=warps or (2 if tile["CHUNKS"] > 1 else _warps(rows)),  # a row of some chunks fills two warps
             enable_fp_fusion=False,
         )
@@ -199,7 +203,9 @@ def backward(
     d_rows = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     x, rows, n, _, strides, tile = _plan(x)
     if rows:
-        backward_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+        run(
+            backward_kernel,
+            (cdiv(rows, tile["ROWS"]),),
             x,
             weight,
             dy.contiguous(),
@@ -211,7 +217,7 @@ def backward(
             *strides,
             eps,
             d_total is not None,
-            **tile,
+            *tile.values(),
             num_warps=warps or _warps(rows),
             enable_fp_fusion=False,
         )

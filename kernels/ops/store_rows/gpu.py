@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
+
 
 @triton.jit
 def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK: tl.constexpr):
@@ -24,7 +27,9 @@ def store(
     tokens, width = new_keys.shape[0], keys.shape[1] * keys.shape[2]
     new_keys, new_values = _heads_contiguous(new_keys), _heads_contiguous(new_values)
     if tokens:
-        store_kernel[(tokens, triton.cdiv(width, 1024))](
+        run(
+            store_kernel,
+            (tokens, cdiv(width, 1024)),
             keys,
             values,
             slots.contiguous(),

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import exp_f32
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def forward(x: torch.Tensor) -> torch.Tensor:
     rows, n = x.shape[0], x.shape[1] // 2
     y = x.new_empty(rows, n)
     if rows:
-        forward_kernel[(rows, triton.cdiv(n, 1024))](x.contiguous(), y, n, 1024, enable_fp_fusion=False)
+        run(forward_kernel, (rows, cdiv(n, 1024)), x.contiguous(), y, n, 1024, enable_fp_fusion=False)
     return y
 
 
@@ -45,7 +47,6 @@ def backward(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     rows, n = x.shape[0], x.shape[1] // 2
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows:
-        backward_kernel[(rows, triton.cdiv(n, 1024))](
-            x.contiguous(), dy.contiguous(), dx, n, 1024, enable_fp_fusion=False
-        )
+        grid = rows, cdiv(n, 1024)
+        run(backward_kernel, grid, x.contiguous(), dy.contiguous(), dx, n, 1024, enable_fp_fusion=False)
     return dx
