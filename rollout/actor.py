@@ -10,7 +10,7 @@ import torch.distributed as dist
 from kernels.collectives import TreeGroup, backend_of, peer_memory
 from kernels.collectives.bucket import Ticket
 from kernels.model import ModelConfig
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
 
@@ -48,6 +48,7 @@ class RolloutRank:
         if asleep:
             self.engine.sleep(2)
         self.receiver = Receiver(self.engine, name, trainer)
+        freeze_heap()
 
     def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
         self.receiver.begin(name, tickets, half)

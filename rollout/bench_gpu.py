@@ -29,7 +29,7 @@ import kernels.bench_gpu
 from kernels.bench_gpu import ceilings, versions
 from kernels.model import ModelConfig
 from kernels.model.weights import parameters, to_hf
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
@@ -135,6 +135,7 @@ def start_engine(config: ModelConfig, works: Sequence[Work]) -> Engine:
         else:
             held.fill_(1)
     engine.version = 0
+    freeze_heap()
     return engine
 
 
@@ -144,8 +145,7 @@ def ours(engine: Engine, work: Work) -> Timing:
     assert graphs
     graphs.prepare(range(1, work.sequences + 1), work.given + work.new)  # requests end one after another
     count = work.prompts if work.rows == "prefill" else 2 * CHUNK // work.given
-    warm = [Request(i, r.prompt_ids, SamplingParams(2)) for i, r in enumerate(requests(work, 2)[:count])]
-    engine.generate(warm)
+    engine.generate(requests(work, 2)[:count])
     engine.forget()
     if work.unit == "ms a step":
         return decode_step(engine, work)

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives import TreeGroup, backend_of, peer_memory
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.source import Source
@@ -210,6 +210,7 @@ def _follow(
         with contextlib.suppress(OSError):
             pipe.send_bytes(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".encode())
         return
+    freeze_heap()
     pipe.send_bytes(_READY)
     with contextlib.suppress(EOFError, OSError):
         while True:

@@ -22,7 +22,7 @@ from kernels.device import UnsupportedError
 from kernels.model import ConfigError
 from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
-from rollout.engine import EngineConfig
+from rollout.engine import EngineConfig, freeze_heap
 from rollout.lockstep import Lockstep, RankError
 from rollout.loop import EngineLoop
 from rollout.sampling import RequestError
@@ -128,6 +128,7 @@ def serve(config: ServeConfig) -> int:
             key = config.api_key or os.environ.get("SAMEBIT_API_KEY") or None
             limits = ServiceLimits(config.max_body, config.max_queue, config.request_seconds, api_key=key)
             service = Service(source, loop, metrics, limits)
+            freeze_heap()
             options = uvicorn.Config(build(service), log_level="warning", lifespan="off", timeout_keep_alive=30)
             loop.start()
             try:
