@@ -6,8 +6,41 @@ import triton.language as tl
 
 from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import fold
-from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
+
+_EXACT = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def heads_of_token(ROWS: tl.constexpr):
+    """The token of this program, and which of its heads."""
+    return tl.program_id(0).to(tl.int64), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
+def angle(cosine, sine, position, t, HALF: tl.constexpr, ROWS: tl.constexpr):
+    """That of token t, read once for ROWS heads."""
+    at = tl.load(position + t).to(tl.int64) * HALF + tl.arange(0, HALF)
+    c = tl.broadcast_to(tl.load(cosine + at)[None, :], (ROWS, HALF))
+    return c, tl.broadcast_to(tl.load(sine + at)[None, :], (ROWS, HALF))
+
+
+@triton.jit
+def weight_of(q_weight, k_weight, is_q, HALF: tl.constexpr):
+    """Both halves of the weight of each head."""
+    i = tl.arange(0, HALF)
+    low = tl.where(is_q, tl.load(q_weight + i)[None, :], tl.load(k_weight + i)[None, :])
+    high = tl.where(is_q, tl.load(q_weight + HALF + i)[None, :], tl.load(k_weight + HALF + i)[None, :])
+    return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def inverse_rms(a, b, eps):
+    """Of rows whose halves are a and b [ROWS, HALF]."""
+    zero = tl.zeros(a.shape, tl.float32)
+    one = tl.full((a.shape[0],), 1.0, tl.float32)
+    squares = tl.fma(a, a, zero) + tl.fma(b, b, zero)  # the first fold of a row of 2 HALF lanes
+    return tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(squares), one * (2 * a.shape[1])) + eps))[:, None]
 
 
 @triton.jit
@@ -20,7 +53,6 @@ def norm_rope_kernel(
     position,
     q,
     k,
-    rows,
     xt,
     xh,
     eps,
@@ -30,35 +62,32 @@ def norm_rope_kernel(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    there = r < rows
-    t = r // (HEADS + KV_HEADS)
-    h = r % (HEADS + KV_HEADS)
-    i = tl.arange(0, HALF)
-    source = x + (t * xt + h * xh)[:, None] + i[None, :]
-    a = tl.load(source, mask=there[:, None], other=0.0).to(tl.float32)
-    b = tl.load(source + HALF, mask=there[:, None], other=0.0).to(tl.float32)
+    t, h = heads_of_token(ROWS)
     is_q = (h < HEADS)[:, None]
+    i = tl.arange(0, HALF)
+    source = x + t * xt + (h * xh)[:, None] + i[None, :]
+    a = tl.load(source).to(tl.float32)
+    b = tl.load(source + HALF).to(tl.float32)
+    c, s = angle(cosine, sine, position, t, HALF, ROWS)
     if NORM:
-        zero = tl.zeros((ROWS, HALF), tl.float32)
-        one = tl.full((ROWS,), 1.0, tl.float32)
-        squares = tl.fma(a, a, zero) + tl.fma(b, b, zero)  # the first fold of a row of 2 HALF lanes
-        inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(squares), one * (2 * HALF)) + eps))[:, None]
-        w = tl.where(is_q, tl.load(q_weight + i)[None, :], tl.load(k_weight + i)[None, :]).to(tl.float32)
-        v = tl.where(is_q, tl.load(q_weight + HALF + i)[None, :], tl.load(k_weight + HALF + i)[None, :]).to(tl.float32)
+        inverse = inverse_rms(a, b, eps)
+        w, v = weight_of(q_weight, k_weight, is_q, HALF)
         a = (a * inverse * w).to(x.dtype.element_ty).to(tl.float32)
         b = (b * inverse * v).to(x.dtype.element_ty).to(tl.float32)
-    at = tl.load(position + t, mask=there, other=0).to(tl.int64)
-    c = tl.load(cosine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
-    turn = tl.load(sine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
-    low = tl.fma(a, c, -(b * turn)).to(x.dtype.element_ty)
-    high = tl.fma(b, c, a * turn).to(x.dtype.element_ty)
+    low = tl.fma(a, c, -(b * s)).to(x.dtype.element_ty)
+    high = tl.fma(b, c, a * s).to(x.dtype.element_ty)
     to_q = q + ((t * HEADS + h) * (2 * HALF))[:, None] + i[None, :]
     to_k = k + ((t * KV_HEADS + h - HEADS) * (2 * HALF))[:, None] + i[None, :]
-    tl.store(to_q, low, mask=there[:, None] & is_q)
-    tl.store(to_q + HALF, high, mask=there[:, None] & is_q)
-    tl.store(to_k, low, mask=there[:, None] & (is_q == 0))
-    tl.store(to_k + HALF, high, mask=there[:, None] & (is_q == 0))
+    tl.store(to_q, low, mask=is_q)
+    tl.store(to_q + HALF, high, mask=is_q)
+    tl.store(to_k, low, mask=is_q == 0)
+    tl.store(to_k + HALF, high, mask=is_q == 0)
+
+
+def _grid(tokens: int, heads: int, D: int) -> tuple[tuple[int, int], int]:
+    """(grid, heads of a program: as many as divide them, up to 1,024 elements)."""
+    height = min(heads & -heads, max(1, 1024 // D))
+    return (tokens, heads // height), height
 
 
 def forward(
@@ -74,18 +103,17 @@ def forward(
         raise UnsupportedError(f"norm_rope on a GPU: head_dim {D} must be a power of two, as its attention's")
     x = x if x.stride(2) == 1 else x.contiguous()
     q, k = x.new_empty(tokens, heads, D), x.new_empty(tokens, kv_heads, D)
-    rows, height = tokens * (heads + kv_heads), max(1, 512 // D)
-    if rows:
+    if tokens:
+        grid, height = _grid(tokens, x.shape[1], D)
         run(
             norm_rope_kernel,
-            (cdiv(rows, height),),
+            grid,
             x,
             *((w.contiguous() for w in weights) if weights else (x, x)),
             *(t.contiguous() for t in table),
             positions.contiguous(),
             q,
             k,
-            rows,
             x.stride(0),
             x.stride(1),
             eps,
@@ -94,8 +122,8 @@ def forward(
             kv_heads,
             D // 2,
             height,
-            num_warps=1 if rows >= 2048 else 4,
-            enable_fp_fusion=False,
+            num_warps=4,
+            **_EXACT,
         )
     return q, k
 
@@ -125,7 +153,6 @@ def norm_rope_backward_kernel(
     d_x,
     q_rows,
     k_rows,
-    rows,
     xt,
     xh,
     qt,
@@ -139,49 +166,40 @@ def norm_rope_backward_kernel(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    there = r < rows
-    t = r // (HEADS + KV_HEADS)
-    h = r % (HEADS + KV_HEADS)
-    i = tl.arange(0, HALF)
+    t, h = heads_of_token(ROWS)
     is_q = h < HEADS
-    at = tl.load(position + t, mask=there, other=0).to(tl.int64)
-    c = tl.load(cosine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
-    s = tl.load(sine + at[:, None] * HALF + i[None, :], mask=there[:, None], other=0.0)
-    of_q, also_q = turned_back(d_q, t * qt + h * qh, there & is_q, c, s, HALF)
-    of_k, also_k = turned_back(d_k, t * kt + (h - HEADS) * kh, there & (is_q == 0), c, s, HALF)
-    low = tl.where(is_q[:, None], of_q, of_k)
-    high = tl.where(is_q[:, None], also_q, also_k)
+    i = tl.arange(0, HALF)
+    c, s = angle(cosine, sine, position, t, HALF, ROWS)
+    of_q, also_q = turned_back(d_q, t * qt + h * qh, is_q, c, s, HALF)
+    of_k, also_k = turned_back(d_k, t * kt + (h - HEADS) * kh, is_q == 0, c, s, HALF)
+    is_q = is_q[:, None]
+    low = tl.where(is_q, of_q, of_k)
+    high = tl.where(is_q, also_q, also_k)
     if NORM:
-        source = x + (t * xt + h * xh)[:, None] + i[None, :]
-        a = tl.load(source, mask=there[:, None], other=0.0).to(tl.float32)
-        b = tl.load(source + HALF, mask=there[:, None], other=0.0).to(tl.float32)
-        w = tl.where(is_q[:, None], tl.load(q_weight + i)[None, :], tl.load(k_weight + i)[None, :]).to(tl.float32)
-        v = tl.where(is_q[:, None], tl.load(q_weight + HALF + i)[None, :], tl.load(k_weight + HALF + i)[None, :]).to(
-            tl.float32
-        )
+        source = x + t * xt + (h * xh)[:, None] + i[None, :]
+        a = tl.load(source).to(tl.float32)
+        b = tl.load(source + HALF).to(tl.float32)
+        inverse = inverse_rms(a, b, eps)
+        w, v = weight_of(q_weight, k_weight, is_q, HALF)
         g = low.to(tl.float32)
         f = high.to(tl.float32)
-        zero = tl.zeros((ROWS, HALF), tl.float32)
-        one = tl.full((ROWS,), 1.0, tl.float32)
-        n = one * (2 * HALF)
-        squares = tl.fma(a, a, zero) + tl.fma(b, b, zero)  # the first fold of a row of 2 HALF lanes, here and below
-        inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(squares), n) + eps))[:, None]
         dw = g * (a * inverse)
         dv = f * (b * inverse)
         to_q = q_rows + ((t * HEADS + h) * (2 * HALF))[:, None] + i[None, :]
         to_k = k_rows + ((t * KV_HEADS + h - HEADS) * (2 * HALF))[:, None] + i[None, :]
-        tl.store(to_q, dw, mask=(there & is_q)[:, None])
-        tl.store(to_q + HALF, dv, mask=(there & is_q)[:, None])
-        tl.store(to_k, dw, mask=(there & (is_q == 0))[:, None])
-        tl.store(to_k + HALF, dv, mask=(there & (is_q == 0))[:, None])
-        mean = tl.div_rn(fold(tl.fma(dw, w, zero) + tl.fma(dv, v, zero)), n)
+        tl.store(to_q, dw, mask=is_q)
+        tl.store(to_q + HALF, dv, mask=is_q)
+        tl.store(to_k, dw, mask=is_q == 0)
+        tl.store(to_k + HALF, dv, mask=is_q == 0)
+        zero = tl.zeros((ROWS, HALF), tl.float32)
+        n = tl.full((ROWS,), 2.0 * HALF, tl.float32)
+        mean = tl.div_rn(fold(tl.fma(dw, w, zero) + tl.fma(dv, v, zero)), n)  # the first fold of a row, as above
         mean = tl.broadcast_to(mean[:, None], (ROWS, HALF))
         low = (inverse * tl.fma(-(a * inverse), mean, g * w)).to(d_x.dtype.element_ty)
         high = (inverse * tl.fma(-(b * inverse), mean, f * v)).to(d_x.dtype.element_ty)
-    to = d_x + (r * (2 * HALF))[:, None] + i[None, :]
-    tl.store(to, low, mask=there[:, None])
-    tl.store(to + HALF, high, mask=there[:, None])
+    to = d_x + ((t * (HEADS + KV_HEADS) + h) * (2 * HALF))[:, None] + i[None, :]
+    tl.store(to, low)
+    tl.store(to + HALF, high)
 
 
 def backward(
@@ -201,11 +219,11 @@ def backward(
     d_rows = None
     if weights is not None:
         d_rows = tuple(torch.empty(d.shape, dtype=torch.float32, device=x.device) for d in (dq, dk))
-    rows, height = tokens * x.shape[1], max(1, 512 // D)
-    if rows:
+    if tokens:
+        grid, height = _grid(tokens, x.shape[1], D)
         run(
             norm_rope_backward_kernel,
-            (cdiv(rows, height),),
+            grid,
             x,
             *((w.contiguous() for w in weights) if weights else (x, x)),
             *(t.contiguous() for t in table),
@@ -214,7 +232,6 @@ def backward(
             dk,
             dx,
             *(d_rows or (dx, dx)),
-            rows,
             *(stride for t in (x, dq, dk) for stride in t.stride()[:2]),
             eps,
             weights is not None,
@@ -222,7 +239,7 @@ def backward(
             dk.shape[1],
             D // 2,
             height,
-            num_warps=1 if rows >= 2048 else 4,
-            enable_fp_fusion=False,
+            num_warps=4,
+            **_EXACT,
         )
     return dx, d_rows
