@@ -83,7 +83,8 @@ def main() -> None:
         limit = 60 * (args.minutes or (5 if args.quick else 60))
         until = time.monotonic() + limit
         gib = min(torch.cuda.get_device_properties(i).total_memory for i in range(count)) / 2**30
-        setting = Setting(out, Path(folder), count, *sizes, data, limit / 2, until, fast, args.quick, gib)
+        most = limit if len(chosen) == 1 else limit / 2  # a command that hangs leaves the other parts their time
+        setting = Setting(out, Path(folder), count, *sizes, data, most, until, fast, args.quick, gib)
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
         lock = threading.Lock()
 
