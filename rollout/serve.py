@@ -49,16 +49,15 @@ class ServeConfig:
     page_size: int = 16
     prefix_cache: bool = True
     max_running: int = 64  # samples in one batch
-    max_batch_tokens: int = 2048
-    prefill_chunk: int = 512
+    max_batch_tokens: int = 0  # computed in one step; 0: 2,048 on a CPU, 8,192 on a GPU
+    prefill_chunk: int = 0  # of one text in one step; 0: a quarter of those on a CPU, all of them on a GPU
     max_queue: int = 1024  # samples in flight; one more is answered 429
     max_body: int = 16 * 2**20  # bytes
     request_seconds: float = 600.0  # then a request is aborted and answered 504
     grace_seconds: float = 30.0  # for what runs, after SIGTERM
 
     def __post_init__(self) -> None:
-        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_running": 1, "max_batch_tokens": 1, "prefill_chunk": 1}
-        least |= {"max_queue": 1, "max_body": 1}
+        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_running": 1, "max_queue": 1, "max_body": 1}
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -80,8 +79,10 @@ class ServeConfig:
         tokens = self.max_running * min(source.config.max_positions, 2048)
         longest = -(-source.config.max_positions // self.page_size)
         pages = self.pages or max(-(-tokens // self.page_size), longest)
-        limits = Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
-        shape, gpu = (pages, self.page_size, self.prefix_cache), self.where == "cuda"
+        gpu = self.where == "cuda"
+        batch = self.max_batch_tokens or (8192 if gpu else 2048)
+        limits = Limits(self.max_running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
+        shape = pages, self.page_size, self.prefix_cache
         return EngineConfig(*shape, limits, source.dtype, self.where, cuda_graphs=gpu, overlap=gpu)
 
 

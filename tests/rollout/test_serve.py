@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from kernels.model.weights import save
-from rollout.serve import main
+from rollout.scheduler import Limits
+from rollout.serve import ServeConfig, main
 from rollout.server.fields import BadRequest
 from rollout.server.metrics import Metrics
 from rollout.server.service import Service, ServiceLimits
@@ -72,6 +73,15 @@ def plain() -> Iterator[Server]:
 
 def bits(answers: list) -> list:
     return [(a["output_ids"], a["text"], a["meta_info"]["output_token_logprobs"]) for a in answers]
+
+
+def test_batches_are_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source.open(None)
+    assert ServeConfig(device="cpu").engine(source).limits == Limits(64, 2048, 512)
+    assert ServeConfig(device="cpu", max_batch_tokens=7).engine(source).limits == Limits(64, 7, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ServeConfig(device="cuda").engine(source).limits == Limits(64, 8192, 8192)
+    assert ServeConfig(device="cuda", prefill_chunk=9).engine(source).limits == Limits(64, 8192, 9)
 
 
 def test_ranks_answer_as_one_and_end_with_it(plain: Server) -> None:
