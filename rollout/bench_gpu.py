@@ -25,15 +25,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import kernels.bench_gpu
-from kernels.bench_gpu import ceilings, versions
+import kernels.bench_rows
+from kernels.bench_timing import ceilings, versions
 from kernels.model import ModelConfig
 from kernels.model.weights import parameters, to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
-QWEN3_8B = replace(kernels.bench_gpu.QWEN3_8B, max_positions=8192)
+QWEN3_8B = replace(kernels.bench_rows.QWEN3_8B, max_positions=8192)
 PAGE = 16
 CHUNK = 16384
 

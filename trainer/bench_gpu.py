@@ -28,8 +28,8 @@ from rich.table import Table
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-import kernels.bench_gpu
-from kernels.bench_gpu import versions
+import kernels.bench_rows
+from kernels.bench_timing import versions
 from kernels.model import Layout, ModelConfig
 from kernels.model.operations import Numerics
 from kernels.model.weights import Parameter, parameters
@@ -38,7 +38,7 @@ from trainer.model import TrainerModel
 from trainer.parallelize import fill, parallelize
 from trainer.trainer import Trainer, TrainerConfig
 
-QWEN3_8B = replace(kernels.bench_gpu.QWEN3_8B, layers=6)
+QWEN3_8B = replace(kernels.bench_rows.QWEN3_8B, layers=6)
 SHAPES = ("1x8192", "4x2048", "8x1024")
 BODY, HEAD, STEP = "body", "with head and log-prob", "with head, log-prob and optimizer"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import bench, bench_gpu
+from kernels import bench, bench_gpu, bench_rows, bench_timing
 from kernels.spec import Inputs, OpSpec, all_specs
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_an_unknown_op_is_an_error_that_lists_them(capsys: pytest.CaptureFixture
 
 def timed(size: str, ours: float, group: str | None = None, target: float | None = None, **theirs: float):  # type: ignore[no-untyped-def]
     baselines = theirs or {"cuBLAS": 10.0}
-    return bench_gpu.Result("matmul", "o", size, group, target, ours, baselines, 1.0, "TFLOP/s", 0)
+    return bench_timing.Result("matmul", "o", size, group, target, ours, baselines, 1.0, "TFLOP/s", 0)
 
 
 def test_the_geometric_mean_of_a_group_and_its_target() -> None:
@@ -94,7 +94,7 @@ def test_the_baseline_is_the_fastest() -> None:
 
 
 def test_every_row_has_a_target_or_a_group_and_a_name_of_its_own() -> None:
-    rows = bench_gpu.rows()
+    rows = bench_rows.rows()
     assert len({(r.op, r.case, r.size) for r in rows}) == len(rows)
     assert {r.group for r in rows if r.group} == set(bench_gpu.TARGETS)
     assert all((r.group is None) != (r.target is None) for r in rows if r.op != "attention_decode")
@@ -104,12 +104,12 @@ def test_every_row_has_a_target_or_a_group_and_a_name_of_its_own() -> None:
 def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:  # type: ignore[type-arg]
     """The command, with what each row's timing would give in place of a GPU."""
 
-    def outcome(row: bench_gpu.Row) -> bench_gpu.Result | None:
+    def outcome(row: bench_timing.Row) -> bench_timing.Result | None:
         if isinstance(given := outcomes[row.size], Exception):
             raise given
         return given
 
-    rows = [bench_gpu.Row("matmul", "o", size, "its bits", 1.0, "TFLOP/s", lambda: None) for size in outcomes]  # type: ignore[arg-type, return-value]
+    rows = [bench_timing.Row("matmul", "o", size, "its bits", 1.0, "TFLOP/s", lambda: None) for size in outcomes]  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(bench_gpu, "rows", lambda: rows)
     monkeypatch.setattr(bench_gpu, "measure", outcome)
     monkeypatch.setattr(bench_gpu, "ceilings", lambda: {"copy TB/s": 3.0})
@@ -150,11 +150,11 @@ def test_without_a_card_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) 
 def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    monkeypatch.setattr(bench_gpu, "_SLICE_SECONDS", 1e-4)
-    monkeypatch.setattr(bench_gpu, "_ROTATED", 1e6)
+    monkeypatch.setattr(bench_timing, "_SLICE_SECONDS", 1e-4)
+    monkeypatch.setattr(bench_timing, "_ROTATED", 1e6)
     for graph in (True, False):
-        row = bench_gpu.matmul_row("tiny", 16, 512, 1024, 8, "matmul, M <= 64", graph=graph)
-        result = bench_gpu.measure(row)
+        row = bench_rows.matmul_row("tiny", 16, 512, 1024, 8, "matmul, M <= 64", graph=graph)
+        result = bench_timing.measure(row)
         assert result and result.microseconds > 0 and result.baseline == "cuBLAS" and result.ratio > 0
         wrong = replace(row, build=lambda row=row: replace(row.build(), holds=lambda: False))
-        assert bench_gpu.measure(wrong) is None
+        assert bench_timing.measure(wrong) is None
