@@ -25,6 +25,7 @@ from kernels.ops import (
     vocab_nodes,
 )
 from kernels.ops.adamw import adamw
+from kernels.ops.attention.cpu import forward as attention_forward
 from kernels.ops.attention.spec import packed
 from kernels.ops.matmul import input_gradient, weight_gradient
 from kernels.ops.sample.cpu import noise_words
@@ -203,12 +204,13 @@ def test_rms_norm_gradient() -> None:
 def test_attention_row(D: int, length: int) -> None:
     scale = D**-0.5
     q, k, v = normal(length, 2, D, octaves=1), normal(length, 1, D, seed=1, octaves=1), normal(length, 1, D, seed=2)
-    out = attention(q, k, v, packed(torch.tensor([length]), CPU), scale)
+    out, lse = attention_forward(q, k, v, packed(torch.tensor([length]), CPU), scale)
     fused = F4(scale * np.log2(np.e))
-    for t in {0, length // 2, length - 1}:
+    for t in {0, length // 2, *range(max(0, length - 5), length)}:
         for h in (0, 1):
-            row, _ = oracle.attention_row(q[t, h].numpy(), k[: t + 1, 0].numpy(), v[: t + 1, 0].numpy(), fused)
+            row, end = oracle.attention_row(q[t, h].numpy(), k[: t + 1, 0].numpy(), v[: t + 1, 0].numpy(), fused)
             same(out[t, h], row, f"query {t} head {h}")
+            same(lse[t, h], end, f"log-sum-exp of query {t} head {h}")
 
 
 def test_attention_gradient() -> None:
