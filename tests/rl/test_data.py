@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl.compose import check
 from rl.data import ProblemStream, Source, open_source
 from rl.data.tokenizer import byte_level_bpe, of_characters
-from rl.requests import requests_for, sample_seed, train_sampling
+from rl.requests import eval_sampling, requests_for, sample_seed, train_sampling
 from rollout.sampling import SamplingParams
 
 settings.register_profile("rl", max_examples=60, deadline=None, derandomize=True)
@@ -156,10 +156,18 @@ def test_sample_seeds_are_distinct_and_fixed() -> None:
 def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
     problems = list(arithmetic.train[:3])
     layouts = (["rollout.tp=1", "rollout.replicas=2", "rollout.pages=64"], ["rollout.tp=4", "trainer.world_size=1"])
-    configs = [check([*o, "rollout.temperature=0.7", "rollout.top_p=0.9"])[0] for o in layouts]
+    filters = ["rollout.top_k=9", "rollout.top_p=0.9", "rollout.min_p=0.05"]
+    configs = [check([*o, "rollout.temperature=0.7", *filters])[0] for o in layouts]
     requests = [requests_for(problems, 4, train_sampling(c, 1), c.seed, "train", 5) for c in configs]
     assert requests[0] == requests[1]
     assert [r.id for r in requests[0]] == list(range(12))
     assert [r.prompt_ids for r in requests[0]] == [p.prompt_ids for p in problems for _ in range(4)]
     assert len({r.sampling.seed for r in requests[0]}) == 12
-    assert {replace(r.sampling, seed=0) for r in requests[0]} == {SamplingParams(5, 0.7, 0, (1,), top_p=0.9)}
+    assert {replace(r.sampling, seed=0) for r in requests[0]} == {
+        SamplingParams(5, 0.7, 0, (1,), top_k=9, top_p=0.9, min_p=0.05)
+    }
+
+
+def test_evaluation_has_its_own_temperature_and_no_filters() -> None:
+    config = check(["rollout.temperature=0.7", "rollout.top_k=9", "rollout.top_p=0.9", "eval.temperature=0.5"])[0]
+    assert eval_sampling(config, 1) == SamplingParams(5, 0.5, stop_ids=(1,))

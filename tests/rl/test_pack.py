@@ -34,7 +34,7 @@ def groups(shape: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[G
 @given(shape=groups_of)
 def test_pack(mean: str, shape: list) -> None:
     gs = groups(shape)
-    batch = pack(gs, SamplingParams(9, 0.7, top_k=7, top_p=0.9), mean, limit=9)  # type: ignore[arg-type]
+    batch = pack(gs, SamplingParams(9, 0.7, top_k=7, top_p=0.9, min_p=0.05), mean, limit=9)  # type: ignore[arg-type]
     samples = [
         (g.problem.prompt_ids, s.completion, a) for g in gs for s, a in zip(g.samples, g.advantages, strict=True)
     ]
@@ -46,7 +46,7 @@ def test_pack(mean: str, shape: list) -> None:
     assert batch.temperatures.tolist() == [np.float32(0.7)] * total
     assert batch.truncation.rows.tolist() == list(range(total)) and batch.truncation.top_k.tolist() == [7] * total
     assert batch.truncation.top_p.tolist() == [np.float32(0.9)] * total
-    assert batch.truncation.min_p.tolist() == [0.0] * total
+    assert batch.truncation.min_p.tolist() == [np.float32(0.05)] * total
     assert not len(pack(gs, SamplingParams(9, 0.7), mean, limit=9).truncation)  # type: ignore[arg-type]
     at = 0
     for _, c, advantage in samples:

@@ -14,8 +14,9 @@ import yaml
 from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig
+from rl.data import Problem, Source
 from rl.errors import UserError
-from rl.identity import FREE, difference, identity
+from rl.identity import CONTENT, FREE, difference, identity
 from rl.log import RunLog
 from rl.out_dir import claim
 from rl.report import read_lines
@@ -149,6 +150,16 @@ def test_other_data_under_the_same_name(tmp_path: Path) -> None:
     assert "content" in difference(
         who | {"the data's content (sha256)": "a"}, who | {"the data's content (sha256)": "b"}
     )
+
+
+def test_the_content_is_of_every_problem() -> None:
+    """Those that are trained on and those held out: prompt, answer and what is taught."""
+    config = composed()
+    problem = Problem("id", "1+1=", (1, 2), "2", "1+1=2", None)
+    others = [replace(problem, prompt_ids=(1, 3)), replace(problem, answer="3"), replace(problem, solution="2")]
+    sources = [([problem], [problem]), *(([p], [problem]) for p in others), *(([problem], [p]) for p in others)]
+    found = [identity(config, Source(*s, lambda p, t: 0.0, None))[CONTENT] for s in sources]  # type: ignore[arg-type]
+    assert len(set(found)) == len(sources)
 
 
 def test_what_a_used_folder_refuses(tmp_path: Path) -> None:
