@@ -1,5 +1,9 @@
 """The estimate of memory against what the tensors take."""
 
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from kernels.model import ModelConfig
@@ -8,8 +12,9 @@ from rl.compose import check
 from rl.errors import UserError
 from rl.model import model_config
 from rl.placement import place
-from rl.plan import Plan, _check_cards, check_machine, make_plan
+from rl.plan import Plan, _check_cards, _check_disk, check_machine, make_plan
 from trainer.batch import BatchError
+from trainer.checkpoint import folder_name
 
 
 def plan_of(*overrides: str, prompt: int = 64) -> tuple[Plan, ModelConfig]:
@@ -131,3 +136,20 @@ def test_memory_counts_every_process() -> None:
         overrides = ["model.hf.vocab_size=64", "algorithm.prompts_per_step=8388608", "warmup.steps=0", override]
         with pytest.raises(UserError, match="is free"):
             check_machine(check(overrides)[0], plan_of(*overrides)[0])
+
+
+def test_disk_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One checkpoint more than stay; those that an earlier part of the run left will go, but no more than stay."""
+    config = check(["model.hf.vocab_size=64", "checkpoint.keep=2", f"out_dir={tmp_path / 'runs' / 'new'}"])[0]
+    plan = make_plan(config, model_config(config, None), 64)
+    assert plan.checkpoint_bytes == 12 * plan.parameters
+    assert plan.disk_bytes == 3 * plan.checkpoint_bytes + 4 * plan.parameters
+    for there, need in ((0, 3), (1, 2), (2, 1), (5, 1)):
+        for step in range(there):
+            (tmp_path / "runs/new/checkpoints" / folder_name(step)).mkdir(parents=True, exist_ok=True)
+        enough = need * plan.checkpoint_bytes + 4 * plan.parameters
+        for free in (enough, enough - 1):
+            monkeypatch.setattr("rl.plan.shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+            refused = pytest.raises(UserError, match=rf"of disk and .* is free at {tmp_path}.*: lower checkpoint.keep")
+            with nullcontext() if free == enough else refused:
+                _check_disk(config, plan)

@@ -275,6 +275,8 @@ def test_preemption_happens_and_keeps_every_token() -> None:
     done = finish(scheduler)
     assert scheduler.preemptions > 0
     assert done == {r.id: expected(r, 0) for r in requests(4)}
+    cached = [done[i].cached_tokens for i in range(4)]
+    assert cached == [0, 4, 4, 4], "of the prompt, when it first ran: not what it found when it ran again"
 
 
 def test_the_largest_request_that_fits_the_pool_is_served() -> None:

@@ -27,10 +27,11 @@ def publish(
     size: int = 1,
     in_flight: InFlight = "refuse",
     between: Between = lambda publishers, receiver: None,
+    receiver: Receiver | None = None,
 ) -> None:
     dtype = served.config.dtype
     ranks = [Publisher(config, w, size, dtype, "cpu", "") for w in range(size)]
-    receiver = Receiver(served, "engine", "")
+    receiver = receiver or Receiver(served, "engine", "")
     begun = []
     for w, rank in enumerate(ranks):
         rows = {
@@ -109,5 +110,21 @@ def test_given_up_in_the_middle(asleep: bool) -> None:
     if not asleep:
         assert served.runner.digests() == before
     publish(served, TINY, 1, 9, 2)
+    served.wake()
+    assert served.version == 9 and served.runner.digests() == engine(TINY, 1).runner.digests()
+
+
+def test_one_that_nobody_ended_leaves_nothing_to_the_next() -> None:
+    """The driver died in the middle; then the engine slept, so that the next publication needs no second set."""
+    served = engine(TINY)
+    receiver = Receiver(served, "engine", "")
+
+    def between(publishers: list[Publisher], receiver: Receiver) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        publish(served, TINY, 2, 8, between=between, receiver=receiver)
+    served.sleep(2)
+    publish(served, TINY, 1, 9, receiver=receiver)
     served.wake()
     assert served.version == 9 and served.runner.digests() == engine(TINY, 1).runner.digests()
