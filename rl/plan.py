@@ -16,6 +16,8 @@ from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
 from rl.placement import Placement, place
+from rollout.capacity import serving_bytes, token_bytes, weights_bytes
+from rollout.scheduler import Limits
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
@@ -84,7 +86,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"page_size={rollout.page_size}"
         )
     width = torch.finfo(config.dtype).bits // 8
-    kv_heads = model.kv_heads // rollout.tp
+    limits = Limits(rollout.max_running, rollout.max_batch_tokens, rollout.prefill_chunk)
     trainer = trainer_memory(
         model,
         dtype=config.dtype,
@@ -106,9 +108,9 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         parameters=model.parameter_count,
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
-        weights_bytes=width * model.parameter_count // rollout.tp,
-        kv_bytes=2 * width * model.layers * kv_tokens * kv_heads * model.head_dim,
-        serving_bytes=_serving(config, model, width),
+        weights_bytes=weights_bytes(model, rollout.tp, width),
+        kv_bytes=kv_tokens * token_bytes(model, rollout.tp, width),
+        serving_bytes=serving_bytes(model, limits, rollout.tp, width),
         kv_tokens=kv_tokens,
         trainer=trainer,
         checkpoint_bytes=checkpoint,
@@ -118,15 +120,6 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
-
-
-def _serving(config: RunConfig, model: ModelConfig, width: int) -> int:
-    section = config.rollout
-    tokens = min(section.max_batch_tokens, section.max_running * section.prefill_chunk)
-    residual = 4 * model.hidden_size  # the stream, the delta to it, a norm and a sum on its way
-    inner = 3 * model.intermediate_size // section.tp
-    logits = 3 * 4 * section.max_running * model.vocab_size // section.tp  # the logits, their noise, and masks
-    return width * tokens * (residual + inner) + logits
 
 
 def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:

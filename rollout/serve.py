@@ -22,6 +22,7 @@ from kernels.device import UnsupportedError
 from kernels.model import ConfigError
 from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
+from rollout.capacity import tokens_that_fit, weights_bytes
 from rollout.engine import EngineConfig, freeze_heap
 from rollout.lockstep import Lockstep, RankError
 from rollout.loop import EngineLoop
@@ -29,6 +30,7 @@ from rollout.sampling import RequestError
 from rollout.scheduler import Limits
 from rollout.source import Source
 
+_PROCESS = 2**30  # of a process on a GPU, beside its tensors: the CUDA context, kernels, graphs
 BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, UnsupportedError)
 
 
@@ -45,10 +47,13 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 30000  # 0: any free one
     api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
-    pages: int = 0  # of keys and values; 0: room for max_running texts of 2,048 tokens, or as long as the model takes
+    pages: int = (
+        0  # of keys and values; 0: what the GPU has room for; on a CPU that of max_running texts of 2,048 tokens
+    )
+    gpu_memory_utilization: float = 0.9  # the share of a GPU that weights, activations and pages may take
     page_size: int = 16
     prefix_cache: bool = True
-    max_running: int = 64  # samples in one batch
+    max_running: int = 0  # samples in one batch; 0: 64 on a CPU, 256 on a GPU
     max_batch_tokens: int = 0  # computed in one step; 0: 2,048 on a CPU, 8,192 on a GPU
     prefill_chunk: int = 0  # of one text in one step; 0: a quarter of those on a CPU, all of them on a GPU
     max_queue: int = 1024  # samples in flight; one more is answered 429
@@ -57,7 +62,7 @@ class ServeConfig:
     grace_seconds: float = 30.0  # for what runs, after SIGTERM
 
     def __post_init__(self) -> None:
-        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_running": 1, "max_queue": 1, "max_body": 1}
+        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_queue": 1, "max_body": 1}
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -65,6 +70,8 @@ class ServeConfig:
                 raise ArgumentError(f"{field.name}={value} must be at least {least.get(field.name, 0)}")
         if self.port > 65535:
             raise ArgumentError(f"port={self.port} must be at most 65535")
+        if self.gpu_memory_utilization > 1:
+            raise ArgumentError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be at most 1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ArgumentError(f"device={self.device} must be auto, cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -76,14 +83,30 @@ class ServeConfig:
         return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
     def engine(self, source: Source) -> EngineConfig:
-        tokens = self.max_running * min(source.config.max_positions, 2048)
-        longest = -(-source.config.max_positions // self.page_size)
-        pages = self.pages or max(-(-tokens // self.page_size), longest)
         gpu = self.where == "cuda"
-        batch = self.max_batch_tokens or (8192 if gpu else 2048)
-        limits = Limits(self.max_running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
-        shape = pages, self.page_size, self.prefix_cache
+        running, batch = self.max_running or (256 if gpu else 64), self.max_batch_tokens or (8192 if gpu else 2048)
+        limits = Limits(running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
+        shape = self.pages or self._pages(source, limits), self.page_size, self.prefix_cache
         return EngineConfig(*shape, limits, source.dtype, self.where, cuda_graphs=gpu, overlap=gpu)
+
+    def _pages(self, source: Source, limits: Limits) -> int:
+        """On a GPU as many as the fullest card has room for, or as could ever be in use at once."""
+        model, width = source.config, source.dtype.itemsize
+        if self.where == "cpu":
+            return -(-max(limits.max_running * min(model.max_positions, 2048), model.max_positions) // self.page_size)
+        cards = min(torch.cuda.device_count(), self.tp)
+        free, total = zip(*map(torch.cuda.mem_get_info, range(cards)), strict=True)
+        taken = max(t - f for f, t in zip(free, total, strict=True))
+        room = int((self.gpu_memory_utilization * min(total) - taken) / -(-self.tp // cards)) - _PROCESS
+        tokens = tokens_that_fit(model, limits, self.tp, width, room)
+        if tokens < self.page_size:
+            weights, most = weights_bytes(model, self.tp, width) / 2**30, max(room, 0) / 2**30
+            raise ArgumentError(
+                f"{weights:.1f} GiB of weights, activations of {limits.max_batch_tokens} tokens and pages do not fit in the "
+                f"{most:.1f} GiB of a card that each process may take: raise tp or gpu_memory_utilization, or lower "
+                f"max_batch_tokens"
+            )
+        return min(tokens, limits.max_running * model.max_positions) // self.page_size
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,7 +145,10 @@ def serve(config: ServeConfig) -> int:
         if config.model is None:
             _say("no model=DIR: a tiny model of random weights over bytes answers, with nonsense")
         threads = config.threads or max(1, min(8, (os.cpu_count() or 1) // config.tp))
-        _say(f"loading {source.name}: {source.config.parameter_count:,} parameters, {source.dtype}, tp={config.tp}")
+        tokens = f"room for {engine.pages * engine.page_size:,} tokens"
+        _say(
+            f"loading {source.name}: {source.config.parameter_count:,} parameters, {source.dtype}, tp={config.tp}, {tokens}"
+        )
         with _signals_end_it(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
             metrics = Metrics()
             loop = EngineLoop(ranks, metrics)

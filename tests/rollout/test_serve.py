@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,10 @@ import httpx
 import pytest
 import torch
 
+from kernels.bench_rows import QWEN3_8B
 from kernels.model.weights import save
+from rollout.arguments import ArgumentError
+from rollout.capacity import serving_bytes
 from rollout.scheduler import Limits
 from rollout.serve import ServeConfig, main
 from rollout.server.fields import BadRequest
@@ -80,8 +84,33 @@ def test_batches_are_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatc
     assert ServeConfig(device="cpu").engine(source).limits == Limits(64, 2048, 512)
     assert ServeConfig(device="cpu", max_batch_tokens=7).engine(source).limits == Limits(64, 7, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert ServeConfig(device="cuda").engine(source).limits == Limits(64, 8192, 8192)
-    assert ServeConfig(device="cuda", prefill_chunk=9).engine(source).limits == Limits(64, 8192, 9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (80 << 30, 80 << 30))
+    assert ServeConfig(device="cuda").engine(source).limits == Limits(256, 8192, 8192)
+    assert ServeConfig(device="cuda", prefill_chunk=9).engine(source).limits == Limits(256, 8192, 9)
+
+
+def test_pages_take_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replace(Source.open(None), config=QWEN3_8B, dtype=torch.bfloat16)
+    free = [80 << 30] * 8
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 80 << 30))
+
+    def tokens(tp: int = 1, **keys: Any) -> int:
+        config = ServeConfig(device="cuda", tp=tp, **keys).engine(source)
+        return config.pages * config.page_size
+
+    beside = 2 * QWEN3_8B.parameter_count + serving_bytes(QWEN3_8B, Limits(256, 8192, 8192), 1, 2) + (1 << 30)
+    assert 0 <= 0.9 * (80 << 30) - beside - tokens() * 147456 < 16 * 147456  # less than a page is left
+    assert tokens(gpu_memory_utilization=0.5) == tokens() - int(0.4 * (80 << 30)) // (16 * 147456) * 16
+    assert 2 * tokens() < tokens(tp=2) < tokens(tp=4) and tokens(tp=2, max_running=3) == 3 * QWEN3_8B.max_positions
+    free[1] -= 30 << 30  # somebody else's
+    assert tokens() > tokens(tp=2) // 2 and tokens() == tokens(tp=1)
+    del free[1:]
+    assert 0 < tokens(tp=2) < tokens()  # two processes share a card
+    with pytest.raises(ArgumentError, match=r"15.3 GiB of weights, .* do not fit in the 15.0 GiB of a card"):
+        tokens(gpu_memory_utilization=0.2)
 
 
 def test_ranks_answer_as_one_and_end_with_it(plain: Server) -> None:
