@@ -47,9 +47,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 30000  # 0: any free one
     api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
-    pages: int = (
-        0  # of keys and values; 0: what the GPU has room for; on a CPU that of max_running texts of 2,048 tokens
-    )
+    pages: int = 0  # of keys and values; 0: what a GPU has room for, on a CPU max_running texts of 2,048 tokens
     gpu_memory_utilization: float = 0.9  # the share of a GPU that weights, activations and pages may take
     page_size: int = 16
     prefix_cache: bool = True
