@@ -426,6 +426,22 @@ def test_a_client_that_goes_away_frees_its_pages(server: Server, path: str, stre
     wait_for(server.idle, "pages are still held")
 
 
+def test_answers_are_in_the_order_of_the_prompts(server: Server) -> None:
+    """Not in that in which they end."""
+    params = [{"max_new_tokens": n, "ignore_eos": True} for n in (20, 2, 9)]
+    batch = post(server, "/generate", {"text": [TEXT] * 3, "sampling_params": params})
+    assert [len(b["output_ids"]) for b in batch] == [20, 2, 9]
+
+
+def test_one_more_than_the_queue_is_refused(server: Server) -> None:
+    ask: dict[str, Any] = {"text": TEXT, "sampling_params": {"max_new_tokens": 900, "ignore_eos": True, "n": 60}}
+    with server.client().stream("POST", "/generate", json={**ask, "stream": True}) as stream:
+        lines = stream.iter_lines()  # closes the stream when it goes
+        next(lines)
+        ask["sampling_params"]["n"] = 1
+        assert "60 samples are in flight, of at most 60" in json.dumps(post(server, "/generate", ask, 429))
+
+
 def test_overload_is_answered_at_once(server: Server) -> None:
     """429 beyond the queue, and those who wait are served."""
 

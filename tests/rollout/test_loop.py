@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -59,6 +60,40 @@ def test_tokens_and_then_the_completion() -> None:
     loop.stop()
     loop.join(PATIENCE)
     assert not loop.is_alive() and loop.failure is None
+
+
+def test_the_last_of_several_samples_ends_the_request() -> None:
+    loop = started()
+    events: queue.Queue[Event] = queue.Queue()
+    loop.submit(Request(0, (1, 2, 3), SamplingParams(5, n=3)), events.put)
+    assert {told(events)[-1].sample for _ in range(3)} == {0, 1, 2}
+    assert isinstance(told(ask(loop, 1))[-1], Completion)  # the turn of the last sample is over
+    assert 0 not in loop._sinks
+
+
+def test_what_is_released_and_resumed() -> None:
+    with Lockstep(TINY, CONFIG, 1, 1) as ranks:
+        memory = ranks.engine.runner.page_memory, ranks.engine.runner.weight_memory
+        for order, held in (
+            ("release pages", [False, True]),
+            ("release all", [False, False]),
+            ("resume", [True, True]),
+        ):
+            ranks.turn(News(memory=[order]))
+            assert [m.held for m in memory] == held, order
+        assert ranks.engine.version == 0 and len(ranks.generate([Request(0, (1,), SamplingParams(2))])) == 1
+
+
+def test_no_number_is_no_rank_that_has_gone() -> None:
+    """With peers to hear of it too."""
+    here, there = Pipe()
+    with Lockstep(
+        NoNumbers(**{name: getattr(TINY, name) for name in Source.__dataclass_fields__}), CONFIG, 1, 1
+    ) as ranks:
+        ranks.pipes = [there]
+        with pytest.raises(RunnerError):
+            ranks.turn(News([Request(0, (1, 2), SamplingParams(2))]))
+        assert News.decode(here.recv_bytes()).requests[0].id == 0
 
 
 def test_an_abort_before_or_in_the_middle_of_a_request() -> None:

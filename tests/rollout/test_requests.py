@@ -109,6 +109,26 @@ def test_a_forgotten_tensor_is_noticed() -> None:
         served.generate([Request(3, (1, 2), SamplingParams(2))])
 
 
+def test_one_of_a_batch_without_a_number_is_named() -> None:
+    """A token whose embedding is no number, in the prompt of one request of three."""
+    served = engine(TINY)
+    served.runner.weights["embed"][63] = math.nan
+    asked = [Request(i, (1, 62 + (i == 4), 2), SamplingParams(4)) for i in (3, 4, 5)]
+    with pytest.raises(RunnerError, match="request 4: no logit is a number"):
+        served.generate(asked)
+    assert served.idle and len(served.generate([asked[0], asked[2]])) == 2
+
+
+def test_keys_that_were_no_numbers_are_not_found_again() -> None:
+    served = engine(TINY, page_size=4)
+    asked = requests(TINY)[:2]
+    expected = bits(served.generate(asked))
+    served.runner.cache.keys.fill_(math.nan)  # a fault that passes
+    with pytest.raises(RunnerError, match="no logit is a number"):
+        served.generate(asked)
+    assert served.idle and bits(served.generate(asked)) == expected
+
+
 def test_shards_that_do_not_fit_the_model_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.tp=4"):
         TINY.check_shards(4)

@@ -62,6 +62,14 @@ def test_no_limit_changes_a_bit_of_samples_and_scores(name: str, scored: list[Co
         assert bits(done) == bits(scored) and done == scored
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_long_prompt_is_scored_in_pieces(
+    rows: int, scored: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.runner._SCORED_ROWS", rows)
+    assert engine(TINY).generate(SCORED) == scored
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["tiny", "tied", "multi-query", "qwen2"])
 def test_prompt_log_probs_are_the_trainers(name: str, dtype: torch.dtype) -> None:

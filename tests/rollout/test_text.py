@@ -66,6 +66,14 @@ def test_a_character_is_shown_whole() -> None:
     assert seen == ["a", "", "", "語", "b"]
 
 
+def test_a_token_is_decoded_after_the_one_before() -> None:
+    """As where a tokenizer leaves out the space before the first word."""
+    stream = TextStream(lambda ids: " ".join("abc"[i] for i in ids))
+    for token in (0, 1, 2, 0):
+        stream.push(token)
+    assert stream.take() == "a b c a"
+
+
 def test_what_may_become_a_stop_is_held_back() -> None:
     stream = TextStream(utf8, ["</end>"])
     seen = []
