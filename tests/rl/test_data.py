@@ -146,7 +146,7 @@ def test_sample_seeds_are_distinct_and_fixed() -> None:
         for w in ("train", "eval")
         for s in range(12)
         for p in range(12)
-        for i in range(8)
+        for i in range(12)
     ]
     assert max(Counter(seeds).values()) == 1
     assert all(0 <= s < 2**63 for s in seeds)

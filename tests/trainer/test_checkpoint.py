@@ -1,11 +1,14 @@
 """What is written is what is read, by any number of ranks; what is damaged is refused; a killed writer leaves nothing half."""
 
+import hashlib
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from kernels.model.tensor_file import write_tensors
 from tests.bits import assert_same_bits, sha256
 from tests.collectives.processes import run_ranks
-from tests.model.shapes import TINY, random_weights
+from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from tests.trainer.ranks import RUNS, trainer_config
 from trainer import folder
@@ -138,6 +141,23 @@ def test_an_altered_manifest_is_refused(checkpoint: Path) -> None:
         read(checkpoint)
 
 
+def test_another_format_is_refused(checkpoint: Path) -> None:
+    path = checkpoint / "checkpoint.json"
+    body = json.loads(path.read_text())["checkpoint"] | {"format": 2}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "checkpoint": body}))
+    with pytest.raises(CheckpointError, match=r"checkpoint.json has format 2; this version reads format 1"):
+        read(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["tiny", "llama 3.1"])
+def test_the_shape_is_the_one_that_was_written(name: str, tmp_path: Path) -> None:
+    """Of its rope scaling too."""
+    temporary = folder.temporary(tmp_path / "done")
+    complete(temporary, tmp_path / "done", SHAPES[name], 0, "", [], {}, {})
+    assert read(tmp_path / "done").model == SHAPES[name]
+
+
 def test_the_writer_waits_and_tells(tmp_path: Path) -> None:
     writer = ShardWriter()
     assert writer.result(wait=True) is None
@@ -208,6 +228,30 @@ def test_a_killed_writer_leaves_whole_checkpoints(tmp_path: Path) -> None:
         for path in found:
             shutil.rmtree(path)
     assert any(counts), "no kill met a folder that was half made"
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what stood there is renamed before it is removed file by file."""
+    events: list[tuple[str, Path]] = []
+    for module, name in ((folder, "_sync"), (os, "rename"), (shutil, "rmtree")):
+        real = getattr(module, name)
+
+        def told(path: Path, *args: Any, real: Any = real, name: str = name, **kwargs: Any) -> None:
+            events.append((name, Path(path)))
+            real(path, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, told)
+    final = tmp_path / "model"
+    for _ in range(2):
+        events.clear()
+        with folder.whole(final) as temporary:
+            (temporary / "part").mkdir()
+            (temporary / "part" / "x").write_text("x")
+            made = {temporary, temporary / "part", temporary / "part" / "x"}
+        at = events.index(("rename", temporary))
+        assert {path for name, path in events[:at] if name == "_sync"} == made
+        assert ("_sync", tmp_path) in events[at:]
+        assert ("rmtree", final) not in events
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:

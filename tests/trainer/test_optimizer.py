@@ -1,6 +1,7 @@
 """AdamW with clipping against torch's in float64, and steps that must leave no trace."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trainer.trainer import Trainer, TrainerConfig, TrainerError
 LR = 1e-2
 
 
-def trainer_for(config: ModelConfig, mesh: DeviceMesh, **optimizer: float) -> Trainer:
+def trainer_for(config: ModelConfig, mesh: DeviceMesh, **optimizer: Any) -> Trainer:
     return Trainer(config, TrainerConfig(1, 2, AdamWConfig(**optimizer)), mesh, random_weights(config))
 
 
@@ -95,6 +96,37 @@ def test_reset_forgets_moments_and_count(mesh: DeviceMesh) -> None:
     fresh = Trainer(TINY, TrainerConfig(1, 2), mesh, middle)
     step(fresh, second)
     assert_same_bits([w for _, w in trainer.weights()], [w for _, w in fresh.weights()])
+
+
+def test_rounded_moments_are_those_of_float32_rounded(mesh: DeviceMesh) -> None:
+    """After the first step, both of them; the weights do not see it yet."""
+    batch = random_batch(TINY, 4)
+    wide, narrow = trainer_for(TINY, mesh), trainer_for(TINY, mesh, moments=torch.bfloat16)
+    for trainer in (wide, narrow):
+        step(trainer, batch)
+    assert_same_bits([w for _, w in narrow.weights()], [w for _, w in wide.weights()])
+    for actual, expected in zip(narrow.optimizer.all_moments(), wide.optimizer.all_moments(), strict=True):
+        assert expected.any()
+        assert_same_bits(actual, expected.bfloat16())
+
+
+def test_a_step_that_was_cut_off_leaves_nothing_to_the_next(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first of two micro-batches."""
+    trainer, spared = trainer_for(TINY, mesh), trainer_for(TINY, mesh)
+    cut_off, batch = random_batch(TINY, 4, seed=0), random_batch(TINY, 4, seed=1)
+    backward, calls = trainer._backward, []
+
+    def once(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise InterruptedError
+        return backward(*args)
+
+    monkeypatch.setattr(trainer, "_backward", once)
+    with pytest.raises(InterruptedError):
+        step(trainer, cut_off)
+    assert step(trainer, batch) == step(spared, batch)
+    assert_same_bits([w for _, w in trainer.weights()], [w for _, w in spared.weights()])
 
 
 def spoiled(kind: str, batch: Batch) -> tuple[Batch, str]:
