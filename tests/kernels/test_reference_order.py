@@ -343,6 +343,18 @@ def test_the_first_words_are_the_published_ones() -> None:
     assert [w & _ALL for w in noise_words(0, 0, 4).tolist()] == RANDOM123[0][2]
 
 
+def test_the_smallest_words_keep_their_precision() -> None:
+    """One word in 2^24 is below 256: this one is 195."""
+    word = oracle.philox4x32([2853482 // 4, 3, 0, 0], [0, 0])[2853482 % 4]
+    assert word == 195
+    logits = torch.full((1, 4), -torch.inf)
+    logits[0, 2853482 % 4] = 0.0
+    where = torch.tensor([0]), torch.tensor([3]), torch.zeros(1, dtype=torch.uint8)
+    score, token, _ = gumbel_argmax(logits, torch.ones(1), *where, 2853482 // 4 * 4)
+    assert token.tolist() == [2853482]
+    same(score[0], oracle.gumbel(word))
+
+
 def test_scores() -> None:
     logits, temperature = normal(5, 30), torch.tensor([0.5, 1.0, 0.7, 1.3, 2.0])
     seeds, positions = torch.tensor([3, -9, 2**62, 0, 5]), torch.tensor([0, 1, 2**35, 4, 2])

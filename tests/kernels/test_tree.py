@@ -64,6 +64,10 @@ def test_a_counter_keeps_few_nodes_and_starts_again_after_its_root() -> None:
     counter.push("a")
     counter.push("b")
     assert counter.root() == "(a+b)"
+    counter.push("a")
+    counter.root()
+    counter.push("ab", level=1)  # aligned again
+    assert counter.root() == "ab"
 
 
 def test_a_counter_adds_each_pair_as_soon_as_it_can() -> None:

@@ -135,3 +135,12 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=f"{name} is F8_E4M3; taken are F64, F32, F16, BF16"):
         read(TINY, tmp_path)
+
+
+@pytest.mark.parametrize("limit", [1, 9000, 20000])
+def test_files_are_as_large_as_allowed_and_none_is_empty(limit: int, tmp_path: Path) -> None:
+    """But a tensor that is larger has a file of its own; and the next tensor would not have fitted."""
+    save(TINY, random_weights(TINY), tmp_path, file_bytes=limit)
+    sizes = [[t.nbytes for t in load_file(f).values()] for f in sorted(tmp_path.glob("model-*.safetensors"))]
+    assert len(sizes) > 1 and all(size and (sum(size) <= limit or len(size) == 1) for size in sizes)
+    assert_same_weights(read(TINY, tmp_path), {p.name: w for p, w in random_weights(TINY)})

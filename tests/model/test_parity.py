@@ -1,11 +1,13 @@
 """The decoder is transformers' Qwen3: on random weights they differ by rounding alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from kernels.model import ModelConfig
+from kernels.ops import add_bias
 from tests.bits import assert_same_bits
 from tests.model.hugging_face import reference, reference_logits, units
 from tests.model.shapes import SHAPES, TINY, packed_logits, prompts, random_weights
@@ -81,3 +83,15 @@ def test_tied_logits_are_those_of_an_untied_copy() -> None:
     untied = weights | {"head": weights["embed"].clone()}
     expected = packed_logits(replace(tied, tied=False), untied, sequences)
     assert_same_bits(packed_logits(tied, weights, sequences), expected)
+
+
+def test_a_bias_is_added_before_the_product_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, dtypes = SHAPES["qwen2"], set()
+
+    def told(root: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        dtypes.add(root.dtype)
+        return add_bias(root, *args, **kwargs)
+
+    monkeypatch.setattr("kernels.model.decoder.add_bias", told)
+    packed_logits(config, dict(by_name(config)), [[1, 2, 3]], torch.bfloat16)
+    assert dtypes == {torch.float32}

@@ -12,7 +12,7 @@ from kernels.model.reshard import buckets, extent, fsdp_rows, shard_rows
 from kernels.model.weights import parameters
 from kernels.tree import Shard
 from tests.bits import assert_same_bits
-from tests.model.shapes import SHAPES, random_weights
+from tests.model.shapes import SHAPES, TINY, random_weights
 
 CONFIGS = [SHAPES[name] for name in sorted(SHAPES)]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -115,3 +115,18 @@ def test_shard_rows_follow_the_sections() -> None:
 def test_fingerprint_is_the_same_on_a_gpu(dtype: torch.dtype) -> None:
     w = torch.randn(3000, 6000).to(dtype)  # more than a chunk
     assert int(fingerprint(w.cuda(), 5, 7)) == int(fingerprint(w, 5, 7))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20])
+def test_a_fingerprint_in_pieces_is_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.arange(33.0).view(11, 3)
+    expected = fingerprint(whole, 2, 5)
+    monkeypatch.setattr("kernels.model.fingerprint._CHUNK", chunk)
+    assert fingerprint(whole, 2, 5) == expected
+
+
+def test_the_pieces_of_a_shard_stand_together() -> None:
+    """A receiver on another card is sent one range of bytes."""
+    for bucket in buckets(TINY, 0, 2, 2, 1 << 14, torch.float32):
+        ranks = [piece.shard.rank for piece in bucket]
+        assert ranks == sorted(ranks) and bucket[0].start == 0
