@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kernels.ops import Truncation, gumbel_argmax, linear_logprob, matmul, truncate, vocab_logprob, vocab_nodes
 from kernels.ops.truncate import ROWS as AT_ONCE
+from kernels.ops.truncate.cpu import weights
 from tests.bits import assert_same_bits
 
 ROWS, LEAVES = 24, 8
@@ -116,6 +117,11 @@ def test_draws_follow_the_distribution(filter, temperature, seed, device) -> Non
     pairs = [*zip(found[likely], p[likely] * draws, strict=True), *rest]
     chi, freedom = sum(float((o - e) ** 2 / e) for o, e in pairs), len(pairs) - 1
     assert chi <= freedom + 5 * (2 * freedom) ** 0.5 + 10, f"chi-square {chi:.1f} of {freedom} degrees of freedom"
+
+
+def test_a_logit_that_is_no_number_has_no_weight() -> None:
+    weight = weights(torch.tensor([[torch.nan, 1.0, -torch.inf, 1.0]]), torch.ones(1))
+    assert weight.tolist() == [[0, 1 << 40, 0, 1 << 40]]
 
 
 def test_take_and_parts() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,8 +13,11 @@ import openai
 import pytest
 
 from rollout.engine import Engine, EngineConfig
+from rollout.pages import PagePool
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.scheduler import Limits
+from rollout.server.fields import Fields
+from rollout.server.openai import Chat
 from rollout.source import Source
 from rollout.text import decode_all
 from tests.rollout.server_process import PATIENCE, Server, running, wait_for
@@ -275,6 +279,16 @@ def test_the_openai_client_chats(server: Server, local: Engine) -> None:
             logprobs += [t.logprob for t in (part.logprobs.content if part.logprobs else None) or []]
     assert content == choice.message.content and logprobs == list(done.logprobs)
     assert usage and usage == answer.usage.model_copy(update={"prompt_tokens_details": usage.prompt_tokens_details})
+
+
+@pytest.mark.parametrize(("pages", "room"), [(4, 54), (300, 1014), (1, 1)])
+def test_a_chat_may_take_all_the_room_there_is(pages: int, room: int) -> None:
+    """What is left of the model's 1024 positions and of the pages."""
+    service: Any = SimpleNamespace(source=SOURCE, engine=SimpleNamespace(pool=PagePool(pages, 16)))
+    chat = Chat(service)
+    assert chat.most(Fields({}, "the body"), (1,) * 10 if pages > 1 else (1,) * 20) == room
+    assert chat.most(Fields({"max_tokens": 5}, "the body"), (1,)) == 5
+    assert chat.most(Fields({"max_tokens": 5, "max_completion_tokens": 7}, "the body"), (1,)) == 7
 
 
 def test_the_openai_client_hears_why(server: Server) -> None:
