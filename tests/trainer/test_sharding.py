@@ -3,12 +3,16 @@
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.bits import sha256
 from tests.collectives.processes import run_ranks
+from tests.model.shapes import TINY, random_weights
+from tests.trainer.batches import random_batch
 from tests.trainer.ranks import RUNS, STEPS, fail, train, ways, work
+from trainer.trainer import Trainer, TrainerConfig
 
 
 @cache  # not fixtures: two parametrised ones in a test would be set up again and again
@@ -52,6 +56,18 @@ def test_the_leaf_size_is_part_of_the_run(mesh: DeviceMesh, monkeypatch: pytest.
     config, weights, _, sequences, dtype, *_ = RUNS["untied, 8 leaves of 2"]
     monkeypatch.setitem(RUNS, "16 leaves of 1", (config, weights, 1, sequences, dtype))
     assert train("16 leaves of 1", 1, {"micro_leaves": 1})[0] != single("untied, 8 leaves of 2")[0]
+
+
+def test_the_head_sums_over_the_same_leaves(mesh: DeviceMesh) -> None:
+    """Its rows are those of the responses: a leaf of theirs ends with the sequence that ends one of the tokens."""
+    trainer = Trainer(TINY, TrainerConfig(2, 2), mesh, random_weights(TINY))
+    batch, seen = random_batch(TINY, 4, seed=5), []
+    trainer.model.register_forward_pre_hook(lambda model, given: seen.append(given))
+    trainer.step(batch, "policy", lr=1e-3)
+    (_, layout, rows, row_groups, *_), *more = seen
+    assert not more and len(rows) == batch.responses.sum()
+    assert layout.groups.tolist() == [0, *np.cumsum(batch.lengths)[1::2]]
+    assert row_groups.tolist() == [0, *np.cumsum(batch.responses)[1::2]]
 
 
 def test_rounded_moments_are_another_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
