@@ -30,7 +30,7 @@ from kernels.ops.matmul.ring import (
 )
 
 DEEP = 2048
-"""Rows up to which as many stages as fit are best. A fifth costs 3 to 19% at 8,192 rows (README.md), and gains as much at 256."""
+"""Rows up to which as many stages as fit are best. A fifth costs 3 to 19% at 8,192 rows (README.md), and gains 7% at 256."""
 
 
 class Vocabulary(NamedTuple):
