@@ -7,7 +7,6 @@ soak        short requests through an engine with a model of one layer, some abo
 """
 
 import argparse
-import gc
 import json
 import random
 import sys
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.command import Parser
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits, Scheduler
@@ -162,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    gc.freeze()
+    freeze_heap()
     console, table, rows = Console(), Table(title="the schedule, ms"), []
     for column in ("running", "decode step", f"radix hit, {args.prompt} tokens", "slowest step of admission"):
         table.add_column(column, justify="right")
