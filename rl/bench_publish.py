@@ -13,11 +13,11 @@ from math import prod
 
 import ray
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
 from kernels.collectives.bucket import Ticket
+from kernels.collectives.rendezvous import address_of
 from kernels.command import fail
 from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
@@ -42,8 +42,6 @@ class Masters(PublishingRank):
     ) -> None:
         if device == "cuda":
             torch.cuda.set_device(card)
-        host, _, port = store.rpartition("//")[2].rpartition(":")
-        self.store = dist.TCPStore(host, int(port), None, True, wait_for_workers=False) if rank == 0 else None
         generator = torch.Generator(device).manual_seed(rank)
         self.rows = {
             p.name: torch.randn(
@@ -74,12 +72,12 @@ def _measure(overrides: list[str], console: Console) -> None:
     config = check(overrides)[0]
     model = model_config(config, None if config.model.path or config.model.hf.get("vocab_size") else 64)
     placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
-    ports = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
     with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
-        what = (len(placement.trainer), ports[0], model, config.dtype, config.device)
+        what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
         masters = Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
-        replicas = rollout_ranks(config, model, placement, ports)
+        replicas = rollout_ranks(config, model, placement, stores)
         wait_for_start((masters, *replicas), config.cluster.timeout)
         trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
         size = sum(

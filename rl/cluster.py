@@ -14,7 +14,9 @@ from typing import Any, Literal
 import ray
 import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from torch.distributed import TCPStore
 
+from kernels.collectives.rendezvous import address_of, listen
 from kernels.model import ModelConfig
 from kernels.model.tensor_file import WrittenFile
 from rl.config import ClusterSection, RunConfig
@@ -218,11 +220,11 @@ def cluster(
     """Starts all processes, and Ray if there is none yet; the trainer begins with `checkpoint`, or with the model that the
     config names. On the way out, however that is, ends what it started."""
     placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
-    ports = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
     processes = len(placement.trainer) + len(placement.rollout)
     with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes):
-        ranks = _trainer_ranks(config, model, placement, ports[0], checkpoint)
-        replicas = rollout_ranks(config, model, placement, ports)
+        ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
+        replicas = rollout_ranks(config, model, placement, stores)
         try:
             wait_for_start((ranks, *replicas), config.cluster.timeout)
             yield RolloutFleet(replicas, model, placement.rollout), TrainerFleet(ranks)
@@ -237,9 +239,11 @@ def wait_for_start(groups: Sequence[Ranks], timeout: float) -> None:
     gather(started, timeout)
 
 
-def rollout_ranks(config: RunConfig, model: ModelConfig, placement: Placement, ports: Sequence[str]) -> list[Ranks]:
-    """The engines' processes, which begin asleep where they are colocated. `ports`: the trainer's rendezvous, then one of each
-    engine."""
+def rollout_ranks(
+    config: RunConfig, model: ModelConfig, placement: Placement, stores: Sequence[TCPStore]
+) -> list[Ranks]:
+    """The engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then one of
+    each engine."""
     section = config.rollout
     engine = EngineConfig(
         pages=section.pages,
@@ -253,16 +257,17 @@ def rollout_ranks(config: RunConfig, model: ModelConfig, placement: Placement, p
     )
     actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
     replicas = []
-    for i, port in enumerate(ports[1:]):
+    trainer, *engines = [address_of(store) for store in stores]
+    for i, address in enumerate(engines):
         name, cards = f"rollout engine {i}", placement.rollout[i * section.tp : (i + 1) * section.tp]
-        what, asleep = (section.tp, port, section.threads, model, engine), config.cluster.placement == "colocated"
-        ranks = [actor.remote(r, *what, card, f"{name} rank {r}", ports[0], asleep) for r, card in enumerate(cards)]
+        what, asleep = (section.tp, address, section.threads, model, engine), config.cluster.placement == "colocated"
+        ranks = [actor.remote(r, *what, card, f"{name} rank {r}", trainer, asleep) for r, card in enumerate(cards)]
         replicas.append(Ranks(name, ranks))
     return replicas
 
 
 def _trainer_ranks(
-    config: RunConfig, model: ModelConfig, placement: Placement, port: str, checkpoint: Checkpoint | None
+    config: RunConfig, model: ModelConfig, placement: Placement, address: str, checkpoint: Checkpoint | None
 ) -> Ranks:
     section = config.trainer
     training = TrainerConfig(
@@ -279,7 +284,7 @@ def _trainer_ranks(
     )
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed
-    what = (section.world_size, port, section.threads, model, training, source, config.device)
+    what = (section.world_size, address, section.threads, model, training, source, config.device)
     return Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
 
 
@@ -321,19 +326,14 @@ def _check_address(address: str) -> None:
         raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts Ray") from None
 
 
-def rendezvous(first: int, count: int) -> list[str]:
-    """Addresses of `count` rendezvous: the ports from `first` on, each free, or any free ones."""
-    sockets, out = [], []
-    for i in range(count):
-        listener = socket.socket()
+def rendezvous(first: int, count: int) -> list[TCPStore]:
+    """Stores where `count` groups meet, for as long as they are kept: at the ports from `first` on, or at any free ones."""
+    stores = []
+    for port in range(first, first + count) if first else [0] * count:
         try:
-            listener.bind(("127.0.0.1", first + i if first else 0))
+            stores.append(listen(port))
         except OSError as error:
             raise UserError(
-                f"cluster.port={first}: port {first + i} is in use ({error.strerror}); set another or 0"
+                f"cluster.port={first}: port {port} is in use ({error.strerror}); set another or 0"
             ) from None
-        sockets.append(listener)
-        out.append(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
-    for listener in sockets:
-        listener.close()
-    return out
+    return stores

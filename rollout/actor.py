@@ -1,14 +1,13 @@
 """The Ray actor of one rollout rank: a process, its rendezvous, and an engine."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 
-from kernels.collectives import TreeGroup, backend_of, peer_memory
+from kernels.collectives import TreeGroup, peer_memory
 from kernels.collectives.bucket import Ticket
+from kernels.collectives.rendezvous import join
 from kernels.model import ModelConfig
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
@@ -38,12 +37,8 @@ class RolloutRank:
             torch.cuda.set_device(card)
         group = TreeGroup()
         if size > 1:
-            backend = backend_of(config.device, size)
-            dist.init_process_group(
-                backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120)
-            )
-            assert dist.group.WORLD is not None
-            group = TreeGroup(dist.group.WORLD, peer_memory(dist.group.WORLD) if backend == "nccl" else None)
+            ranks = join(store, config.device, rank, size)
+            group = TreeGroup(ranks, peer_memory(ranks))
         self.engine = Engine(model, config, group)
         if asleep:
             self.engine.sleep(2)

@@ -1,15 +1,13 @@
 """The Ray actor of one trainer rank: a process, its rendezvous, and a trainer."""
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.collectives import backend_of
 from kernels.collectives.bucket import Ticket
+from kernels.collectives.rendezvous import join
 from kernels.model import ModelConfig
 from kernels.model.tensor_file import WrittenFile
 from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
@@ -42,8 +40,7 @@ class TrainerRank(PublishingRank):
         torch.set_num_threads(threads)
         if device == "cuda":
             torch.cuda.set_device(card)
-        backend = backend_of(device, size)
-        dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
+        join(store, device, rank, size)
         self.rank, self.size, self.config = rank, size, model
         if isinstance(source, int):
             weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source, soonest=True)

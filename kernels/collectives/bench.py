@@ -6,7 +6,6 @@ adds float32 and rounds once. NCCL's reduce-scatter is in float32, as FSDP has i
 
 import json
 import operator
-import socket
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives.rendezvous import address_of, connect, listen
 from kernels.command import Parser
 from kernels.tree import fold
 
@@ -106,11 +106,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-def run(rank: int, world: int, port: int, path: str | None) -> None:
+def run(rank: int, world: int, address: str, path: str | None) -> None:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("nccl", init_method=address, rank=rank, world_size=world, device_id=device)
+    dist.init_process_group("nccl", store=connect(address), rank=rank, world_size=world, device_id=device)
     measured = rows()
     if rank == 0:
         show(measured)
@@ -128,10 +127,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if torch.cuda.device_count() < arguments.ranks:
         parser.error(f"{arguments.ranks} ranks need a card each, and there are {torch.cuda.device_count()}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run, (arguments.ranks, port, arguments.json), arguments.ranks)
+    store = listen()
+    mp.spawn(run, (arguments.ranks, address_of(store), arguments.json), arguments.ranks)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from kernels.collectives.rendezvous import PATIENCE, connect
+
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
-_PATIENCE = timedelta(seconds=120)  # for the other end to make its own
 _STALL = 20.0  # seconds for what is queued, after which the other end is taken to be gone
 
 
@@ -84,11 +84,10 @@ class Wire:
 
     def __init__(self, name: str, address: str, sender: bool) -> None:
         """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port)."""
-        host, _, port = address.rpartition("//")[2].rpartition(":")
-        store = dist.PrefixStore(name, dist.TCPStore(host, int(port), None, False, timeout=_PATIENCE))
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _PATIENCE
+        options._timeout = PATIENCE
         self._other = 1 if sender else 0
+        store = dist.PrefixStore(name, connect(address))
         self._group = dist.ProcessGroupNCCL(store, 0 if sender else 1, 2, options)
 
     def send(self, x: torch.Tensor) -> dist.Work:

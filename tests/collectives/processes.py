@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-HOST = "127.0.0.1"
+from kernels.collectives.rendezvous import address_of, connect, listen
+
 PATIENCE = timedelta(seconds=60)
 START = "forkserver" if sys.platform == "linux" else "spawn"
 if START == "forkserver":  # imports torch once for all ranks of a session, in a process that has started no thread yet
@@ -26,10 +27,10 @@ def run_ranks(
 ) -> list[Any]:
     """What `work(*args)` returns on each of `world` ranks, in rank order. `work` must be importable by name. Over NCCL, rank r
     has card r. Ranks that have not finished after `seconds` are killed: some wait for others on a GPU."""
-    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+    store = listen()
     with tempfile.TemporaryDirectory() as folder:
         ranks = mp.start_processes(
-            _rank, (world, store.port, folder, backend, work, args), nprocs=world, join=False, start_method=START
+            _rank, (world, address_of(store), folder, backend, work, args), nprocs=world, join=False, start_method=START
         )
         until = time.monotonic() + seconds
         while not ranks.join(timeout=1):
@@ -41,16 +42,16 @@ def run_ranks(
 
 
 def _rank(
-    rank: int, world: int, port: int, folder: str, backend: str, work: Callable[..., Any], args: tuple[Any, ...]
+    rank: int, world: int, address: str, folder: str, backend: str, work: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    store = dist.TCPStore(HOST, port, is_master=False, timeout=PATIENCE)
     device = None
     if backend == "nccl":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
+    store = connect(address)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=device)
     try:
         Path(folder, str(rank)).write_bytes(pickle.dumps(work(*args)))

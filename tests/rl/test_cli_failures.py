@@ -128,8 +128,7 @@ def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
 
 
 def test_dead_trainer_rank(fleets: Fleets, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last test of the shared processes. Rank 0, which holds the rendezvous too, dies in the middle of a step; rank 1
-    meets a broken connection."""
+    """The last test of the shared processes. Rank 0 dies in the middle of a step; rank 1 meets a broken connection."""
     break_in(fleets[1].ranks.actors[0], "trainer", "_backward", 2, "dies")
     start = time.monotonic()
     line = run().error(code=1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from kernels.collectives.rendezvous import address_of, connect
 from rl.cluster import RolloutFleet, _check_address, _root_cause, rendezvous
 from rl.errors import RunError, UserError
 from rl.placement import CPU
@@ -42,14 +43,21 @@ def test_a_broken_connection_alone_is_named() -> None:
     assert "trainer rank 0 failed: RuntimeError: [gloo" in str(_root_cause([BROKEN]))
 
 
-def testrendezvous() -> None:
-    free = rendezvous(0, 4)
-    assert len(set(free)) == 4 and all(address.startswith("tcp://127.0.0.1:") for address in free)
-    first = int(free[0].rpartition(":")[2])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", first))
-        with pytest.raises(UserError, match=f"cluster.port={first}: port {first} is in use"):
-            rendezvous(first, 1)
+def test_a_rendezvous_keeps_its_port_from_the_start() -> None:
+    """Before any rank arrives: what is bound meanwhile, by another run say, must not be it."""
+    stores = rendezvous(0, 4)
+    assert len({store.port for store in stores}) == 4
+    for store in stores:
+        with pytest.raises(UserError, match=f"cluster.port={store.port}: port {store.port} is in use"):
+            rendezvous(store.port, 1)
+        connect(address_of(store)).set("who", str(store.port))
+    assert [int(store.get("who")) for store in stores] == [store.port for store in stores]
+
+
+def test_a_rendezvous_listens_to_this_host_alone() -> None:
+    (store,) = rendezvous(0, 1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", store.port), timeout=5)
 
 
 @pytest.mark.parametrize(
