@@ -31,6 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention import Pages
+from kernels.ops.attention.tiles import allocate_board, barriers, blank, post, read
 from kernels.ops.matmul.ring import accumulator, advance, idle, park_layout
 
 
@@ -71,41 +72,6 @@ def tiles_kernel(starts, position, queue, sequences, SEQUENCES: tl.constexpr, PA
     if s == 0:
         tl.store(queue, 0)
         tl.store(queue + 1, tl.sum(high - low, 0))
-
-
-@gluon.jit
-def post(board, slot, phase, base, begin, end, tile, head):
-    """Announces a tile to the consumers; end = 0 says that there are no more."""
-    words, full, empty = board
-    mbarrier.wait(empty.index(slot), phase)
-    word = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [1], [0]))
-    words.index(slot * 5).store(word + base)
-    words.index(slot * 5 + 1).store(word + begin)
-    words.index(slot * 5 + 2).store(word + end)
-    words.index(slot * 5 + 3).store(word + tile)
-    words.index(slot * 5 + 4).store(word + head)
-    mbarrier.arrive(full.index(slot), count=1)
-    return advance(slot, phase, 2)
-
-
-@gluon.jit
-def word(words, i):
-    return gl.sum(words.index(i).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
-
-
-@gluon.jit
-def read(board, slot, phase):
-    """(base, begin, end, tile, head) of the tile announced in `slot`: see tiles_kernel."""
-    words, full, empty = board
-    mbarrier.wait(full.index(slot), phase)
-    base = word(words, slot * 5)
-    begin = word(words, slot * 5 + 1)
-    end = word(words, slot * 5 + 2)
-    tile = word(words, slot * 5 + 3)
-    head = word(words, slot * 5 + 4)
-    mbarrier.arrive(empty.index(slot), count=1)
-    slot, phase = advance(slot, phase, 2)
-    return base, begin, end, tile, head, slot, phase
 
 
 @gluon.jit
@@ -343,19 +309,6 @@ def step(
 
 
 @gluon.jit
-def blank(v, valid, D: gl.constexpr):
-    """Zeros rows >= valid: they belong to a neighbour, and p = 0 does not silence a NaN."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    for g in gl.static_range(8):
-        if valid < 16 * g + 16:
-            rows = v.slice(16 * g, 16)
-            keep = gl.expand_dims(16 * g + gl.arange(0, 16, gl.SliceLayout(1, LAYOUT)) < valid, 1)
-            keep, x = gl.broadcast(keep, rows.load(LAYOUT))
-            rows.store(gl.where(keep, x, gl.zeros_like(x)))
-    fence_async_shared()
-
-
-@gluon.jit
 def consumer(
     out,
     lse,
@@ -391,7 +344,7 @@ def consumer(
     blank_phase = 0
     no_lanes = lanes(gl.zeros([64, 128], gl.float32, S))
     no_p = gl.zeros([64, 128], gl.bfloat16, gl.DotOperandLayout(0, O, 2))
-    base, begin, end, tile, head, slot, slot_phase = read(board, gl.to_tensor(0), gl.to_tensor(0))
+    base, begin, end, tile, head, slot, slot_phase = read(board, gl.to_tensor(0), gl.to_tensor(0), 4)
     while end > 0:
         mbarrier.wait(q_full, q_phase)
         q_phase ^= 1
@@ -423,7 +376,7 @@ def consumer(
         valid = end - base - tile * 128
         if valid < 128:
             if HALF == 1:
-                blank(v.index(v_stage), valid, D)
+                blank(v.index(v_stage), valid, 128)
                 mbarrier.arrive(blanked, count=1)
             else:
                 mbarrier.wait(blanked, blank_phase)
@@ -458,15 +411,7 @@ def consumer(
         if PAGED:
             stored = stored & (row >= begin)
         gl.store(lse + row.to(gl.int64) * HEADS + head, e, mask=stored)
-        base, begin, end, tile, head, slot, slot_phase = read(board, slot, slot_phase)
-
-
-@gluon.jit
-def barriers(n: gl.constexpr, count: gl.constexpr):
-    b = gl.allocate_shared_memory(gl.int64, [n, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(n):
-        mbarrier.init(b.index(i), count=count)
-    return b
+        base, begin, end, tile, head, slot, slot_phase = read(board, slot, slot_phase, 4)
 
 
 @gluon.jit(do_not_specialize=["width"])
@@ -498,13 +443,12 @@ def packed_kernel(
     park1 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)
     k = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], BLOCK)
     v = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D], BLOCK)
-    words = gl.allocate_shared_memory(gl.int32, [16, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_full = barriers(1, 1).index(0)
     q_empty = barriers(1, 2).index(0)
     blanked = barriers(1, 1).index(0)
     keys = (k, barriers(STAGES, 1), barriers(STAGES, 2))
     values = (v, barriers(STAGES, 1), barriers(STAGES, 2))
-    board = (words, barriers(2, 1), barriers(2, 2))
+    board = allocate_board(2)
     fence_async_shared()
     gl.warp_specialize(
         [

@@ -34,7 +34,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.ops.matmul.ring import accumulator, advance, idle
+from kernels.ops.attention.tiles import allocate_board, blank, post, read
+from kernels.ops.matmul.ring import accumulator, advance, flat, idle, tile_of
 
 HEAD_DIMS = (64, 128)
 
@@ -46,9 +47,7 @@ DS_EMPTY = gl.constexpr(4)
 TURN = gl.constexpr(6)
 ADDED = gl.constexpr(8)
 PUBLISHED = gl.constexpr(10)
-BOARD_FULL = gl.constexpr(12)
-BOARD_EMPTY = gl.constexpr(14)
-Q_FULL = gl.constexpr(16)
+Q_FULL = gl.constexpr(12)
 
 
 @triton.jit
@@ -103,41 +102,6 @@ def rows_kernel(
 
 
 @gluon.jit
-def post(board, slot, phase, begin, end, tile, base, kv):
-    """Announces a tile; end = 0 says that there are no more."""
-    words, b = board
-    mbarrier.wait(b.index(BOARD_EMPTY + slot), phase)
-    word = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [1], [0]))
-    words.index(slot * 5).store(word + begin)
-    words.index(slot * 5 + 1).store(word + end)
-    words.index(slot * 5 + 2).store(word + tile)
-    words.index(slot * 5 + 3).store(word + base)
-    words.index(slot * 5 + 4).store(word + kv)
-    mbarrier.arrive(b.index(BOARD_FULL + slot), count=1)
-    return advance(slot, phase, 2)
-
-
-@gluon.jit
-def word(words, i, WARPS: gl.constexpr):
-    return gl.sum(words.index(i).load(gl.BlockedLayout([1], [32], [WARPS], [0])), 0)
-
-
-@gluon.jit
-def read(board, slot, phase, WARPS: gl.constexpr):
-    words, b = board
-    mbarrier.wait(b.index(BOARD_FULL + slot), phase)
-    begin = word(words, slot * 5, WARPS)
-    end = word(words, slot * 5 + 1, WARPS)
-    tile = word(words, slot * 5 + 2, WARPS)
-    base = word(words, slot * 5 + 3, WARPS)
-    kv = word(words, slot * 5 + 4, WARPS)
-    gl.thread_barrier()
-    mbarrier.arrive(b.index(BOARD_EMPTY + slot), count=1)
-    slot, phase = advance(slot, phase, 2)
-    return begin, end, tile, base, kv, slot, phase
-
-
-@gluon.jit
 def producer(
     qd,
     kd,
@@ -145,6 +109,7 @@ def producer(
     gd,
     queue,
     tiles,
+    b,
     board,
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
@@ -153,7 +118,6 @@ def producer(
 ):
     GROUP: gl.constexpr = HEADS // KV_HEADS
     k, v, q, g, _ = tiles
-    _, b = board
     stage = 0
     phase = 1
     kv_phase = 1
@@ -188,10 +152,9 @@ def producer(
 
 
 @gluon.jit
-def watcher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+def watcher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
     """Waits for the turn of each step."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
-    _, b = board
     slot = 0
     slot_phase = 0
     at = 0
@@ -211,10 +174,9 @@ def watcher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
 
 
 @gluon.jit
-def publisher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+def publisher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
     """Gives the turn to the next tile when both warpgroups have added."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
-    _, b = board
     slot = 0
     slot_phase = 0
     at = 0
@@ -229,35 +191,6 @@ def publisher(turns, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
             mbarrier.arrive(b.index(PUBLISHED + at), count=1)
             at, phase = advance(at, phase, 2)
         begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
-
-
-@gluon.jit
-def blank(tile, valid, ROWS: gl.constexpr):
-    """Zeros rows >= valid: they belong to a neighbour, and a zero on the other side does not silence a NaN."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    for r in gl.static_range(0, ROWS, 16):
-        if valid < r + 16:
-            rows = tile.slice(r, 16)
-            keep = gl.expand_dims(r + gl.arange(0, 16, gl.SliceLayout(1, LAYOUT)) < valid, 1)
-            keep, x = gl.broadcast(keep, rows.load(LAYOUT))
-            rows.store(gl.where(keep, x, gl.zeros_like(x)))
-    fence_async_shared()
-
-
-@gluon.jit
-def flat(x):
-    """Accumulator [64, W] -> [64 W] in the order of its registers, four consecutive words to a thread: no data moves."""
-    W: gl.constexpr = x.shape[1]
-    x = gl.reshape(x, [4, 2, 8, W // 8, 4, 2])
-    return gl.reshape(gl.permute(x, [3, 0, 2, 4, 1, 5]), [64 * W])
-
-
-@gluon.jit
-def square(x, Q: gl.constexpr):
-    """The inverse of `flat`."""
-    W: gl.constexpr = x.shape[0] // 64
-    x = gl.permute(gl.reshape(x, [W // 8, 4, 8, 4, 2, 2]), [1, 4, 2, 0, 3, 5])
-    return gl.convert_layout(gl.reshape(x, [64, W]), Q, assert_trivial=True)
 
 
 @gluon.jit
@@ -294,7 +227,7 @@ def add(
     else:
         if tile > 0:
             f = gl.load(to, cache_modifier=".cg") + f
-        y = square(f, Q) * scale
+        y = tile_of(f, W, Q) * scale
         token = begin + block * 64 + gl.arange(0, 64, gl.SliceLayout(1, Q))
         cols = gl.arange(0, W, gl.SliceLayout(0, Q))
         where = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D + W * HALF, 1) + gl.expand_dims(cols, 0)
@@ -312,6 +245,7 @@ def consumer(
     rows,
     park,
     tiles,
+    b,
     board,
     scale,
     c,
@@ -328,7 +262,6 @@ def consumer(
     GROUP: gl.constexpr = HEADS // KV_HEADS
     ROW: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     k, v, q, g, ds = tiles
-    _, b = board
     k_own = k.slice(64 * HALF, 64)
     v_own = v.slice(64 * HALF, 64)
     W: gl.constexpr = D // 2
@@ -499,8 +432,7 @@ def gradient_kernel(
     q = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], qd.layout)
     g = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], gd.layout)
     ds = gl.allocate_shared_memory(gl.bfloat16, [2, 128, 64], X)
-    words = gl.allocate_shared_memory(gl.int32, [10, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    b = gl.allocate_shared_memory(gl.int64, [18 + 3 * STAGES, 1], mbarrier.MBarrierLayout())
+    b = gl.allocate_shared_memory(gl.int64, [12 + 3 * STAGES, 1], mbarrier.MBarrierLayout())
     bars(b, KV_FULL, 1, 1)
     bars(b, KV_EMPTY, 1, 2)
     bars(b, DS_FULL, 2, 2)
@@ -508,26 +440,24 @@ def gradient_kernel(
     bars(b, TURN, 2, 1)
     bars(b, ADDED, 2, 2)
     bars(b, PUBLISHED, 2, 1)
-    bars(b, BOARD_FULL, 2, 1)
-    bars(b, BOARD_EMPTY, 2, 4)
     bars(b, Q_FULL, 2 * STAGES, 1)
     bars(b, Q_FULL + 2 * STAGES, STAGES, 2)
     tiles = (k, v, q, g, ds)
-    board = (words, b)
+    board = allocate_board(4)
     fence_async_shared()
     gl.warp_specialize(
         [
             (
                 consumer,
-                (d_q, d_k, d_v, rows, park, tiles, board, scale, c, 0, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+                (d_q, d_k, d_v, rows, park, tiles, b, board, scale, c, 0, HEADS, KV_HEADS, D, STAGES, S, Q, O),
             ),
             (
                 consumer,
-                (d_q, d_k, d_v, rows, park, tiles, board, scale, c, 1, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+                (d_q, d_k, d_v, rows, park, tiles, b, board, scale, c, 1, HEADS, KV_HEADS, D, STAGES, S, Q, O),
             ),
-            (producer, (qd, kd, vd, gd, queue, tiles, board, HEADS, KV_HEADS, D, STAGES)),
-            (watcher, (turns, board, HEADS, KV_HEADS)),
-            (publisher, (turns, board, HEADS, KV_HEADS)),
+            (producer, (qd, kd, vd, gd, queue, tiles, b, board, HEADS, KV_HEADS, D, STAGES)),
+            (watcher, (turns, b, board, HEADS, KV_HEADS)),
+            (publisher, (turns, b, board, HEADS, KV_HEADS)),
             (idle, ()),
         ],
         [4, 1, 1, 1, 1],
