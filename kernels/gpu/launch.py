@@ -51,14 +51,18 @@ def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
     return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
 
 
+_PLAIN_LAYOUT = gl.NVMMASharedLayout(0, 32, 2)  # float32, one row after the other
+
+
 @lru_cache(maxsize=1 << 14)
 def _descriptor(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple, rows: int, columns: int) -> Descriptor:
     tensor = _Address(pointer, dtype)
-    return Descriptor(TensorDescriptor(tensor, list(shape), list(strides), [rows, columns], box_layout(rows, columns)))
+    layout = box_layout(rows, columns) if dtype == torch.bfloat16 else _PLAIN_LAYOUT
+    return Descriptor(TensorDescriptor(tensor, list(shape), list(strides), [rows, columns], layout))
 
 
 def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
-    """Boxes of `rows` x `columns` of a bf16 matrix; zeros past its end."""
+    """Boxes of `rows` x `columns` of a matrix, bf16 for products or float32 to be read; zeros past its end."""
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
 
 

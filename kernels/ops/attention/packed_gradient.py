@@ -13,7 +13,7 @@ The sum dq lies in `park` (float32, in L2 while in use). `turns` counts, for eac
 have added: tile j adds when the count says j. Tile 0 stores; the tile on the diagonal, the last, adds in registers, scales and
 rounds. So no order depends on time. Tiles are handed out in ascending order, hence the one that another waits for is always
 running or done, however many blocks the GPU runs at once. Two warps wait for turns and publish them, so that consumers never
-wait for L2; a part of dq is added while the next step's first product runs.
+wait for L2; a part of dq is added while the product of dk runs.
 """
 
 from functools import cache
@@ -32,22 +32,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kernels.gpu.arithmetic import fold
-from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
+from kernels.gpu.launch import box_layout, boxes, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.ops.attention.tiles import allocate_board, blank, post, read
+from kernels.ops.attention.tiles import allocate_board, barriers, blank, post, read
 from kernels.ops.matmul.ring import accumulator, advance, flat, idle, tile_of
 
 HEAD_DIMS = (64, 128)
-
-# where each kind of barrier starts in the one array of them
-KV_FULL = gl.constexpr(0)
-KV_EMPTY = gl.constexpr(1)
-DS_FULL = gl.constexpr(2)
-DS_EMPTY = gl.constexpr(4)
-TURN = gl.constexpr(6)
-ADDED = gl.constexpr(8)
-PUBLISHED = gl.constexpr(10)
-Q_FULL = gl.constexpr(12)
 
 
 @triton.jit
@@ -80,7 +70,7 @@ def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
 def rows_kernel(
     out, d_out, lse, starts, rows, turns, sequences, HEADS: tl.constexpr, D: tl.constexpr, SEQUENCES: tl.constexpr
 ):
-    """rows [blocks, heads, 2, 64]: lse and delta = out . d_out of 64 queries; past a sequence's end inf (so p = 0) and 0."""
+    """rows [blocks heads, 128]: of 64 queries -lse, then delta = out . d_out; past a sequence's end -inf (so p = 0) and 0."""
     head = tl.program_id(0)
     block = tl.program_id(1)
     i = tl.arange(0, SEQUENCES)
@@ -96,7 +86,7 @@ def rows_kernel(
     b = tl.load(d_out + at[:, None] * D + d[None, :], mask=there[:, None], other=0.0).to(tl.float32)
     e = tl.load(lse + at, mask=there, other=float("inf"))
     to = rows + (block.to(tl.int64) * HEADS + head) * 128 + tl.arange(0, 64)
-    tl.store(to, e)
+    tl.store(to, -e)
     tl.store(to + 64, fold(a * b))
     tl.store(turns + block * HEADS + head, 0)
 
@@ -107,17 +97,19 @@ def producer(
     kd,
     vd,
     gd,
+    rd,
     queue,
     tiles,
-    b,
+    arrived,
+    done,
     board,
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
-    STAGES: gl.constexpr,
 ):
     GROUP: gl.constexpr = HEADS // KV_HEADS
-    k, v, q, g, _ = tiles
+    k, v, q, g, e, _ = tiles
+    kv_full, kv_empty, q_full, g_full = arrived
     stage = 0
     phase = 1
     kv_phase = 1
@@ -131,28 +123,32 @@ def producer(
         begin = gl.load(at)
         end = gl.load(at + 1)
         tile = gl.load(at + 2)
-        slot, slot_phase = post(board, slot, slot_phase, begin, end, tile, gl.load(at + 3), kv)
-        mbarrier.wait(b.index(KV_EMPTY), kv_phase)
+        base = gl.load(at + 3)
+        slot, slot_phase = post(board, slot, slot_phase, begin, end, tile, base, kv)
+        mbarrier.wait(kv_empty, kv_phase)
         kv_phase ^= 1
-        mbarrier.expect(b.index(KV_FULL), 128 * D * 4)
-        tma.async_copy_global_to_shared(kd, [begin + tile * 128, kv * D], b.index(KV_FULL), k)
-        tma.async_copy_global_to_shared(vd, [begin + tile * 128, kv * D], b.index(KV_FULL), v)
+        mbarrier.expect(kv_full, 128 * D * 4)
+        tma.async_copy_global_to_shared(kd, [begin + tile * 128, kv * D], kv_full, k.index(0))
+        tma.async_copy_global_to_shared(vd, [begin + tile * 128, kv * D], kv_full, v.index(0))
         blocks = (end - begin + 63) // 64
         for i in range((blocks - 2 * tile) * GROUP):
-            row = begin + (blocks - 1 - i // GROUP) * 64
-            column = (kv * GROUP + i % GROUP) * D
-            mbarrier.wait(b.index(Q_FULL + 2 * STAGES + stage), phase)
-            mbarrier.expect(b.index(Q_FULL + stage), 64 * D * 2)
-            tma.async_copy_global_to_shared(qd, [row, column], b.index(Q_FULL + stage), q.index(stage))
-            mbarrier.expect(b.index(Q_FULL + STAGES + stage), 64 * D * 2)
-            tma.async_copy_global_to_shared(gd, [row, column], b.index(Q_FULL + STAGES + stage), g.index(stage))
-            stage, phase = advance(stage, phase, STAGES)
+            block = blocks - 1 - i // GROUP
+            head = kv * GROUP + i % GROUP
+            mbarrier.wait(done.index(stage), phase)
+            bar = q_full.index(stage)
+            mbarrier.expect(bar, 64 * D * 2 + 512)
+            tma.async_copy_global_to_shared(qd, [begin + block * 64, head * D], bar, q.index(stage))
+            tma.async_copy_global_to_shared(rd, [(base + block) * HEADS + head, 0], bar, e.index(stage))
+            bar = g_full.index(stage)
+            mbarrier.expect(bar, 64 * D * 2)
+            tma.async_copy_global_to_shared(gd, [begin + block * 64, head * D], bar, g.index(stage))
+            stage, phase = advance(stage, phase, 2)
         item = gl.atomic_add(queue, 1)
     post(board, slot, slot_phase, 0, 0, 0, 0, 0)
 
 
 @gluon.jit
-def watcher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+def watcher(turns, turn, published, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
     """Waits for the turn of each step."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
     slot = 0
@@ -164,17 +160,17 @@ def watcher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
         blocks = (end - begin + 63) // 64
         for i in range((blocks - 2 * tile) * GROUP):
             count = turns + (base + blocks - 1 - i // GROUP) * HEADS + kv * GROUP + i % GROUP
-            mbarrier.wait(b.index(PUBLISHED + at), phase)
+            mbarrier.wait(published.index(at), phase)
             if tile > 0:
                 while gl.atomic_add(count, 0, sem="acquire", scope="gpu") < tile:
                     pass
-            mbarrier.arrive(b.index(TURN + at), count=1)
+            mbarrier.arrive(turn.index(at), count=1)
             at, phase = advance(at, phase, 2)
         begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
 
 
 @gluon.jit
-def publisher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
+def publisher(turns, done, published, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
     """Gives the turn to the next tile when both warpgroups have added."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
     slot = 0
@@ -186,9 +182,9 @@ def publisher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
         blocks = (end - begin + 63) // 64
         for i in range((blocks - 2 * tile) * GROUP):
             count = turns + (base + blocks - 1 - i // GROUP) * HEADS + kv * GROUP + i % GROUP
-            mbarrier.wait(b.index(ADDED + at), phase)
+            mbarrier.wait(done.index(at), phase)
             gl.atomic_add(count, 1, sem="release", scope="gpu")
-            mbarrier.arrive(b.index(PUBLISHED + at), count=1)
+            mbarrier.arrive(published.index(at), count=1)
             at, phase = advance(at, phase, 2)
         begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 1)
 
@@ -197,9 +193,8 @@ def publisher(turns, b, board, HEADS: gl.constexpr, KV_HEADS: gl.constexpr):
 def add(
     d_q,
     park,
-    b,
-    at,
-    at_phase,
+    turn,
+    phase,
     f,
     begin,
     end,
@@ -218,7 +213,7 @@ def add(
     to = park + (((base + block) * HEADS + head) * 2 + HALF).to(gl.int64) * (64 * W)
     F: gl.constexpr = f.type.layout
     to = to + gl.arange(0, 64 * W, F)
-    mbarrier.wait(b.index(TURN + at), at_phase)
+    mbarrier.wait(turn, phase)
     if block // 2 > tile:
         if tile == 0:
             gl.store(to, f)
@@ -233,19 +228,24 @@ def add(
         where = gl.expand_dims((token.to(gl.int64) * HEADS + head) * D + W * HALF, 1) + gl.expand_dims(cols, 0)
         there = gl.expand_dims(token < end, 1) & gl.expand_dims(cols < W, 0)
         gl.store(d_q + where, y.to(gl.bfloat16), mask=there)
-    gl.thread_barrier()
-    mbarrier.arrive(b.index(ADDED + at), count=1)
+
+
+@gluon.jit
+def numbers(row, FIRST: gl.constexpr, S: gl.constexpr):
+    """64 of the 128 numbers of a row of `rows_kernel`, above the columns of an accumulator."""
+    row = row._reinterpret(gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    return gl.expand_dims(row.slice(FIRST, 64).load(gl.SliceLayout(0, S)), 0)
 
 
 @gluon.jit
 def consumer(
-    d_q,
-    d_k,
-    d_v,
-    rows,
-    park,
+    sums,
     tiles,
-    b,
+    arrived,
+    done,
+    full,
+    full_other,
+    turn,
     board,
     scale,
     c,
@@ -253,87 +253,62 @@ def consumer(
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
-    STAGES: gl.constexpr,
     S: gl.constexpr,
     Q: gl.constexpr,
     O: gl.constexpr,
 ):
-    """One warpgroup: keys 64 HALF .. of every tile, and columns D / 2 HALF .. of dq."""
+    """One warpgroup: keys 64 HALF .. of every tile, and columns D / 2 HALF .. of dq. full, full_other: d_s of this one and of
+    the other stands in shared memory."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
-    ROW: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    k, v, q, g, ds = tiles
-    k_own = k.slice(64 * HALF, 64)
-    v_own = v.slice(64 * HALF, 64)
     W: gl.constexpr = D // 2
-    k_half = k.slice(W * HALF, W, dim=1)
+    d_q, d_k, d_v, park = sums
+    k, v, q, g, rows, ds = tiles
+    kv_full, kv_empty, q_full, g_full = arrived
     stage = 0
     phase = 0
     kv_phase = 0
     slot = 0
     slot_phase = 0
-    at = 0
-    at_phase = 0
     begin, end, tile, base, kv, slot, slot_phase = read(board, slot, slot_phase, 4)
     while end > begin:
-        mbarrier.wait(b.index(KV_FULL), kv_phase)
+        mbarrier.wait(kv_full, kv_phase)
         kv_phase ^= 1
         valid = end - begin - tile * 128 - 64 * HALF
         if valid < 64:
-            blank(k_own, valid, 64)
-            blank(v_own, valid, 64)
+            blank(k.index(0).slice(64 * HALF, 64), valid, 64)
+            blank(v.index(0).slice(64 * HALF, 64), valid, 64)
         blocks = (end - begin + 63) // 64
         dk = gl.zeros([64, D], gl.float32, O)
         dv = gl.zeros([64, D], gl.float32, O)
-        steps = (blocks - 2 * tile) * GROUP
-        j = gl.arange(0, 64, ROW)
-        row = rows + ((base + blocks - 1) * HEADS + kv * GROUP).to(gl.int64) * 128
-        e = gl.load(row + j)
-        own = gl.load(row + 64 + j)
-        f = flat(gl.zeros([64, W], gl.float32, Q))
-        for i in range(steps):
+        for i in range((blocks - 2 * tile) * GROUP):
             block = blocks - 1 - i // GROUP
-            mbarrier.wait(b.index(Q_FULL + stage), phase)
+            mbarrier.wait(q_full.index(stage), phase)
             left = end - begin - block * 64
             if left < 64:
                 blank(q.index(stage), left, 64)
+            # 0, which ptxas cannot know: it would keep the 24 descriptors of k and v in registers that are not there
+            zero = left >> 31
             s = warpgroup_mma(
-                k_own, q.index(stage).permute((1, 0)), gl.zeros([64, 64], gl.float32, S), use_acc=False, is_async=True
+                k.index(zero).slice(64 * HALF, 64),
+                q.index(stage).permute((1, 0)),
+                gl.zeros([64, 64], gl.float32, S),
+                use_acc=False,
+                is_async=True,
             )
-            if i > 0:
-                past = at ^ 1
-                add(
-                    d_q,
-                    park,
-                    b,
-                    past,
-                    at_phase ^ past,
-                    f,
-                    begin,
-                    end,
-                    tile,
-                    base,
-                    blocks - 1 - (i - 1) // GROUP,
-                    kv * GROUP + (i - 1) % GROUP,
-                    scale,
-                    HALF,
-                    HEADS,
-                    D,
-                    Q,
-                )
-            mbarrier.wait(b.index(Q_FULL + STAGES + stage), phase)
+            mbarrier.wait(g_full.index(stage), phase)
             if left < 64:
                 blank(g.index(stage), left, 64)
             dp = warpgroup_mma(
-                v_own, g.index(stage).permute((1, 0)), gl.zeros([64, 64], gl.float32, S), use_acc=False, is_async=True
+                v.index(zero).slice(64 * HALF, 64),
+                g.index(stage).permute((1, 0)),
+                gl.zeros([64, 64], gl.float32, S),
+                use_acc=False,
+                is_async=True,
             )
-            e_S = gl.expand_dims(gl.convert_layout(e, gl.SliceLayout(0, S)), 0)
-            n = gl.minimum(i + 1, steps - 1)  # the next step's
-            row = rows + ((base + blocks - 1 - n // GROUP) * HEADS + kv * GROUP + n % GROUP).to(gl.int64) * 128
-            e = gl.load(row + j)
-            own_next = gl.load(row + 64 + j)
+            e = numbers(rows.index(stage), 0, S)
             s = warpgroup_mma_wait(1, deps=(s,))
-            s, e_S = gl.broadcast(s, -e_S)
-            p = gl.exp2(gl.fma(s, gl.full([64, 64], 0.0, gl.float32, S) + c, e_S))
+            s, e = gl.broadcast(s, e)
+            p = gl.exp2(gl.fma(s, gl.full([64, 64], 0.0, gl.float32, S) + c, e))
             # key 128 tile + 64 HALF + r sees query 64 block + c
             edge = 64 * block - 128 * tile - 64 * HALF
             if edge <= 0:
@@ -341,53 +316,54 @@ def consumer(
                 col = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, S)), 0)
                 p = gl.where(r <= col + edge, p, 0.0)
             p16 = gl.convert_layout(p.to(gl.bfloat16), gl.DotOperandLayout(0, O, 2))
+            delta = numbers(rows.index(stage), 64, S)
             dp = warpgroup_mma_wait(0, deps=(dp,))
             dv = warpgroup_mma(p16, g.index(stage), dv, is_async=True)
-            own_S = gl.expand_dims(gl.convert_layout(own, gl.SliceLayout(0, S)), 0)
-            own = own_next
-            d = p * (dp - own_S)
+            d = p * (dp - delta)
             if edge <= 0:
                 r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, S)), 1)
                 col = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(0, S)), 0)
                 d = gl.where(r <= col + edge, d, 0.0)
             d16 = d.to(gl.bfloat16)
-            mbarrier.wait(b.index(DS_EMPTY + at), at_phase ^ 1)
-            ds.index(at).slice(64 * HALF, 64).store(d16)
+            mbarrier.wait(done.index(stage), phase ^ 1)
+            ds.index(stage).slice(64 * HALF, 64).store(d16)
             fence_async_shared()
             gl.thread_barrier()
-            mbarrier.arrive(b.index(DS_FULL + at), count=1)
-            dk = warpgroup_mma(gl.convert_layout(d16, gl.DotOperandLayout(0, O, 2)), q.index(stage), dk, is_async=True)
-            mbarrier.wait(b.index(DS_FULL + at), at_phase)
+            mbarrier.arrive(full.index(stage), count=1)
+            mbarrier.wait(full_other.index(stage), phase)
             dq = warpgroup_mma(
-                ds.index(at).permute((1, 0)), k_half, gl.zeros([64, W], gl.float32, Q), use_acc=False, is_async=True
+                ds.index(stage).permute((1, 0)),
+                k.index(zero).slice(W * HALF, W, dim=1),
+                gl.zeros([64, W], gl.float32, Q),
+                use_acc=False,
+                is_async=True,
             )
-            dq, dk, dv = warpgroup_mma_wait(0, deps=(dq, dk, dv))
-            mbarrier.arrive(b.index(Q_FULL + 2 * STAGES + stage), count=1)
-            mbarrier.arrive(b.index(DS_EMPTY + at), count=1)
-            stage, phase = advance(stage, phase, STAGES)
-            f = flat(dq + 0.0)  # other registers: ptxas takes those of a product for busy while any other runs
-            at, at_phase = advance(at, at_phase, 2)
-        mbarrier.arrive(b.index(KV_EMPTY), count=1)
-        past = at ^ 1
-        add(
-            d_q,
-            park,
-            b,
-            past,
-            at_phase ^ past,
-            f,
-            begin,
-            end,
-            tile,
-            base,
-            2 * tile,
-            kv * GROUP + GROUP - 1,
-            scale,
-            HALF,
-            HEADS,
-            D,
-            Q,
-        )
+            dk = warpgroup_mma(gl.convert_layout(d16, gl.DotOperandLayout(0, O, 2)), q.index(stage), dk, is_async=True)
+            dq = warpgroup_mma_wait(1, deps=(dq,))
+            head = kv * GROUP + i % GROUP
+            add(
+                d_q,
+                park,
+                turn.index(stage),
+                phase,
+                flat(dq),
+                begin,
+                end,
+                tile,
+                base,
+                block,
+                head,
+                scale,
+                HALF,
+                HEADS,
+                D,
+                Q,
+            )
+            dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
+            gl.thread_barrier()
+            mbarrier.arrive(done.index(stage), count=1)
+            stage, phase = advance(stage, phase, 2)
+        mbarrier.arrive(kv_empty, count=1)
         token = begin + tile * 128 + 64 * HALF + gl.arange(0, 64, gl.SliceLayout(1, O))
         cols = gl.arange(0, D, gl.SliceLayout(0, O))
         where = gl.expand_dims((token.to(gl.int64) * KV_HEADS + kv) * D, 1) + gl.expand_dims(cols, 0)
@@ -398,21 +374,15 @@ def consumer(
 
 
 @gluon.jit
-def bars(b, FIRST: gl.constexpr, COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    for i in gl.static_range(FIRST, FIRST + COUNT):
-        mbarrier.init(b.index(i), count=ARRIVALS)
-
-
-@gluon.jit
 def gradient_kernel(
     qd,
     kd,
     vd,
     gd,
+    rd,
     d_q,
     d_k,
     d_v,
-    rows,
     park,
     turns,
     queue,
@@ -421,43 +391,41 @@ def gradient_kernel(
     HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
-    STAGES: gl.constexpr,
     S: gl.constexpr,
     Q: gl.constexpr,
     O: gl.constexpr,
     X: gl.constexpr,
 ):
-    k = gl.allocate_shared_memory(gl.bfloat16, [128, D], kd.layout)
-    v = gl.allocate_shared_memory(gl.bfloat16, [128, D], vd.layout)
-    q = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], qd.layout)
-    g = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D], gd.layout)
+    k = gl.allocate_shared_memory(gl.bfloat16, [1, 128, D], kd.layout)
+    v = gl.allocate_shared_memory(gl.bfloat16, [1, 128, D], vd.layout)
+    q = gl.allocate_shared_memory(gl.bfloat16, [2, 64, D], qd.layout)
+    g = gl.allocate_shared_memory(gl.bfloat16, [2, 64, D], gd.layout)
+    e = gl.allocate_shared_memory(gl.float32, [2, 1, 128], rd.layout)
     ds = gl.allocate_shared_memory(gl.bfloat16, [2, 128, 64], X)
-    b = gl.allocate_shared_memory(gl.int64, [12 + 3 * STAGES, 1], mbarrier.MBarrierLayout())
-    bars(b, KV_FULL, 1, 1)
-    bars(b, KV_EMPTY, 1, 2)
-    bars(b, DS_FULL, 2, 2)
-    bars(b, DS_EMPTY, 2, 2)
-    bars(b, TURN, 2, 1)
-    bars(b, ADDED, 2, 2)
-    bars(b, PUBLISHED, 2, 1)
-    bars(b, Q_FULL, 2 * STAGES, 1)
-    bars(b, Q_FULL + 2 * STAGES, STAGES, 2)
-    tiles = (k, v, q, g, ds)
+    # arrays of their own: between two uses of one, Triton makes the threads of a warpgroup wait for each other
+    arrived = (barriers(1, 1).index(0), barriers(1, 2).index(0), barriers(2, 1), barriers(2, 1))
+    done = barriers(2, 2)
+    full0 = barriers(2, 1)
+    full1 = barriers(2, 1)
+    turn = barriers(2, 1)
+    published = barriers(2, 1)
+    tiles = (k, v, q, g, e, ds)
+    sums = (d_q, d_k, d_v, park)
     board = allocate_board(4)
     fence_async_shared()
     gl.warp_specialize(
         [
             (
                 consumer,
-                (d_q, d_k, d_v, rows, park, tiles, b, board, scale, c, 0, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+                (sums, tiles, arrived, done, full0, full1, turn, board, scale, c, 0, HEADS, KV_HEADS, D, S, Q, O),
             ),
             (
                 consumer,
-                (d_q, d_k, d_v, rows, park, tiles, b, board, scale, c, 1, HEADS, KV_HEADS, D, STAGES, S, Q, O),
+                (sums, tiles, arrived, done, full1, full0, turn, board, scale, c, 1, HEADS, KV_HEADS, D, S, Q, O),
             ),
-            (producer, (qd, kd, vd, gd, queue, tiles, b, board, HEADS, KV_HEADS, D, STAGES)),
-            (watcher, (turns, b, board, HEADS, KV_HEADS)),
-            (publisher, (turns, b, board, HEADS, KV_HEADS)),
+            (producer, (qd, kd, vd, gd, rd, queue, tiles, arrived, done, board, HEADS, KV_HEADS, D)),
+            (watcher, (turns, turn, published, board, HEADS, KV_HEADS)),
+            (publisher, (turns, done, published, board, HEADS, KV_HEADS)),
             (idle, ()),
         ],
         [4, 1, 1, 1, 1],
@@ -470,14 +438,14 @@ def _layouts(D: int) -> tuple:
     return accumulator(64), accumulator(D // 2), accumulator(D), box_layout(128, 64)
 
 
-def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, stages=2, warmup=False):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
     """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
-    reachable by TMA, and lse [T, heads], base 2. `blocks` and `stages` are free: no bit depends on them."""
+    reachable by TMA, and lse [T, heads], base 2. `blocks` is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences = starts.numel() - 1
     count, tiles = T // 64 + sequences, cdiv(T, 128) + sequences
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=q.device)  # noqa: E731
-    rows = new(count, heads, 2, 64, dtype=torch.float32)
+    rows = new(count * heads, 128, dtype=torch.float32)
     park = new(count, heads, 64, D, dtype=torch.float32)
     turns = new(count, heads, dtype=torch.int32)
     queue = new(4 + tiles * 4, dtype=torch.int32)
@@ -496,10 +464,10 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, st
         head_boxes(keys, 128),
         head_boxes(values, 128),
         head_boxes(d_out, 64),
+        boxes(rows, 1, 128),
         d_q,
         d_k,
         d_v,
-        rows,
         park,
         turns,
         queue,
@@ -508,7 +476,6 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, st
         heads,
         kv_heads,
         D,
-        stages,
         *_layouts(D),
         warmup=warmup,
         num_warps=4,

@@ -71,3 +71,4 @@ def blank(tile, valid, ROWS: gl.constexpr):
             keep, x = gl.broadcast(keep, rows.load(LAYOUT))
             rows.store(gl.where(keep, x, gl.zeros_like(x)))
     fence_async_shared()
+    gl.thread_barrier()  # here, in the caller's branch: else Triton puts one where it ends, on the way of every tile
