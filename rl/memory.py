@@ -61,6 +61,8 @@ def advice(error: OutOfMemory, config: RunConfig, plan: Plan) -> str:
     """What frees enough, of the keys that change no bit of the run."""
     need = max(error.shortage.asked - error.shortage.free, error.shortage.asked // 2, 1)
     choices = _rollout(config, plan, need) if error.name.startswith("rollout") else _trainer(config, plan, need)
+    if config.device == "cuda":
+        choices.append("end what else uses the card, as nvidia-smi lists it,")
     return f"{' or '.join(choices)} (no bit of the run changes)"
 
 

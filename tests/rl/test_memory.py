@@ -100,6 +100,12 @@ def test_the_engine_lowers_its_pages() -> None:
     assert "rollout.max_batch_tokens from 8192 to 4096" in text
 
 
+def test_a_card_may_be_another_programs() -> None:
+    for name in ("trainer rank 0", "rollout engine 0 rank 1"):
+        assert "end what else uses the card, as nvidia-smi lists it, (no bit" in line(name, 2**20, 0, "device=cuda")
+        assert "nvidia-smi" not in line(name, 2**20, 0, "device=cpu")
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), advised(*plan_of()):
         raise KeyError

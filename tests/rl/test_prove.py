@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl import prove
-from rl.prove import BY_TOKENS, Layout, Row, equal, few, main, product
+from rl.prove import BY_TOKENS, Layout, Row, against, few, main, product
 from tests.rl.recorded import assert_recorded
 
 PLAIN = Layout("float32", 1, 4, "none", "none", 1, 1, "colocated", False)
@@ -49,10 +49,11 @@ def test_a_few_layouts_cover_every_value(
 def test_verdict() -> None:
     other = replace(PLAIN, tp=2)
     bfloat16 = replace(PLAIN, dtype="bfloat16")
-    assert equal([row(PLAIN), row(other), row(bfloat16, "b" * 64)])
-    assert not equal([row(PLAIN), row(other, "b" * 64)])
-    assert not equal([row(PLAIN), row(other, "")])
-    assert not equal([row(PLAIN), row(other, differing=1)])
+    assert against([row(PLAIN), row(other), row(bfloat16, "b" * 64)]) == ""
+    assert against([row(PLAIN), row(other, "b" * 64)]) == "the hashes differ: the layout changed the run"
+    assert against([row(PLAIN), row(other, "")]).startswith("1 of 2 runs did not reach their end, and show nothing: ")
+    assert against([row(PLAIN, ""), row(other, "")]).startswith("2 of 2 runs did not")
+    assert against([row(PLAIN), row(other, "", differing=1)]) == "1 log-probs of the sampler are not the trainer's"
 
 
 def test_exit_code_of_runs_that_differ(
