@@ -86,12 +86,15 @@ def producer(ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP: gl.constexpr, 
         last = bound(groups.bounds, 1, groups.leaves)
         for j in range(groups.sets * L):
             after = bound(groups.bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
-            for k in range(first, last, 64):
+            tail = (
+                gl.where(first < last, j, groups.leaves) * 64
+            )  # an empty leaf is zeros: TMA gives them past the last tail
+            for k in range(first, gl.maximum(last, first + 1), 64):
                 reserve(ring, stage, phase)
                 if k + 64 <= last:
                     copy(ring, ad, bd, m0, n0, k, k, stage)
                 else:
-                    copy(ring, a_tails, b_tails, m0, n0, j * 64, j * 64, stage)
+                    copy(ring, a_tails, b_tails, m0, n0, tail, tail, stage)
                 stage, phase = advance(stage, phase, ring.STAGES)
             first = last
             last = after

@@ -217,8 +217,8 @@ def zeros(BN: gl.constexpr):
 
 @gluon.jit
 def pair(ring, a, stage, phase, extent0, extent1, even, odd):
-    """(sum of two leaves, ...). The second begins while the last product of the first still runs. `even`, `odd`: registers for
-    them; an empty leaf is what it finds there."""
+    """(sum of two leaves, neither empty, ...). The second begins while the last product of the first still runs. `even`, `odd`:
+    registers for them."""
     steps = gl.cdiv(extent0, 64)
     for i in range(steps):
         mbarrier.wait(ring.full.index(stage), phase)
@@ -263,26 +263,25 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
     """The root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. A finished subtree of level
     0 or 1 waits for its sibling in registers (of a 128 x 128 tile 64 each, of 240), one of level 2 in shared memory (64 KB).
 
-    Leaves are `extent` long, or, where GROUPED, lie between `bounds` (those past `leaves` are empty: they add +0, which changes
-    no bit of a sum that started from +0). The next bound is loaded while a leaf runs."""
+    Leaves are `extent` long, or, where GROUPED, lie between `bounds`. An empty one of these, as all past `leaves` are, has a
+    stage of zeros: it adds +0, which changes no bit of a sum that started from +0. The next bound is loaded meanwhile."""
     ACC: gl.constexpr = accumulator(ring.BN)
     if L == 1:
         if GROUPED:
-            extent = bound(bounds, first_leaf + 1, leaves) - bound(bounds, first_leaf, leaves)
+            extent = gl.maximum(bound(bounds, first_leaf + 1, leaves) - bound(bounds, first_leaf, leaves), 1)
         v, stage, phase = leaf(ring, a, stage, phase, extent)
     else:
-        even, odd = zeros(ring.BN)
         extent0 = extent
         extent1 = extent
         if GROUPED:
             first = bound(bounds, first_leaf, leaves)
             middle = bound(bounds, first_leaf + 1, leaves)
             last = bound(bounds, first_leaf + 2, leaves)
+        even, odd = zeros(ring.BN)
         for j in gl.static_range(L // 2):
             if GROUPED:
-                even, odd = zeros(ring.BN)  # a leaf may be empty
-                extent0 = middle - first
-                extent1 = last - middle
+                extent0 = gl.maximum(middle - first, 1)
+                extent1 = gl.maximum(last - middle, 1)
                 first = last
                 middle = bound(bounds, first_leaf + 2 * j + 3, leaves)
                 last = bound(bounds, first_leaf + 2 * j + 4, leaves)
