@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels import bench_gpu, contract
-from kernels.command import Parser
+from kernels.command import Parser, output, progress, threads
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -132,9 +132,9 @@ def table(timings: list[Timing], title: str) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", help="only this op (may be given again)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=threads, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=output, help="also write the numbers to this file")
     parser.add_argument(
         "--workers", type=int, default=bench_gpu.default_workers(), help="processes that compile GPU kernels; 0: none"
     )
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         return bench_gpu.run(options.op, options.json, options.workers, console)
     torch.set_num_threads(options.threads)
     timings, refused = [], []
-    for name in options.op or specs:
+    for name in progress(options.op or list(specs)):
         spec = specs[name]
         dtype = spec.dtypes_on(device)[0]
         broken = broken_claims(spec, spec.cases[1], device, dtype)

@@ -1,15 +1,48 @@
-"""Commands whose bad input is one line and exit code 2."""
+"""What the commands share: bad input is one line and exit code 2, and long work shows how far it is."""
 
 import argparse
+import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
+
+Row = TypeVar("Row")
+
+MOST_THREADS = 512
+"""Of one process. The system ends a process that asks for many more in a way that no message explains."""
 
 
 def fail(error: object, code: int) -> NoReturn:
     print("samebit: error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(code)
+
+
+def count(text: str) -> int:
+    """For `type=`: a positive integer."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    if count(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST_THREADS}")
+    return int(text)
+
+
+def output(text: str) -> Path:
+    """A file that can be written: said before the work of which it is to hold the result, and not after it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: {'is a folder' if path.is_dir() else 'no such folder'}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: not writable")
+    return path
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,3 +53,9 @@ class Parser(argparse.ArgumentParser):
         """For --device cuda."""
         if not torch.cuda.is_available():
             self.error("--device cuda: there is no CUDA device")
+
+
+def progress(rows: Sequence[Row]) -> Iterable[Row]:
+    """`rows`, with a bar on a terminal while they are measured."""
+    console = Console(stderr=True)
+    return track(rows, "measuring", console=console, transient=True, disable=not console.is_terminal)

@@ -5,6 +5,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser
+from kernels.command import Parser, count, output, threads
 from kernels.model import ModelConfig
 from kernels.model.weights import initial, save
 
@@ -45,9 +46,9 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
 
 def arguments(description: str | None) -> Parser:
     parser = Parser(description=description)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--threads", type=threads, default=2)
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("--json", type=output, help="write the rows to this file")
     return parser
 
 
@@ -76,7 +77,7 @@ class Comparison:
         self.rows.append(row)
         self.table.add_row(case, f"{row['ours']:,.0f}", f"{row['transformers']:,.0f}", f"{row['ratio']:.2f}")
 
-    def show(self, path: str | None) -> None:
+    def show(self, path: Path | None) -> None:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         Console().print(self.table)
         print(platform.machine(), *(f"{name} {version}" for name, version in versions.items()))

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser, fail
+from kernels.command import Parser, fail, output
 from rl.align import AlignmentError
 from rl.bar import Bar
 from rl.cluster import session
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="of the small run: device=cuda steps=5 seed=1 ...")
     parser.add_argument("--all", action="store_true", help="every layout of the product, which takes hours")
     parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--json", type=output, help="write the rows to this file")
     args = parser.parse_args(arguments)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
     rows: list[Row] = []
@@ -233,8 +233,6 @@ def main(arguments: Sequence[str]) -> None:
         for override in args.overrides:
             if override.lstrip("+").partition("=")[0] in CHOSEN:
                 raise UserError(f"{override}: the proof itself chooses {', '.join(CHOSEN)}")
-        if args.json and not args.json.absolute().parent.is_dir():
-            raise UserError(f"--json={args.json}: no such folder")
         base = check([*SMALL, *args.overrides])[0]
         whole, budget = product(base.device), budget_of(base)
         if args.sample is not None and not 0 < args.sample <= len(whole):

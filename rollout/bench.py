@@ -7,6 +7,7 @@ token's log-prob and is exact.
 
 import torch
 
+from kernels.command import count, progress
 from kernels.model.weights import initial
 from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
 from rollout.engine import Engine, EngineConfig
@@ -18,9 +19,9 @@ ROWS = ("decode", "throughput", "prefix", "prefill")
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=32, help="tokens to sample for each")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--prompt", type=count, default=32, help="tokens of each prompt")
+    parser.add_argument("--new", type=count, default=32, help="tokens to sample for each")
+    parser.add_argument("--batches", type=count, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS))
     parser.add_argument(
@@ -43,6 +44,8 @@ def main() -> None:
 
         run(args)
         return
+    if (length := args.prompt + args.new) > BENCH_MODEL.max_positions:
+        parser.error(f"--prompt and --new are {length} tokens; the model has {BENCH_MODEL.max_positions} positions")
     torch.set_num_threads(args.threads)
     theirs = peer().eval()
     pages = -(-(args.prompt + args.new) // 16) * max(args.batches)
@@ -51,7 +54,7 @@ def main() -> None:
     engine.load(initial(BENCH_MODEL, 0), 0)
 
     table = Comparison(f"decode, {args.prompt} in, {args.new} out", "batch", args.threads)
-    for batch in args.batches:
+    for batch in progress(args.batches):
         generator = torch.Generator().manual_seed(0)
         prompts = torch.randint(0, BENCH_MODEL.vocab_size, (batch, args.prompt), generator=generator)
         requests = [Request(i, tuple(p), SamplingParams(args.new, seed=i)) for i, p in enumerate(prompts.tolist())]

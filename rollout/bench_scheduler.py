@@ -13,14 +13,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser
+from kernels.command import Parser, count, output, progress
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams
@@ -92,7 +91,7 @@ def admission(count: int) -> tuple[float, int, float]:
     plan = scheduler(count, 256)
     generator = random.Random(0)
     begin = time.perf_counter()
-    for i in range(count // 8):
+    for i in range(max(1, count // 8)):
         plan.add(Request(i, tuple(generator.randrange(1000) for _ in range(128)), SamplingParams(64, n=8)))
     times = [time.perf_counter() - begin]
     while not plan.idle:
@@ -154,20 +153,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--running", type=int, nargs="+", default=[256, 1000, 2000])
-    parser.add_argument("--prompt", type=int, default=4096, help="tokens of a prompt that the cache holds")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--running", type=count, nargs="+", default=[256, 1000, 2000])
+    parser.add_argument("--prompt", type=count, default=4096, help="tokens of a prompt that the cache holds")
+    parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--requests", type=int, default=20000, help="of the soak; 0: none")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output, help="write the figures to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     freeze_heap()
     console, table, rows = Console(), Table(title="the schedule, ms"), []
     for column in ("running", "decode step", f"radix hit, {args.prompt} tokens", "slowest step of admission"):
         table.add_column(column, justify="right")
-    for running in args.running:
+    for running in progress(args.running):
         row = {"running": running, "decode_ms": decode(running, args.steps)}
-        row["radix_hit_ms"] = radix_hit(running, args.prompt, args.steps // 4)
+        row["radix_hit_ms"] = radix_hit(running, args.prompt, max(1, args.steps // 4))
         row["admission_s"], row["admission_steps"], row["admission_slowest_ms"] = admission(running)
         rows.append(row)
         cells = ("decode_ms", "radix_hit_ms", "admission_slowest_ms")

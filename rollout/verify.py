@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernels.command import Parser
+from kernels.command import Parser, count, output, threads
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -252,7 +252,7 @@ class Arguments:
     mode: str
     trials: int
     model: str | None
-    json: str | None
+    json: Path | None
     new: int
     leaves: int
     dtype: str
@@ -265,21 +265,19 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
         prog="python -m rollout.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def count(text: str) -> int:
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-        return int(text)
-
     parser.add_argument("--mode", choices=[*MODES, "all"], default="all")
     parser.add_argument("--trials", type=count, default=8)
     parser.add_argument("--model", help="a Hugging Face model directory; without it a tiny random model is verified")
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--json", type=output, help="write the rows to this file")
     parser.add_argument("--new", type=count, default=16, help="tokens to sample for each request")
     parser.add_argument("--leaves", type=count, default=8, help="of every sum: the largest tp of this model")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--threads", type=count, default=min(4, os.cpu_count() or 1))
-    return Arguments(**vars(parser.parse_args(argv)))
+    parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1))
+    asked = parser.parse_args(argv)
+    if asked.device == "cuda":
+        parser.require_card()
+    return Arguments(**vars(asked))
 
 
 def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int:
@@ -288,8 +286,6 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     try:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device
         source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
-        if asked.json:
-            Path(asked.json).touch()  # an error before the work
         if source.config.max_positions <= asked.new:
             raise ArgumentError(f"--new {asked.new} does not fit the model's {source.config.max_positions} positions")
         about = f"{source.name}, {source.config.parameter_count:,} parameters, {source.dtype}, {device}"
@@ -302,9 +298,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     except (VerifyError, RankError, RunnerError) as error:
         return _failed(error, 1)
     if asked.json:
-        Path(asked.json).write_text(
-            json.dumps({"model": source.name, "rows": [r.json() for r in rows]}, indent=2) + "\n"
-        )
+        asked.json.write_text(json.dumps({"model": source.name, "rows": [r.json() for r in rows]}, indent=2) + "\n")
     held = sum(row.holds for row in rows)
     console.print(f"{held} of {len(rows)} hold" + ("" if held == len(rows) else ": NOT the same bits"))
     return 0 if held == len(rows) else 1

@@ -4,22 +4,34 @@ Both compute the log-prob of every token of the same sequences and its gradient.
 tree and is exact. `--device cuda`: at Qwen3-8B's widths (trainer/bench_gpu.py).
 """
 
-from pathlib import Path
+import argparse
 
 import torch
 from rich.console import Console
 
+from kernels.command import count, progress
 from kernels.model import Layout
 from kernels.model.weights import initial
 from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
 from trainer.model import TrainerModel
 
 
+def _sizes(shape: str) -> tuple[int, int]:
+    sequences, _, length = shape.partition("x")
+    return count(sequences), count(length)
+
+
+def _shape(text: str) -> str:
+    if _sizes(text)[1] < 2:
+        raise argparse.ArgumentTypeError(f"{text}: a sequence of one token has no log-prob")
+    return text
+
+
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--shapes", nargs="+", help="sequences x tokens")
+    parser.add_argument("--shapes", nargs="+", type=_shape, help="sequences x tokens")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--layers", type=int, default=6, help="of the 36, on a GPU")
+    parser.add_argument("--layers", type=count, default=6, help="of the 36, on a GPU")
     parser.add_argument(
         "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"
     )
@@ -29,11 +41,14 @@ def main() -> None:
         parser.require_card()
         from trainer import bench_gpu  # triton, which a machine without a GPU may lack
 
-        shapes, path = args.shapes or list(bench_gpu.SHAPES), Path(args.json) if args.json else None
-        bench_gpu.run(shapes, args.layers, args.repeats, args.fast, args.compiled, path, Console(width=180))
+        shapes = args.shapes or list(bench_gpu.SHAPES)
+        bench_gpu.run(shapes, args.layers, args.repeats, args.fast, args.compiled, args.json, Console(width=180))
         return
     if args.fast or args.compiled:
         parser.error("--fast and --compiled are of --device cuda")
+    shapes = args.shapes or ["1x512", "4x128", "64x16"]
+    if (longest := max(_sizes(shape)[1] for shape in shapes)) > BENCH_MODEL.max_positions:
+        parser.error(f"--shapes: {longest} tokens; the model has {BENCH_MODEL.max_positions} positions")
     torch.set_num_threads(args.threads)
     theirs = peer().train()
     ours = TrainerModel(BENCH_MODEL)
@@ -43,8 +58,8 @@ def main() -> None:
             named[parameter.name].copy_(whole)
 
     table = Comparison("forward + backward", "sequences x tokens", args.threads)
-    for shape in args.shapes or ["1x512", "4x128", "64x16"]:
-        sequences, length = map(int, shape.split("x"))
+    for shape in progress(shapes):
+        sequences, length = _sizes(shape)
         ids = torch.randint(0, BENCH_MODEL.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(0))
         layout = Layout.packed([length] * sequences, [1] * sequences)
         targets = torch.cat([torch.arange(1, length) + i * length for i in range(sequences)])

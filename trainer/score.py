@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.command import Parser, fail
+from kernels.command import Parser, count, fail, output, threads
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.model import ConfigError, Layout, ModelConfig
@@ -86,14 +86,12 @@ def main() -> None:
     parser = Parser(prog="python -m trainer.score", description=__doc__)
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--leaves", type=int, default=8)
+    parser.add_argument("out", type=output)
+    parser.add_argument("--leaves", type=count, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=threads, default=2)
     args = parser.parse_args()
-    if args.threads < 1:
-        parser.error(f"--threads {args.threads} must be at least 1")
     if args.device == "cuda":
         parser.require_card()
     try:

@@ -79,7 +79,7 @@ def test_exit_code_of_runs_that_differ(
         (["--sample", "0"], "--sample=0: must be in 1 .. 5184"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["--json"], "expected one argument"),
-        (["--json", "/does/not/exist/x.json"], "--json=/does/not/exist/x.json: no such folder"),
+        (["--json", "/does/not/exist/x.json"], "/does/not/exist/x.json: no such folder"),
         (["model.hf.num_key_value_heads=2"], "rollout.tp=4 does not divide the model's 2 key-value heads"),
         (["algorithm.prompts_per_step=3"], "no multiple of"),
     ],

@@ -62,7 +62,7 @@ def test_files_that_are_no_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [([], "does not exist"), (["--threads", "0"], "--threads 0 must be"), (["--dtype", "int8"], "--dtype")],
+    [([], "does not exist"), (["--threads", "0"], "'0' is not a positive integer"), (["--dtype", "int8"], "--dtype")],
 )
 def test_bad_input_is_one_line(
     options: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
