@@ -88,9 +88,18 @@ def _is_hydra(override: Override) -> bool:
 def _values(override: Override) -> Iterator[str]:
     if override.is_sweep_override():
         return (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+    return iter([_addable(override)])
+
+
+def _addable(override: Override) -> str:
+    """Which keys `data` has depends on the group chosen: added, so that the schema names the keys of that one."""
     line = override.input_line or ""
-    # which keys `data` has depends on the group chosen: added here, so that the schema names the keys of that one
-    return iter(["++" + line if override.key_or_group.startswith("data.") and line.startswith("data.") else line])
+    return "++" + line if line.startswith("data.") and not override.is_sweep_override() else line
+
+
+def for_hydra(overrides: Sequence[str]) -> list[str]:
+    """What `check` composed, for Hydra to compose."""
+    return [_addable(override) for override in OverridesParser.create().parse_overrides(list(overrides))]
 
 
 def _check_key(override: Override, base: DictConfig) -> None:

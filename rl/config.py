@@ -6,12 +6,15 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from kernels.command import MOST_THREADS
 from rl.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -19,7 +22,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    path: str | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
+    path: Text | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
     leaves: Positive = Field(
         description="leaves of every contraction, a power of two: the largest TP the run may ever use"
@@ -45,7 +48,7 @@ class RolloutSection(Section):
     max_running: Positive = Field(description="sequences in one batch")
     max_batch_tokens: Positive = Field(description="tokens computed in one engine step")
     prefill_chunk: Positive = Field(description="tokens of one sequence computed in one engine step")
-    threads: Positive = Field(description="CPU threads of each process")
+    threads: Threads = Field(description="CPU threads of each process")
 
 
 class TrainerSection(Section):
@@ -71,7 +74,7 @@ class TrainerSection(Section):
     grad_clip: float = Field(gt=0)
     clip_low: float = Field(ge=0, le=1)
     clip_high: float = Field(ge=0)
-    threads: Positive
+    threads: Threads
 
 
 class AlgorithmSection(Section):
@@ -126,15 +129,15 @@ class ReasoningGymSection(Section):
 
 class JsonlSection(Section):
     kind: Literal["jsonl"]
-    path: str = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
+    path: Text = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
     question: str = Field(description="field of the question")
     answer: str = Field(description="field of the worked answer; the result follows `marker`")
-    marker: str
+    marker: Text
     prompt: str = Field(description="template over {question}")
     vocab_size: Positive = Field(
         description="of the byte-level BPE that is trained where the model brings no tokenizer"
     )
-    max_prompt_tokens: Positive = Field(description="longer prompts are left out, and counted")
+    max_prompt_tokens: Positive = Field(description="longer prompts are left out; the run says how many")
 
 
 def _resume(value: object) -> object:
@@ -146,7 +149,7 @@ def _resume(value: object) -> object:
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     steps: Natural = Field(description="GRPO steps")
-    out_dir: Annotated[str, Field(min_length=1)]
+    out_dir: Text
     resume: Annotated[str, BeforeValidator(_resume)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )

@@ -19,7 +19,7 @@ from rl.bar import Bar
 from rl.checkpoints import Checkpoints, tokenizer_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import TRAIN, Judge, ProblemStream, Source, open_source
+from rl.data import TRAIN, Judge, ProblemStream, Source, left_out, open_source
 from rl.errors import RunError
 from rl.handover import Handover
 from rl.identity import identity
@@ -98,6 +98,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console)
         return {}
+    if source.left_out:
+        console.print(f"{len(source.train)} problems to train on, {len(source.held_out)} held out{left_out(source)}")
     values = config.model_dump(mode="json")
     with contextlib.ExitStack() as stack:
         stack.enter_context(advised(config, ready.plan))

@@ -1,5 +1,6 @@
 """Which model a run trains: a directory, or random weights of a given shape."""
 
+import math
 from dataclasses import replace
 
 from kernels.model import ModelConfig
@@ -39,5 +40,5 @@ def _check_field(field: str, value: object) -> None:
     if value is None or not (count or field in _REALS):
         return
     kinds = int if count else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
         raise UserError(f"model.hf.{field}={value!r} must be a positive {'integer' if count else 'number'}")

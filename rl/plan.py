@@ -16,6 +16,7 @@ from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
 from rl.placement import Placement, place
+from rl.requests import check_sampling
 from rollout.capacity import serving_bytes, token_bytes, weights_bytes
 from rollout.scheduler import Limits
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
@@ -69,6 +70,7 @@ class Plan:
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
     """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
     section, rollout = config.trainer, config.rollout
+    check_sampling(config)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
     length = prompt_tokens + rollout.max_new_tokens
     micro_batches, tokens = _micro_batches(section, sequences, length)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from rl.config import RunConfig
 from rl.data import Problem
-from rollout.sampling import Request, SamplingParams
+from rl.errors import UserError
+from rollout.sampling import Request, RequestError, SamplingParams
 
 
 def sample_seed(run_seed: int, purpose: str, step: int, problem: int, sample: int) -> int:
@@ -31,6 +32,15 @@ def train_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
 def eval_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
     """Without filters."""
     return SamplingParams(config.rollout.max_new_tokens, config.eval.temperature, stop_ids=(eos_id,))
+
+
+def check_sampling(config: RunConfig) -> None:
+    """UserError where the sampler would refuse what is asked of it: before the warm start, and not after it."""
+    for section, sampling in (("rollout", train_sampling), ("eval", eval_sampling)):
+        try:
+            sampling(config, 0)
+        except RequestError as error:
+            raise UserError(f"{section}.{error}") from None
 
 
 def requests_for(

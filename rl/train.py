@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from rl.align import AlignmentError
-from rl.compose import CONFIGS, check, register_recipes, sweep_name, to_run_config
+from rl.compose import CONFIGS, check, for_hydra, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, RunError, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
@@ -56,8 +56,8 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
             if not any(
                 o.lstrip("+").startswith("out_dir=") for o in overrides
             ):  # one for all, though their times differ
-                return [*overrides, f"out_dir={Path(configs[0].out_dir).parent}"]
-        return overrides
+                overrides = [*overrides, f"out_dir={Path(configs[0].out_dir).parent}"]
+        return for_hydra(overrides)
     from rl.loop import run
 
     for config in configs:  # by Hydra a sweep would leave its folder

@@ -1,6 +1,7 @@
 """The shape of a decoder, read from and written to a Hugging Face `config.json`."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ class ModelConfig:
             raise ConfigError(f"the model's rope parameters are {rope!r}; they must be an object")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         window = hf.get("sliding_window", family.sliding_window)
-        if hf.get("use_sliding_window", True) is False or (window or 0) >= hf.get("max_position_embeddings", 0):
+        if hf.get("use_sliding_window", True) is False or (window or 0) >= (hf.get("max_position_embeddings") or 0):
             window = None  # it never cuts
         refused = {
             "rope_type": rope_type not in ("default", "llama3") and rope_type,
@@ -151,8 +152,15 @@ class ModelConfig:
                 raise ConfigError(f"{kind} with {field}={value!r} is not supported")
         theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
         for name, number in {"rope_theta": theta, "rms_norm_eps": hf.get("rms_norm_eps", 1.0)}.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
                 raise ConfigError(f"the model's {name} is {number!r}; it must be a positive number")
+        init_std = hf.get("initializer_range")
+        init_std = 0.02 if init_std is None else init_std
+        if isinstance(init_std, bool) or not isinstance(init_std, int | float) or not 0 <= init_std < math.inf:
+            raise ConfigError(f"the model's initializer_range is {init_std!r}; it must be a number from 0 up")
+        tied = hf.get("tie_word_embeddings") or False
+        if not isinstance(tied, bool):
+            raise ConfigError(f"the model's tie_word_embeddings is {tied!r}; it must be true or false")
         try:
             return cls(
                 vocab_size=hf["vocab_size"],
@@ -165,14 +173,19 @@ class ModelConfig:
                 max_positions=hf["max_position_embeddings"],
                 rms_eps=hf["rms_norm_eps"],
                 rope_theta=float(theta),
-                tied=bool(hf.get("tie_word_embeddings", False)),
+                tied=tied,
                 leaves=leaves,
-                init_std=hf.get("initializer_range", 0.02),
+                init_std=init_std,
                 model_type=kind,
                 rope_scaling=_scaling(rope) if rope_type == "llama3" else None,
             )
         except KeyError as missing:
             raise ConfigError(f"the model config has no field {missing}") from None
+        except (TypeError, ZeroDivisionError):  # of the head_dim that a config leaves out
+            raise ConfigError(
+                f"the model's hidden_size is {hf['hidden_size']!r} and num_attention_heads is "
+                f"{hf['num_attention_heads']!r}; both must be positive integers"
+            ) from None
 
     @classmethod
     def from_directory(cls, directory: str | Path, leaves: int) -> "ModelConfig":

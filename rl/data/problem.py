@@ -35,6 +35,7 @@ class Source:
     held_out: Sequence[Problem]
     judge: Judge
     tokenizer: "PreTrainedTokenizerBase"
+    left_out: int = 0  # problems of neither, because their prompts are too long
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
         ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]

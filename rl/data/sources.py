@@ -15,6 +15,7 @@ from rl.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cannot
 _HELD_OUT = 8  # one prompt in eight, by its checksum, is never trained on
 
 
@@ -25,12 +26,21 @@ def open_source(config: RunConfig) -> Source:
         source = _reasoning_gym(config.data, config.seed, own)
     else:
         source = _jsonl(config.data, own)
+    for problem in (*source.train, *source.held_out):
+        if not problem.prompt_ids:
+            raise UserError(f"the prompt of problem {problem.id!r} is empty: data.prompt={config.data.prompt!r}")
     if not source.train or not source.held_out:
+        hint = "give more problems" if not source.left_out else "raise data.max_prompt_tokens"
         raise UserError(
-            f"the data leaves {len(source.train)} problems to train on and {len(source.held_out)} held out: "
-            f"give more problems"
+            f"the data leaves {len(source.train)} problems to train on and {len(source.held_out)} held out"
+            f"{left_out(source)}: {hint}"
         )
     return source
+
+
+def left_out(source: Source) -> str:
+    """What to say of the problems whose prompts are too long."""
+    return f", {source.left_out} left out for prompts above data.max_prompt_tokens" if source.left_out else ""
 
 
 def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedTokenizerBase | None") -> Source:
@@ -45,7 +55,8 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
         dataset = reasoning_gym.create_dataset(config.task, size=2**31, seed=seed, **config.args)
         pattern = re.compile(config.pattern)
     except (AssertionError, TypeError) as error:
-        raise UserError(f"data.args of {config.task}: {error}") from None
+        given = ", ".join(config.args)
+        raise UserError(f"data.args of {config.task}: {error} (given: {given}; ~data.args.NAME removes one)") from None
     except re.error as error:
         raise UserError(f"data.pattern: {error}") from None
 
@@ -96,13 +107,15 @@ def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Sourc
     def short(records: list[dict[str, Any]]) -> list[Problem]:
         return [p for p in map(problem, records) if len(p.prompt_ids) <= config.max_prompt_tokens]
 
-    return Source(short(train_records), short(held_records), judge, tokenizer)
+    train, held_out = short(train_records), short(held_records)
+    left = len(train_records) + len(held_records) - len(train) - len(held_out)
+    return Source(train, held_out, judge, tokenizer, left)
 
 
 def _fill(template: str, *groups: str, **fields: str) -> str:
     try:
         return template.format(*groups, **fields)
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:  # a template can ask for an attribute, or an item
         known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields))
         raise UserError(f"data.prompt={template!r}: {type(error).__name__} {error}; it may use {known}") from None
 
@@ -110,8 +123,11 @@ def _fill(template: str, *groups: str, **fields: str) -> str:
 def _read_files(config: JsonlSection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(train, held out): train.* and test.* of a folder; of one file, one record in eight is held out."""
     path = Path(config.path)
-    if not path.exists():
-        raise UserError(f"data.path={path} does not exist")
+    try:
+        if not path.exists():
+            raise UserError(f"data.path={path} does not exist")
+    except OSError as error:
+        raise UserError(f"data.path={path} cannot be read: {error.strerror}") from None
     if path.is_file():
         records = _read(path, config)
         held = [r for r in records if zlib.crc32(r[config.question].encode()) % _HELD_OUT == 0]
@@ -137,6 +153,8 @@ def _read(path: Path, config: JsonlSection) -> list[dict[str, Any]]:
         for field in fields:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise UserError(f"{where}: no text field {field!r}")
+            if _SURROGATE.search(row[field]):
+                raise UserError(f"{where}: field {field!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
         if not row[config.answer].rpartition(config.marker)[1]:
             raise UserError(f"{where}: the answer has no {config.marker!r} before its result")
         if not row[config.answer].rpartition(config.marker)[2].strip():
@@ -161,6 +179,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
             raise UserError(f"{path}:{number}: not JSON in UTF-8: {error}") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not a JSON object: {error.msg}") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise UserError(f"{path}:{number}: cannot be read: {error}") from None
 
 
 def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -171,7 +191,7 @@ def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Any]
         columns = pyarrow.parquet.read_schema(path).names
         if missing := sorted(set(fields) - set(columns)):
             raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}")
-        table = pyarrow.parquet.read_table(path, columns=list(fields))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = pyarrow.parquet.read_table(path, columns=list(fields)).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
-    yield from enumerate(table.to_pylist(), 1)
+    yield from enumerate(rows, 1)
