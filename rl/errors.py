@@ -12,6 +12,10 @@ class UserError(Exception):
     """Bad input: config, data, checkpoint or request. One line that says what to change; exit code 2."""
 
 
+class FinishedError(UserError):
+    """out_dir holds all of the run already."""
+
+
 class RunError(Exception):
     """A run that had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
 

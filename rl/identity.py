@@ -12,6 +12,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "align",
     "checkpoint",
     "cluster",
+    "data.path",  # CONTENT says what is there
     "dry_run",
     "eval.every",
     "logger",
@@ -52,7 +53,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
         if key in theirs and theirs[key] != mine[key]:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
     for key in sorted(set(mine) ^ set(theirs)):
-        if key != CONTENT:
+        if key != CONTENT and key not in FREE:  # which a checkpoint of an earlier version may hold
             there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
             return f"{key}={there} there, {key}={here} here"
     return ""

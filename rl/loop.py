@@ -107,12 +107,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
+        rows, completions = logged(begin, out_dir)
         rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
         log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
-        rows, completions = logged(out_dir)
         state = begin.progress
         if begin.checkpoint:
             if trainer.digest() != begin.checkpoint.weights_sha256:

@@ -283,10 +283,11 @@ def _config_text(config: Mapping[str, Any]) -> str:
 # the command ---------------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a jsonl file. Half a line at the very end (a run that is writing, or was killed) is left out."""
+def read_lines(path: Path, end: int | None = None) -> list[dict[str, Any]]:
+    """The objects of a jsonl file, or of its first `end` bytes. Half a line at the very end (a run that is writing, or was
+    killed) is left out."""
     rows = []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_bytes()[:end].decode("utf-8", errors="replace")
     for i, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.strip() or not line.endswith("\n"):
             continue

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import yaml
 from kernels.model import ModelConfig
 from rl.checkpoints import Progress
 from rl.config import RunConfig, validate
-from rl.errors import UserError
+from rl.errors import FinishedError, UserError
 from rl.identity import difference, identity
 from rl.report import ReportError, read_lines
 from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
+LEFT = (*LOGS, "summary.json", "report.html", "model")  # what a run writes once its config.yaml is there
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,20 @@ def find_start(config: RunConfig, mine: Mapping[str, Any], thorough: bool) -> St
     except OSError as error:
         raise UserError(f"out_dir={out_dir} cannot be read: {error.strerror}") from None
     taken = f"out_dir={out_dir} holds a run already"
+    if not used and (held := _left(out_dir)):
+        raise UserError(f"out_dir={out_dir} holds {held} and no config.yaml, which says whose it is: choose another")
     if config.resume not in ("auto", "false"):
         return _named(config, mine, thorough, taken if used else "")
     if not used:
         return Start(None, False, ())
     if config.resume == "false":
         raise UserError(f"{taken}: choose another or remove it (resume=false)")
-    theirs = _config(out_dir)
-    if theirs is None:
-        raise UserError(f"{taken}, whose config.yaml is no config of this version: choose another or remove it")
-    if other := difference(identity(theirs), identity(config)):
-        raise UserError(f"{taken}, another one ({other}): choose another or remove it")
+    theirs = _same(out_dir, config, taken)
     done = _finished(out_dir)
     if done is not None and config.steps <= done:
-        raise UserError(f"{taken}, finished after steps={done}: choose another, remove it, or set steps above {done}")
+        raise FinishedError(
+            f"{taken}, finished after steps={done}: choose another, remove it, or set steps above {done}"
+        )
     found = folders(out_dir / "checkpoints")
     if not found and (done is not None or not theirs.checkpoint.every):
         raise UserError(f"{taken}, and no checkpoint: choose another or remove it")
@@ -68,13 +70,16 @@ def _named(config: RunConfig, mine: Mapping[str, Any], thorough: bool, taken: st
     found = [path] if single else folders(path / "checkpoints") or folders(path)
     if not found:
         raise UserError(f"resume={path} is neither a checkpoint nor a folder that holds any (auto, false, or a folder)")
-    if taken:
-        own = folders(out_dir / "checkpoints")
-        if not own or found[0].resolve() != own[0].resolve():
-            raise UserError(
-                f"{taken}, and resume={path} is not its newest checkpoint: choose another out_dir, or resume=auto"
-            )
-    return _newest(found, config, mine, thorough, f"resume={path}", bool(taken))
+    own = folders(out_dir / "checkpoints")
+    if taken and not own:  # it may have begun so, and been stopped before a checkpoint of its own
+        theirs = _same(out_dir, config, taken)
+        if theirs.resume != config.resume or not theirs.checkpoint.every or _finished(out_dir) is not None:
+            raise UserError(f"{taken}, and did not begin at resume={path}: choose another out_dir")
+    elif taken and found[0].resolve() != own[0].resolve():
+        raise UserError(
+            f"{taken}, and resume={path} is not its newest checkpoint: choose another out_dir, or resume=auto"
+        )
+    return _newest(found, config, mine, thorough, f"resume={path}", bool(taken and own))
 
 
 def _newest(
@@ -96,6 +101,23 @@ def _newest(
             continue
         return Start(checkpoint, continues, tuple(refused))
     raise UserError(f"{where}: none of its {len(found)} checkpoints can be used: {refused[0]}")
+
+
+def _left(out_dir: Path) -> str:
+    """What is there of which a run would write its own, or ""."""
+    if folders(out_dir / "checkpoints"):
+        return "checkpoints"
+    return next((name for name in LEFT if (out_dir / name).exists()), "")
+
+
+def _same(out_dir: Path, config: RunConfig, taken: str) -> RunConfig:
+    """The config of the run in `out_dir`, which is this run."""
+    theirs = _config(out_dir)
+    if theirs is None:
+        raise UserError(f"{taken}, whose config.yaml is no config of this version: choose another or remove it")
+    if other := difference(identity(theirs), identity(config)):
+        raise UserError(f"{taken}, another one ({other}): choose another or remove it")
+    return theirs
 
 
 def _config(out_dir: Path) -> RunConfig | None:
@@ -127,13 +149,21 @@ def check_model(start: Start, model: ModelConfig) -> None:
             raise UserError(f"the model of {where} is another: {field}={theirs[field]} there, {field}={value} here")
 
 
-def logged(out_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of both logs."""
-    try:
-        metrics, completions = (read_lines(out_dir / name) for name in LOGS)
-    except ReportError as error:
-        raise UserError(f"the log of the run cannot be read: {error}") from None
-    return metrics, completions
+def logged(start: Start, out_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of both logs that this run goes on from. What is missing of them is said: no run can be held up by its log."""
+    if start.checkpoint is None:
+        return [], []
+    folder = out_dir if start.continues else start.checkpoint.folder.parent.parent
+    rows = []
+    for name in LOGS:
+        path, end = folder / name, start.progress.log.get(name, 0)
+        if (size := path.stat().st_size if path.exists() else 0) < end:
+            print(f"samebit: warning: {path} has {size} of the {end} bytes it had: rows are missing", file=sys.stderr)
+        try:
+            rows.append(read_lines(path, end) if size else [])
+        except ReportError as error:
+            raise UserError(f"the log of the run cannot be read: {error}") from None
+    return rows[0], rows[1]
 
 
 def prepare_logs(start: Start, out_dir: Path) -> dict[str, int]:

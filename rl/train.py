@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rl.align import AlignmentError
 from rl.compose import CONFIGS, check, for_hydra, register_recipes, sweep_name, to_run_config
-from rl.errors import BAD_INPUT, RunError, UserError
+from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
 
@@ -51,8 +51,14 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
         if sweep:
             from rl.loop import prepare
 
+            finished = 0
             for config in configs:
-                prepare(config)
+                try:
+                    prepare(config)
+                except FinishedError:  # the sweep goes on with the others
+                    finished += 1
+                    if finished == len(configs):
+                        raise
             if not any(
                 o.lstrip("+").startswith("out_dir=") for o in overrides
             ):  # one for all, though their times differ
@@ -76,17 +82,24 @@ def _hydra_main(composed: DictConfig) -> None:
         from rl.loop import run
 
         summary = run(config, console)
+    except FinishedError as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            _fail(error, 2)
+        console.print(f"out_dir={composed.out_dir} is finished", soft_wrap=True)
+        return
     except BAD_INPUT as error:
         _fail(error, 2)
     except (RunError, AlignmentError) as error:
         _fail(error, 1)
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _DISK and not _within(error.filename, composed.out_dir):
             raise
-        hint = "make room and give the same command again"
-        _fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}; {hint}", 1)
+        name = f" ({error.filename})" if error.filename else ""
+        hint = "make room and give the same command again" if error.errno in _DISK else "make it writable"
+        _fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
+        _fail("interrupted" + (f"; with out_dir={composed.out_dir} the same command goes on" if begun else ""), 130)
     if summary:
         before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
@@ -94,6 +107,10 @@ def _hydra_main(composed: DictConfig) -> None:
         label = "" if config.numerics == "exact" else f" (numerics={config.numerics}: of this layout alone)"
         console.print(f"weights sha256 {summary['weights_sha256']}{label}", soft_wrap=True)
         console.print(f"report {Path(config.out_dir) / 'report.html'}", soft_wrap=True)
+
+
+def _within(name: object, folder: str) -> bool:
+    return isinstance(name, str) and Path(name).absolute().is_relative_to(Path(folder).absolute())
 
 
 def _fail(error: object, code: int) -> None:

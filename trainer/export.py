@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
             fail(f"{args.out_dir} exists already: choose another or remove it", 2)
         checkpoint = read(found[0])
         verify(checkpoint)
-        sha256 = export(checkpoint, args.out_dir, DTYPES[args.dtype])
+        out_dir = args.out_dir.resolve()  # where a link points to, so that the link stays
+        sha256 = export(checkpoint, out_dir, DTYPES[args.dtype])
     except (CheckpointError, ConfigError) as error:
         fail(error, 2)
     except OSError as error:

@@ -115,7 +115,12 @@ def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Sourc
 def _fill(template: str, *groups: str, **fields: str) -> str:
     try:
         return template.format(*groups, **fields)
-    except (LookupError, ValueError, AttributeError, TypeError) as error:  # a template can ask for an attribute, or an item
+    except (
+        LookupError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:  # a template can ask for an attribute, or an item
         known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields))
         raise UserError(f"data.prompt={template!r}: {type(error).__name__} {error}; it may use {known}") from None
 
@@ -154,7 +159,9 @@ def _read(path: Path, config: JsonlSection) -> list[dict[str, Any]]:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise UserError(f"{where}: no text field {field!r}")
             if _SURROGATE.search(row[field]):
-                raise UserError(f"{where}: field {field!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+                raise UserError(
+                    f"{where}: field {field!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
+                )
         if not row[config.answer].rpartition(config.marker)[1]:
             raise UserError(f"{where}: the answer has no {config.marker!r} before its result")
         if not row[config.answer].rpartition(config.marker)[2].strip():

@@ -68,6 +68,25 @@ CASES = {
     "no GPU implementation": (("device=cuda",), ("device=cuda", "device=cpu")),
     "no model folder": (("model.path=/does/not/exist",), ("model.path=/does/not/exist",)),
     "no out_dir": (("out_dir=",), ("out_dir=''",)),
+    "model path of an empty variable": (("model.path=",), ("model.path=''",)),
+    "data path of an empty variable": (("data=gsm8k", "data.path="), ("data.path=''",)),
+    "path that no file can have": (("data=gsm8k", f"data.path={'x' * 5000}"), ("data.path=xxx", "too long")),
+    "no marker": (("data=gsm8k", "data.path=x", "data.marker="), ("data.marker=''",)),
+    "temperature that no request may have": (("rollout.temperature=0.0001",), ("rollout.temperature=0.0001", "0.001")),
+    "the same of the evaluation": (("eval.temperature=1e9",), ("eval.temperature=1000000000.0", "at most 1000000")),
+    "more threads than a process can have": (("trainer.threads=1000000",), ("trainer.threads=1000000", "512")),
+    "template with an attribute": (("data.prompt='{0.foo}'",), ("data.prompt='{0.foo}'", "'foo'; it may use {0}")),
+    "template with an item": (("data.prompt='{0[a]}'",), ("data.prompt='{0[a]}'", "it may use {0}")),
+    "empty template": (("data.prompt=''",), ("the prompt of problem '' is empty: data.prompt=''",)),
+    "arguments of another task": (
+        ("data.args={min_animals:2}",),
+        ("data.args of chain_sum", "min_animals", "~data.args.NAME removes one"),
+    ),
+    "infinite epsilon": (("model.hf.rms_norm_eps=inf",), ("model.hf.rms_norm_eps=inf", "positive")),
+    "deviation that is no number": (("model.hf.initializer_range=nan",), ("initializer_range is nan",)),
+    "deviation that is a text": (("model.hf.initializer_range=wide",), ("initializer_range is 'wide'",)),
+    "no positions": (("model.hf.max_position_embeddings=null",), ("max_positions is None",)),
+    "tied to a text": (("model.hf.tie_word_embeddings=maybe",), ("tie_word_embeddings is 'maybe'",)),
     "sweep without -m": (("seed=0,1",), ("2 runs", "add -m")),
     "sweep with a bad last value": (("-m", "rollout.tp=2,8"), ("rollout.tp=8", "key-value heads")),
     "sweep with a bad reward": (("-m", "reward=tests.rl.command:length,tests.rl.command:nan"), ("nan, not a",)),
@@ -109,6 +128,11 @@ FILES = {
     "field of another type": (GOOD + '{"question": "?", "answer": 5}\n', ".jsonl:2: no text field 'answer'"),
     "no marker": (GOOD + '{"question": "?", "answer": "2"}\n', ".jsonl:2: the answer has no '####'"),
     "no result": (GOOD + '{"question": "?", "answer": "2 #### "}\n', ".jsonl:2: the answer has no result"),
+    "half a surrogate pair": (
+        GOOD + '{"question": "\\ud800", "answer": "####2"}\n',
+        ".jsonl:2: field 'question' holds half a",
+    ),
+    "number of 5000 digits": (GOOD + f'{{"question": {"1" * 5000}}}\n', ".jsonl:2: cannot be read: Exceeds the limit"),
     "not UTF-8": (GOOD + '{"question": "\udcff", "answer": "####2"}\n', ".jsonl:2: not JSON in UTF-8"),
 }
 
@@ -165,6 +189,17 @@ def test_model_folder(refused, tmp_path: Path) -> None:
     del tensors["lm_head.weight"]
     save_file(tensors, path / "model.safetensors")
     assert "no tensor lm_head.weight" in refused(f"model.path={path}")
+
+
+def test_prompts_that_are_too_long_or_empty(refused, tmp_path: Path) -> None:
+    """The second would end the run in the step that draws it."""
+    rows = [{"question": f"{i} and 1?" * (i > 0), "answer": f"#### {i + 1}"} for i in range(40)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused("data=gsm8k", f"data.path={path}", "data.max_prompt_tokens=1")
+    assert "0 held out, 40 left out for prompts above data.max_prompt_tokens: raise data.max_prompt_tokens" in line
+    line = refused("data=gsm8k", f"data.path={path}", "data.prompt='{question}'")
+    assert "the prompt of problem 'sums.jsonl:1' is empty" in line
 
 
 def test_port_in_use(refused) -> None:

@@ -111,15 +111,27 @@ def test_a_full_disk(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(loop, "pack", full)
-    assert re.match(f"out_dir={tmp_path / 'run'}: .*No space left on device; make room", run().error(code=1))
+    assert re.match(f"out_dir={tmp_path / 'run'}: .*No space left on device: make room", run().error(code=1))
 
 
-def test_interrupted(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def denied(*_: object) -> Batch:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run" / "metrics.jsonl"))
+
+    monkeypatch.setattr(loop, "pack", denied)
+    assert "metrics.jsonl): make it writable" in (line := run().error(code=1)) and "Permission denied" in line
+
+
+def test_interrupted(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupt(*_: object) -> Batch:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "pack", interrupt)
-    assert run().error(code=130) == "interrupted"
+    line = f"interrupted; with out_dir={tmp_path / 'run'} the same command goes on"  # out_dir has a default with a time
+    assert run().error(code=130) == line
+    assert run("checkpoint.every=0", f"out_dir={tmp_path / 'other'}").error(code=130) == "interrupted"
 
 
 def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:

@@ -18,6 +18,7 @@ from rl.data import Problem, Source
 from rl.errors import UserError
 from rl.identity import CONTENT, FREE, difference, identity
 from rl.log import RunLog
+from rl.loop import prepare
 from rl.out_dir import claim
 from rl.report import read_lines
 from rl.resume import check_model, find_start, logged, prepare_logs
@@ -178,6 +179,28 @@ def test_what_a_used_folder_refuses(tmp_path: Path) -> None:
     assert "whose config.yaml is no config of this version" in refusal(run)
 
 
+def test_a_sweep_passes_over_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the same command goes on with a sweep that was stopped in the middle."""
+    for seed in (0, 1):
+        leave(tmp_path / f"seed={seed}", (2, 4), f"seed={seed}")
+    ran = []
+
+    def run(config: RunConfig, _: object) -> dict[str, Any]:
+        prepare(config)
+        ran.append(config.seed)
+        return {}
+
+    monkeypatch.setattr("rl.loop.run", run)
+    monkeypatch.setattr("rl.loop.check_model", lambda *_: None)
+    command = ("-m", *BASE, "seed=0,1,2", f"out_dir={tmp_path}")
+    (tmp_path / "seed=0" / "summary.json").write_text('{"steps": 5}')
+    outcome = call(*command)
+    assert outcome.code == 0 and ran == [1, 2], outcome
+    assert f"out_dir={tmp_path / 'seed=0'} is finished" in outcome.out
+    (tmp_path / "seed=1" / "summary.json").write_text('{"steps": 5}')
+    assert "seed=1 holds a run already, finished" in call("-m", *BASE, "seed=0,1", f"out_dir={tmp_path}").error()
+
+
 def test_resume_from_a_path(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     leave(run, (2, 3))
@@ -196,6 +219,21 @@ def test_resume_from_a_path(tmp_path: Path) -> None:
     assert "resume=True: must be auto, false or" in call("resume=true").error()
 
 
+def test_a_run_from_a_path_that_was_stopped_before_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """The same command begins at the path again, and does not lose what is there."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    leave(run, (2, 3))
+    leave(other, (), f"resume={run}")
+    begin = start(other, f"resume={run}")
+    assert begin.progress.step == 3 and not begin.continues
+    prepare_logs(begin, other)
+    assert (other / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert "did not begin at resume=" in refusal(other, f"resume={run / 'checkpoints'}")
+    assert "another one (seed=0 there, seed=7 here)" in refusal(other, f"resume={run}", "seed=7")
+    (other / "summary.json").write_text('{"steps": 5}')
+    assert "did not begin at resume=" in refusal(other, f"resume={run}")
+
+
 def test_another_shape_in_the_same_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     leave(run, (2,))
@@ -205,11 +243,56 @@ def test_another_shape_in_the_same_folder(tmp_path: Path) -> None:
         check_model(begin, replace(TINY, layers=3))
 
 
-def test_a_log_that_is_no_log(tmp_path: Path) -> None:
-    for name in ("metrics.jsonl", "completions.jsonl"):
-        (tmp_path / name).write_text("{\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:1: not JSON"):
-        logged(tmp_path)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "completions.jsonl"])
+def test_a_log_that_is_no_log(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    leave(run, (2, 3))
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(b"{" + whole)
+    with pytest.raises(UserError, match=rf"{name}:1: not JSON"):
+        logged(start(run), run)
+    (run / name).write_bytes(whole + b"{\n")  # after the checkpoint, where it is cut off
+    assert [[row["step"] for row in rows] for rows in logged(start(run), run)] == [[1, 2, 3]] * 2
+
+
+def test_a_log_that_is_shorter_than_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rows are gone; what cannot be is that nobody is told."""
+    run = tmp_path / "run"
+    leave(run, (3,))
+    assert logged(start(run), run) and capsys.readouterr().err == ""
+    (run / "completions.jsonl").unlink()
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(lines[0])
+    metrics, completions = logged(start(run), run)
+    assert [row["step"] for row in metrics] == [1] and completions == []
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"metrics.jsonl has {len(lines[0])} of the {sum(map(len, lines[:3]))} bytes it had" in first
+    assert "completions.jsonl has 0 of the" in second
+
+
+@pytest.mark.parametrize("lost", [("config.yaml",), ("config.yaml", "checkpoints"), ("model",)])
+def test_a_folder_that_says_not_whose_it_is(tmp_path: Path, lost: tuple[str, ...]) -> None:
+    """Its logs would be mixed with those of the run, its checkpoints and its model replaced."""
+    run = tmp_path / "run"
+    if lost == ("model",):  # of a user, in a folder that was no run
+        (run / "model").mkdir(parents=True)
+    else:
+        leave(run, (2,))
+        for name in lost:
+            (run / name).rename(tmp_path / name)
+    held = {"checkpoints": "metrics.jsonl", "model": "model"}.get(lost[-1], "checkpoints")
+    before = sorted(run.rglob("*"))
+    for resume in ("resume=auto", "resume=false", f"resume={run}"):
+        assert f"out_dir={run} holds {held} and no config.yaml" in refusal(run, resume)
+    assert call(*BASE, f"out_dir={run}").code == 2
+    assert sorted(run.rglob("*")) == before
+
+
+def test_data_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
+    """Its content decides bits and is compared; where it lies does not. A checkpoint of an earlier version names it."""
+    a, b = (identity(check(["data=gsm8k", f"data.path={path}"])[0]) for path in ("a", "b"))
+    assert difference(a, b) == "" and difference(a | {"data.path": "a"}, b) == ""
+    assert difference(a | {"data.marker": "a"}, b)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -241,7 +324,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "eval.problems", "eval.temperature",
     }  # fmt: skip
-    values = config.model_dump()
+    values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
     for name in FREE:
         section, _, key = name.partition(".")
         assert section in values and (not key or key in values[section]), name

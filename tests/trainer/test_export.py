@@ -27,7 +27,7 @@ def checkpoint_of(name: str, root: Path, mesh: DeviceMesh, numerics: Numerics = 
     config = replace(SHAPES[name], numerics=numerics)
     trainer = Trainer(config, TrainerConfig(1, 1), mesh, random_weights(config))
     folder, final, writer = root / "temporary", root / "checkpoints" / folder_name(3), ShardWriter()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     writer.start(folder / shard_name(0, 1), {k: t.clone() for k, t in trainer.shard().items()})
     file = writer.result(wait=True)
     assert file is not None
@@ -110,3 +110,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         main([str(path), str(out)])
     assert end.value.code == 2 and "was altered: sha256" in capsys.readouterr().err
     assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_into_a_link_and_the_present_folder(mesh: DeviceMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written lies where the link points to, and the link stays."""
+    checkpoint_of("tiny", tmp_path / "run", mesh)
+    disk, link, here = tmp_path / "disk", tmp_path / "link", tmp_path / "here"
+    disk.mkdir()
+    here.mkdir()
+    link.symlink_to(disk)
+    main([str(tmp_path / "run"), str(link)])
+    assert link.is_symlink() and (disk / "config.json").exists()
+    monkeypatch.chdir(here)
+    main([str(tmp_path / "run"), "."])
+    assert (here / "config.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "here", "link", "run"]
