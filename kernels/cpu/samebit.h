@@ -18,6 +18,7 @@ static inline lanes lanes_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void lanes_store(float *p, lanes v) { _mm512_storeu_ps(p, v); }
 static inline lanes lanes_fill(float v) { return _mm512_set1_ps(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
+static inline lanes lanes_add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define WIDTH 8
@@ -26,6 +27,7 @@ static inline lanes lanes_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void lanes_store(float *p, lanes v) { _mm256_storeu_ps(p, v); }
 static inline lanes lanes_fill(float v) { return _mm256_set1_ps(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm256_fmadd_ps(a, b, c); }
+static inline lanes lanes_add(lanes a, lanes b) { return _mm256_add_ps(a, b); }
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #define WIDTH 4
@@ -34,6 +36,7 @@ static inline lanes lanes_load(const float *p) { return vld1q_f32(p); }
 static inline void lanes_store(float *p, lanes v) { vst1q_f32(p, v); }
 static inline lanes lanes_fill(float v) { return vdupq_n_f32(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return vfmaq_f32(c, a, b); }
+static inline lanes lanes_add(lanes a, lanes b) { return vaddq_f32(a, b); }
 #else /* right on any C11 machine, and slow where fmaf is a library call */
 #define WIDTH 1
 typedef float lanes;
@@ -41,6 +44,7 @@ static inline lanes lanes_load(const float *p) { return *p; }
 static inline void lanes_store(float *p, lanes v) { *p = v; }
 static inline lanes lanes_fill(float v) { return v; }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return fmaf(a, b, c); }
+static inline lanes lanes_add(lanes a, lanes b) { return a + b; }
 #endif
 
 #if defined(_OPENMP)
@@ -51,6 +55,7 @@ static inline int64_t thread_id(void) { return 0; }
 #endif
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (threads > 1)")
 #define SIMD _Pragma("omp simd")
+#define INLINE static inline __attribute__((always_inline))
 
 static inline float float_of(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline int32_t bits_of(float x) { int32_t b; memcpy(&b, &x, 4); return b; }

@@ -1,14 +1,87 @@
-/* Causal attention of packed queries over paged keys: one row (token, head) at a time, so that no row can depend on its
- * neighbours, on the page layout or on what else is in the batch.
+/* Causal attention of packed queries over paged keys, and its gradient.
  *
- * Row order. Keys are walked from position 0 in splits of `key_split`, a split in blocks of `key_block`. Inside a split
- * the softmax is online: scores s = (q . k) * scale in row order (row_dot), m the running maximum,
- * p = 2^(s - m), l = l * 2^(m_old - m) + (p folded by halves over the block), o = o * 2^(m_old - m), then one fma chain
- * over the keys of the block. Splits merge in ascending order. Out: o / l, and lse = m + log2 l (natural logarithm of
- * l over ln 2).
+ * Row order. A row is a query and a head. Keys are walked from position 0 in splits of `key_split`, a split in blocks of
+ * `key_block`. Inside a split the softmax is online: scores s = (q . k) * scale in row order (row_dot), m the running
+ * maximum, p = 2^(s - m), l = l * 2^(m_old - m) + (p folded by halves over the block), o = o * 2^(m_old - m), then one fma
+ * chain over the keys of the block. Splits merge in ascending order. Out: o / l, and lse = m + log2 l (natural logarithm
+ * of l over ln 2).
+ *
+ * Rows of one sequence and kv head are computed together, as a tile, which shares what it reads of keys and values. Every
+ * row keeps its own order, so that none depends on its neighbours, on the page layout or on what else is in the batch.
+ * head_dim is a multiple of 16.
  */
 #include "samebit.h"
-enum { MAX_BLOCK = 128, MAX_HEAD_DIM = 512 };
+#define PARALLEL_TILES _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")
+enum { MAX_KEYS = 128, KEYS = 16, ROWS = 64, STRIP = 8 };
+
+/* KEYS rows as columns, t[i][j] = rows[j][i]; zeros where there are fewer. */
+static void columns(float *t, const float *const *rows, int64_t count, int64_t D) {
+    for (int64_t j = 0; j < KEYS; j++)
+        for (int64_t i = 0; i < D; i++) t[i * KEYS + j] = j < count ? rows[j][i] : 0.0f;
+}
+
+/* out[j] = row_dot(a, column j of t): lane i mod 16 of the row order in v[i mod 16], for WIDTH columns at once. */
+static void dots(float *out, const float *a, const float *t, int64_t D) {
+    for (int from = 0; from < KEYS; from += WIDTH) {
+        lanes v[ROW_LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < ROW_LANES; i++) v[i] = lanes_fill(0.0f);
+        for (int64_t first = 0; first < D; first += ROW_LANES)
+#pragma GCC unroll 16
+            for (int i = 0; i < ROW_LANES; i++)
+                v[i] = lanes_fma(lanes_fill(a[first + i]), lanes_load(t + (first + i) * KEYS + from), v[i]);
+#pragma GCC unroll 4
+        for (int w = ROW_LANES / 2; w; w /= 2)
+#pragma GCC unroll 8
+            for (int i = 0; i < w; i++) v[i] = lanes_add(v[i], v[i + w]);
+        lanes_store(out + from, v[0]);
+    }
+}
+
+typedef struct { int64_t from, to; } range;
+
+/* `n` sums and WIDTH columns of `add_products`, with one range. */
+INLINE void strip(float *sum, int64_t sum_step, const int n, const float *x, int64_t x_step, const float *w, int64_t w_sum,
+                  int64_t w_step, range at) {
+    lanes v[STRIP];
+#pragma GCC unroll 8
+    for (int s = 0; s < n; s++) v[s] = lanes_load(sum + s * sum_step);
+    for (int64_t i = at.from; i < at.to; i++) {
+        lanes c = lanes_load(x + i * x_step);
+#pragma GCC unroll 8
+        for (int s = 0; s < n; s++) v[s] = lanes_fma(lanes_fill(w[s * w_sum + i * w_step]), c, v[s]);
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < n; s++) lanes_store(sum + s * sum_step, v[s]);
+}
+
+/* sum[s][d] = one fma chain over its range of i, ascending, of w[s][i] x[i][d]. Sums go on together where their ranges do. */
+static void add_products(float *sum, int64_t sum_step, int64_t sums, const float *x, int64_t x_step, const float *w,
+                         int64_t w_sum, int64_t w_step, const range *at, int64_t D) {
+    for (int64_t s0 = 0; s0 < sums; s0 += STRIP) {
+        int64_t s1 = s0 + STRIP < sums ? s0 + STRIP : sums;
+        range all = {INT64_MAX, INT64_MAX}; /* what a whole strip has in common */
+        if (s1 - s0 == STRIP) {
+            all.from = 0;
+            for (int64_t s = s0; s < s1; s++) {
+                all.from = at[s].from > all.from ? at[s].from : all.from;
+                all.to = at[s].to < all.to ? at[s].to : all.to;
+            }
+        }
+        int together = all.from < all.to;
+        for (int64_t d = 0; d < D; d += WIDTH) {
+            for (int64_t s = s0; s < s1; s++) {
+                range alone = {at[s].from, together ? all.from : at[s].to};
+                if (alone.from < alone.to) strip(sum + s * sum_step + d, 0, 1, x + d, x_step, w + s * w_sum, 0, w_step, alone);
+            }
+            if (!together) continue;
+            strip(sum + s0 * sum_step + d, sum_step, STRIP, x + d, x_step, w + s0 * w_sum, w_sum, w_step, all);
+            for (int64_t s = s0; s < s1; s++)
+                if (all.to < at[s].to)
+                    strip(sum + s * sum_step + d, 0, 1, x + d, x_step, w + s * w_sum, 0, w_step, (range){all.to, at[s].to});
+        }
+    }
+}
 
 typedef struct {
     const int32_t *table;  /* [sequences, table_width] page numbers */
@@ -20,42 +93,90 @@ typedef struct {
 static inline int64_t row_of(const layout *at, int64_t sequence, int64_t position) {
     return at->table[sequence * at->table_width + position / at->page_size] * at->page_size + position % at->page_size;
 }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static void attend(const layout *at, int64_t t, int64_t h, const float *q, const float *keys, const float *values,
-                   float *out, float *lse) {
-    const int64_t D = at->head_dim, stride = at->kv_heads * D, kv = h / (at->heads / at->kv_heads);
-    const int64_t n = at->position[t] + 1;
-    float M = -INFINITY, L = 0.0f, O[MAX_HEAD_DIM] = {0};
-    for (int64_t split = 0; split < n; split += at->key_split) {
-        int64_t end = split + at->key_split < n ? split + at->key_split : n;
-        float m = -INFINITY, l = 0.0f, o[MAX_HEAD_DIM] = {0};
-        for (int64_t first = split; first < end; first += at->key_block) {
-            int64_t count = first + at->key_block < end ? at->key_block : end - first;
-            int64_t row[MAX_BLOCK];
-            float p[MAX_BLOCK], top = m;
-            for (int64_t j = 0; j < count; j++) {
-                row[j] = row_of(at, at->sequence[t], first + j) * stride + kv * D;
-                p[j] = row_dot(q, keys + row[j], D) * at->scale;
-                top = p[j] > top ? p[j] : top;
-            }
-            SIMD for (int64_t j = 0; j < count; j++) p[j] = exp2_f32(p[j] - top);
-            for (int64_t j = count; j < at->key_block; j++) p[j] = 0.0f;
-            float shrink = exp2_f32(m - top);
-            for (int64_t d = 0; d < D; d++) o[d] = o[d] * shrink;
-            for (int64_t j = 0; j < count; j++) {
-                const float *v = values + row[j];
-                SIMD for (int64_t d = 0; d < D; d++) o[d] = fmaf(p[j], v[d], o[d]);
-            }
-            l = fmaf(l, shrink, fold_lanes(p, (int)at->key_block));
-            m = top;
-        }
-        float top = m > M ? m : M, a = exp2_f32(M - top), b = exp2_f32(m - top);
-        for (int64_t d = 0; d < D; d++) O[d] = fmaf(O[d], a, o[d] * b);
-        L = fmaf(L, a, l * b);
-        M = top;
+/* Scores of `count` keys for each row that sees so many; p[r][j], KEYS of them. Few rows are not worth the columns. */
+static void scores(float *p, const float *const *q, const int64_t *seen, int64_t rows, const float *const *key,
+                   int64_t count, int64_t D) {
+    float t[D * KEYS];
+    if (rows >= 4) columns(t, key, count, D);
+    for (int64_t r = 0; r < rows; r++) {
+        if (seen[r] <= 0) continue;
+        if (rows >= 4) dots(p + r * MAX_KEYS, q[r], t, D);
+        else for (int64_t j = 0; j < count; j++) p[r * MAX_KEYS + j] = row_dot(q[r], key[j], D);
     }
-    for (int64_t d = 0; d < D; d++) out[d] = O[d] / L;
-    *lse = fmaf(log_f32(L), 0x1.715476p0f, M);
+}
+
+/* p: scores to 2^(s - m), zeros from `count` on; o *= shrink. */
+static void soften(const layout *at, float *p, int64_t count, float *m, float *l, float *o) {
+    float top = *m, folded[MAX_KEYS];
+    for (int64_t j = 0; j < count; j++) {
+        p[j] = p[j] * at->scale;
+        top = p[j] > top ? p[j] : top;
+    }
+    SIMD for (int64_t j = 0; j < count; j++) p[j] = exp2_f32(p[j] - top);
+    for (int64_t j = count; j < at->key_block; j++) p[j] = 0.0f;
+    float shrink = exp2_f32(*m - top);
+    SIMD for (int64_t d = 0; d < at->head_dim; d++) o[d] = o[d] * shrink;
+    memcpy(folded, p, sizeof(float) * (size_t)at->key_block);
+    *l = fmaf(*l, shrink, fold_lanes(folded, (int)at->key_block));
+    *m = top;
+}
+
+/* A tile: the rows of `tokens` tokens of a sequence and of `heads` heads that share a kv head, at most ROWS. */
+static void attend(const layout *at, int64_t token, int64_t tokens, int64_t head, int64_t heads, const float *q,
+                   const float *keys, const float *values, float *out, float *lse) {
+    const int64_t D = at->head_dim, stride = at->kv_heads * D, rows = tokens * heads, sequence = at->sequence[token];
+    const int64_t kv = head / (at->heads / at->kv_heads);
+    const float *query[ROWS];
+    float m[ROWS], l[ROWS], M[ROWS], L[ROWS], o[ROWS * D], O[ROWS * D], p[ROWS * MAX_KEYS], v[KEYS * D];
+    int64_t n[ROWS], last = 0; /* keys that a row sees, and the most */
+    for (int64_t r = 0; r < rows; r++) {
+        query[r] = q + ((token + r / heads) * at->heads + head + r % heads) * D;
+        n[r] = at->position[token + r / heads] + 1;
+        last = most(last, n[r]);
+        M[r] = -INFINITY, L[r] = 0.0f;
+    }
+    memset(O, 0, sizeof(float) * (size_t)(rows * D));
+    for (int64_t split = 0; split < last; split += at->key_split) {
+        const int64_t split_end = least(split + at->key_split, last);
+        for (int64_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0.0f;
+        memset(o, 0, sizeof(float) * (size_t)(rows * D));
+        for (int64_t first = split; first < split_end; first += at->key_block) {
+            const int64_t width = least(at->key_block, split_end - first);
+            const float *key[MAX_KEYS];
+            int64_t seen[ROWS];
+            for (int64_t j = 0; j < width; j++) key[j] = keys + row_of(at, sequence, first + j) * stride + kv * D;
+            for (int64_t j = 0; j < width; j += KEYS) {
+                for (int64_t r = 0; r < rows; r++) seen[r] = n[r] - first - j;
+                scores(p + j, query, seen, rows, key + j, least(KEYS, width - j), D);
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                seen[r] = most(0, least(width, n[r] - first));
+                if (seen[r]) soften(at, p + r * MAX_KEYS, seen[r], m + r, l + r, o + r * D);
+            }
+            for (int64_t j = 0; j < width; j += KEYS) {
+                range visible[ROWS];
+                for (int64_t i = j; i < least(j + KEYS, width); i++)
+                    memcpy(v + (i - j) * D, values + (key[i] - keys), sizeof(float) * (size_t)D);
+                for (int64_t r = 0; r < rows; r++) visible[r] = (range){0, least(KEYS, seen[r] - j)};
+                add_products(o, D, rows, v, D, p + j, MAX_KEYS, 1, visible, D);
+            }
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            if (n[r] <= split) continue;
+            float top = m[r] > M[r] ? m[r] : M[r], a = exp2_f32(M[r] - top), b = exp2_f32(m[r] - top);
+            for (int64_t d = 0; d < D; d++) O[r * D + d] = fmaf(O[r * D + d], a, o[r * D + d] * b);
+            L[r] = fmaf(L[r], a, l[r] * b);
+            M[r] = top;
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = out + (query[r] - q);
+        for (int64_t d = 0; d < D; d++) y[d] = O[r * D + d] / L[r];
+        lse[(query[r] - q) / D] = fmaf(log_f32(L[r]), 0x1.715476p0f, M[r]);
+    }
 }
 
 /* q, out [tokens, heads, head_dim]; keys, values [pages * page_size, kv_heads, head_dim]; lse [tokens, heads]. */
@@ -64,42 +185,73 @@ void attention(const float *q, const float *keys, const float *values, const int
                int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t key_block, int64_t key_split, float scale,
                int64_t threads) {
     layout at = {table, sequence, position, table_width, page_size, heads, kv_heads, head_dim, key_block, key_split, scale};
-    PARALLEL_FOR
-    for (int64_t i = 0; i < tokens * heads; i++)
-        attend(&at, i / heads, i % heads, q + i * head_dim, keys, values, out + i * head_dim, lse + i);
+    const int64_t group = heads / kv_heads, most_heads = least(group, ROWS), parts = (group + most_heads - 1) / most_heads;
+    const int64_t piece = most(1, least(ROWS / most_heads, tokens * kv_heads / (4 * threads))); /* work for every thread */
+    const int64_t pieces = (tokens + piece - 1) / piece;
+    PARALLEL_TILES
+    for (int64_t task = 0; task < pieces * kv_heads * parts; task++) {
+        const int64_t share = task / pieces, head = share / parts * group + share % parts * most_heads;
+        const int64_t count = least(most_heads, (share / parts + 1) * group - head);
+        const int64_t end = least((task % pieces + 1) * piece, tokens);
+        for (int64_t t = task % pieces * piece, same; t < end; t += same) {
+            for (same = 1; t + same < end && sequence[t + same] == sequence[t];) same++;
+            attend(&at, t, same, head, count, q, keys, values, out, lse);
+        }
+    }
 }
 
-/* Gradient, one (sequence, kv head) at a time: queries ascend, and the heads of a group ascend within a query, so a
+/* Gradient. Of a sequence and a kv head, rows ascend, queries first and the heads of the group within a query, so a
  * sequence cannot see its neighbours. With p = 2^(s - lse) and delta = out . d_out (row order):
  *     d_s = p (d_out . v - delta);  d_q += scale d_s k;  d_k += scale d_s q;  d_v += p d_out
- * Keys and values are the activations of the same tokens: sequence i is rows starts[i] .. starts[i + 1]. */
+ * each one chain of fma: d_q over keys, d_k and d_v over rows. Keys and values are the activations of the same tokens:
+ * sequence i is rows starts[i] .. starts[i + 1]. */
 void attention_backward(const float *q, const float *keys, const float *values, const float *out, const float *lse,
                         const float *d_out, const int64_t *starts, float *d_q, float *d_k, float *d_v, int64_t sequences,
                         int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, float scale_log2, int64_t threads) {
-    const int64_t D = head_dim, group = heads / kv_heads;
-    PARALLEL_FOR
+    const int64_t D = head_dim, group = heads / kv_heads, stride = kv_heads * D;
+    PARALLEL_TILES
     for (int64_t task = 0; task < sequences * kv_heads; task++) {
-        int64_t s = task / kv_heads, kv = task % kv_heads;
-        for (int64_t t = starts[s]; t < starts[s + 1]; t++) {
-            memset(d_k + (t * kv_heads + kv) * D, 0, sizeof(float) * (size_t)D);
-            memset(d_v + (t * kv_heads + kv) * D, 0, sizeof(float) * (size_t)D);
-            for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-                int64_t at = (t * heads + h) * D;
-                const float *qt = q + at, *go = d_out + at;
-                float *gq = d_q + at, delta = row_dot(out + at, go, D), L = lse[t * heads + h];
-                memset(gq, 0, sizeof(float) * (size_t)D);
-                for (int64_t j = starts[s]; j <= t; j++) {
-                    int64_t key = (j * kv_heads + kv) * D;
-                    const float *k = keys + key, *v = values + key;
-                    float *gk = d_k + key, *gv = d_v + key;
-                    float p = exp2_f32(row_dot(qt, k, D) * scale_log2 - L);
-                    float ds = p * (row_dot(go, v, D) - delta) * scale;
-                    SIMD for (int64_t d = 0; d < D; d++) {
-                        gq[d] = fmaf(ds, k[d], gq[d]);
-                        gk[d] = fmaf(ds, qt[d], gk[d]);
-                        gv[d] = fmaf(p, go[d], gv[d]);
+        const int64_t begin = starts[task / kv_heads], tokens = starts[task / kv_heads + 1] - begin, kv = task % kv_heads;
+        const int64_t base = (begin * kv_heads + kv) * D;
+        float qs[ROWS * D], go[ROWS * D], gq[ROWS * D], delta[ROWS], e[ROWS], kt[D * KEYS], vt[D * KEYS];
+        float p[ROWS * KEYS], ds[ROWS * KEYS];
+        range at[ROWS];
+        for (int64_t t = 0; t < tokens; t++) {
+            memset(d_k + base + t * stride, 0, sizeof(float) * (size_t)D);
+            memset(d_v + base + t * stride, 0, sizeof(float) * (size_t)D);
+        }
+        for (int64_t first = 0; first < tokens * group; first += ROWS) {
+            const int64_t rows = least(ROWS, tokens * group - first);
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t row = (begin + (first + r) / group) * heads + kv * group + (first + r) % group;
+                memcpy(qs + r * D, q + row * D, sizeof(float) * (size_t)D);
+                memcpy(go + r * D, d_out + row * D, sizeof(float) * (size_t)D);
+                delta[r] = row_dot(out + row * D, go + r * D, D), e[r] = lse[row];
+            }
+            memset(gq, 0, sizeof(float) * (size_t)(rows * D));
+            for (int64_t j0 = 0; j0 <= (first + rows - 1) / group; j0 += KEYS) {
+                const int64_t count = least(KEYS, tokens - j0), from = base + j0 * stride;
+                const int64_t top = most(0, j0 * group - first); /* the first row that sees the first key */
+                const float *k[KEYS], *v[KEYS];
+                for (int64_t j = 0; j < count; j++) k[j] = keys + from + j * stride, v[j] = values + from + j * stride;
+                columns(kt, k, count, D), columns(vt, v, count, D);
+                for (int64_t r = top; r < rows; r++) {
+                    float *pr = p + r * KEYS, *dr = ds + r * KEYS;
+                    dots(pr, qs + r * D, kt, D), dots(dr, go + r * D, vt, D);
+                    SIMD for (int j = 0; j < KEYS; j++) {
+                        pr[j] = exp2_f32(pr[j] * scale_log2 - e[r]);
+                        dr[j] = pr[j] * (dr[j] - delta[r]) * scale;
                     }
                 }
+                for (int64_t r = top; r < rows; r++) at[r] = (range){0, least(count, (first + r) / group - j0 + 1)};
+                add_products(gq + top * D, D, rows - top, keys + from, stride, ds + top * KEYS, KEYS, 1, at + top, D);
+                for (int64_t j = 0; j < count; j++) at[j] = (range){least(rows, most(0, (j0 + j) * group - first)), rows};
+                add_products(d_k + from, stride, count, qs, D, ds, 1, KEYS, at, D);
+                add_products(d_v + from, stride, count, go, D, p, 1, KEYS, at, D);
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t row = (begin + (first + r) / group) * heads + kv * group + (first + r) % group;
+                memcpy(d_q + row * D, gq + r * D, sizeof(float) * (size_t)D);
             }
         }
     }

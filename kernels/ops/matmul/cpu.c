@@ -4,7 +4,6 @@
  * packed into columns of lanes; the other is read in place, one broadcast scalar at a time. Which is which is free.
  */
 #include "samebit.h"
-#define INLINE static inline __attribute__((always_inline))
 
 #if WIDTH == 16
 enum { WIDE_VECTORS = 2, WIDE_ROWS = 12, NARROW_VECTORS = 1, NARROW_ROWS = 24 };
