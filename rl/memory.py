@@ -8,7 +8,8 @@ from typing import Any
 
 from rl.config import RunConfig
 from rl.errors import BAD_INPUT, RunError
-from rl.plan import Plan, available_memory, gib, make_plan
+from rl.plan import Plan, gib, make_plan
+from rollout.capacity import available_memory
 
 _FAILED = re.compile(
     r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|MemoryError", re.IGNORECASE

@@ -17,14 +17,13 @@ from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
 from rl.placement import Placement, place
 from rl.requests import check_sampling
-from rollout.capacity import serving_bytes, token_bytes, weights_bytes
+from rollout.capacity import ENGINE_PROCESS, available_memory, serving_bytes, token_bytes, weights_bytes
 from rollout.scheduler import Limits
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
-_ENGINE_PROCESS = 330 * 2**20  # without FSDP2, likewise
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
@@ -53,7 +52,7 @@ class Plan:
     @property
     def rollout_bytes(self) -> int:
         """Of one rollout process: tensors on its GPU, or on a CPU all that it has."""
-        return self.weights_bytes + self.kv_bytes + self.serving_bytes + (_ENGINE_PROCESS if self.on_cpu else 0)
+        return self.weights_bytes + self.kv_bytes + self.serving_bytes + (ENGINE_PROCESS if self.on_cpu else 0)
 
     @property
     def trainer_host_bytes(self) -> int:
@@ -182,13 +181,6 @@ def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequenc
                 f"trainer.checkpointing, trainer.offload or trainer.micro_tokens, lower rollout.pages, or raise "
                 f"trainer.world_size or rollout.tp"
             )
-
-
-def available_memory() -> int:
-    """Bytes of this machine that a process could have; 0 where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
 
 
 def _check_disk(config: RunConfig, plan: Plan) -> None:

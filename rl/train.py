@@ -73,7 +73,7 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _hydra_main(composed: DictConfig) -> None:
-    console = Console(highlight=False)
+    console, asked = Console(highlight=False), composed.out_dir
     try:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's runs each get a folder named by their overrides
             name = sweep_name(sys.argv[1:], list(HydraConfig.get().overrides.task))
@@ -99,7 +99,7 @@ def _hydra_main(composed: DictConfig) -> None:
         _fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
     except KeyboardInterrupt:
         begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
-        _fail("interrupted" + (f"; with out_dir={composed.out_dir} the same command goes on" if begun else ""), 130)
+        _fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
     if summary:
         before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from kernels.command import MOST_THREADS
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
-from kernels.model import ConfigError
+from kernels.model import ConfigError, ModelConfig
 from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
-from rollout.capacity import tokens_that_fit, weights_bytes
+from rollout.capacity import ENGINE_PROCESS, available_memory, token_bytes, tokens_that_fit, weights_bytes
 from rollout.engine import EngineConfig, freeze_heap
 from rollout.lockstep import Lockstep, RankError
 from rollout.loop import EngineLoop
@@ -30,6 +31,7 @@ from rollout.sampling import RequestError
 from rollout.scheduler import Limits
 from rollout.source import Source
 
+_HOST_SHARE = 0.8  # of the memory that is free, for a server on a CPU that is told no number of pages
 _PROCESS = 2**30  # of a process on a GPU, beside its tensors: the CUDA context, kernels, graphs
 BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, UnsupportedError)
 
@@ -47,7 +49,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 30000  # 0: any free one
     api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
-    pages: int = 0  # of keys and values; 0: what a GPU has room for, on a CPU max_running texts of 2,048 tokens
+    pages: int = 0  # of keys and values; 0: what there is room for, on a CPU at most max_running texts of 2,048 tokens
     gpu_memory_utilization: float = 0.9  # the share of a GPU that weights, activations and pages may take
     page_size: int = 16
     prefix_cache: bool = True
@@ -66,6 +68,8 @@ class ServeConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if number and not least.get(field.name, 0) <= value < 2**60:  # also no NaN
                 raise ArgumentError(f"{field.name}={value} must be at least {least.get(field.name, 0)}")
+        if self.threads > MOST_THREADS:
+            raise ArgumentError(f"threads={self.threads} must be at most {MOST_THREADS}")
         if self.port > 65535:
             raise ArgumentError(f"port={self.port} must be at most 65535")
         if self.gpu_memory_utilization > 1:
@@ -84,14 +88,16 @@ class ServeConfig:
         gpu = self.where == "cuda"
         running, batch = self.max_running or (256 if gpu else 64), self.max_batch_tokens or (8192 if gpu else 2048)
         limits = Limits(running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
-        shape = self.pages or self._pages(source, limits), self.page_size, self.prefix_cache
+        shape = self._pages(source, limits), self.page_size, self.prefix_cache
         return EngineConfig(*shape, limits, source.dtype, self.where, cuda_graphs=gpu, overlap=gpu)
 
     def _pages(self, source: Source, limits: Limits) -> int:
         """On a GPU as many as the fullest card has room for, or as could ever be in use at once."""
         model, width = source.config, source.dtype.itemsize
         if self.where == "cpu":
-            return -(-max(limits.max_running * min(model.max_positions, 2048), model.max_positions) // self.page_size)
+            return self._host_pages(model, limits, width)
+        if self.pages:
+            return self.pages
         cards = min(torch.cuda.device_count(), self.tp)
         free, total = zip(*map(torch.cuda.mem_get_info, range(cards)), strict=True)
         taken = max(t - f for f, t in zip(free, total, strict=True))
@@ -105,6 +111,29 @@ class ServeConfig:
                 f"max_batch_tokens"
             )
         return min(tokens, limits.max_running * model.max_positions) // self.page_size
+
+    def _host_pages(self, model: ModelConfig, limits: Limits, width: int) -> int:
+        """As asked for, or what is enough; no more than the memory that is free, all of which the pages would take at once."""
+        enough = -(-max(limits.max_running * min(model.max_positions, 2048), model.max_positions) // self.page_size)
+        free = available_memory()
+        if not free:  # the system does not say
+            return self.pages or enough
+        share = 1.0 if self.pages else _HOST_SHARE
+        fit = (
+            tokens_that_fit(model, limits, self.tp, width, int(share * free) // self.tp - ENGINE_PROCESS)
+            // self.page_size
+        )
+        if fit < max(self.pages, 1):
+            weights, page = (
+                weights_bytes(model, 1, width) / 2**30,
+                token_bytes(model, 1, width) * self.page_size / 2**20,
+            )
+            raise ArgumentError(
+                f"{weights:.1f} GiB of weights, activations of {limits.max_batch_tokens} tokens, logits of "
+                f"{limits.max_running} samples and {max(self.pages, 1)} pages of {page:.1f} MiB do not fit in the "
+                f"{free / 2**30:.1f} GiB of memory that are free: lower pages, max_running or max_batch_tokens"
+            )
+        return self.pages or min(enough, fit)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -203,8 +232,8 @@ def _listen(config: ServeConfig) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is named
-    except OSError as error:
-        raise ArgumentError(f"host={config.host}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # the second of a name that no host can have
+        raise ArgumentError(f"host={config.host}: {getattr(error, 'strerror', None) or error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -19,7 +19,7 @@ import torch
 from kernels.bench_rows import QWEN3_8B
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
-from rollout.capacity import serving_bytes
+from rollout.capacity import ENGINE_PROCESS, serving_bytes, token_bytes
 from rollout.scheduler import Limits
 from rollout.serve import ServeConfig, main
 from rollout.server.fields import BadRequest
@@ -48,6 +48,10 @@ SHORT = {"text": "some text", "sampling_params": {"max_new_tokens": 20, "n": 2},
         ("model=/nowhere", "/nowhere/config.json does not exist"),
         ("dtype=int8", "dtype 'int8' is not supported; supported: float32, bfloat16"),
         ("device=tpu", "device=tpu must be auto, cpu or cuda"),
+        ("threads=1000000", "threads=1000000 must be at most 512"),
+        ("host=a..b", "host=a..b: encoding with 'idna' codec failed"),
+        ("pages=100000000000", "100000000000 pages of 0.0 MiB do not fit in the"),
+        ("max_running=1000000000", "logits of 1000000000 samples"),
     ],
 )
 def test_a_bad_argument_is_one_line(argument: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +92,28 @@ def test_batches_are_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (80 << 30, 80 << 30))
     assert ServeConfig(device="cuda").engine(source).limits == Limits(256, 8192, 8192)
     assert ServeConfig(device="cuda", prefill_chunk=9).engine(source).limits == Limits(256, 8192, 9)
+
+
+def test_pages_take_no_more_than_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written at the start, so that pages for 64 texts of 2,048 tokens of a model of 8B would end a laptop."""
+    monkeypatch.setattr("rollout.serve.available_memory", lambda: 24 * 2**30)
+    source = replace(Source.open(None), config=QWEN3_8B, dtype=torch.bfloat16)
+    weights = 2 * QWEN3_8B.parameter_count
+    for tp in (1, 2):
+        config = ServeConfig(device="cpu", tp=tp).engine(source)
+        taken = weights + config.pages * config.page_size * token_bytes(QWEN3_8B, 1, 2)
+        taken += tp * (serving_bytes(QWEN3_8B, config.limits, tp, 2) + ENGINE_PROCESS)
+        assert 0.79 * 24 * 2**30 < taken <= 0.8 * 24 * 2**30
+    assert ServeConfig(device="cpu", pages=1000).engine(source).pages == 1000
+    with pytest.raises(
+        ArgumentError, match=r"15.3 GiB of weights.* and 9000 pages of 2.2 MiB do not fit in the 24.0 GiB"
+    ):
+        ServeConfig(device="cpu", pages=9000).engine(source)
+    monkeypatch.setattr("rollout.serve.available_memory", lambda: 15 * 2**30)
+    with pytest.raises(ArgumentError, match=r"and 1 pages of 2.2 MiB do not fit in the 15.0 GiB"):
+        ServeConfig(device="cpu").engine(source)
+    monkeypatch.setattr("rollout.serve.available_memory", lambda: 0)  # unknown
+    assert ServeConfig(device="cpu").engine(source).pages * 16 == 64 * 2048
 
 
 def test_pages_take_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
