@@ -19,6 +19,20 @@ static inline void lanes_store(float *p, lanes v) { _mm512_storeu_ps(p, v); }
 static inline lanes lanes_fill(float v) { return _mm512_set1_ps(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
 static inline lanes lanes_add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
+#define PAIR(op, a, b) _mm512_castpd_ps(_mm512_##op##_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+static inline void lanes_transpose(lanes *v) {
+    lanes a[16], b[16];
+    for (int i = 0; i < 16; i += 2) a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 16; i += 4) /* quarter q of b[i + c]: column 4 q + c of rows i .. i + 3 */
+        for (int c = 0; c < 4; c += 2)
+            b[i + c] = PAIR(unpacklo, a[i + c / 2], a[i + 2 + c / 2]), b[i + c + 1] = PAIR(unpackhi, a[i + c / 2], a[i + 2 + c / 2]);
+    for (int c = 0; c < 4; c++) {
+        lanes low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x44), high = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xee);
+        lanes low_ = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x44), high_ = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xee);
+        v[c] = _mm512_shuffle_f32x4(low, low_, 0x88), v[4 + c] = _mm512_shuffle_f32x4(low, low_, 0xdd);
+        v[8 + c] = _mm512_shuffle_f32x4(high, high_, 0x88), v[12 + c] = _mm512_shuffle_f32x4(high, high_, 0xdd);
+    }
+}
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define WIDTH 8
@@ -28,6 +42,16 @@ static inline void lanes_store(float *p, lanes v) { _mm256_storeu_ps(p, v); }
 static inline lanes lanes_fill(float v) { return _mm256_set1_ps(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm256_fmadd_ps(a, b, c); }
 static inline lanes lanes_add(lanes a, lanes b) { return _mm256_add_ps(a, b); }
+#define PAIR(op, a, b) _mm256_castpd_ps(_mm256_##op##_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
+static inline void lanes_transpose(lanes *v) {
+    lanes a[8], b[8];
+    for (int i = 0; i < 8; i += 2) a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 8; i += 4) /* half h of b[i + c]: column 4 h + c of rows i .. i + 3 */
+        for (int c = 0; c < 4; c += 2)
+            b[i + c] = PAIR(unpacklo, a[i + c / 2], a[i + 2 + c / 2]), b[i + c + 1] = PAIR(unpackhi, a[i + c / 2], a[i + 2 + c / 2]);
+    for (int c = 0; c < 4; c++)
+        v[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20), v[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+}
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #define WIDTH 4
@@ -56,6 +80,21 @@ static inline int64_t thread_id(void) { return 0; }
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (threads > 1)")
 #define SIMD _Pragma("omp simd")
 #define INLINE static inline __attribute__((always_inline))
+
+/* to[k * step + i] = rows[i][k] for WIDTH rows, k < n; zeros where there are fewer rows. */
+static inline void to_columns(float *to, int64_t step, const float *const *rows, int64_t count, int64_t n) {
+    int64_t k = 0;
+#if WIDTH > 4
+    for (; k + WIDTH <= n; k += WIDTH) {
+        lanes v[WIDTH];
+        for (int i = 0; i < WIDTH; i++) v[i] = i < count ? lanes_load(rows[i] + k) : lanes_fill(0.0f);
+        lanes_transpose(v);
+        for (int i = 0; i < WIDTH; i++) lanes_store(to + (k + i) * step, v[i]);
+    }
+#endif
+    for (; k < n; k++)
+        for (int i = 0; i < WIDTH; i++) to[k * step + i] = i < count ? rows[i][k] : 0.0f;
+}
 
 static inline float float_of(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline int32_t bits_of(float x) { int32_t b; memcpy(&b, &x, 4); return b; }

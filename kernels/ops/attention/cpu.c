@@ -16,8 +16,7 @@ enum { MAX_KEYS = 128, KEYS = 16, ROWS = 64, STRIP = 8 };
 
 /* KEYS rows as columns, t[i][j] = rows[j][i]; zeros where there are fewer. */
 static void columns(float *t, const float *const *rows, int64_t count, int64_t D) {
-    for (int64_t j = 0; j < KEYS; j++)
-        for (int64_t i = 0; i < D; i++) t[i * KEYS + j] = j < count ? rows[j][i] : 0.0f;
+    for (int j = 0; j < KEYS; j += WIDTH) to_columns(t + j, KEYS, rows + j, count - j, D);
 }
 
 /* out[j] = row_dot(a, column j of t): lane i mod 16 of the row order in v[i mod 16], for WIDTH columns at once. */

@@ -6,11 +6,11 @@
 #include "samebit.h"
 
 #if WIDTH == 16
-enum { WIDE_VECTORS = 2, WIDE_ROWS = 12, NARROW_VECTORS = 1, NARROW_ROWS = 24 };
+enum { WIDE_VECTORS = 2, WIDE_ROWS = 12, NARROW_VECTORS = 1, NARROW_ROWS = 24, THIN_VECTORS = 4, THIN_ROWS = 2 };
 #elif WIDTH == 8
-enum { WIDE_VECTORS = 2, WIDE_ROWS = 6, NARROW_VECTORS = 1, NARROW_ROWS = 12 };
+enum { WIDE_VECTORS = 2, WIDE_ROWS = 6, NARROW_VECTORS = 1, NARROW_ROWS = 12, THIN_VECTORS = 4, THIN_ROWS = 2 };
 #else
-enum { WIDE_VECTORS = 4, WIDE_ROWS = 4, NARROW_VECTORS = 1, NARROW_ROWS = 16 };
+enum { WIDE_VECTORS = 4, WIDE_ROWS = 4, NARROW_VECTORS = 1, NARROW_ROWS = 16, THIN_VECTORS = 8, THIN_ROWS = 2 };
 #endif
 enum { BLOCK = 16, TILE_MAX = 24 * 16 };
 #define TILE wide
@@ -20,6 +20,10 @@ enum { BLOCK = 16, TILE_MAX = 24 * 16 };
 #define TILE narrow
 #define VECTORS NARROW_VECTORS
 #define ROWS NARROW_ROWS
+#include "tile.h"
+#define TILE thin
+#define VECTORS THIN_VECTORS
+#define ROWS THIN_ROWS
 #include "tile.h"
 
 typedef void tile(float *, const float *, const float *, int64_t, const int64_t *, int64_t);
@@ -31,8 +35,16 @@ typedef struct {
 /* to[k][i] = a[first + i][k], zeros past the last row. */
 static void pack_column(operand a, int64_t K, int64_t first, int64_t width, float *to) {
     int64_t rows = a.rows - first < width ? a.rows - first : width;
-    if (rows < width) memset(to, 0, sizeof(float) * (size_t)(K * width));
     const float *from = a.data + first * a.row_stride;
+    if (a.k_stride == 1) {
+        for (int64_t i = 0; i < width; i += WIDTH) {
+            const float *row[WIDTH];
+            for (int64_t j = i; j < i + WIDTH; j++) row[j - i] = j < rows ? from + j * a.row_stride : NULL;
+            to_columns(to + i, width, row, rows - i, K);
+        }
+        return;
+    }
+    if (rows < width) memset(to, 0, sizeof(float) * (size_t)(K * width));
     if (a.row_stride == 1)
         for (int64_t k = 0; k < K; k++) memcpy(to + k * width, from + k * a.k_stride, sizeof(float) * (size_t)rows);
     else
@@ -52,10 +64,33 @@ static void pack_rows(operand b, int64_t K, int64_t first, int64_t height, float
     }
 }
 
-/* a runs over lanes, b is broadcast; y[i * y_a + j * y_b] for row i of a and row j of b. */
+/* A tile's outputs, as far as there are rows. */
+static void spread(const float *out, float *y, int64_t i0, int64_t rows, int64_t y_a, int64_t j0, int64_t count, int64_t y_b,
+                   int64_t width) {
+    int64_t filled = rows - i0 < width ? rows - i0 : width;
+    for (int64_t i = 0; i < filled; i++)
+        for (int64_t r = 0; r < count; r++) y[(i0 + i) * y_a + (j0 + r) * y_b] = out[r * width + i];
+}
+
+/* a runs over lanes, b is broadcast; y[i * y_a + j * y_b] for row i of a and row j of b. A single strip of b meets each
+ * column of a once, as it is packed. */
 static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, int64_t K, const int64_t *bounds,
                     int64_t leaves, int64_t threads, tile *tile, int64_t width, int64_t height) {
     int64_t columns = (a.rows + width - 1) / width, strips = (b.rows + height - 1) / height;
+    if (strips == 1) {
+        float *packed = malloc(sizeof(float) * (size_t)((height + threads * width) * K));
+        if (!packed) return 1;
+        pack_rows(b, K, 0, height, packed, K);
+        PARALLEL_FOR
+        for (int64_t c = 0; c < columns; c++) {
+            float *column = packed + (height + thread_id() * width) * K, out[TILE_MAX];
+            pack_column(a, K, c * width, width, column);
+            tile(out, column, packed, K, bounds, leaves);
+            spread(out, y, c * width, a.rows, y_a, 0, b.rows, y_b, width);
+        }
+        free(packed);
+        return 0;
+    }
     /* A strip of b is read once for each column: with few columns in place, unless its rows would share a cache set. */
     int in_place = columns <= 2 && b.k_stride == 1 && b.row_stride >= K && b.row_stride % 1024;
     int64_t step = in_place ? b.row_stride : K + 16;
@@ -70,11 +105,9 @@ static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, in
         const float *rows = in_place && count == height ? b.data + j0 * b.row_stride : copy;
         if (rows == copy) pack_rows(b, K, j0, height, copy, step);
         for (int64_t c = 0; c < columns; c++) {
-            int64_t i0 = c * width, filled = a.rows - i0 < width ? a.rows - i0 : width;
             float out[TILE_MAX];
             tile(out, packed + c * K * width, rows, step, bounds, leaves);
-            for (int64_t i = 0; i < filled; i++)
-                for (int64_t r = 0; r < count; r++) y[(i0 + i) * y_a + (j0 + r) * y_b] = out[r * width + i];
+            spread(out, y, c * width, a.rows, y_a, j0, count, y_b, width);
         }
     }
     free(packed);
@@ -82,12 +115,14 @@ static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, in
 }
 #define WIDE wide, WIDE_VECTORS *WIDTH, WIDE_ROWS
 #define NARROW narrow, NARROW_VECTORS *WIDTH, NARROW_ROWS
+#define THIN thin, THIN_VECTORS *WIDTH, THIN_ROWS
 
 /* a [M, K], b [N, K], with any strides; y [M, N] contiguous; bounds [leaves + 1].
  * Returns 1 if memory ran out. */
 int matmul(const float *a, int64_t M, int64_t a_row, int64_t a_k, const float *b, int64_t N, int64_t b_row, int64_t b_k,
            float *y, int64_t K, const int64_t *bounds, int64_t leaves, int64_t threads) {
     operand A = {a, M, a_row, a_k}, B = {b, N, b_row, b_k};
+    if (M <= THIN_ROWS) return multiply(B, A, y, 1, N, K, bounds, leaves, threads, THIN);
     if (M <= WIDE_ROWS && M < WIDTH) return multiply(B, A, y, 1, N, K, bounds, leaves, threads, WIDE);
     if (M <= NARROW_VECTORS * WIDTH) return multiply(A, B, y, N, 1, K, bounds, leaves, threads, NARROW);
     return multiply(A, B, y, N, 1, K, bounds, leaves, threads, WIDE);
