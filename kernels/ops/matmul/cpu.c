@@ -53,8 +53,18 @@ static void pack_column(operand a, int64_t K, int64_t first, int64_t width, floa
                 for (int64_t k = k0; k < K && k < k0 + BLOCK; k++) to[k * width + i] = from[i * a.row_stride + k * a.k_stride];
 }
 
-/* to[i][k] = b[first + i][k], rows `step` apart, zeros past the last row. */
+/* to[i][k] = b[first + i][k], rows `step` >= K + 16 apart, zeros past the last row. */
 static void pack_rows(operand b, int64_t K, int64_t first, int64_t height, float *to, int64_t step) {
+    if (b.row_stride == 1 && b.k_stride != 1) {
+        int64_t rows = b.rows - first < height ? b.rows - first : height;
+        memset(to + rows * step, 0, sizeof(float) * (size_t)((height - rows) * step));
+        for (int64_t k = 0; k < K; k += WIDTH) {
+            const float *row[WIDTH];
+            for (int64_t j = k; j < k + WIDTH; j++) row[j - k] = j < K ? b.data + first + j * b.k_stride : NULL;
+            to_columns(to + k, step, row, K - k, rows);
+        }
+        return;
+    }
     for (int64_t i = 0; i < height; i++) {
         const float *from = b.data + (first + i) * b.row_stride;
         if (first + i >= b.rows) memset(to + i * step, 0, sizeof(float) * (size_t)K);
@@ -78,14 +88,15 @@ static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, in
                     int64_t leaves, int64_t threads, tile *tile, int64_t width, int64_t height) {
     int64_t columns = (a.rows + width - 1) / width, strips = (b.rows + height - 1) / height;
     if (strips == 1) {
-        float *packed = malloc(sizeof(float) * (size_t)((height + threads * width) * K));
+        int64_t step = K + 16;
+        float *packed = malloc(sizeof(float) * (size_t)(height * step + threads * width * K));
         if (!packed) return 1;
-        pack_rows(b, K, 0, height, packed, K);
+        pack_rows(b, K, 0, height, packed, step);
         PARALLEL_FOR
         for (int64_t c = 0; c < columns; c++) {
-            float *column = packed + (height + thread_id() * width) * K, out[TILE_MAX];
+            float *column = packed + height * step + thread_id() * width * K, out[TILE_MAX];
             pack_column(a, K, c * width, width, column);
-            tile(out, column, packed, K, bounds, leaves);
+            tile(out, column, packed, step, bounds, leaves);
             spread(out, y, c * width, a.rows, y_a, 0, b.rows, y_b, width);
         }
         free(packed);
@@ -122,6 +133,7 @@ static int multiply(operand a, operand b, float *y, int64_t y_a, int64_t y_b, in
 int matmul(const float *a, int64_t M, int64_t a_row, int64_t a_k, const float *b, int64_t N, int64_t b_row, int64_t b_k,
            float *y, int64_t K, const int64_t *bounds, int64_t leaves, int64_t threads) {
     operand A = {a, M, a_row, a_k}, B = {b, N, b_row, b_k};
+    if (b_row == 1 && a_k == 1 && M > WIDTH) return multiply(B, A, y, 1, N, K, bounds, leaves, threads, WIDE); /* b is columns */
     if (M <= THIN_ROWS) return multiply(B, A, y, 1, N, K, bounds, leaves, threads, THIN);
     if (M <= WIDE_ROWS && M < WIDTH) return multiply(B, A, y, 1, N, K, bounds, leaves, threads, WIDE);
     if (M <= NARROW_VECTORS * WIDTH) return multiply(A, B, y, N, 1, K, bounds, leaves, threads, NARROW);
