@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels import bench_gpu, contract
-from kernels.command import Parser, output, progress, threads
+from kernels.command import Parser, interruptible, output, progress, threads
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -168,4 +168,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible():
+        sys.exit(main())

@@ -1,9 +1,10 @@
 """What the commands share: bad input is one line and exit code 2, and long work shows how far it is."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -20,6 +21,15 @@ MOST_THREADS = 512
 def fail(error: object, code: int) -> NoReturn:
     print("samebit: error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is one line, and no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
 
 
 def count(text: str) -> int:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import address_of
-from kernels.command import fail
+from kernels.command import fail, interruptible
 from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import parameters
@@ -120,4 +120,5 @@ def _measure(overrides: list[str], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -9,6 +9,8 @@ from rl.data import Judge, Problem, Source
 from rl.errors import UserError
 from rollout.sampling import Completion
 
+_LARGEST = 1e30  # of a reward: advantages are float32
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -56,6 +58,8 @@ def _reward(judge: Judge, problem: Problem, text: str) -> float:
         raise UserError(f"the reward raised {kind}: {error}; problem {problem.id!r}, completion {text!r}") from error
     if not math.isfinite(reward):
         raise UserError(f"the reward is {reward}, not a number; problem {problem.id!r}, completion {text!r}")
+    if abs(reward) > _LARGEST:
+        raise UserError(f"the reward is {reward}, beyond {_LARGEST}; problem {problem.id!r}, completion {text!r}")
     return reward
 
 

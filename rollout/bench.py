@@ -7,7 +7,7 @@ token's log-prob and is exact.
 
 import torch
 
-from kernels.command import count, progress
+from kernels.command import count, interruptible, progress
 from kernels.model.weights import initial
 from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
 from rollout.engine import Engine, EngineConfig
@@ -74,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

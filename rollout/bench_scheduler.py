@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser, count, output, progress
+from kernels.command import Parser, count, interruptible, output, progress
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams
@@ -185,4 +185,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible():
+        sys.exit(main())

@@ -30,7 +30,7 @@ from rollout.source import Source
 
 START = "forkserver" if sys.platform == "linux" else "spawn"
 PATIENCE = timedelta(seconds=120)  # for another rank in the middle of a step, never for an idle one
-_READY = b"ready"
+_HERE, _READY = b"here", b"ready"
 
 Progress = Callable[[int, int], None]
 """(tensors loaded, of how many)."""
@@ -98,16 +98,21 @@ class Lockstep:
                 there.close()
                 self.pipes.append(here)
                 self.peers.append(peer)
+            self._await(_HERE)  # the rendezvous waits for a rank that ended, and hears no signal meanwhile
             self.engine = _engine(0, size, self.folder.name, source, config, threads, progress)
-            for rank, pipe in enumerate(self.pipes, 1):
-                try:
-                    if (answer := pipe.recv_bytes()) != _READY:
-                        raise RankError(f"rank {rank} could not start: {answer.decode()}")
-                except (EOFError, OSError):
-                    raise RankError(f"rank {rank} ended while it started") from None
+            self._await(_READY)
         except BaseException:
-            self.close()
+            self.close(patience=0)
             raise
+
+    def _await(self, word: bytes) -> None:
+        """Until every peer has said it."""
+        for rank, pipe in enumerate(self.pipes, 1):
+            try:
+                if (answer := pipe.recv_bytes()) != word:
+                    raise RankError(f"rank {rank} could not start: {answer.decode()}")
+            except (EOFError, OSError):
+                raise RankError(f"rank {rank} ended while it started") from None
 
     def __enter__(self) -> "Lockstep":
         return self
@@ -142,12 +147,13 @@ class Lockstep:
         found = {(c.request_id, c.sample): c for c in done}
         return [found[r.id, sample] for r in requests for sample in range(r.sampling.n)]
 
-    def close(self) -> None:
+    def close(self, patience: float = 5) -> None:
+        """`patience`: seconds for a peer to end by itself."""
         for pipe in self.pipes:
             with contextlib.suppress(OSError):
                 pipe.close()
         for peer in self.peers:
-            peer.join(5)
+            peer.join(patience)
             if peer.is_alive():
                 peer.kill()
                 peer.join()
@@ -205,6 +211,7 @@ def _follow(
     for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group; rank 0 decides, and closes the pipe
         signal.signal(number, signal.SIG_IGN)
     try:
+        pipe.send_bytes(_HERE)
         engine = _engine(rank, size, folder, source, config, threads, lambda i, n: None)
     except Exception as error:
         with contextlib.suppress(OSError):

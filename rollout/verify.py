@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernels.command import Parser, count, output, threads
+from kernels.command import Parser, count, interruptible, output, threads
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -310,4 +310,5 @@ def _failed(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible():
+        sys.exit(main())

@@ -9,7 +9,7 @@ import argparse
 import torch
 from rich.console import Console
 
-from kernels.command import count, progress
+from kernels.command import count, interruptible, progress
 from kernels.model import Layout
 from kernels.model.weights import initial
 from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
@@ -81,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.command import Parser, fail
+from kernels.command import Parser, fail, interruptible
 from kernels.model import ConfigError
 from kernels.model.weights import Leaves, Parameter, digest, parameters, save, slice_digests
 from kernels.tree import WHOLE
@@ -75,4 +75,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptible():
+        main(sys.argv[1:])

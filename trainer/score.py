@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.command import Parser, count, fail, output, threads
+from kernels.command import Parser, count, fail, interruptible, output, threads
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.model import ConfigError, Layout, ModelConfig
@@ -116,4 +116,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.command import Parser, count, output, threads
+from kernels.command import Parser, count, interruptible, output, threads
 
 NUMBERS = {
     "kernels.bench": ("--threads",),
@@ -46,3 +46,9 @@ def test_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             parser.parse_args([option, value])
         assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, interruptible():
+        raise KeyboardInterrupt
+    assert end.value.code == 130 and capsys.readouterr().err == "samebit: error: interrupted\n"

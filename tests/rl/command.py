@@ -141,6 +141,10 @@ def nan(problem: object, text: str) -> float:
     return float("nan")
 
 
+def huge(problem: object, text: str) -> float:
+    return -1e308
+
+
 def none(problem: object, text: str) -> None:
     return None
 

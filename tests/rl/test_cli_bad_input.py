@@ -59,6 +59,10 @@ CASES = {
     "reward without function": (("reward=math",), ("reward='math' (module:function)",)),
     "reward that raises": (("reward=tests.rl.command:raises",), ("KeyError", "boom", "problem '", "completion '")),
     "reward of NaN": (("reward=tests.rl.command:nan",), ("nan, not a number", "problem '", "completion '")),
+    "reward that overflows": (
+        ("reward=tests.rl.command:huge",),
+        ("-1e+308, beyond 1e+30", "problem '", "completion '"),
+    ),
     "reward of nothing": (("reward=tests.rl.command:none",), ("TypeError", "completion '")),
     "nothing at the address": (("cluster.address=127.0.0.1:1",), ("cluster.address=127.0.0.1:1", "refused")),
     "too little memory": (("rollout.pages=100000000000",), ("GiB is free", "lower rollout.pages")),

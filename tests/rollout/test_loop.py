@@ -1,5 +1,6 @@
 """The engine's thread: what it tells whom, when a request fails, and when the engine does."""
 
+import os
 import queue
 from collections.abc import Iterator
 from dataclasses import replace
@@ -82,6 +83,19 @@ def test_what_is_released_and_resumed() -> None:
             ranks.turn(News(memory=[order]))
             assert [m.held for m in memory] == held, order
         assert ranks.engine.version == 0 and len(ranks.generate([Request(0, (1,), SamplingParams(2))])) == 1
+
+
+def ends(*_: object) -> None:
+    """The life of a peer that an interrupt ends while it starts."""
+    os._exit(1)
+
+
+def test_a_peer_that_ends_while_it_starts_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the rendezvous rank 0 would wait for minutes, and hear no second interrupt either."""
+    monkeypatch.setattr("rollout.lockstep._follow", ends)
+    monkeypatch.setattr("rollout.lockstep._engine", lambda *_: pytest.fail("the rendezvous began"))
+    with pytest.raises(RankError, match="rank 1 ended while it started"):
+        Lockstep(TINY, CONFIG, 2, 1)
 
 
 def test_no_number_is_no_rank_that_has_gone() -> None:
