@@ -95,14 +95,14 @@ static inline int64_t row_of(const layout *at, int64_t sequence, int64_t positio
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Scores of `count` keys for each row that sees so many; p[r][j], KEYS of them. Few rows are not worth the columns. */
+/* Scores of `count` keys for each row that sees so many; p[r][j], KEYS of them. One row is not worth the columns. */
 static void scores(float *p, const float *const *q, const int64_t *seen, int64_t rows, const float *const *key,
                    int64_t count, int64_t D) {
     float t[D * KEYS];
-    if (rows >= 4) columns(t, key, count, D);
+    if (rows > 1) columns(t, key, count, D);
     for (int64_t r = 0; r < rows; r++) {
         if (seen[r] <= 0) continue;
-        if (rows >= 4) dots(p + r * MAX_KEYS, q[r], t, D);
+        if (rows > 1) dots(p + r * MAX_KEYS, q[r], t, D);
         else for (int64_t j = 0; j < count; j++) p[r * MAX_KEYS + j] = row_dot(q[r], key[j], D);
     }
 }
