@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,11 +26,14 @@ def fail(error: object, code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C is one line, and no traceback."""
+    """Ctrl-C is one line, and no traceback; SIGTERM too ends what was started on the way out."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def count(text: str) -> int:

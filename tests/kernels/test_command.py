@@ -1,7 +1,10 @@
 """Bad arguments of the commands that take long: one line and exit code 2 before any work, and not a result that is lost."""
 
 import importlib
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +51,11 @@ def test_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"argument {option}: " in capsys.readouterr().err
 
 
-def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_is_one_line_and_termination_unwinds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, interruptible():
         raise KeyboardInterrupt
     assert end.value.code == 130 and capsys.readouterr().err == "samebit: error: interrupted\n"
+    with pytest.raises(SystemExit) as end, interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
