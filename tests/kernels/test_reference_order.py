@@ -213,24 +213,31 @@ def test_attention_row(D: int, length: int) -> None:
             same(lse[t, h], end, f"log-sum-exp of query {t} head {h}")
 
 
-def test_attention_gradient() -> None:
-    lengths, D, scale = (6, 1, 9), 16, 0.3
+# Rows of a tile: 64, of keys: 16. Sequences that end inside one; heads of a kv head that a tile cannot hold.
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads"), [((6, 1, 9), 4, 2), ((23, 17), 3, 1), ((16, 33), 1, 1), ((4,), 70, 1)]
+)
+def test_attention_gradient(lengths: tuple[int, ...], heads: int, kv_heads: int) -> None:
+    D, scale, group = 16, 0.3, heads // kv_heads
     tokens, pages = sum(lengths), packed(torch.tensor(lengths), CPU)
-    q, k, v = (normal(tokens, h, D, seed=h + s, octaves=1).requires_grad_() for s, h in ((0, 4), (1, 2), (2, 2)))
-    d_out = normal(tokens, 4, D, seed=9)
+    q, d_out = normal(tokens, heads, D, octaves=1).requires_grad_(), normal(tokens, heads, D, seed=9)
+    k, v = (normal(tokens, kv_heads, D, seed=s, octaves=1).requires_grad_() for s in (3, 4))
     out = attention(q, k, v, pages, scale)
     d_q, d_k, d_v = torch.autograd.grad(out, (q, k, v), d_out)
     Q, K, V, out, G = (t.detach().numpy() for t in (q, k, v, out, d_out))
     fused, first = F4(scale * np.log2(np.e)), 0
     for n in lengths:
         at = slice(first, first + n)
-        for kv in (0, 1):
-            h = slice(2 * kv, 2 * kv + 2)
-            rows = [[oracle.attention_row(Q[first + t, 2 * kv + g], K[at, kv][: t + 1], V[at, kv][: t + 1], fused)[1]
-                     for g in (0, 1)] for t in range(n)]  # fmt: skip
-            expected = oracle.attention_gradient(
-                Q[at, h], K[at, kv], V[at, kv], out[at, h], np.array(rows, F4), G[at, h], scale
-            )
+        for kv in range(kv_heads):
+            h = slice(group * kv, group * (kv + 1))
+            rows = [
+                [oracle.attention_row(Q[first + t, g], K[at, kv][: t + 1], V[at, kv][: t + 1], fused) for t in range(n)]
+                for g in range(heads)[h]
+            ]
+            for g, heads_rows in zip(range(heads)[h], rows, strict=True):
+                same(torch.from_numpy(out[at, g].copy()), np.array([row for row, _ in heads_rows]), f"head {g}")
+            lse = np.array([[end for _, end in heads_rows] for heads_rows in rows], F4).T
+            expected = oracle.attention_gradient(Q[at, h], K[at, kv], V[at, kv], out[at, h], lse, G[at, h], scale)
             for actual, gradient, name in zip((d_q[at, h], d_k[at, kv], d_v[at, kv]), expected, "qkv", strict=True):
                 same(actual, gradient, f"d_{name} of a sequence of {n}, kv head {kv}")
         first += n
