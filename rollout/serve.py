@@ -119,10 +119,8 @@ class ServeConfig:
         if not free:  # the system does not say
             return self.pages or enough
         share = 1.0 if self.pages else _HOST_SHARE
-        fit = (
-            tokens_that_fit(model, limits, self.tp, width, int(share * free) // self.tp - ENGINE_PROCESS)
-            // self.page_size
-        )
+        room = int(share * free) // self.tp - ENGINE_PROCESS
+        fit = tokens_that_fit(model, limits, self.tp, width, room) // self.page_size
         if fit < max(self.pages, 1):
             weights, page = (
                 weights_bytes(model, 1, width) / 2**30,

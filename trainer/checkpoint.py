@@ -114,12 +114,7 @@ def read(folder: Path) -> Checkpoint:
         )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ) as error:  # JSON errors and bytes that are no text are ValueErrors
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON errors, no text: ValueErrors
         raise CheckpointError(f"{path} is no manifest: {type(error).__name__} {error}") from None
 
 

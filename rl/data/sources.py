@@ -115,12 +115,7 @@ def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Sourc
 def _fill(template: str, *groups: str, **fields: str) -> str:
     try:
         return template.format(*groups, **fields)
-    except (
-        LookupError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:  # a template can ask for an attribute, or an item
+    except (LookupError, ValueError, AttributeError, TypeError) as error:  # it may ask for an attribute, or an item
         known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields))
         raise UserError(f"data.prompt={template!r}: {type(error).__name__} {error}; it may use {known}") from None
 
