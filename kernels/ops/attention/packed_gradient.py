@@ -404,7 +404,7 @@ def gradient_kernel(
     ds = gl.allocate_shared_memory(gl.bfloat16, [2, 128, 64], X)
     # arrays of their own: between two uses of one, Triton makes the threads of a warpgroup wait for each other
     arrived = (barriers(1, 1).index(0), barriers(1, 2).index(0), barriers(2, 1), barriers(2, 1))
-    done = barriers(2, 2)
+    done = barriers(2, 2)  # of a step: its q, d_out and d_s may be overwritten, and its part of dq is added
     full0 = barriers(2, 1)
     full1 = barriers(2, 1)
     turn = barriers(2, 1)
