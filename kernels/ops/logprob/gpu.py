@@ -326,8 +326,7 @@ def backward(
     padded = d_logits.shape[1] // leaves
     if _fused(x, head, leaves):
         dx = x.new_empty(rows, n)
-        # In whole waves of tiles, blocks that share a panel stay in step over so long a contraction: 0.88 of cuBLAS, not 0.73.
-        many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded, blocks=128)
+        many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
     else:
         flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
         dx = order.contract(flat, head.T, leaf_bounds(vocab, leaves)).to(x.dtype)

@@ -17,8 +17,6 @@ from kernels.ops.matmul.tuning import TABLE, FewRows, ManyRows, few_rows_plan, p
 
 MOST_STREAMED = 256
 """Rows above which many_rows.py is faster."""
-WIDE = 128 * 256 * 128
-"""Elements of y from which tiles of 128 x 256 keep the multiprocessors busy."""
 
 
 def contract(
@@ -35,8 +33,7 @@ def contract(
     if isinstance(bounds, torch.Tensor):
         if reachable(a.T) and reachable(b.T):
             y = a.new_empty(M, N, dtype=torch.float32)
-            alone = bounds.numel() == 2  # no node has to wait, so there are registers for a wider tile
-            grouped.launch(a.T, b.T, bounds, y, BN=256 if alone and M * N >= WIDE else 128)
+            grouped.launch(a.T, b.T, bounds, y)
             return y.to(out_dtype)
         return order.contract(a, b, bounds.tolist()).to(out_dtype)
     leaves, extent = len(bounds) - 1, bounds[1]

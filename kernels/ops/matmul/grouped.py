@@ -16,6 +16,8 @@ from triton.experimental.gluon import language as gl
 
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
+from kernels.ops.matmul.pace import PERIOD, in_step, leave
 from kernels.ops.matmul.ring import (
     BK,
     accumulator,
@@ -33,6 +35,9 @@ from kernels.ops.matmul.ring import (
     tile_of,
     tile_origin,
 )
+
+WIDE = 128 * 256 * 128
+"""Elements of y from which tiles of 128 x 256 keep the multiprocessors busy."""
 
 
 class Groups(NamedTuple):
@@ -73,23 +78,33 @@ def copy_tails(
 
 
 @gluon.jit
-def producer(ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP: gl.constexpr, L: gl.constexpr):
+def producer(
+    ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP: gl.constexpr, L: gl.constexpr, EVERY: gl.constexpr
+):
     rows = gl.cdiv(M, 128)
     columns = gl.cdiv(N, ring.BN)
     stage = 0
     phase = 1
-    for tile in range(gl.program_id(0), rows * columns, gl.num_programs(0)):
+    tiles = rows * columns
+    blocks = gl.num_programs(0)
+    since = 0
+    target = 0
+    patient = tiles > blocks
+    for tile in range(gl.program_id(0), tiles, blocks):
         row, column = tile_origin(tile, rows, columns, GROUP)
         m0 = row * 128
         n0 = column * ring.BN
+        everyone = tile - gl.program_id(0) + blocks <= tiles
         first = bound(groups.bounds, 0, groups.leaves)
         last = bound(groups.bounds, 1, groups.leaves)
         for j in range(groups.sets * L):
             after = bound(groups.bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
-            tail = (
-                gl.where(first < last, j, groups.leaves) * 64
-            )  # an empty leaf is zeros: TMA gives them past the last tail
-            for k in range(first, gl.maximum(last, first + 1), 64):
+            # an empty leaf is zeros: TMA gives them past the last tail
+            tail = gl.where(first < last, j, groups.leaves) * 64
+            end = gl.maximum(last, first + 1)
+            more = gl.cdiv(end - first, 64)
+            since, target, patient = in_step(pace, everyone, more, since, target, patient, EVERY)
+            for k in range(first, end, 64):
                 reserve(ring, stage, phase)
                 if k + 64 <= last:
                     copy(ring, ad, bd, m0, n0, k, k, stage)
@@ -98,6 +113,7 @@ def producer(ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP: gl.constexpr, 
                 stage, phase = advance(stage, phase, ring.STAGES)
             first = last
             last = after
+    leave(pace)
 
 
 @gluon.jit
@@ -166,6 +182,7 @@ def grouped_kernel(
     b_tails,
     y,
     scratch,
+    pace,
     M,
     N,
     bounds,
@@ -177,6 +194,7 @@ def grouped_kernel(
     GROUP: gl.constexpr,
     L: gl.constexpr,
     MORE: gl.constexpr,
+    EVERY: gl.constexpr,
 ):
     groups = Groups(bounds, leaves, sets, levels)
     ring = allocate(ad, bd, BN, STAGES, True, True)
@@ -186,7 +204,7 @@ def grouped_kernel(
         [
             (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE)),
             (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE)),
-            (producer, (ring, ad, bd, a_tails, b_tails, groups, M, N, GROUP, L)),
+            (producer, (ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP, L, EVERY)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -209,18 +227,20 @@ def launch(
     bounds: torch.Tensor,
     y: torch.Tensor,
     *,
-    BN: int = 128,
+    BN: int | None = None,
     group: int = 8,
     most: int = 8,
     depth: int | None = None,
     blocks: int = 132,
+    period: int = PERIOD,
     warmup: bool = False,
 ):  # type: ignore[no-untyped-def]
     """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
-    grid = (min(blocks, rows * cdiv(N, BN)),)
     leaves = bounds.numel() - 1
+    BN = BN or (256 if leaves == 1 and M * N >= WIDE else 128)  # of one leaf no node waits: registers for a wider tile
+    grid = (min(blocks, rows * cdiv(N, BN)),)
     L = min(most, next_power_of_2(leaves))
     sets = cdiv(leaves, L)
     levels = sets.bit_length()
@@ -239,6 +259,7 @@ def launch(
         descriptor(b_tails, BN, True),
         y,
         scratch,
+        counters(a.device, 2),
         M,
         N,
         bounds,
@@ -246,10 +267,11 @@ def launch(
         sets,
         levels,
         BN,
-        depth or min(4, stages(L, BN, False)),
+        depth or min(6, stages(L, BN, False)),
         group,
         L,
         sets > 1,
+        period,
         warmup=warmup,
         num_warps=4,
     )

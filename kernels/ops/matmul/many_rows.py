@@ -16,6 +16,8 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from kernels.gpu.launch import boxes, cdiv
 from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
+from kernels.ops.matmul.pace import PERIOD, in_step, leave
 from kernels.ops.matmul.ring import (
     accumulator,
     allocate,
@@ -28,9 +30,6 @@ from kernels.ops.matmul.ring import (
     subtree,
     tile_origin,
 )
-
-DEEP = 2048
-"""Rows up to which as many stages as fit are best. A fifth costs 3 to 19% at 8,192 rows (README.md), and gains 7% at 256."""
 
 
 class Vocabulary(NamedTuple):
@@ -69,13 +68,23 @@ def tile_at(tile, shape, GROUP: gl.constexpr, BN: gl.constexpr, PARTS: gl.conste
 
 
 @gluon.jit
-def producer(ring, ad, bd, shape, GROUP: gl.constexpr, LEAVES: gl.constexpr, PARTS: gl.constexpr):
+def producer(
+    ring, ad, bd, pace, shape, GROUP: gl.constexpr, LEAVES: gl.constexpr, PARTS: gl.constexpr, EVERY: gl.constexpr
+):
     stage = 0
     phase = 1
-    for tile in range(gl.program_id(0), gl.cdiv(shape.M, 128) * shape.columns, gl.num_programs(0)):
+    tiles = gl.cdiv(shape.M, 128) * shape.columns
+    blocks = gl.num_programs(0)
+    since = 0
+    target = 0
+    patient = tiles > blocks
+    for tile in range(gl.program_id(0), tiles, blocks):
         m0, column, n0, end = tile_at(tile, shape, GROUP, ring.BN, PARTS)
+        everyone = tile - gl.program_id(0) + blocks <= tiles
         for j in range(LEAVES):
+            since, target, patient = in_step(pace, everyone, shape.apart // 64, since, target, patient, EVERY)
             stage, phase = fill(ring, ad, bd, m0, n0, j * shape.apart, j * shape.extent, shape.apart, stage, phase)
+    leave(pace)
 
 
 @gluon.jit
@@ -155,6 +164,7 @@ def tree_kernel(
     bd,
     yd,
     y,
+    pace,
     vocabulary,
     M,
     N,
@@ -170,6 +180,7 @@ def tree_kernel(
     A_MN: gl.constexpr,
     B_MN: gl.constexpr,
     EPILOGUE: gl.constexpr,
+    EVERY: gl.constexpr,
 ):
     OUT: gl.constexpr = box_layout(64, BN)
     shape = Shape(M, N, columns, part, part_tiles, extent, apart)
@@ -186,7 +197,7 @@ def tree_kernel(
         [
             (consumer, (ring, ring.a0, park0, o0, yd, y, vocabulary, shape, 0, GROUP, LEAVES, EPILOGUE)),
             (consumer, (ring, ring.a1, park1, o1, yd, y, vocabulary, shape, 64, GROUP, LEAVES, EPILOGUE)),
-            (producer, (ring, ad, bd, shape, GROUP, LEAVES, EPILOGUE > 0)),
+            (producer, (ring, ad, bd, pace, shape, GROUP, LEAVES, EPILOGUE > 0, EVERY)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -214,6 +225,7 @@ def launch(
     apart: int | None = None,
     depth: int | None = None,
     blocks: int = 132,
+    period: int = PERIOD,
     warmup: bool = False,
 ):  # type: ignore[no-untyped-def]
     """a [M, K] (or, `a_mn`, [K, M]) and b [N, K] (or [K, N]) bf16 -> y [M, N]; or an epilogue over `parts` equal parts of N.
@@ -230,6 +242,7 @@ def launch(
         descriptor(b, BN, b_mn),
         boxes(y, 64, BN) if y.dtype == torch.bfloat16 else y,
         y,
+        counters(a.device, 2),
         vocabulary or Vocabulary(y, y, y, y),
         M,
         N,
@@ -239,12 +252,13 @@ def launch(
         extent,
         apart or extent,
         BN,
-        depth or min(stages(leaves, BN), 4 if M > DEEP else 8),
+        depth or min(8, stages(leaves, BN)),
         group,
         leaves,
         a_mn,
         b_mn,
         epilogue,
+        period,
         warmup=warmup,
         num_warps=4,
         **({"enable_fp_fusion": False} if epilogue else {}),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels.gpu.workspace import counters
 from kernels.ops.matmul import few_rows, gpu, grouped, many_rows, matmul, order, tuning, weight_stream
 from kernels.tree import fold, leaf_bounds
 from tests.bits import assert_same_bits
@@ -173,6 +174,44 @@ def test_weight_gradient(ends):
         y = torch.full_like(got, torch.nan)
         grouped.launch(dy, x, bounds, y, **plan)
         assert_same_bits(y, want, f"{ends}, {plan}")
+
+
+def test_blocks_in_step():
+    """Waiting for each other decides no bit, whether all blocks run at once or (132 fit) some wait in vain for the rest, and
+    the counters are zero again."""
+    leaves, never = 8, 1 << 30
+    plans = [{"period": p, "blocks": b} for p in (1, 5, never) for b in (7, 132, 200)]
+    x, w = operands(1000, 4096, 1024)
+    want, y = reference(x, w, leaves), torch.empty(1000, 4096, device="cuda", dtype=bf16)
+    for plan in plans:
+        many_rows.launch(x, w, y.fill_(torch.nan), 1000, 4096, leaves, **plan)
+        assert_same_bits(y, want, f"{plan}")
+    dy, x = torch.randn(500, 2048, device="cuda").to(bf16), torch.randn(500, 2048, device="cuda").to(bf16)
+    for ends in ([500], [100, 171, 171, 300, 500], [17 * i for i in range(1, 29)] + [500]):
+        bounds = torch.tensor([0, *ends], device="cuda")
+        want, y = order.contract(dy.T, x.T, bounds.tolist()), torch.empty(2048, 2048, device="cuda")
+        for plan in plans:
+            grouped.launch(dy, x, bounds, y.fill_(torch.nan), **plan)
+            assert_same_bits(y, want, f"{ends}, {plan}")
+    assert not counters(x.device, 2).any()
+
+
+def test_two_streams_share_the_card():
+    """Each holds multiprocessors that the other's blocks wait for."""
+    x, w = operands(4000, 4096, 4096)
+    want = reference(x, w, 8)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    out = [torch.full_like(want, torch.nan) for _ in range(8)]
+    torch.cuda.synchronize()
+    for i, y in enumerate(out):
+        with torch.cuda.stream(streams[i % 2]):
+            many_rows.launch(x, w, y, 4000, 4096, 8, period=8)
+    torch.cuda.synchronize()
+    for i, y in enumerate(out):
+        assert_same_bits(y, want, f"launch {i}")
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            assert not counters(x.device, 2).any()
 
 
 def test_weight_gradient_of_a_window():
