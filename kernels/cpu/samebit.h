@@ -61,6 +61,12 @@ static inline void lanes_store(float *p, lanes v) { vst1q_f32(p, v); }
 static inline lanes lanes_fill(float v) { return vdupq_n_f32(v); }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return vfmaq_f32(c, a, b); }
 static inline lanes lanes_add(lanes a, lanes b) { return vaddq_f32(a, b); }
+static inline void lanes_transpose(lanes *v) {
+    float32x4x2_t a = vtrnq_f32(v[0], v[1]), b = vtrnq_f32(v[2], v[3]);
+    for (int i = 0; i < 2; i++)
+        v[i] = vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i])),
+        v[2 + i] = vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i]));
+}
 #else /* right on any C11 machine, and slow where fmaf is a library call */
 #define WIDTH 1
 typedef float lanes;
@@ -69,6 +75,7 @@ static inline void lanes_store(float *p, lanes v) { *p = v; }
 static inline lanes lanes_fill(float v) { return v; }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return fmaf(a, b, c); }
 static inline lanes lanes_add(lanes a, lanes b) { return a + b; }
+static inline void lanes_transpose(lanes *v) { (void)v; }
 #endif
 
 #if defined(_OPENMP)
@@ -84,14 +91,12 @@ static inline int64_t thread_id(void) { return 0; }
 /* to[k * step + i] = rows[i][k] for WIDTH rows, k < n; zeros where there are fewer rows. */
 static inline void to_columns(float *to, int64_t step, const float *const *rows, int64_t count, int64_t n) {
     int64_t k = 0;
-#if WIDTH > 4
     for (; k + WIDTH <= n; k += WIDTH) {
         lanes v[WIDTH];
         for (int i = 0; i < WIDTH; i++) v[i] = i < count ? lanes_load(rows[i] + k) : lanes_fill(0.0f);
         lanes_transpose(v);
         for (int i = 0; i < WIDTH; i++) lanes_store(to + (k + i) * step, v[i]);
     }
-#endif
     for (; k < n; k++)
         for (int i = 0; i < WIDTH; i++) to[k * step + i] = i < count ? rows[i][k] : 0.0f;
 }

@@ -12,14 +12,28 @@
  */
 #include "samebit.h"
 #define PARALLEL_TILES _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")
-enum { MAX_KEYS = 128, KEYS = 16, ROWS = 64, STRIP = 8 };
+enum { MAX_KEYS = 128, KEYS = 16, ROWS = 64, STRIP = 8, FEW = 4 };
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* KEYS rows as columns, t[i][j] = rows[j][i]; zeros where there are fewer. */
 static void columns(float *t, const float *const *rows, int64_t count, int64_t D) {
     for (int j = 0; j < KEYS; j += WIDTH) to_columns(t + j, KEYS, rows + j, count - j, D);
 }
 
-/* out[j] = row_dot(a, column j of t): lane i mod 16 of the row order in v[i mod 16], for WIDTH columns at once. */
+/* v[i] is lane i of WIDTH sums in row order: the sums. */
+INLINE lanes folded(lanes *v) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) v[i] = lanes_add(v[i], v[i + 8]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) v[i] = lanes_add(v[i], v[i + 4]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) v[i] = lanes_add(v[i], v[i + 2]);
+    return lanes_add(v[0], v[1]);
+}
+
+/* out[j] = row_dot(a, column j of t), WIDTH columns at once. */
 static void dots(float *out, const float *a, const float *t, int64_t D) {
     for (int from = 0; from < KEYS; from += WIDTH) {
         lanes v[ROW_LANES];
@@ -29,56 +43,84 @@ static void dots(float *out, const float *a, const float *t, int64_t D) {
 #pragma GCC unroll 16
             for (int i = 0; i < ROW_LANES; i++)
                 v[i] = lanes_fma(lanes_fill(a[first + i]), lanes_load(t + (first + i) * KEYS + from), v[i]);
-#pragma GCC unroll 4
-        for (int w = ROW_LANES / 2; w; w /= 2)
-#pragma GCC unroll 8
-            for (int i = 0; i < w; i++) v[i] = lanes_add(v[i], v[i + w]);
-        lanes_store(out + from, v[0]);
+        lanes_store(out + from, folded(v));
+    }
+}
+
+/* out[j] = row_dot(a, rows[j]) for `count` of KEYS rows, without their columns. */
+static void few_dots(float *out, const float *a, const float *const *rows, int64_t count, int64_t D) {
+    for (int from = 0; from < count; from += WIDTH) {
+        lanes v[ROW_LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < ROW_LANES; i++) v[i] = lanes_fill(0.0f);
+        for (int64_t first = 0; first < D; first += ROW_LANES)
+#pragma GCC unroll 16
+            for (int i = 0; i < ROW_LANES; i++) { /* part i / WIDTH of row i % WIDTH */
+                const float *row = rows[from + i % WIDTH < count ? from + i % WIDTH : 0] + first + i / WIDTH * WIDTH;
+                v[i] = lanes_fma(lanes_load(a + first + i / WIDTH * WIDTH), lanes_load(row), v[i]);
+            }
+#pragma GCC unroll 2
+        for (int i = 0; i < ROW_LANES; i += WIDTH) lanes_transpose(v + i);
+        lanes_store(out + from, folded(v));
     }
 }
 
 typedef struct { int64_t from, to; } range;
 
-/* `n` sums and WIDTH columns of `add_products`, with one range. */
-INLINE void strip(float *sum, int64_t sum_step, const int n, const float *x, int64_t x_step, const float *w, int64_t w_sum,
-                  int64_t w_step, range at) {
-    lanes v[STRIP];
+/* `n` sums and c * WIDTH columns of `add_products`, with one range. */
+INLINE void strip(float *sum, int64_t sum_step, const int n, const int c, const float *x, int64_t x_step, const float *w,
+                  int64_t w_sum, int64_t w_step, range at) {
+    lanes v[STRIP], y[STRIP];
 #pragma GCC unroll 8
-    for (int s = 0; s < n; s++) v[s] = lanes_load(sum + s * sum_step);
+    for (int t = 0; t < n * c; t++) v[t] = lanes_load(sum + t / c * sum_step + t % c * WIDTH);
     for (int64_t i = at.from; i < at.to; i++) {
-        lanes c = lanes_load(x + i * x_step);
 #pragma GCC unroll 8
-        for (int s = 0; s < n; s++) v[s] = lanes_fma(lanes_fill(w[s * w_sum + i * w_step]), c, v[s]);
+        for (int k = 0; k < c; k++) y[k] = lanes_load(x + i * x_step + k * WIDTH);
+#pragma GCC unroll 8
+        for (int t = 0; t < n * c; t++) v[t] = lanes_fma(lanes_fill(w[t / c * w_sum + i * w_step]), y[t % c], v[t]);
     }
 #pragma GCC unroll 8
-    for (int s = 0; s < n; s++) lanes_store(sum + s * sum_step, v[s]);
+    for (int t = 0; t < n * c; t++) lanes_store(sum + t / c * sum_step + t % c * WIDTH, v[t]);
+}
+
+/* `n` sums of `add_products`, with one range: the fewer they are, the more columns go on together. */
+INLINE void strips(float *sum, int64_t sum_step, const int n, const float *x, int64_t x_step, const float *w, int64_t w_sum,
+                   int64_t w_step, range at, int64_t D) {
+    int64_t d = 0;
+#define STRIPS(c)                                \
+    for (; d + (c) * WIDTH <= D; d += (c) * WIDTH) \
+    strip(sum + d, sum_step, n, c, x + d, x_step, w, w_sum, w_step, at)
+    if (n <= 1) STRIPS(8);
+    if (n <= 2) STRIPS(4);
+    if (n <= 4) STRIPS(2);
+    STRIPS(1);
+#undef STRIPS
+}
+
+static void alone(float *sum, const float *x, int64_t x_step, const float *w, int64_t w_step, range at, int64_t D) {
+    strips(sum, 0, 1, x, x_step, w, 0, w_step, at, D);
 }
 
 /* sum[s][d] = one fma chain over its range of i, ascending, of w[s][i] x[i][d]. Sums go on together where their ranges do. */
 static void add_products(float *sum, int64_t sum_step, int64_t sums, const float *x, int64_t x_step, const float *w,
                          int64_t w_sum, int64_t w_step, const range *at, int64_t D) {
-    for (int64_t s0 = 0; s0 < sums; s0 += STRIP) {
-        int64_t s1 = s0 + STRIP < sums ? s0 + STRIP : sums;
-        range all = {INT64_MAX, INT64_MAX}; /* what a whole strip has in common */
-        if (s1 - s0 == STRIP) {
-            all.from = 0;
-            for (int64_t s = s0; s < s1; s++) {
-                all.from = at[s].from > all.from ? at[s].from : all.from;
-                all.to = at[s].to < all.to ? at[s].to : all.to;
-            }
+    for (int64_t s = 0, n; s < sums; s += n, sum += n * sum_step, w += n * w_sum, at += n) {
+        range all = at[0]; /* what they have in common */
+        for (n = STRIP; n > sums - s; n /= 2) {}
+        for (int64_t i = 1; i < n; i++) all.from = most(all.from, at[i].from), all.to = least(all.to, at[i].to);
+        if (all.from >= all.to) all.from = all.to = INT64_MAX;
+        for (int64_t i = 0; i < n; i++) {
+            range first = {at[i].from, least(at[i].to, all.from)};
+            if (first.from < first.to) alone(sum + i * sum_step, x, x_step, w + i * w_sum, w_step, first, D);
         }
-        int together = all.from < all.to;
-        for (int64_t d = 0; d < D; d += WIDTH) {
-            for (int64_t s = s0; s < s1; s++) {
-                range alone = {at[s].from, together ? all.from : at[s].to};
-                if (alone.from < alone.to) strip(sum + s * sum_step + d, 0, 1, x + d, x_step, w + s * w_sum, 0, w_step, alone);
-            }
-            if (!together) continue;
-            strip(sum + s0 * sum_step + d, sum_step, STRIP, x + d, x_step, w + s0 * w_sum, w_sum, w_step, all);
-            for (int64_t s = s0; s < s1; s++)
-                if (all.to < at[s].to)
-                    strip(sum + s * sum_step + d, 0, 1, x + d, x_step, w + s * w_sum, 0, w_step, (range){all.to, at[s].to});
-        }
+        if (all.from == INT64_MAX) continue;
+        if (n == 8) strips(sum, sum_step, 8, x, x_step, w, w_sum, w_step, all, D);
+        else if (n == 4) strips(sum, sum_step, 4, x, x_step, w, w_sum, w_step, all, D);
+        else if (n == 2) strips(sum, sum_step, 2, x, x_step, w, w_sum, w_step, all, D);
+        else alone(sum, x, x_step, w, w_step, all, D);
+        for (int64_t i = 0; i < n; i++)
+            if (all.to < at[i].to)
+                alone(sum + i * sum_step, x, x_step, w + i * w_sum, w_step, (range){all.to, at[i].to}, D);
     }
 }
 
@@ -89,21 +131,28 @@ typedef struct {
     float scale; /* softmax scale * log2 e */
 } layout;
 
-static inline int64_t row_of(const layout *at, int64_t sequence, int64_t position) {
-    return at->table[sequence * at->table_width + position / at->page_size] * at->page_size + position % at->page_size;
+/* key[j]: the key of kv head `kv` at position first + j. A page is looked up once. */
+static void find_keys(const layout *at, const float **key, const float *keys, int64_t sequence, int64_t kv, int64_t first,
+                      int64_t count) {
+    const int64_t stride = at->kv_heads * at->head_dim;
+    for (int64_t j = 0; j < count;) {
+        const int64_t page = (first + j) / at->page_size, within = first + j - page * at->page_size;
+        const int64_t row = at->table[sequence * at->table_width + page] * at->page_size + within;
+        const int64_t end = least(count, j + at->page_size - within);
+        const float *k = keys + row * stride + kv * at->head_dim;
+        for (; j < end; j++, k += stride) key[j] = k;
+    }
 }
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Scores of `count` keys for each row that sees so many; p[r][j], KEYS of them. One row is not worth the columns. */
+/* Scores of `count` keys for each row that sees so many; p[r][j], KEYS of them. Few rows are not worth the columns. */
 static void scores(float *p, const float *const *q, const int64_t *seen, int64_t rows, const float *const *key,
                    int64_t count, int64_t D) {
     float t[D * KEYS];
-    if (rows > 1) columns(t, key, count, D);
+    if (rows > FEW) columns(t, key, count, D);
     for (int64_t r = 0; r < rows; r++) {
         if (seen[r] <= 0) continue;
-        if (rows > 1) dots(p + r * MAX_KEYS, q[r], t, D);
-        else for (int64_t j = 0; j < count; j++) p[r * MAX_KEYS + j] = row_dot(q[r], key[j], D);
+        if (rows > FEW) dots(p + r * MAX_KEYS, q[r], t, D);
+        else few_dots(p + r * MAX_KEYS, q[r], key, count, D);
     }
 }
 
@@ -121,6 +170,11 @@ static void soften(const layout *at, float *p, int64_t count, float *m, float *l
     memcpy(folded, p, sizeof(float) * (size_t)at->key_block);
     *l = fmaf(*l, shrink, fold_lanes(folded, (int)at->key_block));
     *m = top;
+}
+
+/* Of what will be read soon. Other heads lie between the keys of one, so the hardware does not foresee it. */
+static inline void fetch(const float *x, int64_t D) {
+    for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(x + d);
 }
 
 /* A tile: the rows of `tokens` tokens of a sequence and of `heads` heads that share a kv head, at most ROWS. */
@@ -146,8 +200,12 @@ static void attend(const layout *at, int64_t token, int64_t tokens, int64_t head
             const int64_t width = least(at->key_block, split_end - first);
             const float *key[MAX_KEYS];
             int64_t seen[ROWS];
-            for (int64_t j = 0; j < width; j++) key[j] = keys + row_of(at, sequence, first + j) * stride + kv * D;
+            find_keys(at, key, keys, sequence, kv, first, width);
             for (int64_t j = 0; j < width; j += KEYS) {
+                for (int64_t i = j; rows <= FEW && i < least(j + KEYS, width); i++) {
+                    fetch(values + (key[i] - keys), D);
+                    if (i + KEYS < width) fetch(key[i + KEYS], D);
+                }
                 for (int64_t r = 0; r < rows; r++) seen[r] = n[r] - first - j;
                 scores(p + j, query, seen, rows, key + j, least(KEYS, width - j), D);
             }
@@ -157,10 +215,14 @@ static void attend(const layout *at, int64_t token, int64_t tokens, int64_t head
             }
             for (int64_t j = 0; j < width; j += KEYS) {
                 range visible[ROWS];
-                for (int64_t i = j; i < least(j + KEYS, width); i++)
+                const int64_t end = least(j + KEYS, width);
+                int copy = rows > FEW; /* many rows read them often, and from a large stride they would evict each other */
+                for (int64_t i = j + 1; i < end; i++) copy |= key[i] - key[i - 1] != stride;
+                for (int64_t i = j; copy && i < end; i++)
                     memcpy(v + (i - j) * D, values + (key[i] - keys), sizeof(float) * (size_t)D);
                 for (int64_t r = 0; r < rows; r++) visible[r] = (range){0, least(KEYS, seen[r] - j)};
-                add_products(o, D, rows, v, D, p + j, MAX_KEYS, 1, visible, D);
+                const float *x = copy ? v : values + (key[j] - keys);
+                add_products(o, D, rows, x, copy ? D : stride, p + j, MAX_KEYS, 1, visible, D);
             }
         }
         for (int64_t r = 0; r < rows; r++) {
@@ -185,14 +247,16 @@ void attention(const float *q, const float *keys, const float *values, const int
                int64_t threads) {
     layout at = {table, sequence, position, table_width, page_size, heads, kv_heads, head_dim, key_block, key_split, scale};
     const int64_t group = heads / kv_heads, most_heads = least(group, ROWS), parts = (group + most_heads - 1) / most_heads;
-    const int64_t piece = most(1, least(ROWS / most_heads, tokens * kv_heads / (4 * threads))); /* work for every thread */
-    const int64_t pieces = (tokens + piece - 1) / piece;
-    PARALLEL_TILES
+    int64_t longest = 1; /* run of tokens of one sequence */
+    for (int64_t t = 1, run = 1; t < tokens; t++) longest = most(longest, run = sequence[t] == sequence[t - 1] ? run + 1 : 1);
+    const int64_t work = most(1, tokens * kv_heads / (4 * threads)); /* for every thread */
+    const int64_t piece = least(least(ROWS / most_heads, longest), work), pieces = (tokens + piece - 1) / piece;
+    PARALLEL_TILES /* heads of a token one after the other, as their keys lie side by side */
     for (int64_t task = 0; task < pieces * kv_heads * parts; task++) {
-        const int64_t share = task / pieces, head = share / parts * group + share % parts * most_heads;
+        const int64_t share = task % (kv_heads * parts), head = share / parts * group + share % parts * most_heads;
         const int64_t count = least(most_heads, (share / parts + 1) * group - head);
-        const int64_t end = least((task % pieces + 1) * piece, tokens);
-        for (int64_t t = task % pieces * piece, same; t < end; t += same) {
+        const int64_t begin = task / (kv_heads * parts) * piece, end = least(begin + piece, tokens);
+        for (int64_t t = begin, same; t < end; t += same) {
             for (same = 1; t + same < end && sequence[t + same] == sequence[t];) same++;
             attend(&at, t, same, head, count, q, keys, values, out, lse);
         }
