@@ -19,8 +19,13 @@ MOST_THREADS = 512
 """Of one process. The system ends a process that asks for many more in a way that no message explains."""
 
 
+def report(error: object) -> None:
+    """In one line, whose spaces (of a path, say) stay."""
+    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+
+
 def fail(error: object, code: int) -> NoReturn:
-    print("samebit: error:", " ".join(str(error).split()), file=sys.stderr)
+    report(error)
     sys.exit(code)
 
 

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from kernels.command import fail
 from rl.align import AlignmentError
 from rl.compose import CONFIGS, check, for_hydra, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
@@ -34,9 +35,9 @@ def main() -> None:
         else:
             runs = overrides
     except BAD_INPUT as error:
-        _fail(error, 2)
+        fail(error, 2)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        fail("interrupted", 130)
     if runs is not None:
         sys.argv[1:] = [*flags, *runs]
         _hydra_main()
@@ -84,22 +85,22 @@ def _hydra_main(composed: DictConfig) -> None:
         summary = run(config, console)
     except FinishedError as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            _fail(error, 2)
+            fail(error, 2)
         console.print(f"out_dir={composed.out_dir} is finished", soft_wrap=True)
         return
     except BAD_INPUT as error:
-        _fail(error, 2)
+        fail(error, 2)
     except (RunError, AlignmentError) as error:
-        _fail(error, 1)
+        fail(error, 1)
     except OSError as error:
         if error.errno not in _DISK and not _within(error.filename, composed.out_dir):
             raise
         name = f" ({error.filename})" if error.filename else ""
         hint = "make room and give the same command again" if error.errno in _DISK else "make it writable"
-        _fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
+        fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
     except KeyboardInterrupt:
         begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
-        _fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
+        fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
     if summary:
         before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
@@ -111,11 +112,6 @@ def _hydra_main(composed: DictConfig) -> None:
 
 def _within(name: object, folder: str) -> bool:
     return isinstance(name, str) and Path(name).absolute().is_relative_to(Path(folder).absolute())
-
-
-def _fail(error: object, code: int) -> None:
-    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

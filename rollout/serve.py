@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kernels.command import MOST_THREADS
+from kernels.command import MOST_THREADS, fail, report
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.model import ConfigError, ModelConfig
@@ -143,11 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse(ServeConfig, argv)
         code = serve(config)
     except BAD_INPUT as error:
-        _fail(error, 2)
+        fail(error, 2)
     except RankError as error:
-        _fail(error, 1)
+        fail(error, 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        fail("interrupted", 130)
     sys.exit(code)
 
 
@@ -219,7 +219,7 @@ async def _until_told(server: Any, service: Any, listener: socket.socket, config
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(serving, 10)
     if service.loop.failure is not None:
-        print("samebit: error: the engine failed:", " ".join(str(service.loop.failure).split()), file=sys.stderr)
+        report(f"the engine failed: {service.loop.failure}")
         return 1
     _say("all requests are done")
     return 0
@@ -265,11 +265,6 @@ def _progress() -> Any:
 
 def _say(text: str) -> None:
     print(f"samebit: {text}", flush=True)
-
-
-def _fail(error: object, code: int) -> None:
-    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

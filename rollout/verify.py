@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernels.command import Parser, count, interruptible, output, threads
+from kernels.command import Parser, count, interruptible, output, report, threads
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -294,19 +294,16 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
         verification = Verification(source, asked.trials, asked.new, asked.threads, device)
         rows = run(verification, MODES if asked.mode == "all" else [asked.mode], console)
     except (*BAD_INPUT, OSError) as error:
-        return _failed(error, 2)
+        report(error)
+        return 2
     except (VerifyError, RankError, RunnerError) as error:
-        return _failed(error, 1)
+        report(error)
+        return 1
     if asked.json:
         asked.json.write_text(json.dumps({"model": source.name, "rows": [r.json() for r in rows]}, indent=2) + "\n")
     held = sum(row.holds for row in rows)
     console.print(f"{held} of {len(rows)} hold" + ("" if held == len(rows) else ": NOT the same bits"))
     return 0 if held == len(rows) else 1
-
-
-def _failed(error: Exception, code: int) -> int:
-    print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

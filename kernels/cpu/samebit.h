@@ -10,47 +10,39 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
+#if defined(__AVX512F__)
 #define WIDTH 16
 typedef __m512 lanes;
-static inline lanes lanes_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void lanes_store(float *p, lanes v) { _mm512_storeu_ps(p, v); }
-static inline lanes lanes_fill(float v) { return _mm512_set1_ps(v); }
-static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
-static inline lanes lanes_add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
-#define PAIR(op, a, b) _mm512_castpd_ps(_mm512_##op##_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+#define MM(op) _mm512_##op
+#else
+#define WIDTH 8
+typedef __m256 lanes;
+#define MM(op) _mm256_##op
+#endif
+#define PAIR(op, a, b) MM(castpd_ps)(MM(op)(MM(castps_pd)(a), MM(castps_pd)(b)))
+static inline lanes lanes_load(const float *p) { return MM(loadu_ps)(p); }
+static inline void lanes_store(float *p, lanes v) { MM(storeu_ps)(p, v); }
+static inline lanes lanes_fill(float v) { return MM(set1_ps)(v); }
+static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return MM(fmadd_ps)(a, b, c); }
+static inline lanes lanes_add(lanes a, lanes b) { return MM(add_ps)(a, b); }
 static inline void lanes_transpose(lanes *v) {
-    lanes a[16], b[16];
-    for (int i = 0; i < 16; i += 2) a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
-    for (int i = 0; i < 16; i += 4) /* quarter q of b[i + c]: column 4 q + c of rows i .. i + 3 */
+    lanes a[WIDTH], b[WIDTH];
+    for (int i = 0; i < WIDTH; i += 2) a[i] = MM(unpacklo_ps)(v[i], v[i + 1]), a[i + 1] = MM(unpackhi_ps)(v[i], v[i + 1]);
+    for (int i = 0; i < WIDTH; i += 4) /* part q, of 4 lanes, of b[i + c]: column 4 q + c of rows i .. i + 3 */
         for (int c = 0; c < 4; c += 2)
-            b[i + c] = PAIR(unpacklo, a[i + c / 2], a[i + 2 + c / 2]), b[i + c + 1] = PAIR(unpackhi, a[i + c / 2], a[i + 2 + c / 2]);
+            b[i + c] = PAIR(unpacklo_pd, a[i + c / 2], a[i + 2 + c / 2]), b[i + c + 1] = PAIR(unpackhi_pd, a[i + c / 2], a[i + 2 + c / 2]);
     for (int c = 0; c < 4; c++) {
+#if WIDTH == 16
         lanes low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x44), high = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xee);
         lanes low_ = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x44), high_ = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xee);
         v[c] = _mm512_shuffle_f32x4(low, low_, 0x88), v[4 + c] = _mm512_shuffle_f32x4(low, low_, 0xdd);
         v[8 + c] = _mm512_shuffle_f32x4(high, high_, 0x88), v[12 + c] = _mm512_shuffle_f32x4(high, high_, 0xdd);
-    }
-}
-#elif defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#define WIDTH 8
-typedef __m256 lanes;
-static inline lanes lanes_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline void lanes_store(float *p, lanes v) { _mm256_storeu_ps(p, v); }
-static inline lanes lanes_fill(float v) { return _mm256_set1_ps(v); }
-static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm256_fmadd_ps(a, b, c); }
-static inline lanes lanes_add(lanes a, lanes b) { return _mm256_add_ps(a, b); }
-#define PAIR(op, a, b) _mm256_castpd_ps(_mm256_##op##_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
-static inline void lanes_transpose(lanes *v) {
-    lanes a[8], b[8];
-    for (int i = 0; i < 8; i += 2) a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-    for (int i = 0; i < 8; i += 4) /* half h of b[i + c]: column 4 h + c of rows i .. i + 3 */
-        for (int c = 0; c < 4; c += 2)
-            b[i + c] = PAIR(unpacklo, a[i + c / 2], a[i + 2 + c / 2]), b[i + c + 1] = PAIR(unpackhi, a[i + c / 2], a[i + 2 + c / 2]);
-    for (int c = 0; c < 4; c++)
+#else
         v[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20), v[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+#endif
+    }
 }
 #elif defined(__aarch64__)
 #include <arm_neon.h>

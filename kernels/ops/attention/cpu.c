@@ -202,12 +202,13 @@ static void attend(const layout *at, int64_t token, int64_t tokens, int64_t head
             int64_t seen[ROWS];
             find_keys(at, key, keys, sequence, kv, first, width);
             for (int64_t j = 0; j < width; j += KEYS) {
-                for (int64_t i = j; rows <= FEW && i < least(j + KEYS, width); i++) {
+                const int64_t end = least(j + KEYS, width);
+                for (int64_t i = j; rows <= FEW && i < end; i++) {
                     fetch(values + (key[i] - keys), D);
                     if (i + KEYS < width) fetch(key[i + KEYS], D);
                 }
                 for (int64_t r = 0; r < rows; r++) seen[r] = n[r] - first - j;
-                scores(p + j, query, seen, rows, key + j, least(KEYS, width - j), D);
+                scores(p + j, query, seen, rows, key + j, end - j, D);
             }
             for (int64_t r = 0; r < rows; r++) {
                 seen[r] = most(0, least(width, n[r] - first));
@@ -279,6 +280,7 @@ void attention_backward(const float *q, const float *keys, const float *values, 
         float qs[ROWS * D], go[ROWS * D], gq[ROWS * D], delta[ROWS], e[ROWS], kt[D * KEYS], vt[D * KEYS];
         float p[ROWS * KEYS], ds[ROWS * KEYS];
         range at[ROWS];
+        int64_t row[ROWS]; /* of q, and of all that is shaped like it */
         for (int64_t t = 0; t < tokens; t++) {
             memset(d_k + base + t * stride, 0, sizeof(float) * (size_t)D);
             memset(d_v + base + t * stride, 0, sizeof(float) * (size_t)D);
@@ -286,10 +288,10 @@ void attention_backward(const float *q, const float *keys, const float *values, 
         for (int64_t first = 0; first < tokens * group; first += ROWS) {
             const int64_t rows = least(ROWS, tokens * group - first);
             for (int64_t r = 0; r < rows; r++) {
-                int64_t row = (begin + (first + r) / group) * heads + kv * group + (first + r) % group;
-                memcpy(qs + r * D, q + row * D, sizeof(float) * (size_t)D);
-                memcpy(go + r * D, d_out + row * D, sizeof(float) * (size_t)D);
-                delta[r] = row_dot(out + row * D, go + r * D, D), e[r] = lse[row];
+                row[r] = (begin + (first + r) / group) * heads + kv * group + (first + r) % group;
+                memcpy(qs + r * D, q + row[r] * D, sizeof(float) * (size_t)D);
+                memcpy(go + r * D, d_out + row[r] * D, sizeof(float) * (size_t)D);
+                delta[r] = row_dot(out + row[r] * D, go + r * D, D), e[r] = lse[row[r]];
             }
             memset(gq, 0, sizeof(float) * (size_t)(rows * D));
             for (int64_t j0 = 0; j0 <= (first + rows - 1) / group; j0 += KEYS) {
@@ -312,10 +314,7 @@ void attention_backward(const float *q, const float *keys, const float *values, 
                 add_products(d_k + from, stride, count, qs, D, ds, 1, KEYS, at, D);
                 add_products(d_v + from, stride, count, go, D, p, 1, KEYS, at, D);
             }
-            for (int64_t r = 0; r < rows; r++) {
-                int64_t row = (begin + (first + r) / group) * heads + kv * group + (first + r) % group;
-                memcpy(d_q + row * D, gq + r * D, sizeof(float) * (size_t)D);
-            }
+            for (int64_t r = 0; r < rows; r++) memcpy(d_q + row[r] * D, gq + r * D, sizeof(float) * (size_t)D);
         }
     }
 }
