@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-.PHONY: train test test-gpu check bench setup clean
+TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
+
+.PHONY: train test test-gpu compile-gpu compile-gpu-quick check bench setup clean
 train: setup
 	$(BIN)/python -m rl.train $(ARGS)
 
@@ -14,6 +16,19 @@ test: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -n 8 --dist loadgroup $(ARGS)
+
+# Every kernel and every plan, compiled for a card that need not be there, on each Triton that is accepted; -quick: one variant of
+# each kernel on the oldest and the newest.
+compile-gpu: setup $(TRITONS:%=build/triton-%)
+	for v in $(TRITONS); do $(BIN)/python -m tests.kernels.gpu.compile --triton build/triton-$$v $(ARGS) || exit 1; done
+
+OLDEST_AND_NEWEST := $(firstword $(TRITONS)) $(lastword $(TRITONS))
+compile-gpu-quick: setup $(OLDEST_AND_NEWEST:%=build/triton-%)
+	for v in $(OLDEST_AND_NEWEST); do $(BIN)/python -m tests.kernels.gpu.compile --quick --triton build/triton-$$v $(ARGS) || exit 1; done
+
+build/triton-%: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $@ triton==$*
+	@touch $@
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import torch
 from rich.console import Console
 from rich.progress import track
+
+from kernels.device import UnsupportedError, check_cards
 
 Row = TypeVar("Row")
 
@@ -69,9 +70,11 @@ class Parser(argparse.ArgumentParser):
         fail(message, 2)
 
     def require_card(self) -> None:
-        """For --device cuda."""
-        if not torch.cuda.is_available():
-            self.error("--device cuda: there is no CUDA device")
+        """Refuses --device cuda where no card can run the kernels."""
+        try:
+            check_cards()
+        except UnsupportedError as error:
+            self.error(f"--device cuda: {error}")
 
 
 def progress(rows: Sequence[Row]) -> Iterable[Row]:

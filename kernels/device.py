@@ -1,5 +1,6 @@
 """Which implementation of an op runs: the one of the tensor's device, or an error."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,8 +12,50 @@ import torch
 _MODULE = {"cpu": "cpu", "cuda": "gpu"}
 
 
+def stand_in(device_type: str, module: str) -> None:
+    """Sends tensors of `device_type` to the implementations in `module` for the rest of this process, which must run none of
+    them: gpu/ahead.py compiles what they would launch."""
+    _MODULE[device_type] = module
+    implementation.cache_clear()
+
+
 class UnsupportedError(RuntimeError):
     """An op, shape, dtype or device that has no exact implementation. There is no fallback."""
+
+
+CAPABILITIES = {(9, 0): "Hopper"}
+"""Of the cards that have GPU kernels."""
+
+
+def check_cards() -> None:
+    """Raises UnsupportedError, which names card or version, unless every visible card can run the GPU kernels."""
+    if not torch.cuda.is_available():
+        raise UnsupportedError(
+            "device=cuda: torch sees no CUDA device: use device=cpu, or install a torch for this driver"
+        )
+    for card in range(torch.cuda.device_count()):
+        name, (major, minor) = torch.cuda.get_device_name(card), torch.cuda.get_device_capability(card)
+        if (major, minor) not in CAPABILITIES:
+            known = ", ".join(f"{a}.{b} ({family})" for (a, b), family in CAPABILITIES.items())
+            raise UnsupportedError(
+                f"card {card} is {name} of compute capability {major}.{minor}; the GPU kernels are for {known}: use "
+                f"device=cpu, or hide that card with CUDA_VISIBLE_DEVICES"
+            )
+    import_module("kernels.gpu.dialect")  # refuses a Triton that it does not know
+
+
+def choose_device(asked: str, say: Callable[[str], None]) -> str:
+    """cpu or cuda. `auto`: the GPU where there is one; `say` is told why a card that is there is not used."""
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    try:
+        check_cards()
+    except UnsupportedError as error:
+        if asked != "auto":
+            raise
+        say(f"using the CPU: {error}")
+        return "cpu"
+    return "cuda"
 
 
 @cache

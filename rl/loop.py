@@ -14,6 +14,8 @@ import yaml
 from rich.console import Console
 
 from kernels.model import ModelConfig
+from kernels.model.ahead import Serving
+from kernels.model.ahead import prepare as prepare_kernels
 from rl import align
 from rl.bar import Bar
 from rl.checkpoints import Checkpoints, tokenizer_files
@@ -108,6 +110,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
         rows, completions = logged(begin, out_dir)
+        if config.device == "cuda":
+            _compile(config, ready.model, console)
         rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
@@ -311,6 +315,12 @@ def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport
 
 def _prompt_budget(config: RunConfig) -> int:
     return getattr(config.data, "max_prompt_tokens", 64)
+
+
+def _compile(config: RunConfig, model: ModelConfig, console: Console) -> None:
+    section = config.rollout
+    serving = Serving(section.tp, section.page_size, section.max_running, model.max_positions)
+    prepare_kernels(model, config.dtype, serving, True, lambda text: console.print(text, soft_wrap=True))
 
 
 def _versions(device: str) -> dict[str, str]:

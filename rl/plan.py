@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.device import implementation
+from kernels.device import check_cards
 from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
 from rl.errors import UserError
@@ -142,9 +142,9 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     """UserError where this machine has no such device, or too little disk or memory."""
     _check_disk(config, plan)
     if config.device == "cuda":
+        check_cards()
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
         placement = place(config, len(cards))
-        implementation("matmul", "cuda")
         _check_cards(config, plan, placement, cards)
         if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
             print(f"samebit: warning: {short}", file=sys.stderr, flush=True)

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
 
 from kernels.command import MOST_THREADS, fail, report
 from kernels.cpu import BuildError
-from kernels.device import UnsupportedError
+from kernels.device import UnsupportedError, choose_device
 from kernels.model import ConfigError, ModelConfig
+from kernels.model.ahead import Serving, prepare
 from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
 from rollout.capacity import ENGINE_PROCESS, available_memory, token_bytes, tokens_that_fit, weights_bytes
@@ -76,13 +78,12 @@ class ServeConfig:
             raise ArgumentError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be at most 1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ArgumentError(f"device={self.device} must be auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ArgumentError("device=cuda: torch sees no CUDA device")
+        _device(self.device)
 
     @property
     def where(self) -> str:
         """cpu or cuda."""
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return _device(self.device)
 
     def engine(self, source: Source) -> EngineConfig:
         gpu = self.where == "cuda"
@@ -174,6 +175,9 @@ def serve(config: ServeConfig) -> int:
         _say(
             f"loading {source.name}: {source.config.parameter_count:,} parameters, {source.dtype}, tp={config.tp}, {tokens}"
         )
+        if config.where == "cuda":
+            serving = Serving(config.tp, config.page_size, engine.limits.max_running, source.config.max_positions)
+            prepare(source.config, source.dtype, serving, False, _say)
         with _signals_end_it(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
             metrics = Metrics()
             loop = EngineLoop(ranks, metrics)
@@ -261,6 +265,11 @@ def _progress() -> Any:
             _say(f"weights: {done} of {of} tensors")
 
     return tell
+
+
+@cache
+def _device(asked: str) -> str:
+    return choose_device(asked, _say)
 
 
 def _say(text: str) -> None:

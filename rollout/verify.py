@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kernels.command import Parser, count, interruptible, output, report, threads
+from kernels.device import choose_device
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -275,8 +276,6 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1))
     asked = parser.parse_args(argv)
-    if asked.device == "cuda":
-        parser.require_card()
     return Arguments(**vars(asked))
 
 
@@ -284,7 +283,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     asked = arguments(argv)
     console = Console(highlight=False)
     try:
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device
+        device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True))
         source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
         if source.config.max_positions <= asked.new:
             raise ArgumentError(f"--new {asked.new} does not fit the model's {source.config.max_positions} positions")

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv, launch
+
 BLOCK = 2048
 
 
@@ -29,4 +31,4 @@ def fold_rows(parts: torch.Tensor, out: torch.Tensor) -> None:
     """out [n] = the tree sum of the rows of float32 `parts` [count, n], rounded once to the dtype of `out`."""
     count, n = parts.shape
     if n:
-        fold_kernel[(triton.cdiv(n, BLOCK),)](parts, out, n, count, BLOCK, num_warps=8)
+        launch(fold_kernel, (cdiv(n, BLOCK),), parts, out, n, count, BLOCK, num_warps=8)

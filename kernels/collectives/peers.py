@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
-import triton
 
 from kernels.collectives.group import saved_by_slices
 from kernels.collectives.peer_kernels import stream_kernel, tagged_kernel
+from kernels.gpu.launch import cdiv, launch
 from kernels.tree import Shard
 
 REDUCE, SCATTER, GATHER, WHOLE = range(4)
@@ -150,16 +150,16 @@ class PeerMemory:
         with torch.cuda.device(self.device):
             if how.tagged:
                 self._check_tagged(n, how)
-                grid = (triton.cdiv(n, how.piece),)
+                grid = (cdiv(n, how.piece),)
                 arguments = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
-                tagged_kernel[grid](*arguments, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
+                launch(tagged_kernel, grid, *arguments, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
                 return
             kind = WHOLE if how.whole and kind == REDUCE else kind
-            slice_ = triton.cdiv(n, 16 * size) * 16 if kind == REDUCE else n
-            grid = (min(how.blocks, BLOCKS, triton.cdiv(slice_, how.piece)),)
+            slice_ = cdiv(n, 16 * size) * 16 if kind == REDUCE else n
+            grid = (min(how.blocks, BLOCKS, cdiv(slice_, how.piece)),)
             arguments = (x, out, self._parts, self._rounded, self._flags, self._steps, n, slice_, rank, size)
             stride = Areas(size).stride
-            stream_kernel[grid](*arguments, kind, how.piece, stride, SLOTS, how.lag, num_warps=how.warps)
+            launch(stream_kernel, grid, *arguments, kind, how.piece, stride, SLOTS, how.lag, num_warps=how.warps)
 
     def _check_tagged(self, n: int, how: Launch) -> None:
         most = min(Areas(self.shard.size).capacity, COUNTERS * how.piece)

@@ -1,27 +1,22 @@
-"""Launching a compiled kernel in some microseconds.
+"""Launches a compiled kernel in some microseconds. Every GPU kernel is launched here.
 
-`kernel[grid](...)` of Triton 3.6 describes every argument, formats every option and encodes every TMA descriptor on each call:
-100 to 200 us for a kernel with three of them. `launch` does so once. It remembers compiled kernels by what Triton specialises
+`kernel[grid](...)` of Triton describes every argument, formats every option and encodes every TMA descriptor on each call:
+50 to 200 us for a kernel with three of them. `launch` does so once. It remembers compiled kernels by what Triton specialises
 on (types, alignments, constants, which integers are 1 or multiples of 16), and descriptors by what they encode, an address and
 a shape: one that outlives its tensor is right for the next tensor of that shape at that address.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
-from inspect import getclosurevars
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
-DIRECT = triton.__version__.startswith("3.6.")
-"""Whether this Triton's launcher is the one that is called here without its wrapping; another is called as it wants to be. The
-same kernels: no bit changes."""
-if DIRECT:
-    from triton.backends.nvidia.driver import make_tensordesc_arg
+from kernels.gpu.dialect import encode, launcher
 
 
 class _Address(NamedTuple):
@@ -73,11 +68,19 @@ def head_boxes(t: torch.Tensor, tokens: int, columns: int | None = None) -> Desc
     return _descriptor(t.data_ptr(), t.dtype, (T, heads * D), (t.stride(0), 1), tokens, columns or D)
 
 
+class Launch(NamedTuple):
+    """One launch as it was asked for."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple
+    options: dict[str, Any]
+
+
 class _Kernel(NamedTuple):
     """A compiled kernel on one device."""
 
-    run: Callable[..., None]
-    head: tuple  # what `run` takes between the stream and the arguments
+    run: Callable[..., None] | None  # what launches it from values alone; None: Triton's own call
     encodings: list[Any]  # of its descriptors
     constants: tuple  # kept, as the key names some by their address
 
@@ -86,6 +89,18 @@ _kernels: dict[tuple, _Kernel] = {}
 _roles: dict[int, tuple[int, ...]] = {}
 _WORDS = [None] * 5  # a descriptor, its shape, its strides
 _PLAIN = {int, bool, float, str, type(None)}
+_taker: Callable[[Launch], None] | None = None
+
+
+@contextmanager
+def handed_to(take: Callable[[Launch], None]) -> Iterator[None]:
+    """Hands every launch of this process to `take` instead of running it."""
+    global _taker
+    before, _taker = _taker, take
+    try:
+        yield
+    finally:
+        _taker = before
 
 
 def _roles_of(kernel: Any) -> tuple[int, ...]:
@@ -124,13 +139,29 @@ def _describe(args: tuple, roles: tuple[int, ...], key: list, values: list, desc
             value(a)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warmup: bool = False, **options: Any) -> Any:
-    """kernel[grid](*args, **options); `warmup` compiles it only, and returns it."""
-    if warmup:
-        return kernel.warmup(*map(_plain, args), grid=grid, **options)
-    if not DIRECT:
-        kernel[grid](*map(_plain, args), **options)
-        return None
+def described(launch: Launch) -> tuple:
+    """What Triton specialises a launch on, in the same words in every process."""
+    given = list(zip(launch.args, _roles_of(launch.kernel), strict=True))
+    constants = [str(a) for a, role in given if role == 0]
+    key: list[Any] = []
+    _describe(*zip(*(pair for pair in given if pair[1]), strict=True), key, [], [])
+    return (name_of(launch.kernel), *map(str, key), *constants, *sorted(launch.options.items()))
+
+
+def name_of(kernel: Any) -> str:
+    """The module and function of a kernel."""
+    return f"{kernel.fn.__module__}.{kernel.fn.__qualname__}"
+
+
+def compile_only(launch: Launch) -> Any:
+    """Compiles what a launch would run, and returns it."""
+    return launch.kernel.warmup(*map(_plain, launch.args), grid=launch.grid, **launch.options)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Runs kernel[grid](*args, **options). `args`: every parameter in order, constants too; `options`: num_warps and others."""
+    if _taker is not None:
+        return _taker(Launch(kernel, grid, args, options))
     device, roles = driver.active.get_current_device(), _roles.get(id(kernel)) or _roles_of(kernel)
     key: list[Any] = [id(kernel), device, *options.items()]
     values: list[Any] = []
@@ -140,19 +171,19 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warmup: bool = False,
     found = _kernels.get(at)
     if found is None:
         compiled = kernel[grid](*map(_plain, args), **options)
-        run = compiled.run  # Triton's launcher, and in its closure the one that takes encoded descriptors
-        inner = getclosurevars(run.launch).nonlocals["launcher"] if descriptors else run.launch
-        head = compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None, compiled.packed_metadata
         constants = kernel, *(a for a, role in zip(args, roles, strict=True) if role == 0)
         encodings = compiled.metadata.tensordesc_meta or []
-        _kernels[at] = _Kernel(inner, (*head, None, None, None), encodings, constants)
+        _kernels[at] = _Kernel(launcher(compiled, bool(descriptors)), encodings, constants)
+        return None
+    if found.run is None:
+        kernel[grid](*map(_plain, args), **options)
         return None
     for i, (first, d) in enumerate(descriptors):
         if d.words is None:
-            d.words = make_tensordesc_arg(d.tensor, found.encodings[i])
+            d.words = encode(d.tensor, found.encodings[i])
         values[first : first + 5] = d.words
     x, y, z = (*grid, 1, 1)[:3]
-    found.run(x, y, z, driver.active.get_current_stream(device), *found.head, *values)
+    found.run(x, y, z, driver.active.get_current_stream(device), values)
     return None
 
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.device import UnsupportedError
+from kernels.gpu.launch import cdiv, launch
 
 
 @triton.jit
@@ -33,4 +34,4 @@ def update(w: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor
     n = w.numel()
     if n:
         numbers = [float(s) for s in scalars]
-        adamw_kernel[(triton.cdiv(n, 1024),)](w, grad.contiguous(), m, v, n, *numbers, 1024, enable_fp_fusion=False)
+        launch(adamw_kernel, (cdiv(n, 1024),), w, grad.contiguous(), m, v, n, *numbers, 1024, enable_fp_fusion=False)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
 from kernels.ops.attention.rows import LANES, block, finish, half_block, merge
 
@@ -103,9 +105,11 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=N
         warps = 2 if reach <= 2 * key_block and T * keys.shape[1] >= 256 and D <= 128 else 4
     stages = stages or (1 if D > 128 else 2)  # shared memory holds one block of wide keys and values
     kv_heads = keys.shape[1]
-    splits = triton.cdiv(pages.table.shape[1] * pages.size, key_split)
+    splits = cdiv(pages.table.shape[1] * pages.size, key_split)
     parts = lse if splits == 1 else lse.new_empty(T, kv_heads, splits, heads // kv_heads, D + 2)
-    decode_kernel[(splits, kv_heads, T)](
+    run(
+        decode_kernel,
+        (splits, kv_heads, T),
         q,
         keys,
         values,
@@ -125,7 +129,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=N
         kv_heads,
         D,
         pages.size,
-        max(16, triton.next_power_of_2(heads // kv_heads)),
+        max(16, next_power_of_2(heads // kv_heads)),
         key_block,
         key_split,
         stages,

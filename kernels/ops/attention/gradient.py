@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
 from kernels.ops.attention.rows import tile_of
 
 
@@ -146,17 +148,48 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, blo
     rows, block = rows or (128 if D <= 128 else 64), block or (64 if D <= 128 else 32)
     sequences = starts.numel() - 1
     delta = torch.empty_like(lse)
-    delta_kernel[(triton.cdiv(T * heads, 32),)](out, d_out, delta, T * heads, D, 32, enable_fp_fusion=False)
+    run(delta_kernel, (cdiv(T * heads, 32),), out, d_out, delta, T * heads, D, 32, enable_fp_fusion=False)
     d_q = q.new_empty(T, heads, D)
     d_k, d_v = keys.new_empty(T, kv_heads, D), values.new_empty(T, kv_heads, D)
-    tiles = triton.cdiv(T, rows) + sequences
-    sizes = (heads, kv_heads, D, triton.next_power_of_2(sequences + 1), rows, block, stages)
+    tiles = cdiv(T, rows) + sequences
+    sizes = (heads, kv_heads, D, next_power_of_2(sequences + 1), rows, block, stages)
     strides = (q.stride(0), keys.stride(0), values.stride(0))
     more = {"num_warps": warps, "enable_fp_fusion": False}
-    dkv_kernel[(kv_heads, tiles)](
-        q, keys, values, d_out, lse, delta, starts, d_k, d_v, sequences, *strides, scale, c, *sizes, **more
+    run(
+        dkv_kernel,
+        (kv_heads, tiles),
+        q,
+        keys,
+        values,
+        d_out,
+        lse,
+        delta,
+        starts,
+        d_k,
+        d_v,
+        sequences,
+        *strides,
+        scale,
+        c,
+        *sizes,
+        **more,
     )
-    dq_kernel[(heads, tiles)](
-        q, keys, values, d_out, lse, delta, starts, d_q, sequences, *strides, scale, c, *sizes, **more
+    run(
+        dq_kernel,
+        (heads, tiles),
+        q,
+        keys,
+        values,
+        d_out,
+        lse,
+        delta,
+        starts,
+        d_q,
+        sequences,
+        *strides,
+        scale,
+        c,
+        *sizes,
+        **more,
     )
     return d_q, d_k, d_v

@@ -23,11 +23,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from kernels.gpu.dialect import load_boxes, reinterpret
 from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention import Pages
@@ -79,7 +79,7 @@ def fetch(d, boxes, bar, stage, block, base, column, table, last_page, D: gl.con
     """One block of 128 keys or values into a stage: a box, or, from pages, one for each page (or its part in the block) and 64
     columns. A page past the sequence's last is not in the table: the last is read again, and blanked."""
     if PAGE == 0:
-        tma.async_copy_global_to_shared(d, [base + block * 128, column], bar, boxes.index(stage))
+        load_boxes(d, [base + block * 128, column], bar, boxes.index(stage))
     else:
         BOX: gl.constexpr = min(PAGE, 128)
         BOXES: gl.constexpr = 128 // BOX
@@ -89,7 +89,7 @@ def fetch(d, boxes, bar, stage, block, base, column, table, last_page, D: gl.con
             row = gl.load(table + gl.minimum(at // PAGE, last_page)) * PAGE + at % PAGE
             for p in gl.static_range(PANELS):
                 to = boxes.index((stage * PANELS + p) * BOXES + j)
-                tma.async_copy_global_to_shared(d, [row, column + 64 * p], bar, to)
+                load_boxes(d, [row, column + 64 * p], bar, to)
 
 
 @gluon.jit
@@ -115,8 +115,9 @@ def producer(
     v, v_full, v_empty = values
     if PAGE > 0:  # a box of `fetch` for each index
         BOX: gl.constexpr = min(PAGE, 128)
-        k = k._reinterpret(gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], kd.layout)
-        v = v._reinterpret(gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], vd.layout)
+        LAYOUT: gl.constexpr = kd.layout
+        k = reinterpret(k, gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], LAYOUT)
+        v = reinterpret(v, gl.bfloat16, [STAGES * (D // 64) * (128 // BOX), BOX, 64], LAYOUT)
     stage = 0
     phase = 1
     q_phase = 1
@@ -140,8 +141,8 @@ def producer(
             last_page = (end - base - 1) // PAGE
         mbarrier.wait(q_empty, q_phase)
         mbarrier.expect(q_full, 128 * D * 2)
-        tma.async_copy_global_to_shared(qd, [base + tile * 128, head * D], q_full, q0)
-        tma.async_copy_global_to_shared(qd, [base + tile * 128 + 64, head * D], q_full, q1)
+        load_boxes(qd, [base + tile * 128, head * D], q_full, q0)
+        load_boxes(qd, [base + tile * 128 + 64, head * D], q_full, q1)
         q_phase ^= 1
         for i in range(tile + 1):
             mbarrier.wait(k_empty.index(stage), phase)
@@ -396,7 +397,8 @@ def consumer(
         y = o * by_row(inverse, O) + 0.0
         # through shared memory, for 16-byte stores
         B: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-        room = park.index(0)._reinterpret(gl.bfloat16, [64, D], q.type.layout)
+        BOX: gl.constexpr = q.type.layout
+        room = reinterpret(park, gl.bfloat16, [2, 64, D], BOX).index(0)
         room.store(y.to(gl.bfloat16))
         token = base + tile * 128 + HALF * 64 + gl.arange(0, 64, gl.SliceLayout(1, B))
         d = gl.arange(0, D, gl.SliceLayout(0, B))
@@ -486,19 +488,18 @@ def readable(pages: Pages) -> bool:
     return pages.packed or (pages.size % 8 == 0 and (128 % pages.size == 0 or pages.size % 128 == 0))
 
 
-def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132):  # type: ignore[no-untyped-def]
     """For a key block of 128, and pages that are `readable`."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences, page = pages.starts.numel() - 1, 0 if pages.packed else pages.size
     count = cdiv(T, 128) + (1 if pages.packed else 2) * sequences  # at least the number of tiles
     queue = torch.empty(4 + 5 * count, dtype=torch.int32, device=q.device)
-    if not warmup:
-        power = next_power_of_2(sequences)
-        run(tiles_kernel, (sequences,), pages.starts, pages.position, queue, sequences, power, page > 0, num_warps=1)
+    power = next_power_of_2(sequences)
+    run(tiles_kernel, (sequences,), pages.starts, pages.position, queue, sequences, power, page > 0, num_warps=1)
     box = (min(page, 128), 64) if page else (128, D)
     grid = (min(blocks, count * heads),)
     stages = min(4, (232448 - 2048 - 128 * D * 6) // (128 * D * 4))
-    return run(
+    run(
         packed_kernel,
         grid,
         head_boxes(q, 64),
@@ -517,7 +518,6 @@ def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132, warmup
         key_split // 128,
         stages,
         *_layouts(D),
-        warmup=warmup,
         num_warps=4,
         enable_fp_fusion=False,
     )

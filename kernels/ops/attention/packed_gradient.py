@@ -26,12 +26,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.dialect import load_boxes, reinterpret, thread_barrier
 from kernels.gpu.launch import box_layout, boxes, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention.tiles import allocate_board, barriers, blank, post, read
@@ -128,8 +128,8 @@ def producer(
         mbarrier.wait(kv_empty, kv_phase)
         kv_phase ^= 1
         mbarrier.expect(kv_full, 128 * D * 4)
-        tma.async_copy_global_to_shared(kd, [begin + tile * 128, kv * D], kv_full, k.index(0))
-        tma.async_copy_global_to_shared(vd, [begin + tile * 128, kv * D], kv_full, v.index(0))
+        load_boxes(kd, [begin + tile * 128, kv * D], kv_full, k.index(0))
+        load_boxes(vd, [begin + tile * 128, kv * D], kv_full, v.index(0))
         blocks = (end - begin + 63) // 64
         for i in range((blocks - 2 * tile) * GROUP):
             block = blocks - 1 - i // GROUP
@@ -137,11 +137,11 @@ def producer(
             mbarrier.wait(done.index(stage), phase)
             bar = q_full.index(stage)
             mbarrier.expect(bar, 64 * D * 2 + 512)
-            tma.async_copy_global_to_shared(qd, [begin + block * 64, head * D], bar, q.index(stage))
-            tma.async_copy_global_to_shared(rd, [(base + block) * HEADS + head, 0], bar, e.index(stage))
+            load_boxes(qd, [begin + block * 64, head * D], bar, q.index(stage))
+            load_boxes(rd, [(base + block) * HEADS + head, 0], bar, e.index(stage))
             bar = g_full.index(stage)
             mbarrier.expect(bar, 64 * D * 2)
-            tma.async_copy_global_to_shared(gd, [begin + block * 64, head * D], bar, g.index(stage))
+            load_boxes(gd, [begin + block * 64, head * D], bar, g.index(stage))
             stage, phase = advance(stage, phase, 2)
         item = gl.atomic_add(queue, 1)
     post(board, slot, slot_phase, 0, 0, 0, 0, 0)
@@ -233,7 +233,7 @@ def add(
 @gluon.jit
 def numbers(row, FIRST: gl.constexpr, S: gl.constexpr):
     """64 of the 128 numbers of a row of `rows_kernel`, above the columns of an accumulator."""
-    row = row._reinterpret(gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    row = reinterpret(row, gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     return gl.expand_dims(row.slice(FIRST, 64).load(gl.SliceLayout(0, S)), 0)
 
 
@@ -328,7 +328,7 @@ def consumer(
             mbarrier.wait(done.index(stage), phase ^ 1)
             ds.index(stage).slice(64 * HALF, 64).store(d16)
             fence_async_shared()
-            gl.thread_barrier()
+            thread_barrier()
             mbarrier.arrive(full.index(stage), count=1)
             mbarrier.wait(full_other.index(stage), phase)
             dq = warpgroup_mma(
@@ -360,7 +360,7 @@ def consumer(
                 Q,
             )
             dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
-            gl.thread_barrier()
+            thread_barrier()
             mbarrier.arrive(done.index(stage), count=1)
             stage, phase = advance(stage, phase, 2)
         mbarrier.arrive(kv_empty, count=1)
@@ -438,7 +438,7 @@ def _layouts(D: int) -> tuple:
     return accumulator(64), accumulator(D // 2), accumulator(D), box_layout(128, 64)
 
 
-def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, warmup=False):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132):  # type: ignore[no-untyped-def]
     """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
     reachable by TMA, and lse [T, heads], base 2. `blocks` is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
@@ -451,13 +451,12 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, wa
     queue = new(4 + tiles * 4, dtype=torch.int32)
     d_q = q.new_empty(T, heads, D)
     d_k, d_v = keys.new_empty(T, kv_heads, D), values.new_empty(T, kv_heads, D)
-    if not warmup:
-        power = next_power_of_2(sequences + 1)
-        run(tiles_kernel, (sequences,), starts, queue, sequences, power, num_warps=1)
-        of_rows = (out, d_out, lse, starts, rows, turns, sequences, heads, D, power)
-        run(rows_kernel, (heads, count), *of_rows, num_warps=8, enable_fp_fusion=False)
+    power = next_power_of_2(sequences + 1)
+    run(tiles_kernel, (sequences,), starts, queue, sequences, power, num_warps=1)
+    of_rows = (out, d_out, lse, starts, rows, turns, sequences, heads, D, power)
+    run(rows_kernel, (heads, count), *of_rows, num_warps=8, enable_fp_fusion=False)
     grid = (min(blocks, tiles * kv_heads),)
-    kernel = run(
+    run(
         gradient_kernel,
         grid,
         head_boxes(q, 64),
@@ -477,8 +476,7 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132, wa
         kv_heads,
         D,
         *_layouts(D),
-        warmup=warmup,
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return kernel if warmup else (d_q, d_k, d_v)
+    return d_q, d_k, d_v

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
 from kernels.ops.attention.rows import LANES, block, finish, half_block, merge, tile_of
 
 
@@ -83,8 +85,10 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
     wide = D > 128  # shared memory holds one block of such keys and values
     rows, warps, stages = rows or (64 if wide else 128), warps or (4 if wide else 8), stages or (1 if wide else 2)
     sequences = pages.starts.numel() - 1
-    grid = (heads, triton.cdiv(T, rows) + sequences)
-    prefill_kernel[grid](
+    grid = (heads, cdiv(T, rows) + sequences)
+    run(
+        prefill_kernel,
+        grid,
         q,
         keys,
         values,

@@ -5,6 +5,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from kernels.gpu.dialect import thread_barrier
 from kernels.ops.matmul.ring import advance
 
 
@@ -54,7 +55,7 @@ def read(board, slot, phase, WARPS: gl.constexpr):
     w2 = word(words, slot * 5 + 2, WARPS)
     w3 = word(words, slot * 5 + 3, WARPS)
     w4 = word(words, slot * 5 + 4, WARPS)
-    gl.thread_barrier()
+    thread_barrier()
     mbarrier.arrive(empty.index(slot), count=1)
     slot, phase = advance(slot, phase, 2)
     return w0, w1, w2, w3, w4, slot, phase
@@ -71,4 +72,4 @@ def blank(tile, valid, ROWS: gl.constexpr):
             keep, x = gl.broadcast(keep, rows.load(LAYOUT))
             rows.store(gl.where(keep, x, gl.zeros_like(x)))
     fence_async_shared()
-    gl.thread_barrier()  # here, in the caller's branch: else Triton puts one where it ends, on the way of every tile
+    thread_barrier()  # here, in the caller's branch: else Triton puts one where it ends, on the way of every tile

@@ -5,6 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
+
 
 @triton.jit
 def gather_kernel(ids, weight, y, first_id, vocab, n, BLOCK: tl.constexpr):
@@ -54,8 +56,16 @@ def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tens
     n = weight.shape[1]
     y = weight.new_empty(ids.numel(), n)
     if ids.numel():
-        gather_kernel[(ids.numel(), triton.cdiv(n, 1024))](
-            ids.contiguous(), weight.contiguous(), y, first_id, weight.shape[0], n, 1024
+        launch(
+            gather_kernel,
+            (ids.numel(), cdiv(n, 1024)),
+            ids.contiguous(),
+            weight.contiguous(),
+            y,
+            first_id,
+            weight.shape[0],
+            n,
+            1024,
         )
     return y
 
@@ -67,6 +77,6 @@ def scatter(dy: torch.Tensor, ids: torch.Tensor, groups: torch.Tensor, vocab: in
     first = torch.searchsorted(ordered, torch.arange(vocab + 1, device=ids.device))
     leaf = torch.searchsorted(groups[1:].contiguous(), torch.arange(T, device=ids.device), right=True)
     dw = dy.new_empty(vocab, n, dtype=torch.float32)
-    levels = triton.next_power_of_2(max(2, leaves.bit_length()))
-    scatter_kernel[(vocab, triton.cdiv(n, 1024))](dy.contiguous(), order, first, leaf, dw, n, leaves, levels, 1024)
+    levels = next_power_of_2(max(2, leaves.bit_length()))
+    launch(scatter_kernel, (vocab, cdiv(n, 1024)), dy.contiguous(), order, first, leaf, dw, n, leaves, levels, 1024)
     return dw

@@ -233,8 +233,7 @@ def launch(
     depth: int | None = None,
     blocks: int = 132,
     period: int = PERIOD,
-    warmup: bool = False,
-):  # type: ignore[no-untyped-def]
+) -> None:
     """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
@@ -246,11 +245,10 @@ def launch(
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
     a_tails, b_tails = _tails(a, leaves), _tails(b, leaves)
-    if not warmup:
-        strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
-        blocks_of = (leaves, rows + cdiv(N, 128))
-        run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4)
-    return run(
+    strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
+    blocks_of = (leaves, rows + cdiv(N, 128))
+    run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4)
+    run(
         grouped_kernel,
         grid,
         descriptor(a, 64, True),
@@ -272,6 +270,5 @@ def launch(
         L,
         sets > 1,
         period,
-        warmup=warmup,
         num_warps=4,
     )

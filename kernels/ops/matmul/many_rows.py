@@ -14,6 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
+from kernels.gpu.dialect import reinterpret, store_boxes
 from kernels.gpu.launch import boxes, cdiv
 from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
@@ -104,7 +105,7 @@ def store_box(v, out, yd, row, column):
     tma.store_wait(0)
     out.index(0).store(v.to(gl.bfloat16))
     fence_async_shared()
-    tma.async_copy_shared_to_global(yd, [row, column], out.index(0))
+    store_boxes(yd, [row, column], out.index(0))
 
 
 @gluon.jit
@@ -188,8 +189,8 @@ def tree_kernel(
     park0 = park(ring, LEAVES)
     park1 = park(ring, LEAVES)
     if LEAVES == 8:
-        o0 = park0._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
-        o1 = park1._reinterpret(gl.bfloat16, [1, 64, BN], OUT)
+        o0 = reinterpret(park0, gl.bfloat16, [2, 64, BN], OUT)
+        o1 = reinterpret(park1, gl.bfloat16, [2, 64, BN], OUT)
     else:
         o0 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)
         o1 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, BN], OUT)
@@ -226,8 +227,7 @@ def launch(
     depth: int | None = None,
     blocks: int = 132,
     period: int = PERIOD,
-    warmup: bool = False,
-):  # type: ignore[no-untyped-def]
+) -> None:
     """a [M, K] (or, `a_mn`, [K, M]) and b [N, K] (or [K, N]) bf16 -> y [M, N]; or an epilogue over `parts` equal parts of N.
 
     `apart`, a multiple of 64: the leaves of a start so far apart, with zeros past their end (default: where those of b do)."""
@@ -235,7 +235,7 @@ def launch(
     part_tiles = cdiv(N // parts, BN)
     columns = parts * part_tiles
     grid = (min(blocks, cdiv(M, 128) * columns),)
-    return run(
+    run(
         tree_kernel,
         grid,
         descriptor(a, 64, a_mn),
@@ -259,7 +259,6 @@ def launch(
         b_mn,
         epilogue,
         period,
-        warmup=warmup,
         num_warps=4,
         **({"enable_fp_fusion": False} if epilogue else {}),
     )

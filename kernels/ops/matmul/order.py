@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv, launch
 from kernels.tree import Counter
 
 
@@ -31,7 +32,7 @@ def contract(a: torch.Tensor, b: torch.Tensor, bounds: list[int]) -> torch.Tenso
     tree: Counter[torch.Tensor] = Counter(torch.add)
     for first, last in pairwise(bounds):
         y = a.new_empty(M, N, dtype=torch.float32)
-        grid = (triton.cdiv(M, 64), triton.cdiv(N, 64))
-        chain[grid](a, b, y, M, N, first, last, *a.stride(), *b.stride(), 64, 64, 32)
+        grid = (cdiv(M, 64), cdiv(N, 64))
+        launch(chain, grid, a, b, y, M, N, first, last, *a.stride(), *b.stride(), 64, 64, 32)
         tree.push(y)
     return tree.root()

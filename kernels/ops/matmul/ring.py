@@ -20,8 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.core import _aggregate as aggregate
 
+from kernels.gpu.dialect import aggregate, load_boxes
 from kernels.gpu.launch import Descriptor, boxes
 
 BK = 64
@@ -140,17 +140,17 @@ def copy(ring, ad, bd, m0, n0, k_a, k_b, stage, HALVES: gl.constexpr = 2):
     """One stage of both operands: 64 * HALVES rows of a, BN of b, 64 contraction steps from k_a and k_b."""
     bar = ring.full.index(stage)
     if ring.A_MN:
-        tma.async_copy_global_to_shared(ad, [k_a, m0], bar, ring.a0.index(stage))
+        load_boxes(ad, [k_a, m0], bar, ring.a0.index(stage))
         if HALVES == 2:
-            tma.async_copy_global_to_shared(ad, [k_a, m0 + 64], bar, ring.a1.index(stage))
+            load_boxes(ad, [k_a, m0 + 64], bar, ring.a1.index(stage))
     else:
-        tma.async_copy_global_to_shared(ad, [m0, k_a], bar, ring.a0.index(stage))
+        load_boxes(ad, [m0, k_a], bar, ring.a0.index(stage))
         if HALVES == 2:
-            tma.async_copy_global_to_shared(ad, [m0 + 64, k_a], bar, ring.a1.index(stage))
+            load_boxes(ad, [m0 + 64, k_a], bar, ring.a1.index(stage))
     if ring.B_MN:
-        tma.async_copy_global_to_shared(bd, [k_b, n0], bar, ring.b.index(stage))
+        load_boxes(bd, [k_b, n0], bar, ring.b.index(stage))
     else:
-        tma.async_copy_global_to_shared(bd, [n0, k_b], bar, ring.b.index(stage))
+        load_boxes(bd, [n0, k_b], bar, ring.b.index(stage))
 
 
 @gluon.jit

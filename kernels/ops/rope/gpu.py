@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
+
 
 @triton.jit
 def rope_kernel(
@@ -41,10 +43,12 @@ def rotate(
     tokens, heads, D = x.shape
     x = x if x.stride(2) == 1 else x.contiguous()
     y = x.new_empty(tokens, heads, D)
-    rows, width = tokens * heads, triton.next_power_of_2(D // 2)
+    rows, width = tokens * heads, next_power_of_2(D // 2)
     height = max(1, 1024 // width)
     if rows:
-        rope_kernel[(triton.cdiv(rows, height),)](
+        launch(
+            rope_kernel,
+            (cdiv(rows, height),),
             x,
             cosine,
             sine,

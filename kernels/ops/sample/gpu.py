@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import log_f32, philox
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 CHUNK = 4096
 """Ids of one block."""
@@ -128,11 +129,13 @@ def gumbel_argmax(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, n = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    chunks = triton.cdiv(n, CHUNK)
+    chunks = cdiv(n, CHUNK)
     best, ids = logits.new_empty(rows, chunks), logits.new_empty(rows, chunks, dtype=torch.int32)
     score, token, picked = logits.new_empty(rows), logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows)
     if rows:
-        best_of_chunk[(chunks, rows)](
+        launch(
+            best_of_chunk,
+            (chunks, rows),
             logits,
             temperature,
             seeds,
@@ -147,7 +150,9 @@ def gumbel_argmax(
             num_warps=8,
             enable_fp_fusion=False,
         )
-        best_of_row[(rows,)](
+        launch(
+            best_of_row,
+            (rows,),
             logits,
             best,
             ids,
@@ -157,7 +162,7 @@ def gumbel_argmax(
             chunks,
             logits.stride(0),
             first_id,
-            triton.next_power_of_2(chunks),
+            next_power_of_2(chunks),
             num_warps=1,
         )
     return score, token, picked
@@ -173,8 +178,8 @@ def words_kernel(words, seed, position, n, FOURS: tl.constexpr):
     )
 
 
-def noise_words(seed: int, position: int, ids: int, device: str = "cuda") -> torch.Tensor:
+def noise_words(seed: int, position: int, ids: int, device: torch.device) -> torch.Tensor:
     """The 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
     words = torch.empty(ids, dtype=torch.int32, device=device)
-    words_kernel[(triton.cdiv(ids, 1024),)](words, seed, position, ids, 256)
+    launch(words_kernel, (cdiv(ids, 1024),), words, seed, position, ids, 256)
     return words

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import exp_f32
+from kernels.gpu.launch import cdiv, launch
 
 BLOCK = 4096
 """Tokens of a row that are looked at at once."""
@@ -141,7 +142,7 @@ def kept(
     out = torch.empty(rows, n, dtype=torch.uint8, device=logits.device)
     if rows and n:
         top = logits.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(1) / temperature
-        weights_kernel[(rows, triton.cdiv(n, 1024))](logits, temperature, top, weight, n, 1024, enable_fp_fusion=False)
+        launch(weights_kernel, (rows, cdiv(n, 1024)), logits, temperature, top, weight, n, 1024, enable_fp_fusion=False)
         columns = (t.contiguous() for t in (top_k, top_p, min_p))
-        kept_kernel[(rows,)](logits, weight, *columns, out, n, BLOCK, num_warps=16, enable_fp_fusion=False)
+        launch(kept_kernel, (rows,), logits, weight, *columns, out, n, BLOCK, num_warps=16, enable_fp_fusion=False)
     return out

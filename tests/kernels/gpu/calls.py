@@ -8,9 +8,9 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from inspect import getsource
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -232,7 +232,7 @@ def truncated(rows: int, vocab: int) -> Call:
 
 
 def noise(ids: int) -> Call:
-    return lambda g: (sample_gpu.noise_words(12345, 678, ids),)
+    return lambda g: (sample_gpu.noise_words(12345, 678, ids, CUDA),)
 
 
 SMALL: dict[str, Call] = {
@@ -319,21 +319,24 @@ def spec_calls() -> Iterator[tuple[str, Call]]:
             yield f"spec {spec.name}: {spec.label(case)}, {str(dtype).removeprefix('torch.')}", call
 
 
-def not_launched() -> list[str]:
-    """Kernels that some module of `kernels` launches, `NAME[grid](...)`, and this process has not."""
+def all_kernels() -> dict[str, Any]:
+    """Every jitted function of `kernels` that another function launches, by module and name."""
     from triton.runtime.jit import JITFunction
 
-    missing = []
+    found = {}
     root = Path(kernels.__file__).parent
     for path in sorted(root.rglob("*.py")):
-        name = ".".join(("kernels", *path.relative_to(root).with_suffix("").parts))
-        if path.name == "__init__.py" or not re.search(r"^@(triton|gluon)\.jit", path.read_text(), re.M):
+        source = path.read_text()
+        if not re.search(r"^@(triton|gluon)\.jit", source, re.M):
             continue
-        module = import_module(name)
-        source = getsource(module)
-        for attribute, value in vars(module).items():
-            if not isinstance(value, JITFunction) or value.__module__ != name:
-                continue
-            if re.search(rf"\b{attribute}\[", source) and not any(cache[0] for cache in value.device_caches.values()):
-                missing.append(f"{name}.{attribute}")
-    return missing
+        module = import_module(".".join(("kernels", *path.relative_to(root).with_suffix("").parts)))
+        for name, value in vars(module).items():
+            mine = isinstance(value, JITFunction) and value.__module__ == module.__name__
+            if mine and re.search(rf"\b(launch|run)\(\s*{name},", source):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+def not_launched() -> list[str]:
+    """The kernels that this process has not launched."""
+    return [name for name, kernel in all_kernels().items() if not any(c[0] for c in kernel.device_caches.values())]

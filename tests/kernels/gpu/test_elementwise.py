@@ -91,7 +91,9 @@ def test_adamw():
 def test_noise_and_draws():
     for seed, position in ((0, 0), (2**63 - 1, 123456789012), (77, 5)):
         assert_same_bits(
-            sample_gpu.noise_words(seed, position, 5003), sample_cpu.noise_words(seed, position, 5003), "words"
+            sample_gpu.noise_words(seed, position, 5003, torch.device("cuda")),
+            sample_cpu.noise_words(seed, position, 5003),
+            "words",
         )
     for V, first in ((151936, 0), (1000, 400), (18992, 18992)):
         logits = torch.randn(9, V) * 3

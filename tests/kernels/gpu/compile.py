@@ -1,0 +1,150 @@
+"""Compiles every GPU kernel and every plan of the tuning tables for a card that need not be there:
+
+    python -m tests.kernels.gpu.compile [--quick] [--capability 90] [--triton FOLDER] [--workers N] [--json FILE]
+
+--quick: one variant of each kernel. --triton: the folder of another Triton than the installed one, as `pip install --target`
+leaves it. Exits with 1 where a variant does not compile, needs more shared memory than the card has, or a kernel has no call.
+"""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from dataclasses import asdict
+from pathlib import Path
+
+from kernels.gpu.ahead import Compiled, Source, compile_ahead
+
+SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory that a block of a card may ask for, by compute capability (CUDA C++ Programming Guide, table of
+technical specifications: the maximum per multiprocessor less 1 KiB)."""
+
+
+def calls(quick: bool) -> None:
+    """Launches every kernel; not `quick`: at the wide shapes and with every plan too."""
+    import torch
+
+    from tests.kernels.gpu import calls as listed
+
+    listed.CUDA = torch.device("cpu")
+    for name, call in listed.SMALL.items():
+        call(listed.generator(name))
+    peers()
+    model()
+    if not quick:
+        for name, call in listed.WIDE.items():
+            call(listed.generator(name))
+        plans()
+
+
+def peers() -> None:
+    """The kernels over peer memory, which a group of ranks would launch."""
+    import torch
+
+    from kernels.collectives.peer_kernels import stream_kernel, tagged_kernel
+    from kernels.collectives.peers import COUNTERS, GATHER, REDUCE, SCATTER, SLOTS, WHOLE, Areas
+    from kernels.gpu.launch import launch
+
+    floats, halves, words = (torch.zeros(1 << 16, dtype=d) for d in (torch.float32, torch.bfloat16, torch.int32))
+    for size in (2, 8):
+        addresses = tuple((1 << 40) + 4096 * i for i in range(size))
+        areas = Areas(size)
+        for kind, x, out in ((REDUCE, floats, halves), (GATHER, words, words)):
+            given = (x, out, addresses, words, 1024, areas.capacity, 1, size, kind, 256, COUNTERS)
+            launch(tagged_kernel, (4,), *given, num_warps=4)
+        for kind, x, out, lag in (
+            (REDUCE, floats, halves, 1),
+            (REDUCE, floats, halves, 2),
+            (SCATTER, floats, floats, 1),
+            (GATHER, words, words, 1),
+            (WHOLE, floats, halves, 1),
+        ):
+            given = (x, out, addresses, addresses, addresses, words, 8192, 4096, 1, size, kind)
+            launch(stream_kernel, (8,), *given, min(4096, areas.stride), areas.stride, SLOTS, lag, num_warps=8)
+
+
+def plans() -> None:
+    """Every plan of the tuning table, every number of leaves and layout of the rings."""
+    import torch
+
+    from kernels.ops.matmul import few_rows, grouped, many_rows, weight_stream
+    from kernels.ops.matmul.tuning import TABLE, FewRows, ManyRows
+
+    bf16, f32 = torch.bfloat16, torch.float32
+
+    def zeros(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    for (m, n, k, leaves), plan in TABLE.items():
+        plan = plan.below if isinstance(plan, ManyRows) else plan
+        module = few_rows if isinstance(plan, FewRows) else weight_stream
+        module.contract(zeros(m, k), zeros(n if n <= 30_000 else 2048, k), leaves, bf16, **plan._asdict())
+    weight_stream.contract(zeros(128, 1024), zeros(2048, 1024), 8, f32, BN=64, split=8, rows=128)
+    for leaves in (1, 2, 4, 8):
+        for b_mn in (False, True):
+            for dtype in (bf16, f32):
+                b, y = zeros(1024, 512) if b_mn else zeros(512, 1024), zeros(512, 512, dtype=dtype)
+                many_rows.launch(zeros(512, 1024), b, y, 512, 512, leaves, b_mn=b_mn)
+    many_rows.launch(zeros(1024, 1024), zeros(1024, 1024), zeros(1024, 1024), 1024, 1024, 1, BN=256)
+    for groups, width in ((1, 512), (2, 512), (4, 512), (8, 512), (32, 512), (1, 2048)):
+        bounds = torch.linspace(0, 2048, groups + 1).to(torch.int64)
+        out = zeros(width, width, dtype=f32)
+        grouped.launch(zeros(2048, width), zeros(2048, width), bounds, out)
+
+
+def model() -> None:
+    """What a small model launches, served by two ranks and trained: the shapes that a run compiles ahead."""
+    from kernels.model.ahead import launches
+
+    hf = {
+        "model_type": "qwen3",
+        "vocab_size": 2048,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+    }
+    serving = {"tp": 2, "page_size": 16, "most_running": 64, "most_tokens": 2048}
+    launches(hf, 8, "bfloat16", serving, True)
+
+
+def main() -> int:
+    parser = ArgumentParser(prog="python -m tests.kernels.gpu.compile", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--capability", type=int, default=90, choices=sorted(SHARED))
+    parser.add_argument("--triton", type=Path)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.triton:
+        sys.path.insert(0, str(args.triton.resolve()))
+    import triton
+
+    from tests.kernels.gpu.calls import all_kernels
+
+    most = SHARED[args.capability]
+
+    def told(row: Compiled, known: int) -> None:
+        state = row.error or f"{row.registers} registers, {row.stack} B of stack, {row.shared} B shared"
+        print(f"{row.seconds:6.1f} s  {row.kernel.removeprefix('kernels.')}: {state}", flush=True)
+
+    source = Source("tests.kernels.gpu.compile:calls", {"quick": args.quick})
+    path = str(args.triton.resolve()) if args.triton else ""
+    rows = compile_ahead(source, args.capability, args.workers, told, args.quick, path)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    failed = [row.kernel for row in rows if row.error or row.shared > most]
+    missing = all_kernels().keys() - {row.kernel for row in rows}
+    print(
+        f"triton {triton.__version__}, sm_{args.capability}: {len(rows)} variants of {len({r.kernel for r in rows})} kernels "
+        f"compiled, {len(failed)} failed {sorted(set(failed))}, no call for {sorted(missing)}"
+    )
+    return 1 if failed or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
