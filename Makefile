@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi 2>/dev/null)
+PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 STAMP  := $(VENV)/.installed
 
 TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
@@ -27,7 +28,7 @@ compile-gpu-quick: setup $(OLDEST_AND_NEWEST:%=build/triton-%)
 	for v in $(OLDEST_AND_NEWEST); do $(BIN)/python -m tests.kernels.gpu.compile --quick --triton build/triton-$$v $(ARGS) || exit 1; done
 
 build/triton-%: $(STAMP)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $@ triton==$*
+	$(PIP) --no-deps --upgrade --target $@ triton==$*
 	@touch $@
 
 check: setup
@@ -46,7 +47,11 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "samebit needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 2; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { echo "samebit needs a C compiler (cc, gcc or clang)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(GPU),,-c constraints-cpu.txt) -e ".[dev]"
+ifndef GPU
+	@$(PIP) uv && UV_HTTP_TIMEOUT=20 $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu -r constraints-cpu.txt 2>/dev/null || \
+	echo "samebit: no GPU here, and the index of torch's CPU builds does not answer: pip takes the torch of the ordinary index, which on Linux x86-64 may be the CUDA build (a download of about 3 GB)"
+endif
+	$(PIP) $(if $(GPU),,-c constraints-cpu.txt) -e ".[dev]"
 	@touch $(STAMP)
 
 clean:
