@@ -25,6 +25,7 @@ _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-tra
 
 _DTYPES = {
     "float": torch.float32,
+    "double": torch.float64,
     "int64_t": torch.int64,
     "int32_t": torch.int32,
     "uint32_t": torch.int32,
