@@ -93,8 +93,8 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 def initial(config: ModelConfig, seed: int, soonest: bool = False) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
-    neither order nor sharding (`kernels.ops.normal`). Drawn by up to 8 threads, as many tensors
-    ahead; in the order of `parameters`, or, `soonest`, in one that lets no thread wait."""
+    neither order nor sharding (`kernels.ops.normal`). Drawn by up to 8 threads, as many tensors ahead; in the order of
+    `parameters`, or, `soonest`, in one that lets no thread wait."""
 
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
