@@ -11,6 +11,7 @@ the tree. Weights are in that dtype or are float32 masters, which every op round
 `config.ops` says whose matmul and attention run: all of the above is about `numerics=exact`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def decoder_layer(
     held = cache.keep(index, (k, v), layout) if cache else (k, v)
     if layout.wanted is not None and index == config.layers - 1:  # of the others only keys and values are read
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
-    a = attend(attention, q, (k, v), held, layout, D**-0.5)
+    a = attend(attention, q, (k, v), held, layout, math.sqrt(1 / D))
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
     h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections import deque
@@ -12,13 +13,13 @@ from itertools import chain, islice
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from kernels.model.config import ConfigError, ModelConfig
 from kernels.model.decoder import LayerWeights, OuterWeights
 from kernels.model.tensor_file import write_tensors
+from kernels.ops import normal
 from kernels.tree import Shard
 
 
@@ -92,17 +93,14 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 def initial(config: ModelConfig, seed: int, soonest: bool = False) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
-    neither order nor sharding; numpy's Philox gives the same bits on every machine. Drawn by up to 8 threads, as many tensors
-    ahead; in the order of `parameters`, or, `soonest`, in one that lets no thread wait."""
+    neither order nor sharding (`kernels.ops.normal`). Drawn by up to 8 threads, as many tensors ahead; in the order of
+    `parameters`, or, `soonest`, in one that lets no thread wait."""
 
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
             return (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
-        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
-        scale = config.init_std / (2 * config.layers) ** 0.5 if parameter.axis == 1 else config.init_std
-        noise = generator.standard_normal(parameter.shape, dtype=np.float32)  # without the interpreter
-        noise *= np.float32(scale)
-        return torch.from_numpy(noise)
+        deviation = config.init_std / math.sqrt(2 * config.layers) if parameter.axis == 1 else config.init_std
+        return normal(parameter.shape, seed, zlib.crc32(parameter.name.encode()), deviation)
 
     workers, todo = min(8, os.cpu_count() or 1), list(parameters(config))
     if soonest:

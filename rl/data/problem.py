@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from rl.data.draws import Draws
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,15 +48,16 @@ class ProblemStream:
 
     def __init__(self, problems: Sequence[Problem], seed: int, name: int) -> None:
         self._problems, self._key, self.cursor = problems, (seed, name), 0
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._epoch = -1
+        self._order: list[int] = []
 
     def take(self, count: int) -> list[Problem]:
         out = []
         for _ in range(count):
             epoch, at = divmod(self.cursor, len(self._problems))
             if epoch != self._epoch:
-                bits = np.random.Philox(key=[self._key[0], self._key[1] << 32 | epoch])
-                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(len(self._problems))
+                seed, name = self._key
+                self._epoch, self._order = epoch, Draws(seed, name << 32 | epoch).permutation(len(self._problems))
             out.append(self._problems[self._order[at]])
             self.cursor += 1
         return out
