@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import exp_f32
+from kernels.gpu.launch import cdiv, launch
 
 BLOCK = 1024
 
@@ -18,6 +19,5 @@ def forward_kernel(x, y, n, BLOCK: tl.constexpr):
 def forward(x: torch.Tensor) -> torch.Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel():
-        grid = (triton.cdiv(x.numel(), BLOCK),)
-        forward_kernel[grid](x.contiguous(), y, x.numel(), BLOCK, enable_fp_fusion=False)
+        launch(forward_kernel, (cdiv(x.numel(), BLOCK),), x.contiguous(), y, x.numel(), BLOCK, enable_fp_fusion=False)
     return y
