@@ -14,7 +14,7 @@ from kernels.ops.rope import rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
-from kernels.ops.truncate import Truncation, kept_tokens, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, kept_tokens, truncate
 
 __all__ = [
     "Truncation",
@@ -23,6 +23,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "embedding",
+    "exclude_padding",
     "fold_rows",
     "gumbel_argmax",
     "kept_tokens",
