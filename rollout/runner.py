@@ -196,7 +196,7 @@ class Runner:
 
     def _given(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
         """Log-probs float32 [R] of tokens that are given: as `_draw`, where the rank that holds a token is its winner."""
-        logits = head_logits(self.config, self.outer, hidden)
+        logits = head_logits(self.config, self.outer, hidden, self.group.shard)
         shard, (rows, width) = self.group.shard, logits.shape
         leaves = self.config.leaves // shard.size
         nodes = vocab_nodes(logits, temperature, leaves)
@@ -236,7 +236,7 @@ class Runner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(token int64 [R], log-prob float32 [R]); a token of -1 where no logit was a number. Every rank draws from its part of
         the vocabulary; the parts meet in one gather of winners and of the leaves of the log-sum-exp."""
-        logits = head_logits(self.config, self.outer, hidden)
+        logits = head_logits(self.config, self.outer, hidden, self.group.shard)
         self._cut(logits, temperature, truncation)
         shard, (rows, width) = self.group.shard, logits.shape
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)

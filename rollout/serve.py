@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kernels.command import MOST_THREADS, fail, report
+from kernels.command import MOST_THREADS, fail, report, warn
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
 from kernels.model import ConfigError, ModelConfig
@@ -44,8 +44,10 @@ class ServeConfig:
 
     model: str | None = None  # a Hugging Face model directory
     tp: int = 1  # processes that share the model
-    leaves: int = 8  # of every sum: the largest tp that this model may ever be served with
-    dtype: str = "auto"  # float32, bfloat16; auto: the model's own
+    leaves: int = (
+        0  # of every sum: the largest tp that this model may ever be served with; 0: as its contract says, or 8
+    )
+    dtype: str = "auto"  # float32, bfloat16; auto: as its contract says, or the dtype of its tensors
     device: str = "auto"  # cpu, cuda
     threads: int = 0  # of each process; 0: the cores divided by tp, 8 at most
     host: str = "127.0.0.1"
@@ -64,7 +66,7 @@ class ServeConfig:
     grace_seconds: float = 30.0  # for what runs, after SIGTERM
 
     def __post_init__(self) -> None:
-        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_queue": 1, "max_body": 1}
+        least = {"tp": 1, "page_size": 1, "max_queue": 1, "max_body": 1}
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -163,9 +165,8 @@ def serve(config: ServeConfig) -> int:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
     source = Source.open(config.model, config.leaves, config.dtype, config.where)
     source.config.check_shards(config.tp, "tp", "leaves")
-    _ = source.end_ids  # an error of it, or of the tokenizer, is one before the weights
-    if source.words is not None:
-        source.words.encode("")  # the first changes the tokenizer; later ones come from several threads
+    for line in source.remarks:
+        warn(line)
     engine = config.engine(source)
     with _listen(config) as listener:
         if config.model is None:

@@ -16,7 +16,7 @@ from kernels.ops.rope import cos_sin, rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
-from kernels.ops.truncate import Truncation, kept_tokens, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, kept_tokens, truncate
 
 __all__ = [
     "Truncation",
@@ -26,6 +26,7 @@ __all__ = [
     "attention",
     "cos_sin",
     "embedding",
+    "exclude_padding",
     "exp",
     "fold_rows",
     "gumbel_argmax",

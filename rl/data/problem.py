@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl.data.draws import Draws
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rollout.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,11 @@ class Source:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     judge: Judge
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Tokenizer
     left_out: int = 0  # problems of neither, because their prompts are too long
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
-        ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
-        return (*ids, self.tokenizer.eos_token_id)
+        return self.tokenizer.completion(problem.solution)
 
 
 class ProblemStream:

@@ -207,20 +207,20 @@ class Chat(Endpoint):
             raise BadRequest("messages must be a list of at least one message")
         plain = [self.message(m, i) for i, m in enumerate(messages)]
         words = self.service.source.words
-        if words is None or not getattr(words, "chat_template", None):
+        if words is None or not words.chat_template:
             raise BadRequest("this model has no chat template: use /v1/completions")
         extra = body.any("chat_template_kwargs", {})
         if not isinstance(extra, dict) or {"tokenize", "conversation", "chat_template"} & set(extra):
             raise BadRequest("chat_template_kwargs must be an object of the template's own arguments")
         try:
-            text = words.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **extra)
+            text = words.chat(plain, **extra)
         except Exception as error:  # whatever a template raises for messages that it does not take
             raise BadRequest(
                 f"the chat template refuses these messages: {' '.join(str(error).split())[:300]}"
             ) from None
         logprobs = body.boolean("logprobs")
         body.neutral(NEUTRAL_CHAT)
-        return [tuple(words.encode(whole(text), add_special_tokens=False))], logprobs
+        return [words.encode(whole(text), add_special_tokens=False)], logprobs
 
     def message(self, value: Any, place: int) -> dict[str, str]:
         if not isinstance(value, dict) or not isinstance(value.get("role"), str):

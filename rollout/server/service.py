@@ -77,7 +77,7 @@ class Service:
     def encode(self, text: str) -> tuple[int, ...]:
         if self.source.words is None:
             raise BadRequest("this model has no tokenizer: send token ids")
-        return tuple(self.source.words.encode(whole(text)))
+        return self.source.words.encode(whole(text))
 
     def call(self, requests: Sequence[Request], client: Client) -> "Call":
         """Puts all of them into the engine, or none."""

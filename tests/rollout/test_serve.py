@@ -173,8 +173,8 @@ def ranks_of(server: Server) -> list[int]:
 def test_a_model_directory_is_served_as_what_it_holds(plain: Server, tmp_path: Path) -> None:
     source = Source.open(None)
     save(source.config, source.weights(), tmp_path)
-    assert source.tokenizer
-    (tmp_path / "tokenizer.json").write_text(source.tokenizer)
+    assert source.words
+    (tmp_path / "tokenizer.json").write_bytes(source.words.files["tokenizer.json"])
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with running(f"model={tmp_path}") as server:
@@ -203,7 +203,8 @@ def test_a_damaged_file_is_told_before_the_weights_are_read(
 ) -> None:
     source = Source.open(None)
     save(source.config, source.weights(), tmp_path)
-    (tmp_path / "tokenizer.json").write_text(source.tokenizer or "")
+    assert source.words
+    (tmp_path / "tokenizer.json").write_bytes(source.words.files["tokenizer.json"])
     (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as end:
         main([f"model={tmp_path}"])
