@@ -11,7 +11,7 @@ import torch
 
 from kernels.model import ConfigError, ModelConfig
 from kernels.model.weights import Parameter, find, initial, load, parameters
-from rollout.text import Decode
+from rollout.text import BYTE_LETTERS, Decode
 
 TINY = ModelConfig(
     vocab_size=288,  # 256 bytes, the end of text, and room to be divisible
@@ -143,10 +143,7 @@ def _byte_tokenizer() -> str:
     """Token i is byte i; 256 ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    letter = {i: chr(i) for r in (range(33, 127), range(161, 173), range(174, 256)) for i in r}
-    for byte in range(256):  # bytes that are no letter stand for themselves above them, as in GPT-2
-        letter.setdefault(byte, chr(256 + len([b for b in range(byte) if ord(letter[b]) > 255])))
-    tokenizer = Tokenizer(models.BPE(vocab={letter[i]: i for i in range(256)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in BYTE_LETTERS.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])
