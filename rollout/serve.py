@@ -250,10 +250,10 @@ async def _until_told(server: Any, service: Any, listener: socket.socket, config
     quiet(here)
     server.capture_signals = contextlib.nullcontext  # uvicorn's own handlers would close at once
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    _say(f"serving {service.source.name} on http://{config.host}:{listener.getsockname()[1]}")
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     listener.listen(2048)  # may wait in the system, of which the event loop accepts some at a time
+    _say(f"serving {service.source.name} on http://{config.host}:{listener.getsockname()[1]}")
     await asyncio.wait({serving, asyncio.create_task(told.wait())}, return_when=asyncio.FIRST_COMPLETED)
     deadline = time.monotonic() + config.grace_seconds
     while service.calls and service.loop.failure is None and time.monotonic() < deadline:
