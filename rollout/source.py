@@ -11,7 +11,7 @@ from kernels.model import ConfigError, ModelConfig
 from kernels.model.beside import DTYPES
 from kernels.model.folder import ModelFolder
 from kernels.model.weights import Parameter, initial, load, parameters
-from rollout.text import Decode
+from rollout.text import BYTE_LETTERS, Decode
 from rollout.tokenizer import Tokenizer
 
 TINY = ModelConfig(
@@ -87,10 +87,7 @@ def _byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letter = {i: chr(i) for r in (range(33, 127), range(161, 173), range(174, 256)) for i in r}
-    for byte in range(256):  # bytes that are no letter stand for themselves above them, as in GPT-2
-        letter.setdefault(byte, chr(256 + len([b for b in range(byte) if ord(letter[b]) > 255])))
-    tokenizer = Tokenizer(models.BPE(vocab={letter[i]: i for i in range(256)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in BYTE_LETTERS.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])

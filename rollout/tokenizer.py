@@ -46,6 +46,11 @@ class Tokenizer:
         plain = {"_backend": self._backend, "ends": self.ends, "end": self.end}
         return {**plain, "_words": None, "_folder": None}
 
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` below, for what is asked of single tokens."""
+        return self._backend
+
     @cached_property
     def _size(self) -> int:
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
