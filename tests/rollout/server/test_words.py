@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+import rollout.tokenizer
 from rollout.server.bodies import BadRequest
 from rollout.server.words import Words
 from rollout.source import Source
@@ -17,7 +19,8 @@ TINY = Source.open(None)
 
 def words(tokenizer: Tokenizer) -> Words:
     tokenizer.add_special_tokens([AddedToken("<eos é>", special=True)])
-    return Words(replace(TINY, tokenizer=tokenizer.to_str()))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos é>")
+    return Words(replace(TINY, words=rollout.tokenizer.Tokenizer(wrapped)))
 
 
 def test_letters_of_bytes() -> None:
@@ -73,20 +76,22 @@ def test_bytes_of_pieces_of_words() -> None:
 
 
 def test_without_a_tokenizer() -> None:
-    known = Words(replace(TINY, tokenizer=None))
+    known = Words(replace(TINY, words=None))
     assert known.bytes_of(5) is None and known.name(5) == "token_id:5"
 
 
-def test_a_text_that_cannot_fit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_cannot_fit_is_not_read() -> None:
     """Not even by the tokenizer: 15 MB of text would take gigabytes."""
-    known, read = Words(TINY), []
+    read = []
 
-    def encode(text: str, **_: Any) -> list[int]:
+    def encode(text: str, **_: Any) -> tuple[int, ...]:
         read.append(len(text))
-        return [0]
+        return (0,)
 
-    fake: Any = SimpleNamespace(encode=encode, chat_template="x", apply_chat_template=lambda *_, **__: "a" * 20_000)
-    monkeypatch.setitem(TINY.__dict__, "words", fake)
+    assert TINY.words is not None
+    backend = TINY.words.backend
+    fake: Any = SimpleNamespace(encode=encode, chat_template="x", chat=lambda *_, **__: "a" * 20_000, backend=backend)
+    known = Words(replace(TINY, words=fake))
     most = TINY.config.max_positions * len("<|endoftext|>")
     assert known.encode("a" * most) == (0,) and read == [most]
     for ask in (lambda: known.encode("a" * (most + 1)), lambda: known.chat([], {})):
