@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from kernels.command import MOST_THREADS
+from kernels.host.command import MOST_THREADS
 from rl.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]

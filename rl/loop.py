@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from kernels.command import warn
+from kernels.host.command import warn
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels

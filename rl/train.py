@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from kernels.command import fail
+from kernels.host.command import fail
 from rl.align import AlignmentError
 from rl.compose import CONFIGS, check, for_hydra, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError

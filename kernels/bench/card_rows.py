@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.bench_timing import Bout, Call, Row, copies, device_copies, group_offsets, normal, turns
+from kernels.bench.timer import Bout, Call, Row, copies, device_copies, group_offsets, normal, turns
 from kernels.contract import same_bits
 from kernels.model import ModelConfig
 from kernels.ops import (

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from kernels.bench_rows import rows
-from kernels.bench_timing import Result, Row, ceilings, measure, versions
+from kernels.bench.card_rows import rows
+from kernels.bench.timer import Result, Row, ceilings, measure, versions
 
 TARGETS = {
     "matmul, M <= 64": 1.05,

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from kernels.collectives import TreeGroup, reduce_scatter
 from kernels.collectives.rendezvous import address_of, connect, listen
-from kernels.command import Parser
+from kernels.host.command import Parser
 from kernels.tree import fold
 
 HIDDEN = 4096

@@ -13,9 +13,10 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser, count, output, threads
+from kernels.host.command import Parser, count, output, threads
 from kernels.model import ModelConfig
-from kernels.model.weights import initial, save
+from kernels.weights.files import save
+from kernels.weights.initial import initial
 
 BENCH_MODEL = ModelConfig(
     vocab_size=512,

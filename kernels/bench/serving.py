@@ -25,15 +25,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import kernels.bench_rows
-from kernels.bench_timing import ceilings, versions
-from kernels.model import ModelConfig
-from kernels.model.weights import parameters, to_hf
+import kernels.bench.card_rows
+from kernels.bench.timer import ceilings, versions
+from kernels.model import ModelConfig, served
+from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
-QWEN3_8B = replace(kernels.bench_rows.QWEN3_8B, max_positions=8192)
+QWEN3_8B = replace(kernels.bench.card_rows.QWEN3_8B, max_positions=8192)
 PAGE = 16
 CHUNK = 16384
 
@@ -128,7 +128,7 @@ def start_engine(config: ModelConfig, works: Sequence[Work]) -> Engine:
     how = EngineConfig(tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True)
     engine = Engine(config, how)
     torch.cuda.manual_seed(0)
-    for parameter in parameters(config):
+    for parameter in served(config):
         held = engine.runner.weights[parameter.name]
         if parameter.columns:
             held.normal_(0, config.init_std)
@@ -201,7 +201,7 @@ def start_peer(engine: Engine) -> Any:
     hf = transformers.AutoConfig.for_model(**fields)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(hf, dtype=torch.bfloat16, attn_implementation="sdpa")
-    state = {n: t for p in parameters(config) for n, t in to_hf(p, engine.runner.weights[p.name]).items()}
+    state = {n: t for p in served(config) for n, t in to_hf(p, engine.runner.weights[p.name]).items()}
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(hf).to("cuda")  # its table is no parameter
     return model.eval()

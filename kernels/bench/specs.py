@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels import bench_gpu, contract
-from kernels.command import Parser, interruptible, output, progress, threads
+from kernels.host.command import Parser, interruptible, output, progress, threads
 from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
 
 _SAMPLES = 9

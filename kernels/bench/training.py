@@ -28,17 +28,16 @@ from rich.table import Table
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-import kernels.bench_rows
-from kernels.bench_timing import versions
-from kernels.model import Layout, ModelConfig
+import kernels.bench.card_rows
+from kernels.bench.timer import versions
+from kernels.model import Layout, ModelConfig, Parameter, trained
 from kernels.model.operations import Numerics
-from kernels.model.weights import Parameter, parameters
 from trainer.batch import Batch
 from trainer.model import TrainerModel
 from trainer.parallelize import fill, parallelize
 from trainer.trainer import Trainer, TrainerConfig
 
-QWEN3_8B = replace(kernels.bench_rows.QWEN3_8B, layers=6)
+QWEN3_8B = replace(kernels.bench.card_rows.QWEN3_8B, layers=6)
 SHAPES = ("1x8192", "4x2048", "8x1024")
 BODY, HEAD, STEP = "body", "with head and log-prob", "with head, log-prob and optimizer"
 
@@ -107,7 +106,7 @@ def measure(row: Row, whose: str, work: Callable[[], object], repeats: int) -> N
 
 def random_weights(config: ModelConfig) -> Iterator[tuple[Parameter, torch.Tensor]]:
     generator = torch.Generator("cuda").manual_seed(0)
-    for parameter in parameters(config):
+    for parameter in trained(config):
         whole = torch.ones(parameter.shape, device="cuda")
         if parameter.columns:
             whole.normal_(std=config.init_std, generator=generator)

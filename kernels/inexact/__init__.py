@@ -4,8 +4,8 @@ The same signatures, casts and places of rounding as in `kernels.ops`; the order
 invariant to anything. For benchmarks and contrast runs: what exactness costs, and what becomes of a run without it.
 """
 
-from kernels.vendor.attention import attention
-from kernels.vendor.logprob import linear_logprob
-from kernels.vendor.matmul import matmul
+from kernels.inexact.attention import attention
+from kernels.inexact.logprob import linear_logprob
+from kernels.inexact.matmul import matmul
 
 __all__ = ["attention", "linear_logprob", "matmul"]

@@ -3,8 +3,8 @@
 import torch
 
 from kernels.device import gradient_dtype
+from kernels.inexact.matmul import matmul, product
 from kernels.ops.truncate import Truncation, exclude_padding, truncate
-from kernels.vendor.matmul import matmul, product
 
 ROWS = 2048
 """Rows whose float32 logits are in memory at once, on a GPU."""
@@ -37,11 +37,11 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, head, targets, temperature, truncation, vocabulary):  # type: ignore[no-untyped-def]
-        from kernels.ops.logprob import gpu  # triton, which a machine without a GPU may lack
+        from kernels.ops.logprob import portable  # triton, which a machine without a GPU may lack
 
         vocab = head.shape[0]
-        values = x.new_empty(len(x), -(-vocab // gpu.TILE) * gpu.TILE)
-        tiles = [temperature.new_empty(0, values.shape[1] // gpu.TILE, 2)]
+        values = x.new_empty(len(x), -(-vocab // portable.TILE) * portable.TILE)
+        tiles = [temperature.new_empty(0, values.shape[1] // portable.TILE, 2)]
         picked = [temperature.new_empty(0)]
         weight = head.to(x.dtype).T
         for first in range(0, len(x), ROWS):
@@ -50,22 +50,22 @@ class _LinearLogprob(torch.autograd.Function):
             exclude_padding(logits, vocabulary)
             if len(truncation):
                 truncate(logits, temperature[rows], truncation.take(first, first + ROWS))
-            tiles.append(gpu.tiles_of(logits, temperature[rows], 1, values[rows]))
+            tiles.append(portable.tiles_of(logits, temperature[rows], 1, values[rows]))
             picked.append(logits.gather(1, targets[rows, None])[:, 0])
-        ctx.kept = gpu.Exponentials(values, torch.cat(tiles), torch.cat(picked))
-        logprob, lse = gpu.logprob(gpu.merged(ctx.kept.nodes, 1), ctx.kept.picked, temperature)
+        ctx.kept = portable.Exponentials(values, torch.cat(tiles), torch.cat(picked))
+        logprob, lse = portable.logprob(portable.merged(ctx.kept.nodes, 1), ctx.kept.picked, temperature)
         ctx.save_for_backward(x, head, targets, temperature, lse)
         ctx.head_dtype = gradient_dtype(head)
         return logprob
 
     @staticmethod
     def backward(ctx, d_logprob):  # type: ignore[no-untyped-def]
-        from kernels.ops.logprob import gpu
+        from kernels.ops.logprob import portable
 
         x, head, targets, temperature, lse = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None  # used up, as its values become the gradient of the logits
         vocab = head.shape[0]
-        d_logits = gpu.logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, 1)[:, :vocab]
+        d_logits = portable.logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, 1)[:, :vocab]
         dx = product(d_logits, head.to(x.dtype), x.dtype)
         d_head = product(d_logits.T, x, torch.float32).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
         return dx, d_head, None, None, None, None

@@ -102,14 +102,6 @@ class ModelConfig:
     def ops(self) -> Operations:
         return OPERATIONS[self.numerics]
 
-    @property
-    def parameter_count(self) -> int:
-        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
-        layer = qkv * (self.hidden_size + self.family.qkv_bias) + 2 * self.hidden_size
-        layer += self.heads * self.head_dim * self.hidden_size + 3 * self.intermediate_size * self.hidden_size
-        layer += 2 * self.head_dim * self.family.qk_norm
-        return self.layers * layer + (1 if self.tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
-
     @classmethod
     def from_hf(cls, hf: dict[str, Any], leaves: int, said: Said | None = None) -> "ModelConfig":
         """From the fields of a Hugging Face config of one of FAMILIES; ConfigError for one that is not understood. `said`: what

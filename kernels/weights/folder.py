@@ -5,11 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kernels.model.beside import DTYPES, LEAVES, Contract, read_json
 from kernels.model.config import ModelConfig
 from kernels.model.fields import TOKENS, ConfigError, shown
-from kernels.model.stored import check_tied, passed_over
-from kernels.model.weights import find
+from kernels.weights.beside import DTYPES, LEAVES, Contract, read_json
+from kernels.weights.files import find
+from kernels.weights.stored import check_tied, passed_over
 
 GENERATION = "generation_config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")

@@ -11,8 +11,8 @@ from math import prod
 
 import torch
 
+from kernels.model import Parameter, served
 from kernels.model.config import ModelConfig
-from kernels.model.weights import Parameter, parameters
 from kernels.tree import Shard
 
 _ALIGNMENT = 16  # bytes of a piece's place in a bucket
@@ -72,7 +72,7 @@ def buckets(config: ModelConfig, rank: int, size: int, shards: int, limit: int, 
     of at most `limit` bytes, a multiple of 16 that no row exceeds. In a bucket, the pieces of a shard stand together."""
     out: list[Bucket] = [[]]
     used = 0
-    for parameter in parameters(config):
+    for parameter in served(config):
         mine = fsdp_rows(parameter.shape[0], rank, size)
         for shard in (Shard(s, shards) for s in range(shards)):
             for theirs, target in shard_rows(parameter, shard):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kernels.model.beside import read_json
 from kernels.model.config import ModelConfig
 from kernels.model.fields import ConfigError
+from kernels.weights.beside import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _ROWS = 4096  # of two tensors that are compared at once

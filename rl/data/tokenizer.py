@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from kernels.model.folder import ModelFolder
+from kernels.weights.folder import ModelFolder
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from rich.console import Console
 
+from kernels.bench.training import BODY, HEAD, QWEN3_8B, STEP, table, table_rows
 from trainer import bench
-from trainer.bench_gpu import BODY, HEAD, QWEN3_8B, STEP, table, table_rows
 
 
 def test_work_is_counted_by_hand() -> None:

@@ -85,7 +85,7 @@ REFUSED: list[Attempt] = [
     ("sample: shard", lambda: ops.gumbel_argmax(x(1, 4), x(1), ids(0), ids(0), ids(0).byte(), 6), ("6", "4")),
     ("a strided argument", lambda: call("square_rows", strided(5), x(5), 5, 1), ("square_rows", "(5,)")),
     ("an argument elsewhere", lambda: call("square_rows", x(5, 1).to("meta"), x(5), 5, 1), ("meta",)),
-    ("a device without an implementation", lambda: implementation("matmul", "meta"), ("matmul", "meta", "cpu")),
+    ("a device without an implementation", lambda: implementation("matmul", torch.device("meta")), ("matmul", "meta", "cpu")),
     ("tensors apart", lambda: same_device("rope", x(1), x(1).to("meta")), ("rope", "cpu", "meta")),
 ]
 OFF_THE_TREE: list[Attempt] = [

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, Parameter, digest, initial, slice_digests
+from kernels.model import ModelConfig, Parameter
 from kernels.ops import rope_table
 from kernels.tree import WHOLE
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.initial import initial
 from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig

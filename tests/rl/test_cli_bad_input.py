@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kernels.model import ModelConfig
-from kernels.model.weights import initial, save
+from kernels.weights.files import save
+from kernels.weights.initial import initial
 from rl.compose import check
 from rl.data.tokenizer import of_characters
 from tests.rl.command import ROOT, call, command

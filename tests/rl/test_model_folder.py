@@ -8,16 +8,16 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from kernels.model.beside import Contract
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import save
+from kernels.weights.beside import Contract
+from kernels.weights.files import save
+from kernels.weights.folder import ModelFolder
 from rl.compose import check
 from rl.config import RunConfig
 from rollout.source import Source
 from rollout.tokenizer import Tokenizer
-from tests.model.folders import BEGIN, CONFIG, ENDS, write_folder
 from tests.model.shapes import random_weights
 from tests.rl.command import call, command
+from tests.weights.folders import BEGIN, CONFIG, ENDS, write_folder
 from trainer.export import main as export
 from trainer.score import main as score
 

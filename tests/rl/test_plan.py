@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels.model import ModelConfig
-from kernels.model.weights import parameters
+from kernels.model import ModelConfig, saved
 from rl.compose import check
 from rl.errors import UserError
 from rl.model import model_config
@@ -25,7 +24,7 @@ def plan_of(*overrides: str, prompt: int = 64) -> tuple[Plan, ModelConfig]:
 
 def elements(model: ModelConfig, part: str = "") -> int:
     total = 0
-    for p in parameters(model):
+    for p in saved(model):
         rows = sum(p.sections)
         total += rows * (p.columns or 1) if part in p.name else 0
     return total

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from kernels.model import ModelConfig
-from kernels.model.weights import save
+from kernels.weights.files import save
 from tests.model.shapes import TINY, random_weights
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from kernels.model import ConfigError, ModelConfig
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import load, save
+from kernels.model import ConfigError, ModelConfig, costs
+from kernels.weights.files import load, save
+from kernels.weights.folder import ModelFolder
 from tests.bits import assert_same_bits
 from tests.model.hugging_face import reference, reference_logits, units
 from tests.model.shapes import SHAPES, TINY, packed_logits, prompts, random_weights
@@ -39,7 +39,7 @@ def test_what_is_saved_is_what_transformers_computes_with(name: str, tmp_path: P
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert type(hf).__name__ == "Qwen3ForCausalLM" and hf.dtype == torch.float32
     assert units(packed_logits(config, weights, sequences), reference_logits(hf, sequences)) < BOUND
-    assert hf.num_parameters() == config.parameter_count
+    assert hf.num_parameters() == costs.parameter_count(config)
     assert_same_bits(hf.model.embed_tokens.weight, weights["embed"][: config.vocab_size])
     assert ModelFolder(tmp_path).model(config.leaves) == config
     assert_same_weights(read(config, tmp_path), weights)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kernels.model import ConfigError
-from kernels.model.beside import DTYPES, VERSION, Beside, Contract
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import find, load, save
+from kernels.weights.beside import DTYPES, VERSION, Beside, Contract
+from kernels.weights.files import find, load, save
+from kernels.weights.folder import ModelFolder
 from tests.bits import assert_same_bits
-from tests.model.folders import CONFIG, END, TURN, write_folder
 from tests.model.shapes import TINY, random_weights
+from tests.weights.folders import CONFIG, END, TURN, write_folder
 
 INDEX = "model.safetensors.index.json"
 

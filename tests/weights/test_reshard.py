@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.model.fingerprint import fingerprint, unsigned
-from kernels.model.reshard import buckets, extent, fsdp_rows, shard_rows
-from kernels.model.weights import parameters
+from kernels.model import served
 from kernels.tree import Shard
+from kernels.weights.fingerprint import fingerprint, unsigned
+from kernels.weights.reshard import buckets, extent, fsdp_rows, shard_rows
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, TINY, random_weights
 
@@ -28,7 +28,7 @@ def test_pieces_make_up_the_shards(config, size: int, shards: int, seed: int, dt
     held = {
         (s, p.name): torch.full(p.part(Shard(s, shards)).shape, torch.nan, dtype=dtype)
         for s in range(shards)
-        for p in parameters(config)
+        for p in served(config)
     }
     written = dict.fromkeys(held, 0)
     for w in range(size):
@@ -47,7 +47,7 @@ def test_pieces_make_up_the_shards(config, size: int, shards: int, seed: int, dt
                 target.view(len(target), -1)[piece.target : piece.target + piece.rows] = piece.of(data, dtype)
                 written[piece.shard.rank, piece.parameter.name] += piece.shape[0] * piece.shape[1]
     for (s, name), part in held.items():
-        parameter = next(p for p in parameters(config) if p.name == name)
+        parameter = next(p for p in served(config) if p.name == name)
         assert_same_bits(part, parameter.shard(weights[name], Shard(s, shards)))
         assert written[s, name] == part.numel()
 
@@ -101,7 +101,7 @@ def test_fingerprint_sees_one_bit_and_a_swap(row: int, column: int, bit: int, dt
 
 def test_shard_rows_follow_the_sections() -> None:
     for config in CONFIGS:
-        for p in parameters(config):
+        for p in served(config):
             for shard in (Shard(0, 2), Shard(1, 2)):
                 rows = [r for part, _ in shard_rows(p, shard) for r in part]
                 numbers = torch.arange(p.shape[0], dtype=torch.float32)[:, None].expand(-1, max(p.columns, 1))
@@ -121,7 +121,7 @@ def test_fingerprint_is_the_same_on_a_gpu(dtype: torch.dtype) -> None:
 def test_a_fingerprint_in_pieces_is_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.arange(33.0).view(11, 3)
     expected = fingerprint(whole, 2, 5)
-    monkeypatch.setattr("kernels.model.fingerprint._CHUNK", chunk)
+    monkeypatch.setattr("kernels.weights.fingerprint._CHUNK", chunk)
     assert fingerprint(whole, 2, 5) == expected
 
 

@@ -8,8 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.model.weights import Leaves, Parameter, digest, initial, parameters, slice_digests, to_hf
+from kernels.model import Parameter, served
 from kernels.tree import WHOLE, Shard, TreeError
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.files import to_hf
+from kernels.weights.initial import initial
 from tests.bits import assert_same_bits, integers
 from tests.model.shapes import EIGHT, SHAPES, TINY, random_weights
 
@@ -86,7 +89,7 @@ def held(size: int, rank: int, seed: int = 0, config=EIGHT) -> Leaves:
 def test_the_digest_does_not_depend_on_the_shards(size: int, tied: bool) -> None:
     config = replace(EIGHT, tied=tied)
     whole, merged = held(1, 0, config=config), {}
-    cut = {p.name for p in parameters(config) if p.axis is not None}
+    cut = {p.name for p in served(config) if p.axis is not None}
     for rank in range(size):
         mine = held(size, rank, config=config)
         for key in mine.keys() & merged.keys():
@@ -106,7 +109,7 @@ def test_the_digest_reads_neither_order_nor_anything_but_the_leaves() -> None:
 
 def model_digest(weights: dict[str, torch.Tensor]) -> str:
     out: Leaves = {}
-    for p in parameters(EIGHT):
+    for p in served(EIGHT):
         out |= slice_digests(EIGHT, p, weights[p.name], WHOLE)
     return digest(out)
 
@@ -116,7 +119,7 @@ DIGEST = model_digest(WEIGHTS)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.sampled_from(parameters(EIGHT)), st.data())
+@given(st.sampled_from(served(EIGHT)), st.data())
 def test_any_flipped_bit_changes_the_digest(p: Parameter, data: st.DataObject) -> None:
     at, bit = data.draw(st.integers(0, torch.Size(p.shape).numel() - 1)), data.draw(st.integers(0, 31))
     flipped = integers(WEIGHTS[p.name]).clone()
@@ -135,7 +138,7 @@ def test_a_digest_sees_two_slices_exchanged() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_parameter_has_its_shape_once(name: str) -> None:
     config = SHAPES[name]
-    listed = parameters(config)
+    listed = served(config)
     assert len({p.name for p in listed}) == len(listed)
     names = [n for p in listed for n in p.hf_names]
     assert len(set(names)) == len(names)
@@ -162,7 +165,7 @@ def test_initial_weights_are_a_function_of_seed_and_name() -> None:
 def test_random_weights_in_either_order() -> None:
     config = SHAPES["tiny"]
     ordered = list(initial(config, 3))
-    assert [p.name for p, _ in ordered] == [p.name for p in parameters(config)], "as a file is written"
+    assert [p.name for p, _ in ordered] == [p.name for p in served(config)], "as a file is written"
     want, soonest = {p.name: w for p, w in ordered}, list(initial(config, 3, soonest=True))
     assert len(soonest) == len(want)
     for parameter, weight in soonest:

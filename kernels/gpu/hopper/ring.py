@@ -300,18 +300,18 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
     return v, stage, phase
 
 
-def stages(L: int, BN: int, output: bool = True) -> int:
-    """What is left of 227 KB of shared memory after the parked level (or, where there is one, the output tile) goes to the
-    ring."""
+def stages(shared: int, L: int, BN: int, output: bool = True) -> int:
+    """Counts the stages that fit into `shared` bytes of a block beside the parked level (or, where there is one, the output
+    tile)."""
     parked = (1.0 if L == 8 else 0.5 * output) * 128 * BN * 4
-    return int((232448 - 1024 - parked) // ((128 + BN) * BK * 2))
+    return int((shared - 1024 - parked) // ((128 + BN) * BK * 2))
 
 
 def descriptor(t: torch.Tensor, rows: int, mn: bool = False) -> Descriptor:
-    """TMA boxes of `rows` x BK of an operand [rows, k]; where `mn`, `t` is given as it lies, [k, rows]."""
+    """Describes TMA boxes of `rows` x BK of an operand [rows, k]; where `mn`, `t` is given as it lies, [k, rows]."""
     return boxes(t, BK, rows) if mn else boxes(t, rows, BK)
 
 
 def reachable(t: torch.Tensor) -> bool:
-    """Whether TMA can read `t`: contiguous rows, 16-byte aligned base and row stride."""
+    """Says whether TMA can read `t`: contiguous rows, 16-byte aligned base and row stride."""
     return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(0) >= t.shape[1]

@@ -1,43 +1,29 @@
-"""GPU log-probabilities.
+"""Log-probabilities in plain Triton: the nodes of a log-sum-exp from logits, their root, and the gradient of the logits.
 
 z = logits * (1 / temperature). A leaf of the vocabulary is walked in tiles of 128 columns from its start. The node of a tile
 is (m, s): m the maximum of z, s the sum of 2^((z - m) log2 e) folded by halves over the 128 columns (missing ones are +0).
-Tiles of a leaf merge in one ascending chain, leaves up the tree.
-
-`linear` never holds logits: the matmul's epilogue leaves one node a tile and, where a gradient will be asked for, the
-exponentials e = 2^((z - m) log2 e), rounded to bf16 (each leaf of the vocabulary padded to whole tiles with zeros). `backward`
-turns them in place into the gradient of the logits, again bf16, and multiplies that twice:
+Tiles of a leaf merge in one ascending chain, leaves up the tree. What a forward pass keeps are the exponentials
+e = 2^((z - m) log2 e), rounded to bf16 (each leaf of the vocabulary padded to whole tiles with zeros), and
 
     d[v] = -(g (e[v] 2^((m - lse) log2 e)))        d[target] = g (1 - 2^((z[target] - lse) log2 e)), z in float32
-
-Rows that draw from a part of the vocabulary have their logits in memory, a few rows at a time: those that are not kept become
--inf, whose exponential is 0, and what is left for the gradient looks like that of any other row. Of a head with rows that stand
-for no token, the tile that both kinds share is computed again without them; tiles of nothing else are (-inf, 0).
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import LOG2_E, fold, log_f32
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
-from kernels.ops.matmul import grouped, many_rows, order
-from kernels.ops.matmul.gpu import contract
-from kernels.ops.matmul.ring import BK, reachable
-from kernels.ops.truncate import Truncation, exclude_padding, truncate
-from kernels.tree import leaf_bounds
 
 TILE = 128
 _EXACT = {"enable_fp_fusion": False}
 
 
 class Exponentials(NamedTuple):
-    """What `linear` keeps for the gradient. `backward` uses up `values`."""
+    """What a forward pass keeps for the gradient, which uses up `values`."""
 
     values: torch.Tensor  # bf16 [R, leaves * tiles * TILE]
     nodes: torch.Tensor  # float32 [R, leaves * tiles, 2]
@@ -121,7 +107,7 @@ def root_logprob(nodes, picked, inverse, out, lse, R, LEAVES: tl.constexpr, BLOC
 
 
 def merged(tiles: torch.Tensor, leaves: int) -> torch.Tensor:
-    """The nodes [R, leaves, 2] of the leaves, from those of their tiles."""
+    """Merges the nodes of tiles [R, leaves * tiles, 2] into those of their leaves [R, leaves, 2]."""
     rows, count = tiles.shape[0], tiles.shape[1] // leaves
     out = tiles.new_empty(rows, leaves, 2)
     run(merge_tiles, (cdiv(rows * leaves, 64),), tiles, out, rows * leaves, count, 64, num_warps=2, **_EXACT)
@@ -129,7 +115,7 @@ def merged(tiles: torch.Tensor, leaves: int) -> torch.Tensor:
 
 
 def tiles_of(logits: torch.Tensor, temperature: torch.Tensor, leaves: int, keep: torch.Tensor | None) -> torch.Tensor:
-    """The nodes [R, leaves * tiles, 2] of float32 logits [R, V]; their exponentials go to `keep`, if that is given."""
+    """Returns the nodes [R, leaves * tiles, 2] of float32 logits [R, V]; their exponentials go to `keep`, if that is given."""
     rows, vocab = logits.shape
     width = vocab // leaves
     count = cdiv(width, TILE)
@@ -157,12 +143,14 @@ def tiles_of(logits: torch.Tensor, temperature: torch.Tensor, leaves: int, keep:
 
 
 def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
+    """Returns the nodes [R, leaves, 2] of float32 logits [R, V]."""
     if logits.shape[0] == 0:
         return logits.new_empty(0, leaves, 2)
     return merged(tiles_of(logits, temperature, leaves, None), leaves)
 
 
 def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (log-probability, log-sum-exp), float32 [R] each, of the token whose logit is `picked`."""
     rows, leaves, _ = nodes.shape
     out, lse = nodes.new_empty(rows), nodes.new_empty(rows)
     if rows:
@@ -181,112 +169,6 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
             **_EXACT,
         )
     return out, lse
-
-
-def _fused(x: torch.Tensor, head: torch.Tensor, leaves: int) -> bool:
-    if x.dtype != torch.bfloat16 or head.dtype != torch.bfloat16:
-        raise UnsupportedError(
-            f"log-prob on a GPU takes bfloat16, got {x.dtype} and {head.dtype}: set the model's dtype"
-        )
-    return leaves in (1, 2, 4, 8) and x.shape[1] % (leaves * BK) == 0 and reachable(x) and reachable(head)
-
-
-def linear(
-    x: torch.Tensor,
-    head: torch.Tensor,
-    targets: torch.Tensor,
-    temperature: torch.Tensor,
-    leaves: int,
-    keep: bool = False,
-    truncation: Truncation | None = None,
-    vocabulary: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
-    """(log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
-    (rows, n), vocab = x.shape, head.shape[0]
-    vocabulary = vocab if vocabulary is None else vocabulary
-    if rows == 0:
-        return temperature.new_empty(0), temperature.new_empty(0), None
-    fused, count = _fused(x, head, leaves), cdiv(vocab // leaves, TILE)
-    cut = 0 if truncation is None else len(truncation)
-    values = x.new_empty(rows, leaves * count * TILE) if keep else None
-    tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
-    if cut < rows and fused:
-        many_rows.launch(
-            x,
-            head,
-            picked if values is None else values,
-            rows,
-            vocab,
-            leaves,
-            epilogue=1 if values is None else 2,
-            parts=leaves,
-            vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), picked, tiles),
-        )
-        _exclude_padding(x, head, temperature, leaves, vocabulary, values, tiles)
-    elif cut < rows:
-        logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
-        exclude_padding(logits, vocabulary)
-        picked = logits.gather(1, targets[:, None])[:, 0]
-        tiles = tiles_of(logits, temperature, leaves, values)
-    if truncation is not None:
-        for part in truncation.parts():
-            _truncated_rows(x, head, targets, temperature, leaves, part, vocabulary, values, tiles, picked)
-    kept = None if values is None else Exponentials(values, tiles, picked)
-    return *logprob(merged(tiles, leaves), picked, temperature), kept
-
-
-def _exclude_padding(
-    x: torch.Tensor,
-    head: torch.Tensor,
-    temperature: torch.Tensor,
-    leaves: int,
-    vocabulary: int,
-    values: torch.Tensor | None,
-    tiles: torch.Tensor,
-) -> None:
-    """Writes in the last two the tiles that hold ids from `vocabulary` on, as `tiles_of` makes them of logits of -inf."""
-    width = head.shape[0] // leaves
-    leaf, column = divmod(vocabulary, width)
-    if leaf == leaves:
-        return
-    first = leaf * (tiles.shape[1] // leaves) + column // TILE
-    tiles[:, first:, 0], tiles[:, first:, 1] = -torch.inf, 0.0
-    if values is not None:
-        values[:, first * TILE :] = 0.0
-    if column % TILE == 0:
-        return
-    start = vocabulary - column % TILE
-    ids = head[start : min(start + TILE, (leaf + 1) * width)]
-    logits = contract(x, ids, leaf_bounds(x.shape[1], leaves), torch.float32)
-    exclude_padding(logits, vocabulary, start)
-    some = None if values is None else values.new_empty(len(x), TILE)
-    tiles[:, first : first + 1] = tiles_of(logits, temperature, 1, some)
-    if values is not None:
-        values[:, first * TILE : (first + 1) * TILE] = some
-
-
-def _truncated_rows(
-    x: torch.Tensor,
-    head: torch.Tensor,
-    targets: torch.Tensor,
-    temperature: torch.Tensor,
-    leaves: int,
-    part: Truncation,
-    vocabulary: int,
-    values: torch.Tensor | None,
-    tiles: torch.Tensor,
-    picked: torch.Tensor,
-) -> None:
-    """Writes the rows of `part` in the last three."""
-    rows = part.rows
-    logits = contract(x[rows], head, leaf_bounds(x.shape[1], leaves), torch.float32)
-    exclude_padding(logits, vocabulary)
-    truncate(logits, temperature[rows], replace(part, rows=torch.arange(len(part), device=rows.device)))
-    picked[rows] = logits.gather(1, targets[rows][:, None])[:, 0]
-    some = None if values is None else values.new_empty(len(part), values.shape[1])
-    tiles[rows] = tiles_of(logits, temperature[rows], leaves, some)
-    if values is not None:
-        values[rows] = some
 
 
 @triton.jit
@@ -319,7 +201,7 @@ def logit_gradient(
     vocab: int,
     leaves: int,
 ) -> torch.Tensor:
-    """bf16 [R, leaves * tiles * TILE], in place of `kept.values`."""
+    """Turns `kept.values`, in place, into the gradient of the logits: bf16 [R, leaves * tiles * TILE]."""
     total, inverse = kept.nodes.shape[1], 1.0 / temperature
     run(
         gradient,
@@ -338,43 +220,3 @@ def logit_gradient(
         **_EXACT,
     )
     return kept.values
-
-
-def backward(
-    x: torch.Tensor,
-    head: torch.Tensor,
-    targets: torch.Tensor,
-    temperature: torch.Tensor,
-    lse: torch.Tensor,
-    d_logprob: torch.Tensor,
-    leaves: int,
-    groups: torch.Tensor | None,
-    kept: Exponentials | None,
-    truncation: Truncation | None = None,
-    vocabulary: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`kept` is used up: a second gradient of one forward passes None, and the exponentials are computed again."""
-    (rows, n), vocab = x.shape, head.shape[0]
-    if rows == 0:
-        return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
-    if kept is None:
-        kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
-    d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
-    width = vocab // leaves
-    padded = d_logits.shape[1] // leaves
-    if _fused(x, head, leaves):
-        dx = x.new_empty(rows, n)
-        many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
-    else:
-        flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
-        dx = order.contract(flat, head.T, leaf_bounds(vocab, leaves)).to(x.dtype)
-    if groups is None:
-        return dx, None
-    dw = head.new_empty(head.shape, dtype=torch.float32)
-    for i in range(leaves):
-        part, to = d_logits[:, i * padded : i * padded + width], dw[i * width : (i + 1) * width]
-        if reachable(x):
-            grouped.launch(part, x, groups, to)
-        else:
-            to.copy_(contract(part.T, x.T, groups, torch.float32))
-    return dx, dw

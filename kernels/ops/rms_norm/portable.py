@@ -1,4 +1,4 @@
-"""GPU rms_norm; the sum of squares in the GPU's row order (kernels.ops.reduce.gpu), the rest as cpu.c has it."""
+"""GPU rms_norm; the sum of squares in the GPU's row order (kernels.ops.reduce.portable), the rest as cpu.c has it."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
-from kernels.ops.reduce.gpu import LANES
+from kernels.ops.reduce.portable import LANES
 
 
 @triton.jit

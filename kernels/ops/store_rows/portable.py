@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import cdiv, heads_contiguous
 from kernels.gpu.launch import launch as run
 
 
@@ -17,15 +17,11 @@ def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK
     tl.store(values + to, tl.load(new_values + t * vt + i, mask=i < width), mask=i < width)
 
 
-def _heads_contiguous(t: torch.Tensor) -> torch.Tensor:
-    return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
-
-
 def store(
     keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor
 ) -> None:
     tokens, width = new_keys.shape[0], keys.shape[1] * keys.shape[2]
-    new_keys, new_values = _heads_contiguous(new_keys), _heads_contiguous(new_values)
+    new_keys, new_values = heads_contiguous(new_keys), heads_contiguous(new_values)
     if tokens:
         run(
             store_kernel,

@@ -39,7 +39,7 @@ from kernels.ops import (
     vocab_nodes,
 )
 from kernels.ops.rms_norm import add_rms_norm
-from kernels.ops.sample import gpu as sample_gpu
+from kernels.ops.sample import portable as sample_gpu
 from kernels.spec import Case, OpSpec, all_specs, spread
 
 Call = Callable[[torch.Generator], tuple[torch.Tensor, ...]]

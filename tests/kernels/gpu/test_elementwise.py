@@ -15,11 +15,11 @@ from kernels.ops import (
     sum_rows,
     swiglu,
 )
-from kernels.ops.norm_rope import gpu as norm_rope_gpu
-from kernels.ops.rms_norm import gpu as rms_gpu
-from kernels.ops.rope import gpu as rope_gpu
+from kernels.ops.norm_rope import portable as norm_rope_gpu
+from kernels.ops.rms_norm import portable as rms_gpu
+from kernels.ops.rope import portable as rope_gpu
 from kernels.ops.sample import cpu as sample_cpu
-from kernels.ops.sample import gpu as sample_gpu
+from kernels.ops.sample import portable as sample_gpu
 from kernels.tree import fold
 from tests.bits import assert_same_bits
 from tests.kernels.gpu.accuracy import relative_error

@@ -27,12 +27,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kernels.gpu.card import card_of
 from kernels.gpu.dialect import load_boxes, reinterpret
+from kernels.gpu.hopper.ring import accumulator, advance, idle, park_layout
 from kernels.gpu.launch import box_layout, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention import Pages
-from kernels.ops.attention.tiles import allocate_board, barriers, blank, post, read
-from kernels.ops.matmul.ring import accumulator, advance, idle, park_layout
+from kernels.ops.attention.hopper.tiles import allocate_board, barriers, blank, post, read
 
 
 @triton.jit
@@ -488,7 +489,7 @@ def readable(pages: Pages) -> bool:
     return pages.packed or (pages.size % 8 == 0 and (128 % pages.size == 0 or pages.size % 128 == 0))
 
 
-def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=None):  # type: ignore[no-untyped-def]
     """For a key block of 128, and pages that are `readable`."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences, page = pages.starts.numel() - 1, 0 if pages.packed else pages.size
@@ -497,8 +498,9 @@ def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=132):  # ty
     power = next_power_of_2(sequences)
     run(tiles_kernel, (sequences,), pages.starts, pages.position, queue, sequences, power, page > 0, num_warps=1)
     box = (min(page, 128), 64) if page else (128, D)
-    grid = (min(blocks, count * heads),)
-    stages = min(4, (232448 - 2048 - 128 * D * 6) // (128 * D * 4))
+    card = card_of(q.device)
+    grid = (min(blocks or card.multiprocessors, count * heads),)
+    stages = min(4, (card.shared_memory - 2048 - 128 * D * 6) // (128 * D * 4))
     run(
         packed_kernel,
         grid,

@@ -31,11 +31,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.card import card_of
 from kernels.gpu.dialect import load_boxes, reinterpret, thread_barrier
+from kernels.gpu.hopper.ring import accumulator, advance, flat, idle, tile_of
 from kernels.gpu.launch import box_layout, boxes, cdiv, head_boxes, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.ops.attention.tiles import allocate_board, barriers, blank, post, read
-from kernels.ops.matmul.ring import accumulator, advance, flat, idle, tile_of
+from kernels.ops.attention.hopper.tiles import allocate_board, barriers, blank, post, read
 
 HEAD_DIMS = (64, 128)
 
@@ -438,7 +439,7 @@ def _layouts(D: int) -> tuple:
     return accumulator(64), accumulator(D // 2), accumulator(D), box_layout(128, 64)
 
 
-def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=None):  # type: ignore[no-untyped-def]
     """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
     reachable by TMA, and lse [T, heads], base 2. `blocks` is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
@@ -455,7 +456,7 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=132):  
     run(tiles_kernel, (sequences,), starts, queue, sequences, power, num_warps=1)
     of_rows = (out, d_out, lse, starts, rows, turns, sequences, heads, D, power)
     run(rows_kernel, (heads, count), *of_rows, num_warps=8, enable_fp_fusion=False)
-    grid = (min(blocks, tiles * kv_heads),)
+    grid = (min(blocks or card_of(q.device).multiprocessors, tiles * kv_heads),)
     run(
         gradient_kernel,
         grid,

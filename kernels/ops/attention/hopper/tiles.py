@@ -6,7 +6,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from kernels.gpu.dialect import thread_barrier
-from kernels.ops.matmul.ring import advance
+from kernels.gpu.hopper.ring import advance
 
 
 @gluon.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.ops.attention.rows import tile_of
+from kernels.ops.attention.portable.rows import tile_of
 
 
 @triton.jit

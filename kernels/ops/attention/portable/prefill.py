@@ -7,7 +7,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
-from kernels.ops.attention.rows import LANES, block, finish, half_block, merge, tile_of
+from kernels.ops.attention.portable.rows import LANES, block, finish, half_block, merge, tile_of
 
 
 @triton.jit

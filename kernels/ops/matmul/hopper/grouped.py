@@ -14,11 +14,9 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from kernels.gpu.launch import cdiv, next_power_of_2
-from kernels.gpu.launch import launch as run
-from kernels.gpu.workspace import counters
-from kernels.ops.matmul.pace import PERIOD, in_step, leave
-from kernels.ops.matmul.ring import (
+from kernels.gpu.card import card_of
+from kernels.gpu.hopper.pace import PERIOD, in_step, leave
+from kernels.gpu.hopper.ring import (
     BK,
     accumulator,
     advance,
@@ -35,6 +33,9 @@ from kernels.ops.matmul.ring import (
     tile_of,
     tile_origin,
 )
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
 
 WIDE = 128 * 256 * 128
 """Elements of y from which tiles of 128 x 256 keep the multiprocessors busy."""
@@ -231,7 +232,7 @@ def launch(
     group: int = 8,
     most: int = 8,
     depth: int | None = None,
-    blocks: int = 132,
+    blocks: int | None = None,
     period: int = PERIOD,
 ) -> None:
     """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
@@ -239,7 +240,8 @@ def launch(
     rows = cdiv(M, 128)
     leaves = bounds.numel() - 1
     BN = BN or (256 if leaves == 1 and M * N >= WIDE else 128)  # of one leaf no node waits: registers for a wider tile
-    grid = (min(blocks, rows * cdiv(N, BN)),)
+    card = card_of(a.device)
+    grid = (min(blocks or card.multiprocessors, rows * cdiv(N, BN)),)
     L = min(most, next_power_of_2(leaves))
     sets = cdiv(leaves, L)
     levels = sets.bit_length()
@@ -265,7 +267,7 @@ def launch(
         sets,
         levels,
         BN,
-        depth or min(6, stages(L, BN, False)),
+        depth or min(6, stages(card.shared_memory, L, BN, False)),
         group,
         L,
         sets > 1,

@@ -3,7 +3,7 @@
 A block owns tiles of 128 x BN and walks the tree of each as ring.py says. A bf16 output leaves by TMA through the shared memory
 of level 2, a float32 one from registers.
 
-`EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.gpu), folded to a node of the
+`EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.portable), folded to a node of the
 log-sum-exp (1), the exponentials of which may be stored too (2).
 """
 
@@ -14,12 +14,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
+from kernels.gpu.card import card_of
 from kernels.gpu.dialect import reinterpret, store_boxes
-from kernels.gpu.launch import boxes, cdiv
-from kernels.gpu.launch import launch as run
-from kernels.gpu.workspace import counters
-from kernels.ops.matmul.pace import PERIOD, in_step, leave
-from kernels.ops.matmul.ring import (
+from kernels.gpu.hopper.pace import PERIOD, in_step, leave
+from kernels.gpu.hopper.ring import (
     accumulator,
     allocate,
     box_layout,
@@ -31,6 +29,9 @@ from kernels.ops.matmul.ring import (
     subtree,
     tile_origin,
 )
+from kernels.gpu.launch import boxes, cdiv
+from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
 
 
 class Vocabulary(NamedTuple):
@@ -225,7 +226,7 @@ def launch(
     vocabulary: Vocabulary | None = None,
     apart: int | None = None,
     depth: int | None = None,
-    blocks: int = 132,
+    blocks: int | None = None,
     period: int = PERIOD,
 ) -> None:
     """a [M, K] (or, `a_mn`, [K, M]) and b [N, K] (or [K, N]) bf16 -> y [M, N]; or an epilogue over `parts` equal parts of N.
@@ -234,7 +235,8 @@ def launch(
     extent = b.shape[0 if b_mn else 1] // leaves
     part_tiles = cdiv(N // parts, BN)
     columns = parts * part_tiles
-    grid = (min(blocks, cdiv(M, 128) * columns),)
+    card = card_of(a.device)
+    grid = (min(blocks or card.multiprocessors, cdiv(M, 128) * columns),)
     run(
         tree_kernel,
         grid,
@@ -252,7 +254,7 @@ def launch(
         extent,
         apart or extent,
         BN,
-        depth or min(8, stages(leaves, BN)),
+        depth or min(8, stages(card.shared_memory, leaves, BN)),
         group,
         leaves,
         a_mn,

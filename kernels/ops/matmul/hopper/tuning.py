@@ -1,13 +1,11 @@
-"""Tuning tables of the GPU matmul, measured on one H100. They choose speed, never bits;
+"""Tuning tables of the matmul on Hopper, measured on one H100. They choose speed, never bits;
 tests/kernels/gpu/test_matmul.py proves every entry equal to the reference order."""
 
 from typing import NamedTuple
 
-SMS = 132
-
 
 class FewRows(NamedTuple):
-    """A plan of few_rows.py."""
+    """A plan of portable/few_rows.py."""
 
     BN: int
     BK: int
@@ -72,27 +70,30 @@ TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
 
 
 def padded_rows(M: int) -> int:
+    """Rounds a number of rows up to a key of TABLE."""
     return max(16, 1 << (M - 1).bit_length())
 
 
-def few_rows_plan(M: int, N: int, leaves: int) -> FewRows:
+def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
+    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
     if M > 64:
         return FewRows(128, 64, min(leaves, 8), 8, 3)
     if leaves == 1:
-        return FewRows(next((n for n in (64, 32) if N // n >= SMS), 16), 128, 1, 4 if N >= 32 * SMS else 2, 4)
+        BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
+        return FewRows(BN, 128, 1, 4 if N >= 32 * multiprocessors else 2, 4)
     split = min(leaves, 4)
-    return FewRows(next((n for n in (64, 32) if N // n * split >= SMS), 16), 128, split, 4, 4)
+    return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
 
 
-def stream_plan(M: int, N: int, leaves: int) -> Stream:
-    """No split (parking costs more than an idle block) but of a last wave that is less than half full; tokens by 64 at most;
-    rows of a tile for the fewest idle blocks."""
+def stream_plan(M: int, N: int, multiprocessors: int) -> Stream:
+    """Chooses a plan for a shape that TABLE does not have: no split (parking costs more than an idle block) but of a last wave that
+    is less than half full; tokens by 64 at most; rows of a tile for the fewest idle blocks."""
     BN = min(64, padded_rows(M))
 
     def waste(rows: int) -> float:
         items = -(-N // rows) * -(-M // BN)
-        return -(-items // SMS) * SMS / items * (1.0 if rows == 128 else 1.1)
+        return -(-items // multiprocessors) * multiprocessors / items * (1.0 if rows == 128 else 1.1)
 
     rows = min((128, 64), key=waste)
     items = -(-N // rows) * -(-M // BN)
-    return Stream(BN, 1, rows, 2 if M > 128 and SMS < items <= 1.5 * SMS else 1)
+    return Stream(BN, 1, rows, 2 if M > 128 and multiprocessors < items <= 1.5 * multiprocessors else 1)

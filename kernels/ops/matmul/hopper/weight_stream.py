@@ -13,11 +13,12 @@ import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from kernels.gpu.card import card_of
 from kernels.gpu.dialect import thread_barrier
+from kernels.gpu.hopper.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
-from kernels.ops.matmul.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
 
 
 class Items(NamedTuple):
@@ -229,12 +230,14 @@ def contract(
     split: int,
     rows: int = 128,
     tail: int = 1,
-    blocks: int = 132,
+    blocks: int | None = None,
 ) -> torch.Tensor:
     """x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64.
 
     Every tile goes to `split` blocks, or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
     (M, K), N = x.shape, w.shape[0]
+    card = card_of(x.device)
+    blocks = blocks or card.multiprocessors
     y = x.new_empty(M, N, dtype=out_dtype)
     split = max(min(split, leaves), least_split(leaves, BN))
     columns = cdiv(M, BN)
@@ -249,7 +252,7 @@ def contract(
     nodes = x.new_empty(rest * rows * split * BN if split > 1 else 1, dtype=torch.float32)
     arrived = counters(x.device, rest * halves)
     grid = (min(blocks, items),)
-    stages = min(12, (232448 - 2048) // ((rows + BN) * BK * 2))
+    stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * BK * 2))
     run(
         stream_kernel,
         grid,
