@@ -6,7 +6,7 @@ from typing import Any
 
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
 from kernels.model.operations import OPERATIONS, Numerics, Operations
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 from kernels.tree import is_power_of_two
 
 

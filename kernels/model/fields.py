@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 
 
 class ConfigError(ValueError):

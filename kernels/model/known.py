@@ -18,9 +18,7 @@ QWEN3_8B = ModelConfig(
     tied=False,
     leaves=8,
 )
-QWEN3_0P6B = replace(
-    QWEN3_8B, hidden_size=1024, intermediate_size=3072, layers=28, heads=16, tied=True
-)
+QWEN3_0P6B = replace(QWEN3_8B, hidden_size=1024, intermediate_size=3072, layers=28, heads=16, tied=True)
 BENCH = ModelConfig(
     vocab_size=512,
     hidden_size=256,

@@ -19,7 +19,7 @@ from kernels.model import (
     position_table,
     served,
 )
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 
 TINY = ModelConfig(
     vocab_size=64,

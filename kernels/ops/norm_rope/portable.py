@@ -1,4 +1,5 @@
-"""GPU norm_rope: the operations of rms_norm/gpu.py and rope/gpu.py one by one, on a row that stays in registers."""
+"""Norm and rope in plain Triton: the operations of rms_norm/portable.py and of cpu.c one by one, on a row that stays in
+registers."""
 
 import torch
 import triton

@@ -118,7 +118,9 @@ def test_rows_of_the_head_that_are_no_token(R, n, V, leaves, tokens, monkeypatch
         with monkeypatch.context() as patch:
             if not fused:
                 patch.setattr(hopper, "_fused", lambda *_: False)
-            assert_same_bits(hopper.linear(x, head, targets, t, leaves, fused, None, tokens)[:2], want, f"fused {fused}")
+            assert_same_bits(
+                hopper.linear(x, head, targets, t, leaves, fused, None, tokens)[:2], want, f"fused {fused}"
+            )
             a, b = x.clone().requires_grad_(), head.clone().requires_grad_()
             y = linear_logprob(a, b, targets, t, leaves, groups, cut, tokens)
             y.nan_to_num(neginf=0.0).backward(g)
