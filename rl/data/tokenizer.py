@@ -1,6 +1,7 @@
 """Tokenizers: the model's own, or one made from the data."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+_UNBROKEN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")  # training on a word takes the square of its length
 
 
 def from_model(path: str) -> "PreTrainedTokenizerBase":
@@ -51,8 +53,17 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     return _wrap(tokenizer)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text`, cut where a word does not end."""
+    start = 0
+    for run in _UNBROKEN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def _wrap(tokenizer: Tokenizer) -> "PreTrainedTokenizerBase":
