@@ -25,7 +25,7 @@ from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
-_MOST_SEQUENCES = 2**24  # of one step
+_MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 

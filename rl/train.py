@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kernels.command import fail
 from rl.align import AlignmentError
-from rl.command_line import split
+from rl.command_line import readable, split
 from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
 
@@ -32,6 +32,7 @@ def main() -> None:
         flags, overrides, shows = split(sys.argv[1:])
         if shows:  # a config, or help: by Hydra
             check_keys(overrides)
+            sys.argv[1:] = [readable([a])[0] if a in overrides else a for a in sys.argv[1:]]
             return _hydra_main()
         runs = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
     except BAD_INPUT as error:

@@ -28,7 +28,9 @@ _QUANTITY = re.compile(rf"(?:[^\W\d_]+\s+)*[$€£¥]?{_NUMBER}(?:\s*/\s*\d+)?\s
 _SEPARATED = re.compile(r"(?<![\d.,])[$€£¥]?-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])")
 _WORD = re.compile(r"(?:^|(?<=[\s,;]))(?!(?:and|or)\b)[^\W\d_]{2,}(?=[\s,;.!?]|$)")  # that stands alone
 _SCIENTIFIC = re.compile(r"(?<![\w\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)")
-_APART = re.compile(r"\d\s+\d")  # two numbers, or one that is spelt with a space: LaTeX would multiply or add them
+_APART = re.compile(r"\d\s+\d")  # numbers side by side: LaTeX would multiply or add them
+_SPACED = re.compile(r"-?\d{1,3}(?:\s\d{3})+(?:\.\d+)?")  # but one of thousands, and
+_MIXED = re.compile(r"(\d+)\s+(\d+)/(\d+)")  # one and a fraction
 _ENDS = re.compile(r"\$+|\\[()\[\]]|\s\[|\]\s")  # of what math-verify takes for LaTeX
 _WHOLE = (LatexExtractionConfig(),)
 
@@ -84,7 +86,7 @@ def _right(answer: str) -> tuple[Any, ...]:
     text = answer.strip()
     if len(text) > _CHARACTERS or not _is_readable(text):
         return ()
-    found = _find(text) if _QUANTITY.fullmatch(text) or _is_set(text) else _whole(text)
+    found = _find(text) if _is_number(text) or _is_set(text) else _whole(text)
     return tuple(e for e in found if isinstance(e, str) or _is_cheap(e))
 
 
@@ -93,10 +95,11 @@ def _stated(claim: str) -> list[Any]:
     text, found = claim.strip(), []
     if not _is_readable(text):
         return []
-    if not (_QUANTITY.fullmatch(text) or _is_set(text)):
+    if not (_is_number(text) or _is_set(text)):
         found = _whole(text)
-        if not any(isinstance(e, sympy.Basic) for e in found) and "\\" in text and not _WORD.search(text):
-            return []  # LaTeX that cannot be read: a number in it is not the claim
+        unread = not any(isinstance(e, sympy.Basic) for e in found) and not _WORD.search(text)
+        if unread and ("\\" in text or _APART.search(text)):
+            return []  # LaTeX that cannot be read, or numbers side by side: one of these is not the claim
     if not any(isinstance(e, sympy.Basic) for e in found):
         found = _find(text)
     return [e for e in found if isinstance(e, str) or _is_cheap(e)]
@@ -108,10 +111,17 @@ def _find(text: str) -> list[Any]:
 
 def _whole(text: str) -> list[Any]:
     """`text` as one LaTeX expression; nothing where it is a letter, or holds words or numbers side by side."""
+    if mixed := _MIXED.fullmatch(text):
+        text = f"{mixed[1]}+{mixed[2]}/{mixed[3]}"
     if len(text) < 2 or _WORD.search(text) or _APART.search(text):
         return []
     latex = _SCIENTIFIC.sub(r"\1*10^{\2}", text)
     return parse(f"${latex}$", _WHOLE, parsing_timeout=None)
+
+
+def _is_number(text: str) -> bool:
+    """Whether math-verify finds one number in it, with or without its unit, and nothing else is there."""
+    return bool(_QUANTITY.fullmatch(text) or _SPACED.fullmatch(text))
 
 
 def _is_set(text: str) -> bool:

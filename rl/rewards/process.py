@@ -32,7 +32,7 @@ class UserFunction:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), name],
+                [sys.executable, "-P", "-u", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), name],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # an interrupt from the keyboard is the run's to handle
@@ -69,7 +69,7 @@ class UserFunction:
 
     def _end(self) -> str:
         code = self._process.wait()
-        how = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
+        how = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
         return f"ended its process ({how})"
 
 

@@ -8,12 +8,15 @@ import importlib
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 Answer = tuple[Literal["value", "raised"], Any]
 """What a call returned, or what it raised as a text."""
+
+_FAREWELL = 1.0  # seconds in which a process that is between two calls ends as others do
 
 
 def main(handle: int, name: str) -> None:
@@ -54,8 +57,9 @@ def _told(error: BaseException) -> str:
 
 
 def _end_with_the_run(handle: int) -> None:
-    """Waits until the run has let go of its end: a call that is under way has then nobody to answer to."""
+    """Waits until the run has let go of its end: a call that is under way then has nobody to answer to."""
     poll = select.poll()
     poll.register(handle, 0)
     poll.poll()
+    time.sleep(_FAREWELL)
     os._exit(1)

@@ -117,7 +117,7 @@ CASES = {
     "reward of nothing": (("reward=tests.rl.command:none",), ("TypeError", "completion '")),
     "reward that leaves": (("reward=tests.rl.command:leaves",), ("raised SystemExit: 3", "problem '", "completion '")),
     "reward that dies": (("reward=tests.rl.command:dies",), ("ended its process (exit code 3)", "completion '")),
-    "reward that crashes": (("reward=tests.rl.command:crashes",), ("signal 11 (SIGSEGV)", "completion '")),
+    "reward that crashes": (("reward=tests.rl.command:crashes",), ("signal 11, Segmentation fault", "completion '")),
     "reward whose child lives on": (("reward=tests.rl.command:forks",), ("(exit code 4)", "completion '")),
     "reward that raises oddly": (("reward=tests.rl.command:odd",), ("raised Odd", "completion '")),
     "nothing at the address": (("cluster.address=127.0.0.1:1",), ("cluster.address=127.0.0.1:1", "refused")),

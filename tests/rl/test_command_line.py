@@ -61,7 +61,7 @@ def test_glob_chooses_among_groups() -> None:
 
 
 def test_configs_are_shown() -> None:
-    for line in (("--cfg", "job", "-p", "trainer", "trainer.lr=0.5"), ("-c", "job", "data=gsm8k"), ("--help",)):
+    for line in (("--cfg", "job", "-p", "trainer", "trainer.lr=0.5"), ("-c", "job", "out_dir=~/x=1"), ("--help",)):
         shown = call(*line)
         assert shown.code == 0 and "lr: 0.5" in shown.out + "lr: 0.5" * ("-p" not in line)
 

@@ -158,9 +158,9 @@ def test_disk_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_plan_of_very_many_sequences_is_made_at_once() -> None:
     """As many as one step may have; more are refused."""
-    many = ("+recipe=grpo_qwen3_0p6b", "algorithm.group_size=16", "algorithm.prompts_per_step=")
+    many = ("+recipe=grpo_qwen3_0p6b", "algorithm.group_size=64", "algorithm.prompts_per_step=")
     start = time.perf_counter()
-    assert plan_of(*many[:2], f"{many[2]}{2**20}")[0].micro_batches == 2**24 // 8
+    assert plan_of(*many[:2], f"{many[2]}{2**20}")[0].micro_batches == 2**26 // 8
     assert time.perf_counter() - start < 60
-    with pytest.raises(UserError, match="16,777,232 sequences in one step are above 16,777,216"):
+    with pytest.raises(UserError, match="67,108,928 sequences in one step are above 67,108,864"):
         plan_of(*many[:2], f"{many[2]}{2**20 + 1}")
