@@ -21,7 +21,8 @@ _GRAMMAR = re.compile(r"""['"\[\]{}(),]""")  # a value that holds one of these m
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """(flags, overrides, whether the flags ask to be shown something and not to run). UserError for another flag."""
+    """Sorts arguments into (flags, overrides, whether the flags ask to be shown something and not to run). UserError for a flag
+    that there is not."""
     flags = [a for a in arguments if a.startswith("-")]
     names = [flag.partition("=")[0] for flag in flags]
     shows = any(name in _SHOW + _COMPLETION for name in names)
@@ -39,19 +40,19 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """`overrides` as Hydra's grammar has them: a value that it cannot read, and that holds none of its signs, is a text. So
+    """Writes `overrides` as Hydra's grammar has them. A value that it cannot read, and that holds none of its signs, is a text:
     resume=runs/seed=0 needs no quotes, and out_dir=~/runs is a folder at home."""
     return [_readable(override) for override in overrides]
 
 
 def quoted(key: str, text: str) -> str:
-    """The override that sets `key` to `text`, whatever it holds."""
+    """Writes the override that sets `key` to `text`, whatever it holds."""
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return f"{key}='{text}{text[len(text.rstrip(chr(92))) :]}'"
 
 
 def at_home(path: str) -> str:
-    """`path` with the home that it begins with, if it does. ValueError where there is no such home."""
+    """Returns `path` with the home that it begins with, if it does. ValueError where there is no such home."""
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         raise ValueError(f"{path.partition('/')[0]} is no home (./{path} is a folder of that name)")

@@ -69,7 +69,7 @@ def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
 
 
 def check_keys(overrides: Sequence[str]) -> None:
-    """UserError for the first override that names no key or choice: of a config that is shown, values may be missing."""
+    """Raises UserError for the first override that names no key or choice: of a config that is shown, values may be missing."""
     with _composing() as loader:
         base = compose("train")
         for override in OverridesParser.create(loader).parse_overrides(readable(overrides)):
@@ -78,7 +78,7 @@ def check_keys(overrides: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _composing() -> Iterator[ConfigLoader]:
-    """Hydra over configs/, whose errors are one line."""
+    """Opens Hydra over configs/, whose errors are one line."""
     register_recipes()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         try:
@@ -100,7 +100,7 @@ def _is_hydra(override: Override) -> bool:
 
 
 def _values(override: Override) -> list[str]:
-    """The overrides that one stands for."""
+    """Lists the overrides that one stands for."""
     if not override.is_sweep_override():
         return [_addable(override)]
     line, key = override.input_line, override.key_or_group
@@ -120,7 +120,7 @@ def _addable(override: Override) -> str:
 
 
 def for_hydra(overrides: Sequence[str], out_dir: str) -> list[str]:
-    """What `check` composed, for Hydra to compose, in the `out_dir` that it found: the default names a time, which goes on."""
+    """Writes what `check` composed, for Hydra to compose in the `out_dir` that it found: the default names a time."""
     parsed = OverridesParser.create().parse_overrides(readable(overrides))
     if any(o.is_sweep_override() for o in parsed if o.key_or_group == "out_dir"):
         return [_addable(o) for o in parsed]

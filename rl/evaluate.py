@@ -1,5 +1,6 @@
 """Evaluates the policy on held-out problems, by the reward that it is trained on."""
 
+import math
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -25,7 +26,7 @@ class Evaluation:
 def evaluate(
     config: RunConfig, source: Source, reward: Reward, rollout: RolloutFleet, cards: Handover, console: Console
 ) -> Evaluation:
-    """One completion of each of the first `eval.problems` held-out problems; says what they earn, and by what."""
+    """Samples one completion of each of the first `eval.problems` held-out problems; says what they earn, and by what."""
     problems = source.held_out[: config.eval.problems]
     sampling = eval_sampling(config, source.tokenizer.eos_token_id)
     requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
@@ -33,7 +34,7 @@ def evaluate(
     completions = rollout.generate(requests)
     earned = [score(p, [c], source, reward)[0].reward for p, c in zip(problems, completions, strict=True)]
     right, count = sum(r >= 1 for r in earned), len(earned)
-    found = Evaluation(right / count, sum(earned) / count)
+    found = Evaluation(right / count, math.fsum(earned) / count)
     console.print(
         f"held-out accuracy {found.accuracy:.3f} ({right} of {count} earn 1, mean reward {found.reward:.3f}, by {reward.name}; "
         f"temperature {config.eval.temperature})",

@@ -23,7 +23,7 @@ _MEANT = {  # names that other systems have for a key
 
 
 def nearest(asked: str, keys: Sequence[str]) -> list[str]:
-    """The dotted keys that `asked` may stand for, the likeliest first; none where nothing is near.
+    """Finds the dotted keys that `asked` may stand for, the likeliest first; none where nothing is near.
 
     A key that is spelt alike, has that name elsewhere, has its initials (learning_rate: lr), or is called so in other systems;
     first one of the section that was asked for.

@@ -17,8 +17,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cannot
 
 
 def read_files(config: JsonlSection) -> tuple[list[Record], list[Record]]:
-    """(train, held out): train.* and test.* of a folder; of one file, one record in eight is held out. Each record holds its
-    question, its answer and where it stands. UserError names the first bad line."""
+    """Reads (train, held out): train.* and test.* of a folder; of one file, one record in eight is held out. Each record holds
+    its question, its answer and where it stands. UserError names the first bad line."""
     path = Path(config.path)
     try:
         if not path.exists():
@@ -45,7 +45,7 @@ def _split(folder: Path, name: str) -> Path:
 
 
 def _read(path: Path, config: JsonlSection) -> list[Record]:
-    """The records of one file, each with where it stands; UserError names the first bad line (or row)."""
+    """Reads the records of one file, each with where it stands; UserError names the first bad line (or row)."""
     import datasets
 
     if not path.is_file():

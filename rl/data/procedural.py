@@ -1,4 +1,4 @@
-"""Problems that reasoning-gym draws, and judges by the verifier of their task."""
+"""Draws problems from reasoning-gym, which judges them by the verifier of their task."""
 
 import re
 import zlib
@@ -23,7 +23,7 @@ Drawn = list[tuple[str, Mapping[str, Any]]]
 def procedural_source(
     config: RunConfig, own: "PreTrainedTokenizerBase | None", console: "Console | None" = None
 ) -> Source:
-    """The problems of `config.data`; UserError for a task or a pattern that gives none."""
+    """Draws the problems of `config.data`; UserError for a task or a pattern that gives none."""
     section = config.data
     assert isinstance(section, ReasoningGymSection)
     dataset = _dataset(section, config.seed)
@@ -71,7 +71,7 @@ def _bad_arguments(section: ReasoningGymSection, error: Exception) -> UserError:
 
 
 def _draw(dataset: Any, section: ReasoningGymSection, console: "Console | None") -> Drawn:
-    """The first `section.problems` that the pattern matches."""
+    """Draws the first `section.problems` that the pattern matches."""
     try:
         pattern = re.compile(section.pattern)
     except re.error as error:

@@ -1,4 +1,4 @@
-"""Problems of question-answer files, judged by math-verify."""
+"""Makes problems of question-answer files, judged by math-verify."""
 
 import math
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ _CHARACTERS = (
 def file_source(
     config: JsonlSection, own: "PreTrainedTokenizerBase | None", console: "Console | None" = None
 ) -> Source:
-    """The problems of the files of `config`; UserError names the first bad line."""
+    """Reads the problems of the files of `config`; UserError names the first bad line."""
     from rl.rewards.answer import same_answer, without_separators
 
     with Waiting(console, f"reading {config.path}"):
@@ -61,7 +61,7 @@ def file_source(
 
 
 def _tokenizer(records: list[Record], config: JsonlSection, console: "Console | None") -> "PreTrainedTokenizerBase":
-    """One made from the texts that training may see: not from rows that are surely too long."""
+    """Makes one from the texts that training may see: not from rows that are surely too long."""
     most = _CHARACTERS * config.max_prompt_tokens
     rows = [r for r in records if len(r[config.question]) <= most] or records
     texts = (text for r in rows for text in (r[config.question], r[config.answer]))
@@ -70,7 +70,7 @@ def _tokenizer(records: list[Record], config: JsonlSection, console: "Console | 
 
 
 def _seen(train: list[Problem], held_out: list[Problem]) -> str:
-    """What to warn of where problems are held out that training sees; UserError where that is all of them."""
+    """Returns what to warn of where problems are held out that training sees; UserError where that is all of them."""
     there = {p.prompt: p.id for p in train}
     both = [p for p in held_out if p.prompt in there]
     if not both:

@@ -16,12 +16,12 @@ _TYPED = re.compile(rf"(?<!\\)\\(?!(?:{'|'.join(_LATEX.split())})(?![A-Za-z]))([
 
 
 def typed(text: str) -> str:
-    """`text` with the line breaks and tabs that a shell leaves as the two characters \\n and \\t; \\neq stays."""
+    """Returns `text` with the line breaks and tabs that a shell leaves as the two characters \\n and \\t; \\neq stays."""
     return _TYPED.sub(lambda found: {"n": "\n", "t": "\t"}[found[1]], text)
 
 
 def fill(template: str, *groups: str, **fields: str) -> str:
-    """The prompt of one problem. UserError where the template asks for what there is not, or for nothing."""
+    """Makes the prompt of one problem. UserError where the template asks for what there is not, or for nothing."""
     known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields)) or "the groups of data.pattern"
     try:
         prompt = template.format(*groups, **fields)
@@ -34,8 +34,8 @@ def fill(template: str, *groups: str, **fields: str) -> str:
 
 
 def check_apart(template: str, made: Iterable[tuple[str, str, str, str]]) -> str:
-    """What to warn of, or "". `made`: (where, question, prompt, answer) of each problem. UserError where problems with other
-    questions and other answers have one prompt: nothing could then answer both."""
+    """Returns what to warn of, or "". `made`: (where, question, prompt, answer) of each problem. UserError where problems with
+    other questions and other answers have one prompt: nothing could then answer both."""
     first: dict[str, tuple[str, str, str]] = {}
     twice: list[str] = []
     for where, question, prompt, answer in made:

@@ -38,7 +38,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has
 
 
 def same_answer(claim: str, answer: str) -> bool:
-    """Whether `claim` is the same text as `answer`, or the same mathematics by math-verify; both may be LaTeX, bare or not.
+    """Tells whether `claim` is the text of `answer`, or the same mathematics by math-verify; both may be LaTeX, bare or not.
 
     An answer is read whole, or not as mathematics at all: a part of it earns nothing. So is a claim that is one expression;
     in other claims math-verify finds what they state. False for a claim that could take long to evaluate, such as 9^9^9^9.
@@ -53,12 +53,12 @@ def same_answer(claim: str, answer: str) -> bool:
 
 
 def without_separators(answer: str) -> str:
-    """`answer` without the commas between thousands, where the whole of it is one number: "$1,234", and not "(1,234)"."""
+    """Drops the commas between thousands where the whole of `answer` is one number: "$1,234", and not "(1,234)"."""
     return answer.replace(",", "") if _QUANTITY.fullmatch(answer) and _SEPARATED.search(answer) else answer
 
 
 def plain(text: str) -> str:
-    """What is said, without how it is set: no dollars, \\boxed, \\text or stars around it, nor a full stop after it."""
+    """Returns what is said, without how it is set: no dollars, \\boxed, \\text or stars around it, nor a full stop after it."""
     text = " ".join(text.split())
     before = None
     while before != text:
@@ -70,7 +70,7 @@ def plain(text: str) -> str:
 
 
 def _boxed(text: str) -> str:
-    """What stands in the last \\boxed{...}, braces of its own included; "" where nothing does."""
+    """Finds what stands in the last \\boxed{...}, braces of its own included; "" where nothing does."""
     _, found, rest = text.rpartition("\\boxed{")
     depth = 1
     for i, character in enumerate(rest if found else ""):
@@ -82,7 +82,7 @@ def _boxed(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _right(answer: str) -> tuple[Any, ...]:
-    """What an answer means as mathematics, read whole; nothing where it is words, or is too costly."""
+    """Reads what an answer means as mathematics, read whole; nothing where it is words, or is too costly."""
     text = answer.strip()
     if len(text) > _CHARACTERS or not _is_readable(text):
         return ()
@@ -91,7 +91,7 @@ def _right(answer: str) -> tuple[Any, ...]:
 
 
 def _stated(claim: str) -> list[Any]:
-    """What a claim states: as one expression, where it is one, or what math-verify finds in it."""
+    """Reads what a claim states: as one expression, where it is one, or what math-verify finds in it."""
     text, found = claim.strip(), []
     if not _is_readable(text):
         return []
@@ -110,7 +110,7 @@ def _find(text: str) -> list[Any]:
 
 
 def _whole(text: str) -> list[Any]:
-    """`text` as one LaTeX expression; nothing where it is a letter, or holds words or numbers side by side."""
+    """Reads `text` as one LaTeX expression; nothing where it is a letter, or holds words or numbers side by side."""
     if mixed := _MIXED.fullmatch(text):
         text = f"{mixed[1]}+{mixed[2]}/{mixed[3]}"
     if len(text) < 2 or _WORD.search(text) or _APART.search(text):
@@ -120,17 +120,17 @@ def _whole(text: str) -> list[Any]:
 
 
 def _is_number(text: str) -> bool:
-    """Whether math-verify finds one number in it, with or without its unit, and nothing else is there."""
+    """Tells whether math-verify finds one number in it, with or without its unit, and nothing else is there."""
     return bool(_QUANTITY.fullmatch(text) or _SPACED.fullmatch(text))
 
 
 def _is_set(text: str) -> bool:
-    """Whether it says itself where its mathematics stands: $...$, \\(...\\), \\boxed{...}."""
+    """Tells whether it says itself where its mathematics stands: $...$, \\(...\\), \\boxed{...}."""
     return bool(re.search(r"\$|\\[(\[]|\\boxed|\\fbox", text))
 
 
 def _is_readable(text: str) -> bool:
-    """Whether reading `text` takes a moment, whatever it is."""
+    """Tells whether reading `text` takes a moment, whatever it is."""
     if not all(_COMMANDS.fullmatch(c) for c in re.findall(r"\\([a-zA-Z]+)", text)):
         return False
     return all(_is_flat(part) for part in _ENDS.split(text))

@@ -1,4 +1,4 @@
-"""A user's function in a process of its own (`worker.py`), called as if it were here."""
+"""Runs a user's function in a process of its own (`worker.py`), called as if it were here."""
 
 import json
 import os
@@ -25,7 +25,8 @@ class JudgeError(Exception):
 
 
 class UserFunction:
-    """`module:function` (problem, text) -> float. Its process sees the modules that this one sees, and ends with it."""
+    """Calls `module:function` (problem, text) -> float in a process that sees the modules that this one sees; it ends with
+    this one."""
 
     def __init__(self, name: str) -> None:
         """Imports the module. JudgeError with what that raised."""

@@ -1,4 +1,4 @@
-"""The reward of a run: who judges its completions, and what is said where judging fails."""
+"""Judges completions by the reward of a run, and says what went wrong where that fails."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Reward:
     of_user: bool  # a user's function has a scale of its own
 
     def __call__(self, problem: Problem, text: str) -> float:
-        """A finite float, or UserError that names the problem and the completion."""
+        """Returns a finite float, or raises UserError that names the problem and the completion."""
         try:
             reward = float(self.judge(problem, text))
         except JudgeError as error:
@@ -35,7 +35,7 @@ class Reward:
 
 
 def open_reward(name: str | None, source: Source) -> Reward:
-    """The data's own verifier, or the user's `module:function`, whose module is imported here."""
+    """Opens the data's own verifier, or the user's `module:function`, whose module it imports."""
     if name is None:
         return Reward(source.verifier, source.judge, of_user=False)
     try:

@@ -1,4 +1,4 @@
-"""The process that a user's reward runs in: whatever it does there (raises, exits, crashes), the run can say so.
+"""Runs a user's reward in a process of its own: whatever it does there (raises, exits, crashes), the run can say so.
 
 It imports "module:function", says on its pipe how that went, and then answers one call after the other. It ends with the run,
 however that ends.
