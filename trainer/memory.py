@@ -49,7 +49,7 @@ def trainer_memory(
     own, held = costs.parameter_count(model), costs.trainer_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
-    sets = max(i.bit_count() for i in range(micro_batches))  # gradients that wait for their sibling
+    sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload]
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0

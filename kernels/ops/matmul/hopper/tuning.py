@@ -80,7 +80,7 @@ def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
         return FewRows(128, 64, min(leaves, 8), 8, 3)
     if leaves == 1:
         BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
-        return FewRows(BN, 128, 1, 4 if N >= 32 * multiprocessors else 2, 4)
+        return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
     split = min(leaves, 4)
     return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
 
