@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.bench.timer import Bout, Call, Row, copies, device_copies, group_offsets, normal, turns
 from kernels.contract import same_bits
-from kernels.model import ModelConfig
+from kernels.model.known import QWEN3_8B
 from kernels.ops import (
     add_rms_norm,
     attention,
@@ -29,21 +29,8 @@ from kernels.tree import leaf_bounds
 PROJECTIONS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 """N and K of Qwen3-8B's weights. A tensor-parallel rank holds columns (N) of qkv and gate_up, and leaves (K) of o and down."""
 BY_COLUMNS = ("qkv", "gate_up")
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 8, 128, 4096, 12288, 151936
-QWEN3_8B = ModelConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=HIDDEN,
-    intermediate_size=INTERMEDIATE,
-    layers=36,
-    heads=HEADS,
-    kv_heads=KV_HEADS,
-    head_dim=HEAD_DIM,
-    max_positions=40960,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    leaves=8,
-)
+HEADS, KV_HEADS, HEAD_DIM = QWEN3_8B.heads, QWEN3_8B.kv_heads, QWEN3_8B.head_dim
+HIDDEN, INTERMEDIATE, VOCABULARY = QWEN3_8B.hidden_size, QWEN3_8B.intermediate_size, QWEN3_8B.vocab_size
 
 
 def matmul_row(

@@ -125,7 +125,8 @@ class PeerMemory:
             output.copy_(out.view_as(output))
 
     def all_reduce_launch(self, n: int) -> Launch:
-        """Chooses by size alone: words that carry their own tag; then everything to everyone; then slices and rounded slices."""
+        """Chooses by size alone: words that carry their own tag; then everything to everyone; then slices and rounded
+        slices."""
         size = self.shard.size
         if n * (size - 1) <= 1 << 17:
             return Launch(True, 256 if n <= 1 << 14 else 512, 4)
@@ -143,7 +144,8 @@ class PeerMemory:
         return Launch(False, piece, 8, lag=1 if n <= 2 * BLOCKS * piece else 2)
 
     def launch(self, kind: int, x: torch.Tensor, out: torch.Tensor, n: int, how: Launch) -> None:
-        """Runs one kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank (GATHER)."""
+        """Runs one kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank
+        (GATHER)."""
         rank, size = self.shard.rank, self.shard.size
         if not n:
             return

@@ -42,8 +42,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of it that spill, -1
-    where the tool that tells is not there. `error`: why it does not compile."""
+    """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of
+    it that spill, -1 where the tool that tells is not there. `error`: why it does not compile."""
 
     kernel: str
     seconds: float

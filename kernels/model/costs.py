@@ -125,8 +125,8 @@ def backward_elements(config: ModelConfig) -> int:
 
 
 def logprob_bytes(config: ModelConfig, rows: int, width: int, on_gpu: bool) -> int:
-    """Counts the bytes that the log-prob of `rows` tokens keeps for its gradient: on a GPU exponentials in bfloat16 and a node a
-    tile, on a CPU float32 logits and their gradient."""
+    """Counts the bytes that the log-prob of `rows` tokens keeps for its gradient: on a GPU exponentials in bfloat16 and
+    a node a tile, on a CPU float32 logits and their gradient."""
     V, H = config.vocab_size, config.hidden_size
     return rows * (2 * V + 8 * V // _TILE + 4 * width * H if on_gpu else 8 * V + 2 * width * H)
 

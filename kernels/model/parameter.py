@@ -12,8 +12,8 @@ from kernels.tree import Shard
 class Parameter:
     """Describes one tensor as the model holds it: one or several Hugging Face tensors stacked by rows.
 
-    `trained`, `served` and `saved` say in which lists of `kernels.model.parameters` it stands: whether the optimizer changes it,
-    whether an engine holds it, whether a model directory has it."""
+    `trained`, `served` and `saved` say in which lists of `kernels.model.parameters` it stands: whether the optimizer
+    changes it, whether an engine holds it, whether a model directory has it."""
 
     name: str
     sections: tuple[int, ...]  # rows of each Hugging Face tensor

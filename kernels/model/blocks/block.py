@@ -26,7 +26,8 @@ def no_recompute(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """Counts what one block of one layer takes. Elements are numbers of the model's dtype, of each token, on one rank of one."""
+    """Counts what one block of one layer takes. Elements are numbers of the model's dtype, of each token, on one rank
+    of one."""
 
     active: int  # parameters that multiply each token
     pairs: int = 0  # multiply-adds for each pair of a query and a key that it sees
@@ -51,7 +52,8 @@ class Pass:
     recompute: Recompute
 
     def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H], rounded once."""
+        """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],
+        rounded once."""
         size = self.group.shard.size
         unrounded = torch.float32 if size > 1 else y.dtype  # on one rank the kernel rounds
         matmul, leaves = self.config.ops.matmul, self.config.leaves // size
