@@ -26,7 +26,7 @@ from rl.data import TRAIN, Judge, ProblemStream, Source, left_out, open_source
 from rl.errors import RunError
 from rl.handover import Handover
 from rl.identity import identity
-from rl.log import RunLog, write_atomic
+from rl.run.log import RunLog, write_atomic
 from rl.memory import advised
 from rl.metrics import divergence
 from rl.model import beside, model_config, remarks

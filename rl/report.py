@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.charts import Series, line_chart, number, running_mean, stacked_chart
-from rl.log import strict, write_atomic
+from rl.run.log import strict, write_atomic
 from rl.metrics import FORMULAS
 from rl.page import labelled, page
 from rl.token_view import worst_sample
