@@ -26,17 +26,18 @@ from rl.data import TRAIN, Judge, ProblemStream, Source, left_out, open_source
 from rl.errors import RunError
 from rl.handover import Handover
 from rl.identity import identity
-from rl.run.log import RunLog, write_atomic
 from rl.memory import advised
-from rl.metrics import divergence
+from rl.metrics import divergence, profile, worst
 from rl.model import beside, model_config, remarks
 from rl.out_dir import check_out_dir, claim
 from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.publish import publish
-from rl.report import write_report
+from rl.report import reported
 from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
+from rl.run.files import write_atomic
+from rl.run.log import RunLog
 from rl.score import Group, group, judge_of, score
 from rl.speed import speeds
 from rl.warm_start import warm_start
@@ -112,13 +113,14 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
-        rows, completions = logged(begin, out_dir)
+        logged(begin, out_dir)  # says what is missing of them
         if config.device == "cuda":
             _compile(config, ready.model, console)
         rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
+        stack.enter_context(reported(out_dir))
         log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
         state = begin.progress
         if begin.checkpoint:
@@ -139,7 +141,6 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             metrics |= {"numerics": config.numerics} if contrast else {}
-            rows.append({"step": step, **metrics})
             log.step(step, metrics)
 
         state = warm_start(config, source, trainer, state, checkpoints, record, console)
@@ -174,6 +175,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
                 metrics |= _compare(batch, report, totals)
                 peak = max(peak, report.peak_bytes)
+                every = step == config.steps or (step - 1) % 10 == 0
+                log.completions(config.warmup.steps + step, _shown(source, groups, batch, report, every, log))
                 try:
                     metrics |= _align(batch, report, "record" if contrast else config.align.policy, step)
                 except align.AlignmentError:
@@ -188,10 +191,6 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                     metrics["eval/accuracy"] = _evaluate(config, source, rollout, cards, console)
                 record(config.warmup.steps + step, metrics)
-                if step == config.steps or (step - 1) % 10 == 0:
-                    shown = _shown(source, groups, batch, report)
-                    completions += [{"step": config.warmup.steps + step, **row} for row in shown]
-                    log.completions(config.warmup.steps + step, shown)
                 if checkpoints.due(step, config.steps):
                     state = replace(
                         state,
@@ -228,7 +227,6 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "versions": _versions(config.device),
         }
         log.finish(summary)
-        write_report(out_dir / "report.html", rows, summary, values, completions)
     return summary
 
 
@@ -257,7 +255,10 @@ def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, cards: H
 
 
 def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]:
-    metrics = divergence(report.logprobs, batch.logprobs, np.repeat(np.arange(batch.sequences), batch.responses))
+    sequence = np.repeat(np.arange(batch.sequences), batch.responses)
+    metrics: dict[str, Any] = dict(divergence(report.logprobs, batch.logprobs, sequence))
+    place = np.arange(len(sequence)) - (np.cumsum(batch.responses) - batch.responses)[sequence]
+    metrics |= profile(report.logprobs, batch.logprobs, place)
     totals.tokens_compared += len(batch.logprobs)
     totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
     return metrics
@@ -292,19 +293,25 @@ def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str
     }
 
 
-def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport) -> list[dict[str, Any]]:
-    """The first sample of the first groups, with both sides' log-probs of each token."""
-    ends = np.cumsum(batch.responses)
-    size = len(groups[0].samples)
+def _shown(
+    source: Source, groups: list[Group], batch: Batch, report: StepReport, every: bool, log: RunLog
+) -> list[dict[str, Any]]:
+    """The completions of a step to keep, with both sides' log-probs of each token: one that is worse than all before it, and
+    with `every` the first sample of the first groups."""
+    size, ends = len(groups[0].samples), np.cumsum(batch.responses)
+    chosen = list(range(0, len(groups) * size, size))[:_SHOWN] if every else []
+    badness, token = worst(report.logprobs, batch.logprobs)
+    if log.worst is None or badness > log.worst:
+        chosen = list(dict.fromkeys([*chosen, int(np.searchsorted(ends, token, side="right"))]))
     out = []
-    for i, g in enumerate(groups[:_SHOWN]):
-        sample = g.samples[0]
-        rows = slice(ends[i * size] - batch.responses[i * size], ends[i * size])
+    for i in chosen:
+        group, sample = groups[i // size], groups[i // size].samples[i % size]
+        rows = slice(ends[i] - batch.responses[i], ends[i])
         out.append(
             {
-                "prompt": g.problem.prompt,
+                "prompt": group.problem.prompt,
                 "completion": sample.text,
-                "answer": g.problem.answer,
+                "answer": group.problem.answer,
                 "reward": sample.reward,
                 "tokens": list(sample.completion.token_ids),
                 "token_texts": [source.tokenizer.decode([t], special=True) for t in sample.completion.token_ids],

@@ -31,7 +31,7 @@ from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
-from rl.run.log import write_atomic
+from rl.run.files import write_atomic
 
 SMALL = (
     "steps=3",

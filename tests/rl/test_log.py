@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.run.log import RunLog, _logged_in, strict, write_atomic
+from rl.run.files import strict, write_atomic
+from rl.run.log import RunLog, _logged_in
 
 
 def no_constant(name: str) -> None:
