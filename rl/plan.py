@@ -28,6 +28,7 @@ from trainer.memory import TrainerMemory, trainer_memory
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
 _SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
+_MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 
@@ -74,6 +75,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     section, rollout = config.trainer, config.rollout
     check_sampling(config)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
+    _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
     micro_batches, tokens = _micro_batches(section, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
@@ -124,6 +126,14 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _check_sequences(config: RunConfig) -> None:
+    section, warmup = config.algorithm, config.warmup.sequences
+    made = f"algorithm.prompts_per_step={section.prompts_per_step} x algorithm.group_size={section.group_size}"
+    for what, count in ((made, section.prompts_per_step * section.group_size), (f"warmup.sequences={warmup}", warmup)):
+        if count > _MOST_SEQUENCES:
+            raise UserError(f"{what}: {count:,} sequences in one step are above {_MOST_SEQUENCES:,}")
 
 
 def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def trainer_memory(
     outer = 2 * table + H
     layer = (held - outer) // model.layers
     masters, pair = 4 * held // world_size, 2 * moments.itemsize * own // world_size
-    sets = max(i.bit_count() for i in range(micro_batches))  # gradients that wait for their sibling
+    sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload]
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0
