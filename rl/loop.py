@@ -18,7 +18,6 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl import align
-from rl.bar import Bar, Waiting
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
@@ -41,6 +40,7 @@ from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
 from rl.run.files import write_atomic
 from rl.run.log import RunLog
+from rl.run.screen import Bar, Waiting
 from rl.score import Group, group
 from rl.speed import speeds
 from rl.warm_start import warm_start

@@ -25,13 +25,13 @@ from rich.table import Table
 
 from kernels.command import Parser, fail, output
 from rl.align import AlignmentError
-from rl.bar import Bar
 from rl.cluster import session
 from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
 from rl.run.files import write_atomic
+from rl.run.screen import Bar
 
 SMALL = (
     "steps=3",

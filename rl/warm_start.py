@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from rl.bar import Bar
 from rl.checkpoints import Checkpoints, Progress
 from rl.cluster import TrainerFleet
 from rl.config import RunConfig
 from rl.data import WARMUP, ProblemStream, Source
 from rl.data.draws import Draws
 from rl.pack import pack_supervised
+from rl.run.screen import Bar
 
 
 def warm_start(
