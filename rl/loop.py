@@ -13,7 +13,6 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from kernels.command import warn
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
@@ -21,7 +20,7 @@ from rl import align
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import TRAIN, ProblemStream, Source, left_out, open_source
+from rl.data import TRAIN, ProblemStream, Source, open_source
 from rl.errors import RunError
 from rl.evaluate import evaluate
 from rl.handover import Handover
@@ -38,9 +37,10 @@ from rl.requests import requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
 from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
+from rl.run.banner import banner
 from rl.run.files import write_atomic
 from rl.run.log import RunLog
-from rl.run.screen import Bar, Waiting
+from rl.run.screen import Bar, Screen, Waiting
 from rl.score import Group, group
 from rl.speed import speeds
 from rl.warm_start import warm_start
@@ -98,7 +98,7 @@ def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
     return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))
 
 
-def run(config: RunConfig, console: Console) -> dict[str, Any]:
+def run(config: RunConfig, console: Screen) -> dict[str, Any]:
     """The whole run; returns its summary. Raises a BAD_INPUT error before anything is started or written, if it can."""
     start = time.perf_counter()
     if config.dry_run and config.model.hf.get("vocab_size") and not config.model.path:
@@ -108,12 +108,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     ready = prepare(config, console)
     source, reward = ready.source, ready.reward
     for line in (*remarks(config, ready.model), *ready.warnings):
-        warn(line)
+        console.warn(line)
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, source)
         return {}
-    if source.left_out:
-        console.print(f"{len(source.train)} problems to train on, {len(source.held_out)} held out{left_out(source)}")
+    for line in banner(config, ready.model, source, reward.name, ready.plan):
+        console.print(line)
     values = config.model_dump(mode="json")
     with contextlib.ExitStack() as stack:
         stack.enter_context(advised(config, ready.plan))
@@ -122,6 +122,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
+            console.note(f"checkpoint refused: {reason}")
         logged(begin, out_dir)  # says what is missing of them
         if config.device == "cuda":
             _compile(config, ready.model, console)
@@ -130,13 +131,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
+        stack.enter_context(console.keep(out_dir / "train.log"))
         stack.enter_context(reported(out_dir))
         log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
+        console.print(f"{'wandb':<13}  {log.wandb_at or 'none'}")
         state = begin.progress
         if begin.checkpoint:
             if trainer.digest() != begin.checkpoint.weights_sha256:
                 raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
-            console.print(f"resumed {begin.checkpoint.folder}", soft_wrap=True)
+            console.print(f"resumed {begin.checkpoint.folder}")
         elif begin.continues:
             console.print("no checkpoint yet: the run starts again")
         start -= state.seconds
@@ -174,14 +177,17 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 requests = requests_for(problems, config.algorithm.group_size, sampling, config.seed, "train", step)
                 cards.to_rollout()
                 now = clock.lap("handover", now)
-                sampled = rollout.generate(requests)
+                with bar.phase("sampling"):
+                    sampled = rollout.generate(requests)
                 now = clock.lap("sample", now)
-                groups = group(problems, sampled, source, reward, config.algorithm.advantage)
+                with bar.phase("scoring"):
+                    groups = group(problems, sampled, source, reward, config.algorithm.advantage)
                 batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
                 now = clock.lap("score", now)
                 cards.to_trainer(weights_stay=False)
                 now = clock.lap("handover", now)
-                report = trainer.step(batch, "policy", config.trainer.lr)
+                with bar.phase("training"):
+                    report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
                 metrics |= _compare(batch, report, totals)
@@ -200,7 +206,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     ready.model, batch, clock.seconds, config.trainer.world_size, config.device == "cuda"
                 )
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                    metrics |= evaluate(config, source, reward, rollout, cards, console).metrics()
+                    last = evaluate(config, source, reward, rollout, cards, console)
+                    metrics |= last.metrics()
+                    after = last.accuracy
                 record(config.warmup.steps + step, metrics)
                 if checkpoints.due(step, config.steps):
                     state = replace(
@@ -212,14 +220,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     )
                     cards.to_trainer(weights_stay=True)
                     checkpoints.save(state, trainer.digest())
-                bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
+                bar(step, config.steps, _told(metrics, after))
         if config.steps:
             last = evaluate(config, source, reward, rollout, cards, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", **last.metrics()})
             after = last.accuracy
-        checkpoints.settle(wait=True)
-        cards.to_trainer(weights_stay=False)
-        weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
+        with Waiting(console, "saving the last checkpoint and the model"):
+            checkpoints.settle(wait=True)
+            cards.to_trainer(weights_stay=False)
+            weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
         summary = {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -245,11 +254,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, console: Console) -> None:
     """Both sides hold the same bits after this, or the run stops."""
+    what = f"publishing the weights of version {version}"
+    with Waiting(console, f"{what}, by buckets") as waiting:
 
-    def progress(done: int, of: int) -> None:
-        console.print(f"publishing the weights of version {version}: {done} of {of} buckets")
+        def progress(done: int, of: int) -> None:
+            waiting.done, waiting.total = done, of
+            if done == of:
+                waiting.what = f"{what}: all buckets are there, comparing what was sent and received"
 
-    publish(trainer, rollout, version, progress)
+        publish(trainer, rollout, version, progress)
 
 
 def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]:
@@ -291,6 +304,16 @@ def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str
     }
 
 
+def _told(metrics: dict[str, Any], accuracy: float) -> str:
+    """What the console says of a step; `accuracy`: of the last evaluation."""
+    differing = int(metrics["divergence/tokens_nonzero"])
+    gap = f"{metrics['divergence/logprob_abs_diff_max']:.2g} ({differing:,} tokens differ)" if differing else "0"
+    return (
+        f"reward {metrics['reward/mean']:.3f}  accuracy {accuracy:.3f}  {metrics['speed/step_tokens_per_s']:,.0f} tokens/s  "
+        f"gap {gap}"
+    )
+
+
 def _shown(
     source: Source, groups: list[Group], batch: Batch, report: StepReport, every: bool, log: RunLog
 ) -> list[dict[str, Any]]:
@@ -327,7 +350,7 @@ def _prompt_budget(config: RunConfig) -> int:
 def _compile(config: RunConfig, model: ModelConfig, console: Console) -> None:
     section = config.rollout
     serving = Serving(section.tp, section.page_size, section.max_running, model.max_positions)
-    prepare_kernels(model, config.dtype, serving, True, lambda text: console.print(text, soft_wrap=True))
+    prepare_kernels(model, config.dtype, serving, True, console.print)
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -64,7 +64,10 @@ class RunLog:
         """Append {"step": step, **metrics} as one line of strict JSON: NaN and ±inf become null."""
         self._write(self._metrics, {"step": step} | {k: v for k, v in metrics.items() if k != "step"})
         if self._wandb is not None:
-            self._to_wandb("stopped", lambda: self._wandb.log({**metrics, "step": step}))
+            shown = {
+                k: v for k, v in metrics.items() if not k.startswith("divergence/by_")
+            }  # no curve: counts by class
+            self._to_wandb("stopped", lambda: self._wandb.log({**shown, "step": step}))
 
     def completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions, one {"step": step, **row} a line.
