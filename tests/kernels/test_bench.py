@@ -145,7 +145,7 @@ def test_without_a_card_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--device", "cuda"])
-    assert "error: --device cuda: there is no CUDA device" in capsys.readouterr().err
+    assert "error: --device cuda: device=cuda: torch sees no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -69,10 +69,7 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
     serving = config.rollout
     limits = Limits(serving.max_running, serving.max_batch_tokens, serving.prefill_chunk)
     engine = Engine(model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, limits, config.dtype))
-    stream, sampling = (
-        ProblemStream(source.train, config.seed, TRAIN),
-        train_sampling(config, source.tokenizer.eos_token_id),
-    )
+    stream, sampling = ProblemStream(source.train, config.seed, TRAIN), train_sampling(config, source.tokenizer.ends)
     sampled = hashlib.sha256()
     for step in range(1, config.steps + 1):
         engine.load(trainer.weights(), step)

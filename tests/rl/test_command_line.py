@@ -11,6 +11,7 @@ from rl.command_line import PATHS, quoted, readable
 from rl.compose import check, for_hydra
 from rl.config import RunConfig, _all_keys
 from rl.keys import _MEANT, nearest
+from tests.model.folders import write_folder
 from tests.rl.command import call
 
 words = st.text(alphabet="ab19 #=~/:@!?;&|<>*.%+-é$\\'\"()[]{},", max_size=12)
@@ -29,16 +30,18 @@ def test_a_text_without_signs_of_the_grammar_needs_no_quotes(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", PATHS)
-def test_home(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the shell would have it, were there no key before it."""
-    monkeypatch.setenv("HOME", "/home/some one")
+    home = tmp_path / "some one"
+    monkeypatch.setenv("HOME", str(home))
+    write_folder(home / "runs" / "seed=0")  # a model has to be there
     data = ["data=gsm8k", "data.path=x"]
     for line in (f"{key}=~/runs/seed=0", quoted(key, "~/runs/seed=0")):
         (config,) = check([*data, line])
         section, _, name = key.rpartition(".")
-        assert getattr(getattr(config, section) if section else config, name) == "/home/some one/runs/seed=0"
+        assert getattr(getattr(config, section) if section else config, name) == f"{home}/runs/seed=0"
     (config,) = check([*data, "out_dir=~"])
-    assert config.out_dir == "/home/some one"
+    assert config.out_dir == str(home)
     assert check([*data, "data.path=a~b", "reward=~"])[0].data.path == "a~b"
 
 

@@ -206,7 +206,7 @@ def test_a_row_that_is_very_long(tmp_path: Path, text: str, field: str) -> None:
     source = load(write_jsonl(tmp_path / "all.jsonl", [*RECORDS, long]), "data.vocab_size=1024")
     assert time.perf_counter() - start < 100
     if field == "question":
-        assert source.left_out == 1 and source.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
+        assert source.left_out == 1 and source.tokenizer.backend.get_vocab() == plain.tokenizer.backend.get_vocab()
         assert contents(source) == contents(plain)
     else:
         assert source.left_out == 0

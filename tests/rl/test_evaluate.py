@@ -23,7 +23,7 @@ def answers(
 ) -> tuple[Evaluation, str]:
     """What is found where the engines answer the held-out problems with `texts`."""
     config = check([f"eval.problems={len(texts)}", "eval.temperature=0.5"])[0]
-    ids = [tuple(source.tokenizer(t)["input_ids"]) for t in texts]
+    ids = [source.tokenizer.encode(t, add_special_tokens=False) for t in texts]
 
     def generate(requests: list[Request]) -> list[Completion]:
         assert [r.prompt_ids for r in requests] == [p.prompt_ids for p in source.held_out[: len(texts)]]
