@@ -63,7 +63,7 @@ FIRST, NEXT = 2.0, 30.0  # seconds until what is being done is said, and said ag
 class Waiting:
     """Says what is being done where that takes long, with how much of `total` is `done`; all three may change meanwhile."""
 
-    def __init__(self, console: Console | None, what: str, total: int = 0, first: float = FIRST) -> None:
+    def __init__(self, console: Console | None, what: str, total: int = 0, first: float | None = None) -> None:
         self.what, self.done, self.total = what, 0, total
         self._console, self._first = console, first
         self._over, self._start = threading.Event(), time.monotonic()
@@ -80,7 +80,7 @@ class Waiting:
             self._thread.join()
 
     def _watch(self) -> None:
-        pause = self._first
+        pause = self._first or FIRST
         while not self._over.wait(pause):
             so_far = f"{self.done:,} of {self.total:,}, " if self.total else ""
             assert self._console
@@ -89,8 +89,10 @@ class Waiting:
 
 
 class Bar:
-    """Shows steps of one kind: a live bar on a terminal, elsewhere a line a step, which the log file has in any case. Called with
-    (done, total, what to show) after a step."""
+    """Shows steps of one kind: a live bar on a terminal, elsewhere a line a step, which the log file has in any case.
+
+    Called with (done, total, what to show) after a step.
+    """
 
     def __init__(self, screen: Screen, name: str) -> None:
         self._screen, self._name, self._step = screen, name, ""
