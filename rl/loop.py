@@ -326,13 +326,13 @@ def _shown(
         chosen = list(dict.fromkeys([*chosen, int(np.searchsorted(ends, token, side="right"))]))
     out = []
     for i in chosen:
-        group, sample = groups[i // size], groups[i // size].samples[i % size]
+        g, sample = groups[i // size], groups[i // size].samples[i % size]
         rows = slice(ends[i] - batch.responses[i], ends[i])
         out.append(
             {
-                "prompt": group.problem.prompt,
+                "prompt": g.problem.prompt,
                 "completion": sample.text,
-                "answer": group.problem.answer,
+                "answer": g.problem.answer,
                 "reward": sample.reward,
                 "tokens": list(sample.completion.token_ids),
                 "token_texts": [source.tokenizer.decode([t], special=True) for t in sample.completion.token_ids],

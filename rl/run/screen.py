@@ -16,7 +16,7 @@ from kernels.command import warn
 
 
 class Screen(Console):
-    """A console whose lines stand in a log file too, with their time, once there is one. A line is one line, however narrow the
+    """Prints lines that stand in a log file too, with their time, once there is one. A line is one line, however narrow the
     console, and its brackets are no markup."""
 
     def __init__(self, **more: Any) -> None:
