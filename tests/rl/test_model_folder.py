@@ -36,7 +36,10 @@ def with_contract(folder: Path, leaves: int = 4, dtype: str = "bfloat16") -> Pat
 
 
 def test_a_dry_run_shows_what_the_model_reads_and_where_it_stops(tmp_path: Path, wide: None) -> None:
-    for prompt in ("[b]{0}{1}{2}{3}{4}[/b] [/INST]", "{0}{1}{2}{3}{4}" * 16):  # what a terminal's markup would swallow; what no line holds
+    for prompt in (
+        "[b]{0}{1}{2}{3}{4}[/b] [/INST]",
+        "{0}{1}{2}{3}{4}" * 16,
+    ):  # what a terminal's markup would swallow; what no line holds
         out = call(f"model.path={write_folder(tmp_path)}", *FEW, "dry_run=true", f"data.prompt='{prompt}'").out
         (config,) = check([f"model.path={tmp_path}", *FEW, f"data.prompt='{prompt}'"])
         ids, words = first_prompt(config)
