@@ -11,7 +11,7 @@ the number of leaves is no power of two, the tree is that of the next power of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Node = TypeVar("Node")
 
@@ -71,7 +71,7 @@ def fold(nodes: Sequence[Node], add: Callable[[Node, Node], Node]) -> Node:
     return add(fold(nodes[:half], add), fold(nodes[half:], add))
 
 
-class Counter:
+class Counter(Generic[Node]):
     """`fold` for nodes that arrive one at a time: a binary counter that keeps at most log2(n) + 1 of them.
 
     Used where the nodes are large (gradients of micro-batches). `push` in ascending leaf order, then `root` once. A node may

@@ -175,7 +175,8 @@ def run(ops: list[str], path: Path | None, workers: int, out: Console) -> int:
     out.print(", ".join([*(f"{k} {v}" for k, v in where.items()), *(f"{k} {v:.2f}" for k, v in limits.items())]))
     if peak := max((r.peak_bytes for r in results if r.op == "linear_logprob"), default=0):
         out.print(f"linear_logprob allocates at most {peak / 2**30:.1f} GiB beside its operands")
-    targets = [met(r.ratio, r.target) for r in [*results, *means(results)] if r.target is not None]
+    scored: list[Result | Mean] = [*results, *means(results)]
+    targets = [met(r.ratio, r.target) for r in scored if r.target is not None]
     seconds = time.perf_counter() - start
     out.print(f"{sum(map(bool, targets))} of {len(targets)} targets met, {len(failed)} rows failed; {seconds:.0f} s")
     if path:

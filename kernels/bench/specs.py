@@ -16,7 +16,7 @@ from kernels.bench import cards
 from kernels.bench.table import console, show
 from kernels.bench.timer import in_turn, processor
 from kernels.host.command import Parser, output, progress, threads
-from kernels.spec import Case, Inputs, OpSpec, all_specs, as_tuple
+from kernels.spec import Case, Inputs, OpSpec, Outputs, all_specs, as_tuple
 
 _SAMPLES = 9
 _SAMPLE_SECONDS = 0.03
@@ -41,7 +41,7 @@ class Timing:
         return self.vendor_milliseconds / self.milliseconds
 
 
-def _backward(run: Callable[[Inputs], object], spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> Callable[[], object]:
+def _backward(run: Callable[[Inputs], Outputs], spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> Callable[[], object]:
     """Returns a call for the gradient alone, of a forward that ran once."""
     leaf = {name: inputs[name].detach().requires_grad_() for name in spec.differentiable}
     y = as_tuple(run({**inputs, **leaf}))[0]

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def recorded(calls: list[Call]) -> Call:
 
 def interleaved(sides: list[list[Call]], graph: bool) -> list[float]:
     """Returns the microseconds of a call of each side, ours last: medians over slices."""
-    runs = [recorded(calls) if graph else lambda calls=calls: _each(calls) for calls in sides]
+    runs: list[Call] = [recorded(calls) if graph else partial(_each, calls) for calls in sides]
     slice_seconds = _SLICE_SECONDS if graph else 4 * _SLICE_SECONDS  # each starts on an idle card, behind a launch
     seen = in_turn(runs, slice_seconds, _ROUNDS, True)
     return [statistics.median(times) / len(calls) * 1e6 for times, calls in zip(seen, sides, strict=True)]
@@ -206,8 +207,8 @@ def device_copies(size: float) -> dict[str, list[Call]]:
     elementwise kernel."""
     pairs = [torch.empty(2, int(size) // 8, device="cuda", dtype=torch.int32).random_() for _ in range(copies(size))]
     return {
-        "copy": turns([lambda pair=pair: pair[1].copy_(pair[0]) for pair in pairs]),
-        "copying kernel": turns([lambda pair=pair: torch.bitwise_not(pair[0], out=pair[1]) for pair in pairs]),
+        "copy": turns([partial(pair[1].copy_, pair[0]) for pair in pairs]),
+        "copying kernel": turns([partial(torch.bitwise_not, pair[0], out=pair[1]) for pair in pairs]),
     }
 
 

@@ -153,8 +153,8 @@ class PeerMemory:
             if how.tagged:
                 self._check_tagged(n, how)
                 grid = (cdiv(n, how.piece),)
-                arguments = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
-                launch(tagged_kernel, grid, *arguments, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
+                tagged = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
+                launch(tagged_kernel, grid, *tagged, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
                 return
             kind = WHOLE.value if how.whole and kind == REDUCE.value else kind
             slice_ = cdiv(n, 16 * size) * 16 if kind == REDUCE.value else n

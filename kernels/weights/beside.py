@@ -62,7 +62,8 @@ class Contract:
         said = config.get(CONTRACT)
         if said is None:
             return None
-        parts = [said.get(name) for name in ("leaves", "dtype", "contract")] if isinstance(said, dict) else [None] * 3
+        names = ("leaves", "dtype", "contract")
+        parts: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None] * 3
         leaves, dtype, version = parts
         whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31 for n in (leaves, version))
         if not whole or not is_power_of_two(leaves) or not isinstance(dtype, str) or dtype not in DTYPES:

@@ -92,10 +92,10 @@ class Wire:
 
     def send(self, x: torch.Tensor) -> dist.Work:
         """`x` must stay as it is until the work is waited for."""
-        return self._group.send([x], self._other, 0)
+        return self._group.send([x], self._other, 0)  # type: ignore[attr-defined]
 
     def receive(self, x: torch.Tensor) -> None:
-        self._group.recv([x], self._other, 0).wait()
+        self._group.recv([x], self._other, 0).wait()  # type: ignore[attr-defined]
 
     def cut(self) -> None:
         """Ends what the other end leaves unanswered."""

@@ -111,7 +111,7 @@ def save(
                 size = prod(shape) * dtype.itemsize
             files[-1][name] = shape
     tensors = (item for p, tensor in chain([first], arriving) for item in to_hf(p, tensor.to(dtype)).items())
-    count, where = len(files), {}
+    count, where = len(files), dict[str, str]()
     for i, shapes in enumerate(files, 1):
         name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
         write_tensors(directory / name, shapes, dtype, islice(tensors, len(shapes)))
