@@ -48,7 +48,7 @@ def write_tensors(
                 raise ValueError(
                     f"{path}: {name} {tuple(tensor.shape)} {tensor.dtype} is not the next tensor of the header"
                 )
-            data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         if left := next(expected, None):
