@@ -37,7 +37,7 @@ _REPEATS = 3
 
 
 class Masters(PublishingRank):
-    """Rank `rank` of the stand-in for the trainer."""
+    """Stands for rank `rank` of the trainer."""
 
     def __init__(
         self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, card: int
@@ -120,7 +120,7 @@ def measure(overrides: list[str]) -> tuple[list[Row], str]:
 
 
 def _rows(trainer: TrainerFleet, rollout: RolloutFleet, moved: int) -> Iterator[Row]:
-    """`moved`: bytes that a publication writes."""
+    """Yields the rows. `moved`: bytes that a publication writes."""
     version = count()
 
     def row(name: str, work: Call, before: Call | None, moved: int) -> Row:

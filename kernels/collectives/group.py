@@ -24,7 +24,7 @@ def peer_memory(group: dist.ProcessGroup) -> Transport | None:
 
 
 class TreeGroup:
-    """The ranks that share one model: rank r holds the r-th subtree of every sum.
+    """Holds the ranks that share one model: rank r holds the r-th subtree of every sum.
 
     `TreeGroup()` is the whole model on one rank, where each method is the identity (and the one rounding). Invariant to the
     size of the group: a sum over T subtree roots has the bits of the unsharded tree.
@@ -35,7 +35,8 @@ class TreeGroup:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, transport: Transport | None = None) -> None:
-        """`transport`: another one than the collectives of `group`; of the same ranks, where both are given."""
+        """Joins the ranks. `transport`: another one than the collectives of `group`; of the same ranks, where both are
+        given."""
         own = None if group is None else Collectives(group)
         self.transport: Transport = transport or own or Alone()
         if own is not None and self.transport.shard != own.shard:
@@ -46,7 +47,7 @@ class TreeGroup:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold these collectives: not those that go through the host, as gloo's do."""
+        """Says whether a CUDA graph can hold these collectives: not those that go through the host, as gloo's do."""
         return self.shard.size == 1 or self.transport.capturable
 
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -42,18 +42,18 @@ class Launch:
 
 @dataclass(frozen=True)
 class Areas:
-    """Byte offsets in the memory of a rank, which is all zero at first."""
+    """Places byte offsets in the memory of a rank, which is all zero at first."""
 
     size: int
 
     @property
     def capacity(self) -> int:
-        """The words that one rank may send to one other in a tagged call."""
+        """Returns the words that one rank may send to one other in a tagged call."""
         return TAGGED // max(1, self.size - 1) // 16 * 16
 
     @property
     def stride(self) -> int:
-        """The words of one rank in one slot."""
+        """Returns the words of one rank in one slot."""
         return SLOT_WORDS // self.size
 
     def offsets(self) -> tuple[int, int, int, int, int]:
@@ -64,7 +64,7 @@ class Areas:
 
 
 class PeerMemory:
-    """A transport over memory of this rank that the others write in, and theirs that this rank writes in.
+    """Moves bytes over memory of this rank that the others write in, and theirs that this rank writes in.
 
     `PeerMemory(group)` is a collective: one rank per card, all on one host, CUDA devices that reach each other. It takes
     fixed memory (`Areas`; 150 MB for two ranks), whatever the size of the messages, which stream through it.
@@ -177,7 +177,7 @@ class PeerMemory:
 
 
 def _check_places(places: list[tuple[str, str]]) -> None:
-    """PeerError unless the ranks have a card each, on one host."""
+    """Raises PeerError unless the ranks have a card each, on one host."""
     for rank, (host, card) in enumerate(places):
         if card == "no CUDA device":
             raise PeerError(f"rank {rank} has no CUDA device: use TreeGroup(group) over gloo")

@@ -57,7 +57,7 @@ def is_nccl(group: dist.ProcessGroup) -> bool:
 
 
 class Alone:
-    """The transport of one rank: nothing moves."""
+    """Serves one rank: nothing moves."""
 
     shard = WHOLE
     capturable = True

@@ -192,7 +192,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, bytes of stack) by cuobjdump, which Triton brings; -1 where it does not."""
+    """Returns (registers, bytes of stack) by cuobjdump, which Triton brings; -1 where it does not."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -27,7 +27,7 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that is held, padding included."""
+        """Returns the shape that is held, padding included."""
         return (sum(self.sections), self.columns) if self.columns else (sum(self.sections),)
 
     @property
@@ -37,12 +37,12 @@ class Parameter:
 
     @property
     def elements(self) -> int:
-        """How many numbers a file has of it."""
+        """Counts how many numbers a file has of it."""
         return sum(self.stored) * max(self.columns, 1)
 
     @property
     def held(self) -> int:
-        """How many numbers a shard of one holds of it, padding included."""
+        """Counts how many numbers a shard of one holds of it, padding included."""
         return prod(self.shape)
 
     def of_layer(self, index: int) -> "Parameter":

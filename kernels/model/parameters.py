@@ -15,7 +15,7 @@ from kernels.model.parameter import Parameter
 
 @dataclass(frozen=True)
 class OuterWeights:
-    """What stands outside the layers, on one shard."""
+    """Holds what stands outside the layers, on one shard."""
 
     embed: torch.Tensor  # [V / S, H]; V the rows that are held (`ModelConfig.vocab_rows`)
     norm: torch.Tensor  # [H]

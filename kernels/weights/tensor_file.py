@@ -15,7 +15,7 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that is on the disk, and what it must hold."""
+    """Names a file that is on the disk, and what it must hold."""
 
     name: str
     bytes: int

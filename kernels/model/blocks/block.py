@@ -21,7 +21,7 @@ forget them, and compute them again, to the same bits, when it needs them."""
 
 
 def no_recompute(*_: object) -> None:
-    """No-op recompute hook: everything is kept, or nothing needs to be."""
+    """Recomputes nothing: the no-op hook of whoever keeps everything, or needs nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Pass:
 
 
 class Block(Protocol):
-    """One residual branch of a layer, a module of `kernels.model.blocks`: a norm, what mixes, and a sum over ranks."""
+    """Describes one residual branch of a layer, a module of `kernels.model.blocks`: a norm, what mixes, and a sum over
+    ranks."""
 
     def parameters(self, config: ModelConfig) -> list[Parameter]:
         """Lists its tensors, named as inside a layer, in the order of files and digests."""
