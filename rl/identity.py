@@ -8,6 +8,7 @@ from typing import Any
 from kernels.model.beside import VERSION
 from rl.config import RunConfig
 from rl.data import Source
+from rl.keys import ADDED, EARLIER
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
     "align",
@@ -55,7 +56,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """The first field of both whose values differ, with both values; "" where they are one run."""
-    theirs = {ARITHMETIC: 1, **theirs}  # what says nothing of it is older than the second version
+    # What says nothing of the arithmetic is older than its second version
+    theirs = {ARITHMETIC: 1, **ADDED, **{EARLIER.get(key, key): v for key, v in theirs.items()}}
     for key in mine:
         if key in theirs and theirs[key] != mine[key]:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"

@@ -73,7 +73,7 @@ class Plan:
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
     """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
     section, rollout = config.trainer, config.rollout
-    check_sampling(config)
+    check_sampling(rollout, config.eval)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens

@@ -29,7 +29,7 @@ def speeds(
     et al. 2022, appendix B) on a GPU alone."""
     flops = step_flops(model, batch) / (seconds["time/train"] * ranks)
     out = {
-        "speed/sample_tokens_per_s": float(batch.responses.sum()) / seconds["time/sample"],
+        "speed/sample_tokens_per_s": len(batch.rows) / seconds["time/sample"],
         "speed/train_tokens_per_s": len(batch.token_ids) / seconds["time/train"],
         "speed/step_tokens_per_s": len(batch.token_ids) / math.fsum(seconds.values()),  # of prompts and responses
         "speed/train_tflops_per_rank": flops / 1e12,

@@ -133,6 +133,7 @@ class Completion:
     logprobs: tuple[float, ...]  # of each sampled token, float32 values recorded while decoding
     finish_reason: FinishReason
     version: int  # of the weights that sampled the last token
+    sampling: SamplingParams = field(compare=False)  # what it was asked with: temperature and filters of each log-prob
     sample: int = 0  # which of the request's n
     matched: int | str | None = None  # the stop id or the stop text that ended it
     prompt_logprobs: tuple[float, ...] = ()  # of the prompt tokens from score_from on
@@ -142,3 +143,8 @@ class Completion:
     top: tuple[Top, ...] = ()  # of each sampled token, where the request asked for it
     prompt_top: tuple[Top, ...] = ()  # of each prompt token from score_from on, likewise
     cached_tokens: int = field(default=0, compare=False)  # of the prompt, that were not computed: no part of the result
+
+    @property
+    def token_versions(self) -> tuple[int, ...]:
+        """The version of the weights that sampled each token."""
+        return self.versions or (self.version,) * len(self.token_ids)

@@ -116,6 +116,7 @@ class Sequence:
             logprobs=tuple(self.logprobs),
             finish_reason=reason,
             version=self.versions[-1] if self.versions else version,
+            sampling=self.request.sampling,
             sample=self.sample,
             matched=matched,
             prompt_logprobs=tuple(self.prompt_logprobs),

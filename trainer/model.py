@@ -1,5 +1,6 @@
 """The model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +20,7 @@ from kernels.model import (
 )
 from kernels.model.weights import parameters
 from kernels.ops import Truncation
+from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
 
 
@@ -109,3 +111,21 @@ class TrainerModel(nn.Module):
             return self.layers[i](x, delta, layout, self.table)
 
         return forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
+
+
+def batch_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int, device: torch.device | str) -> torch.Tensor:
+    """float32 [R]: the log-probs of the loss rows of `batch`, as one micro-batch of leaves of `leaf_sequences` sequences. Every
+    row is divided by its own temperature and cut by its own filters."""
+
+    def there(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    cut = np.flatnonzero((batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0))
+    return model(  # type: ignore[no-any-return]
+        there(batch.token_ids),
+        Layout.packed(batch.lengths.tolist(), [leaf_sequences] * (batch.sequences // leaf_sequences), device),
+        there(batch.rows),
+        there(np.concatenate([[0], np.cumsum(batch.counts)])[::leaf_sequences]),
+        there(batch.temperatures),
+        Truncation(there(cut), there(batch.top_k[cut]), there(batch.top_p[cut]), there(batch.min_p[cut])),
+    )

@@ -9,15 +9,15 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig
+from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import Parameter, find, parameters, read_rows
 from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
 from trainer.host import Waiting, process_peak
-from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
-from trainer.model import TrainerModel
+from trainer.loss import Loss, LossRows
+from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import fill, gather, parallelize
 from trainer.recompute import Checkpointing
@@ -28,7 +28,6 @@ class TrainerConfig:
     leaf_sequences: int  # sequences of one leaf of the gradient's tree: part of the run's identity, like its seed
     micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    clip: Clip = field(default_factory=Clip)
     dtype: torch.dtype = torch.float32  # of activations
     micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
     offload: Offload = "none"  # what lives in host memory; likewise
@@ -73,7 +72,7 @@ class Trainer:
             if model.tied:
                 self.optimizer.tie()
 
-    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
         log-prob, the loss or the gradient of any of them is not finite."""
         self._check_onloaded()
@@ -81,26 +80,26 @@ class Trainer:
         self.optimizer.discard()  # of a step that failed
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        logprobs, sequences, responses = [], [], []
-        loss = clipped = 0.0
+        logprobs, sequences, counts = [], [], []
+        total, clipped = 0.0, 0
         for micro_batch in self.cut(batch):
             start, stop = micro_batch.sequences(rank, self.config.leaf_sequences)
             part = batch.take(start, stop)
-            values, part_loss, part_clipped = self._backward(part, objective)
+            values, part_loss, part_clipped = self._backward(part, loss)
             self.optimizer.accumulate(micro_batch.level(world))
             logprobs.append(values)
             sequences.append(np.arange(start, stop))
-            responses.append(part.responses)
-            loss, clipped = loss + part_loss, clipped + part_clipped
+            counts.append(part.counts)
+            total, clipped = total + part_loss, clipped + part_clipped
         all_logprobs = np.concatenate(logprobs)
-        self._check_finite(all_logprobs, loss)
+        self._check_finite(all_logprobs, total)
         grad_norm = self.optimizer.step(lr)
         return StepReport(
             logprobs=all_logprobs,
             sequences=np.concatenate(sequences),
-            responses=np.concatenate(responses),
-            loss=loss,
-            clip_fraction=clipped / len(all_logprobs),
+            counts=np.concatenate(counts),
+            loss=total,
+            clipped=clipped,
             grad_norm=grad_norm,
             step=self.optimizer.steps,
             peak_bytes=torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak(),
@@ -114,30 +113,13 @@ class Trainer:
             return cut(batch.lengths, config.leaf_sequences, world, config.micro_leaves)
         return cut_by_tokens(batch.lengths, config.leaf_sequences, world, config.micro_tokens)
 
-    def _backward(self, part: Batch, objective: Objective) -> tuple[np.ndarray, float, int]:
-        """(log-probs, weighted loss, clipped tokens) of one micro-batch; its gradients are left in the parameters."""
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device)
-
-        leaf = self.config.leaf_sequences
-        groups = [leaf] * (part.sequences // leaf)
-        layout = Layout.packed(part.lengths.tolist(), groups, self.device)
-        row_groups = np.concatenate([[0], np.cumsum(part.responses)])[::leaf]
-        logprobs = self.model(
-            tensor(part.token_ids),
-            layout,
-            tensor(part.response_rows()),
-            tensor(row_groups),
-            tensor(part.temperatures),
-            part.truncation.to(self.device),
-        )
-        clipped = torch.zeros(1, dtype=torch.bool)
-        if objective == "policy":
-            losses, clipped = policy_loss(logprobs, tensor(part.logprobs), tensor(part.advantages), self.config.clip)
-        else:
-            losses = likelihood_loss(logprobs)
-        weighted = losses * tensor(part.weights)
+    def _backward(self, part: Batch, loss: Loss) -> tuple[np.ndarray, float, int]:
+        """(log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
+        logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device)
+        columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.weights)
+        *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
+        losses, clipped = loss(logprobs, LossRows(*seen))
+        weighted = losses * weights
         weighted.backward(torch.ones_like(weighted))  # as their sum's would be; what follows waits for the device
         return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), int(clipped.sum())
 
@@ -147,7 +129,7 @@ class Trainer:
         mine = torch.tensor([loss, *bad, *logprobs[bad]], dtype=torch.float64, device=self.device)
         mine = torch.nn.functional.pad(mine, (0, 3 - mine.numel()), value=-1.0)
         for rank, (value, token, logprob) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
-            what = f"the log-prob of response token {int(token)}" if token >= 0 else "the loss"
+            what = f"the log-prob of loss row {int(token)}" if token >= 0 else "the loss"
             if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
                     f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "

@@ -18,7 +18,7 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
     template that makes prompts alike, or a file with a bad line."""
     own = tokenizers.from_model(config.model.path) if config.model.path else None
     if isinstance(config.data, ReasoningGymSection):
-        source = procedural_source(config, own, console)
+        source = procedural_source(config.data, config.seed, own, config.warmup.steps > 0, console)
     else:
         source = file_source(config.data, own, console)
     for problem in (*source.train, *source.held_out):

@@ -8,13 +8,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from kernels.model import ModelConfig
 from kernels.model.weights import Leaves, slice_digests
 from kernels.tree import WHOLE
-from rollout.sampling import Completion, Request, SamplingParams
-from tests.alignment.scenes import truncation
+from rollout.sampling import Request, SamplingParams
+from tests.alignment.scenes import batch_of
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 from tests.rollout.scenarios import engine
 from tests.trainer.batches import plain_model, token_logprobs
-from trainer.batch import Batch
+from trainer.loss import PolicyLoss
 from trainer.trainer import Trainer, TrainerConfig
 
 FILTERS: list[dict] = [{}, {"top_p": 0.8}, {}, {"top_k": 9, "min_p": 0.02}, {"top_k": 20, "top_p": 0.9, "min_p": 0.01}]
@@ -33,22 +33,6 @@ def asked(config: ModelConfig, count: int = 16, seed: int = 0) -> list[Request]:
     return out
 
 
-def pack(requests: list[Request], completions: list[Completion], advantage: float = 1.0) -> Batch:
-    responses = np.array([len(c.token_ids) for c in completions])
-    total = int(responses.sum())
-    pairs = list(zip(requests, completions, strict=True))
-    return Batch(
-        token_ids=np.concatenate([np.array(r.prompt_ids + c.token_ids) for r, c in pairs]),
-        lengths=np.array([len(r.prompt_ids) + len(c.token_ids) for r, c in pairs]),
-        responses=responses,
-        logprobs=np.concatenate([np.array(c.logprobs, dtype=np.float32) for c in completions]),
-        advantages=np.full(total, advantage, dtype=np.float32),
-        weights=np.full(total, 1 / total, dtype=np.float32),
-        temperatures=np.repeat(np.array([r.sampling.temperature for r in requests], dtype=np.float32), responses),
-        truncation=truncation([(n, r.sampling) for n, r in zip(responses.tolist(), requests, strict=True)]),
-    )
-
-
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -57,7 +41,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def test_the_trainer_computes_what_the_engine_recorded(name: str, dtype: torch.dtype) -> None:
     config = SHAPES[name]
     requests = asked(config)
-    batch = pack(requests, engine(config, dtype=dtype, chunk=11, page_size=4, pages=120).generate(requests))
+    batch = batch_of(requests, engine(config, dtype=dtype, chunk=11, page_size=4, pages=120).generate(requests))
     model = plain_model(config, {p.name: w for p, w in random_weights(config)}, dtype)
     assert_same_bits(token_logprobs(model, batch).detach(), torch.from_numpy(batch.logprobs), name)
 
@@ -66,7 +50,7 @@ def test_other_weights_give_other_bits() -> None:
     """The test above can fail: one bit of one weight shows in the log-probs."""
     config = SHAPES["tiny"]
     requests = asked(config)
-    batch = pack(requests, engine(config).generate(requests))
+    batch = batch_of(requests, engine(config).generate(requests))
     weights = {p.name: w for p, w in random_weights(config)}
     weights["layers.0.o"].view(torch.int32)[3, 5] ^= 1 << 12
     changed = token_logprobs(plain_model(config, weights), batch).detach() != torch.from_numpy(batch.logprobs)
@@ -90,13 +74,13 @@ def test_three_rounds_of_sampling_and_training(name: str, dtype: torch.dtype, me
         requests = asked(config, seed=version)
         completions = served.generate(requests)
         assert {c.version for c in completions} == {version}
-        batch = pack(requests, completions, advantage=[1.0, -0.5, 2.0][version])
-        report = trainer.step(batch, "policy", lr=1e-3)
+        batch = batch_of(requests, completions, advantage=[1.0, -0.5, 2.0][version])
+        report = trainer.step(batch, PolicyLoss(), lr=1e-3)
         assert_same_bits(torch.from_numpy(report.logprobs), torch.from_numpy(batch.logprobs), f"round {version}")
         assert report.clip_fraction == 0
         assert report.loss == pytest.approx(-[1.0, -0.5, 2.0][version], rel=1e-6)  # every ratio is 1
         assert report.sequences.tolist() == list(range(16)) and report.step == version + 1
-        assert np.array_equal(report.responses, batch.responses)
+        assert np.array_equal(report.counts, batch.counts)
     assert digests[0] != digests[1] != digests[2]
 
 
@@ -104,7 +88,7 @@ def test_stale_weights_do_not_align(mesh: DeviceMesh) -> None:
     config = SHAPES["tiny"]
     trainer = Trainer(config, TrainerConfig(2, 2), mesh, random_weights(config))
     requests = asked(config)
-    batch = pack(requests, engine(config).generate(requests))
-    trainer.step(batch, "policy", lr=1e-3)
-    second = trainer.step(batch, "policy", lr=1e-3)  # off policy by one step
+    batch = batch_of(requests, engine(config).generate(requests))
+    trainer.step(batch, PolicyLoss(), lr=1e-3)
+    second = trainer.step(batch, PolicyLoss(), lr=1e-3)  # off policy by one step
     assert (second.logprobs != batch.logprobs).mean() > 0.9
