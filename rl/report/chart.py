@@ -1,4 +1,4 @@
-"""One chart: a series of numbers or several, and the axes that page.html draws them on as SVG.
+"""Lays out one chart: a series of numbers or several, and the axes that page.html draws them on as SVG.
 
 Every chart has the same size, so that a grid of them lines up; text is drawn at the size at which a 400-wide chart is shown.
 """
@@ -21,6 +21,8 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Series:
+    """Names the points of one line of a chart, and says how it looks."""
+
     name: str
     points: Sequence[Point]
     color: int = 0  # of the CSS variables --c0 ...
@@ -28,9 +30,11 @@ class Series:
 
 
 class Chart:
-    """What there is to draw. The axis of values reaches 0, and `ceiling` where given; a logarithmic one (of values that are not
-    negative) is linear from 0 to the decade of the smallest. `names` are those of the x 0, 1, 2 ... `flat` is what to say where
-    every value is 0 and that is the result. A value that was not finite is a red cross at the top, never a gap."""
+    """Holds what there is to draw.
+
+    The axis of values reaches 0, and `ceiling` where given; a logarithmic one (of values that are not negative) is linear from
+    0 to the decade of the smallest. `names` are those of the x 0, 1, 2 ... `flat` is what to say where every value is 0 and
+    that is the result. A value that was not finite is a red cross at the top, never a gap."""
 
     def __init__(
         self,
@@ -66,10 +70,12 @@ class Chart:
             self.ticks = [0.0, *(float(f"1e{e}") for e in range(top, bottom - 1, -math.ceil((top - bottom + 1) / 5)))]
 
     def px(self, x: float) -> float:
+        """Returns the pixel of an x, from the left."""
         (low, high), left, right = self._ends, BOX["left"], BOX["right"]
         return round(left + (right - left) * ((x - low) / (high - low) if high > low else 0.5), 1)
 
     def py(self, value: float) -> float:
+        """Returns the pixel of a value, from the top."""
         low, high, here = (self._bent(v) for v in (min(self.ticks), max(self.ticks), value))
         return round(BOX["bottom"] - (BOX["bottom"] - BOX["top"]) * (here - low) / (high - low), 1)
 
@@ -79,10 +85,12 @@ class Chart:
         return 1 + math.log10(value / self._least) if value > self._least else value / self._least
 
     def y_ticks(self) -> list[tuple[float, str]]:
+        """Lists the pixel and the text of every mark of the axis of values."""
         rounded = [float(f"{tick:.10g}") for tick in self.ticks]
         return [(self.py(t), f"{t * 100:.4g} %" if self._percent else number(t)) for t in rounded]
 
     def x_ticks(self) -> list[tuple[float, str]]:
+        """Lists the pixel and the text of every mark below the chart: whole steps, or names as far as they fit."""
         if self._names:
             every = math.ceil(len(self._names) * max(map(len, self._names)) / 48)  # letters that fit in a row
             return [(self.px(i), name) for i, name in enumerate(self._names) if i % every == 0]
@@ -91,7 +99,7 @@ class Chart:
         return [(self.px(t), number(t)) for t in marks]
 
     def stretches(self, series: Series) -> list[list[tuple[float, float]]]:
-        """The pixels of a line, in pieces where a value was not finite."""
+        """Returns the pixels of a line, cut into pieces where a value was not finite."""
         out: list[list[tuple[float, float]]] = [[]]
         for x, v in thin(series.points):
             if v is None:
@@ -101,10 +109,11 @@ class Chart:
         return [piece for piece in out if piece]
 
     def crosses(self) -> list[float]:
+        """Lists the x pixels of values that were not finite."""
         return [self.px(x) for s in self.series for x, v in thin(s.points) if v is None]
 
     def hover(self) -> dict[str, Any]:
-        """What the script shows at each x, thinned by stride: pixels, and text."""
+        """Returns what the script shows at each x, thinned by stride: pixels, and text."""
         xs = self._xs[:: math.ceil(len(self._xs) / MARKS)]
         lines = [(s.name, dict(s.points)) for s in self.series]
         return {
@@ -137,14 +146,14 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """The mean of the last `window` finite values at every step that has one."""
+    """Computes the mean of the last `window` finite values at every step that has one."""
     finite = [(x, v) for x, v in points if v is not None]
     recent = [[v for _, v in finite[max(0, i + 1 - window) : i + 1]] for i in range(len(finite))]
     return [(x, math.fsum(values) / len(values)) for (x, _), values in zip(finite, recent, strict=True)]
 
 
 def thin(points: Sequence[Point], limit: int = MARKS) -> list[Point]:
-    """At most about `limit` points, with the lowest, the highest and any non-finite value of every stretch of steps."""
+    """Keeps at most about `limit` points, with the lowest, the highest and any non-finite value of every stretch of steps."""
     if len(points) <= limit:
         return list(points)
     kept: list[Point] = []

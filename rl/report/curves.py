@@ -14,7 +14,7 @@ from rl.report.folder import Row, Run
 
 
 def charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
-    """By section, those of which a run has logged something: a CPU has no MFU, and an earlier version had fewer metrics."""
+    """Makes the charts of each section, of what a run has logged: a CPU has no MFU, an earlier version had fewer metrics."""
     table = yaml.safe_load(Path(__file__).with_name("curves.yaml").read_text("utf-8"))
     sections = {name: [_curve(runs, **what) for what in rows] for name, rows in table.items()}
     sections["divergence"] += _gaps(runs)

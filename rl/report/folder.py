@@ -17,12 +17,12 @@ _LARGEST = "divergence/logprob_abs_diff_max"
 
 
 class ReportError(ValueError):
-    """A folder that holds no run, or a file in it that is not what it should be; one line."""
+    """Is raised for a folder that holds no run, or a file in it that is not what it should be; one line."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a page shows of one run. A step is counted as the console counts it: `x` of a row, from 1; 0 is before the first."""
+    """Holds what a page shows of one run. A step is counted as on the console: `x` of a row, from 1; 0 is before the first."""
 
     name: str
     warmup: list[Row]
@@ -35,22 +35,23 @@ class Run:
 
     @property
     def numerics(self) -> str:
+        """Names the arithmetic, as the summary or the rows do: `exact` where they are silent."""
         return str(next((row["numerics"] for row in (self.summary, *self.rows) if row.get("numerics")), "exact"))
 
     @property
     def largest_gap(self) -> float:
-        """Of all steps, in nats."""
+        """Finds the largest |d| of all steps, in nats."""
         found = [row[_LARGEST] for row in self.rows if _LARGEST in row]
         return max((math.inf if v is None else v for v in found), default=0.0)
 
     def tokens(self, which: str) -> int:
-        """Response tokens of all steps that were `compared`, or that differ (`nonzero`)."""
+        """Counts response tokens of all steps that were `compared`, or that differ (`nonzero`)."""
         logged = math.fsum(row.get(f"divergence/tokens_{which}") or 0 for row in self.rows)
         return int(self.summary.get(f"tokens_{which}", logged))
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ReportError, or OSError."""
+    """Reads the run in `folder`, as far as it is. Raises ReportError, or OSError."""
     if not (folder / "metrics.jsonl").is_file():
         raise ReportError(f"{folder}: no metrics.jsonl in this folder; name the out_dir of a run")
     config, text = _config(folder / "config.yaml")
@@ -78,7 +79,7 @@ def lines(path: Path, end: int | None = None) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path, end: int | None = None) -> list[dict[str, Any]]:
-    """All `lines` of a file."""
+    """Reads all `lines` of a file."""
     return list(lines(path, end))
 
 
@@ -91,13 +92,13 @@ def merged(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def badness(row: Row) -> Badness | None:
-    """How bad the worst token of a logged completion is; None where it does not hold the log-probs of both sides."""
+    """Says how bad the worst token of a logged completion is; None where it does not hold the log-probs of both sides."""
     ours, theirs = floats(row.get("trainer_logprobs")), floats(row.get("logprobs"))
     return worst(ours, theirs)[0] if len(ours) and len(ours) == len(theirs) else None
 
 
 def floats(values: Any) -> np.ndarray:
-    """float32 [T]; null, which stands for what was not finite, becomes NaN."""
+    """Converts logged numbers to float32 [T]; null, which stands for what was not finite, becomes NaN."""
     return np.array([math.nan if v is None else v for v in values or ()], dtype=np.float32)
 
 

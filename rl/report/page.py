@@ -1,4 +1,4 @@
-"""The page: what it says of one run, or of two beside each other, put into page.html."""
+"""Decides what the page says of one run, or of two beside each other, and puts it into page.html."""
 
 import contextlib
 import math
@@ -45,7 +45,7 @@ def reported(out_dir: Path) -> Iterator[None]:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The complete HTML document."""
+    """Renders the complete HTML document."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -76,8 +76,8 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def verdict(run: Run) -> tuple[str, str, str]:
-    """Whether sampler and trainer agreed (good, bad, none), what to say, and why. A contrast run says in its summary and every
-    row that it is one."""
+    """Tells whether sampler and trainer agreed (good, bad, none), what to say, and why. A contrast run says in its summary and
+    every row that it is one."""
     compared, nonzero = run.tokens("compared"), run.tokens("nonzero")
     differ = f"{nonzero:,} of {compared:,} response tokens differ."
     if not compared:
@@ -94,7 +94,7 @@ def verdict(run: Run) -> tuple[str, str, str]:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What stands in the tiles, by name."""
+    """Collects what stands in the tiles, by name."""
     said = run.summary.get
     percent = [
         "?" if v is None else f"{v * 100:.1f} %" for v in map(said, ("eval_accuracy_before", "eval_accuracy_after"))

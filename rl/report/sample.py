@@ -1,4 +1,4 @@
-"""The worst sample of a run, token by token: both log-probabilities, coloured by probability, with their bits."""
+"""Shows the worst sample of a run token by token: both log-probabilities, coloured by probability, with their bits."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ WINDOW = 256
 
 
 def token_view(run: Run) -> dict[str, Any] | None:
-    """What the template shows of the worst completion; None where none holds the log-probs of both sides."""
+    """Collects what the template shows of the worst completion; None where none holds the log-probs of both sides."""
     if (row := run.worst) is None:
         return None
     sampler, trainer = floats(row["logprobs"]), floats(row["trainer_logprobs"])

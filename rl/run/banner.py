@@ -12,7 +12,7 @@ from rl.plan import Plan, gib
 
 
 def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, plan: Plan) -> list[str]:
-    """One line each: the run, model, data, steps, layout, device and folder. `reward`: what judges."""
+    """Says in one line each: the run, model, data, steps, layout, device and folder. `reward`: what judges."""
     section, data, algorithm = config.model, config.data, config.algorithm
     path = data.task if isinstance(data, ReasoningGymSection) else data.path
     rows = {

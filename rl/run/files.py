@@ -11,7 +11,7 @@ import numpy as np
 
 
 def strict(value: Any) -> Any:
-    """`value` as JSON types: NumPy becomes plain, a path becomes text, NaN and ±inf become None."""
+    """Converts `value` to JSON types: NumPy becomes plain, a path becomes text, NaN and ±inf become None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, float):
@@ -28,7 +28,7 @@ def strict(value: Any) -> Any:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """`path` holds all of `text`, or what it held before: a temporary file beside it, then a rename."""
+    """Writes `path` so that it holds all of `text`, or what it held before: a temporary file beside it, then a rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

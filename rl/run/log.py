@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: metrics.jsonl, completions.jsonl, summary.json, and a wandb run beside them.
+"""Writes what a run leaves behind while it runs: metrics.jsonl, completions.jsonl, summary.json, and a wandb run beside them.
 
 The files are the record; wandb is a view of it. Nothing that wandb does or fails to do decides a result, so a failure
 there is one line on stderr and the run goes on.
@@ -27,7 +27,7 @@ RUN_ID = "wandb_id"
 
 
 class RunLog:
-    """The log of one run in `out_dir`. Rows are appended: a resumed run continues the files it finds.
+    """Keeps the log of one run in `out_dir`. Rows are appended: a resumed run continues the files it finds.
 
     Use it as a context manager, or call `finish` (the run is done) or `close` (it is not) yourself.
     """

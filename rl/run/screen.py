@@ -16,13 +16,14 @@ from kernels.command import warn
 
 
 class Screen(Console):
-    """A console whose lines stand in a log file too, with their time, once there is one. A line is one line, however narrow the
+    """Prints lines that stand in a log file too, with their time, once there is one. A line is one line, however narrow the
     console, and its brackets are no markup."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(highlight=False, **more)
         self._log: Path | None = None
         self._before: list[str] = []  # what was said before there was a file
+        self._noting = threading.Lock()  # of whoever waits, too
 
     def print(self, *objects: Any, **more: Any) -> None:
         """Prints at once; lines of text are noted."""
@@ -34,11 +35,12 @@ class Screen(Console):
 
     def note(self, line: str) -> None:
         """Writes a line into the log file alone."""
-        self._before.append(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
-        if self._log:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(self._before)
-            self._before.clear()
+        with self._noting:
+            self._before.append(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+            if self._log:
+                with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.writelines(self._before)
+                self._before.clear()
 
     def warn(self, text: str) -> None:
         """Prints a warning on stderr."""
@@ -84,7 +86,8 @@ class Waiting:
         while not self._over.wait(pause):
             so_far = f"{self.done:,} of {self.total:,}, " if self.total else ""
             assert self._console
-            self._console.print(f"{self.what} ({so_far}{time.monotonic() - self._start:.0f} s)", soft_wrap=True)
+            with contextlib.suppress(OSError):  # of a full disk: the run's own next line says so
+                self._console.print(f"{self.what} ({so_far}{time.monotonic() - self._start:.0f} s)", soft_wrap=True)
             pause = NEXT
 
 

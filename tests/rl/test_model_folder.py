@@ -36,10 +36,9 @@ def with_contract(folder: Path, leaves: int = 4, dtype: str = "bfloat16") -> Pat
 
 
 def test_a_dry_run_shows_what_the_model_reads_and_where_it_stops(tmp_path: Path, wide: None) -> None:
-    problem = "{0}{1}{2}{3}{4}"
     for prompt in (
-        f"[b]{problem}[/b] [/INST]",
-        problem * 16,
+        "[b]{0}{1}{2}{3}{4}[/b] [/INST]",
+        "{0}{1}{2}{3}{4}" * 16,
     ):  # what a terminal's markup would swallow; what no line holds
         out = call(f"model.path={write_folder(tmp_path)}", *FEW, "dry_run=true", f"data.prompt='{prompt}'").out
         (config,) = check([f"model.path={tmp_path}", *FEW, f"data.prompt='{prompt}'"])
