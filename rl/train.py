@@ -33,7 +33,7 @@ from rl.model import beside, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
 from rl.prepare import Prepared, prepare
-from rl.publish import publish
+from rl.publish import Progress, publish
 from rl.report import reported
 from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
@@ -224,16 +224,8 @@ class Parts:
         )
 
     def _publish(self, version: int) -> None:
-        """Both sides hold the same bits after this, or the run stops."""
-        what = f"publishing the weights of version {version}"
-        with Waiting(self.console, f"{what}, by buckets") as waiting:
-
-            def progress(done: int, of: int) -> None:
-                waiting.done, waiting.total = done, of
-                if done == of:
-                    waiting.what = f"{what}: all buckets are there, comparing what was sent and received"
-
-            publish(self.trainer, self.rollout, version, progress)
+        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
+        publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
         self.checkpoints.settle()
 
     def _memory(self) -> dict[str, float]:
@@ -246,6 +238,19 @@ class Parts:
             "rollout_planned_gib": plan.rollout_bytes,
         }
         return {name: round(size / 2**30, 3) for name, size in found.items()}
+
+
+def publish_aloud(console: Screen, version: int, send: Callable[[Progress], object]) -> None:
+    """Publishes by `send`; says how far that is, where it takes long."""
+    what = f"publishing the weights of version {version}"
+    with Waiting(console, f"{what}, by buckets") as waiting:
+
+        def progress(done: int, of: int) -> None:
+            waiting.done, waiting.total = done, of
+            if done == of:
+                waiting.what = f"{what}: all buckets are there, comparing what was sent and received"
+
+        send(progress)
 
 
 def _versions(device: str) -> dict[str, str]:
