@@ -1,4 +1,4 @@
-"""What a run would take, before it takes it: processes, memory, batch arithmetic."""
+"""Predicts a run's processes, memory and batch sizes without starting it."""
 
 import shutil
 import sys
@@ -225,7 +225,7 @@ def print_plan(
     config: RunConfig, model: ModelConfig, plan: Plan, console: Console, source: Source | None = None
 ) -> None:
     """`source`: of the problems, where they were read."""
-    algorithm, section = config.algorithm, config.trainer
+    section = config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     saved = 4 * plan.parameters if config.save_model else 0
     table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
@@ -259,16 +259,7 @@ def print_plan(
             "KV capacity of an engine",
             f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",
         ),
-        (
-            "batch",
-            f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences = "
-            + (
-                f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
-                f"{section.world_size} x {plan.micro_batches} micro-batches"
-                if section.micro_tokens is None
-                else f"{plan.micro_batches} micro-batches of at most {section.micro_tokens:,} tokens a rank, or fewer"
-            ),
-        ),
+        ("batch", _batch(config, plan)),
         (
             "disk",
             f"{gib(plan.disk_bytes)} = {config.checkpoint.keep} + 1 checkpoints of {gib(plan.checkpoint_bytes)} + the model "
@@ -282,6 +273,17 @@ def print_plan(
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _batch(config: RunConfig, plan: Plan) -> str:
+    algorithm, section = config.algorithm, config.trainer
+    asked = f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences"
+    if section.micro_tokens is None:
+        return (
+            f"{asked} = leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
+            f"{section.world_size} x {plan.micro_batches} micro-batches"
+        )
+    return f"{asked} = {plan.micro_batches} micro-batches of at most {section.micro_tokens:,} tokens a rank, or fewer"
 
 
 def _first_prompt(source: Source | None) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ def group(sizes: list[list[int]], rewards: list[float]) -> Group:
 
 
 def section(**more: object) -> GrpoSection:
-    keys = {"prompts_per_step": 2, "group_size": 2, "advantage": "dr_grpo", "loss_mean": "token"}
+    keys = {"name": "grpo", "prompts_per_step": 2, "group_size": 2, "advantage": "dr_grpo", "loss_mean": "token"}
     return GrpoSection.model_validate(keys | {"clip_low": 0.1, "clip_high": 0.3} | more)
 
 
