@@ -194,7 +194,7 @@ def time_theirs(config: ModelConfig, rows: list[Row], repeats: int, compiled: bo
     """Whose: `transformers`, and where `compiled` also `compiled` (the body alone, by torch.compile)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    theirs = Qwen3Config(**config.to_hf("bfloat16"), attn_implementation="sdpa")
+    theirs = Qwen3Config(**config.to_hf("bfloat16"), attn_implementation="sdpa")  # type: ignore[call-arg]
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         model = Qwen3ForCausalLM(theirs).train()

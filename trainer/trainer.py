@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig
@@ -129,7 +131,7 @@ class Trainer:
         mine = torch.tensor([loss, *bad, *logprobs[bad]], dtype=torch.float64, device=self.device)
         mine = torch.nn.functional.pad(mine, (0, 3 - mine.numel()), value=-1.0)
         for rank, (value, token, logprob) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
-            what = f"the log-prob of loss row {int(token)}" if token >= 0 else "the loss"
+            what = f"the log-prob of response token {int(token)}" if token >= 0 else "the loss"
             if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
                     f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "
@@ -145,7 +147,7 @@ class Trainer:
         if self.config.offload == "none":
             held += self.optimizer.all_moments()
         if self.config.offload != "all":
-            held += [p.detach().to_local() for p in self.model.parameters()]  # type: ignore[operator]
+            held += self._local().values()
         self.optimizer.discard()
         self._waiting.leave(held)
 
@@ -157,23 +159,26 @@ class Trainer:
         if self._waiting.away:
             raise TrainerError("the trainer's weights wait in host memory: call onload() first")
 
+    def _local(self) -> dict[str, torch.Tensor]:
+        """This rank's rows of every parameter, in place; a tied head is one of them."""
+        return {name: cast(DTensor, p.detach()).to_local() for name, p in self.model.named_parameters()}
+
     def shard(self) -> dict[str, torch.Tensor]:
         """This rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
         self._check_onloaded()
-        named = dict(self.model.named_parameters())
-        out = {}
+        local, out = self._local(), dict[str, torch.Tensor]()
         for parameter in parameters(self.model.config):
-            held = (named[parameter.name].detach().to_local(), *self.optimizer.moments(parameter.name))
+            held = (local[parameter.name], *self.optimizer.moments(parameter.name))
             out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
         return out
 
     def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
         """Every parameter of which this rank holds rows start .. stop, and these, in place."""
-        named = dict(self.model.named_parameters())
+        local = self._local()
         for parameter in parameters(self.model.config):
             mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
             if mine:
-                yield parameter, mine.start, mine.stop, named[parameter.name].detach().to_local()
+                yield parameter, mine.start, mine.stop, local[parameter.name]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for parameter, start, stop, weight in self._rows():
@@ -184,8 +189,8 @@ class Trainer:
     def rows(self) -> dict[str, torch.Tensor]:
         """This rank's rows of every parameter, float32, in place."""
         self._check_onloaded()
-        named = dict(self.model.named_parameters())
-        return {p.name: named[p.name].detach().to_local() for p in parameters(self.model.config)}  # type: ignore[operator]
+        local = self._local()
+        return {p.name: local[p.name] for p in parameters(self.model.config)}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, float32, one at a time, on every rank. A collective."""
