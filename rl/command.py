@@ -1,4 +1,4 @@
-"""The command `python -m rl.train [+recipe=NAME] [key=value ...] [-m]`: arguments, sweeps, and what an error ends with."""
+"""Runs the command `python -m rl.train [+recipe=NAME] [key=value ...] [-m]`: its arguments, sweeps, and how an error ends."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong 
 
 
 def main(train: Train, prepare: Prepare) -> None:
-    """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
+    """Does what `sys.argv` asks for. Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     register_recipes()
     try:
@@ -59,8 +59,8 @@ def main(train: Train, prepare: Prepare) -> None:
 def _check_runs(
     train: Train, prepare: Prepare, overrides: list[str], sweep: bool
 ) -> tuple[list[str], list[RunConfig]] | None:
-    """The overrides for Hydra and the runs of a sweep, once all that they stand for are known to be runs; None where nothing is
-    left to run."""
+    """Returns the overrides for Hydra and the runs of a sweep, once all that they stand for are known to be runs; None where
+    nothing is left to run."""
     configs = check(overrides, sweep)
     if len(configs) > 1 and not sweep:
         raise UserError(f"these overrides stand for {len(configs)} runs: add -m to run them one after the other")
@@ -87,7 +87,7 @@ def _check_unfinished(prepare: Prepare, configs: Sequence[RunConfig]) -> None:
 
 
 def _by_hydra(train: Train, sweep: Sequence[RunConfig] = ()) -> None:
-    """Hydra composes what `sys.argv` says, for each run of a sweep anew."""
+    """Lets Hydra compose what `sys.argv` says, for each run of a sweep anew."""
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
     def one(composed: DictConfig) -> None:
@@ -103,7 +103,7 @@ def _by_hydra(train: Train, sweep: Sequence[RunConfig] = ()) -> None:
 
 
 def _named(composed: DictConfig, of: int, console: Screen) -> DictConfig:
-    """A run of a sweep of `of` runs, each of which gets a folder named by its overrides."""
+    """Gives a run of a sweep of `of` runs a folder named by its overrides."""
     name = sweep_name(sys.argv[1:], list(HydraConfig.get().overrides.task))
     console.print(f"run {HydraConfig.get().job.num + 1} of {of}: {name}")
     composed.out_dir = str(Path(composed.out_dir) / name)

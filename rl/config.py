@@ -1,4 +1,4 @@
-"""The schema of a run: every key with its type, range and meaning. `configs/*.yaml` holds the values."""
+"""Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
@@ -183,7 +183,7 @@ class RunConfig(Section):
 
 
 def validate(values: dict[str, Any]) -> RunConfig:
-    """The typed config, or UserError with the first offending key, its value and what is allowed."""
+    """Returns the typed config, or raises UserError with the first offending key, its value and what is allowed."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -203,7 +203,8 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 
 def unknown_key(key: str, known: list[str], asked: str = "") -> str:
-    """What to say of `key`, the part of `asked` that is not there; `known`: the keys beside it."""
+    """Says that `key` is unknown and which may have been meant. `key`: the part of `asked` that is not there; `known`: the
+    keys beside it."""
     parent, everywhere = key.rpartition(".")[0], list(_all_keys(RunConfig))
     if key in everywhere:
         hint = f" (a key of another {parent}=NAME)"

@@ -29,7 +29,7 @@ class Cards(Protocol):
 
 
 class Evaluator:
-    """Samples one completion of each problem, always with the same seeds; says what they earn, and by what."""
+    """Samples one conversation for each problem, always with the same seeds; says what they earn, and by what."""
 
     def __init__(
         self, problems: Sequence[Problem], requests: Sequence[Request], environment: Environment, judged_by: str

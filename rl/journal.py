@@ -61,7 +61,7 @@ class Journal:
         self._log.completions(self._first + step, (self._row(*samples[i], i, batch, report) for i in chosen))
 
     def _row(self, group: Group, sample: Sample, i: int, batch: Batch, report: StepReport) -> dict[str, Any]:
-        """Sequence `i` of the batch: its sampled tokens, of all its turns, with both sides' log-probs."""
+        """Describes sequence `i` of the batch: its sampled tokens, of all its turns, with both sides' log-probs."""
         mine = batch.sequence == i
         ids = batch.token_ids[batch.rows[mine]].tolist()
         return {

@@ -1,5 +1,5 @@
-"""The run between its start and its end: publication, the evaluation before, GRPO steps, evaluations and checkpoints between
-them, the evaluation after."""
+"""Goes through a run: publishes the first weights, evaluates, takes the GRPO steps with evaluations and checkpoints between
+them, evaluates again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

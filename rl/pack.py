@@ -30,7 +30,7 @@ def pack(transcripts: Sequence[Transcript], advantages: np.ndarray, weights: np.
 
 
 def _as_sampled(done: Sequence[Completion]) -> dict[str, np.ndarray]:
-    """The columns that the sampler knows."""
+    """Returns the columns that the sampler knows."""
     counts = [len(c.token_ids) for c in done]
     of_completions = {
         "temperatures": [c.sampling.scale for c in done],

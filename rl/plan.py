@@ -55,23 +55,24 @@ class Plan:
 
     @property
     def rollout_bytes(self) -> int:
-        """Of one rollout process: tensors on its GPU, or on a CPU all that it has."""
+        """Bytes of one rollout process: tensors on its GPU, or on a CPU all that it has."""
         return self.weights_bytes + self.kv_bytes + self.serving_bytes + (ENGINE_PROCESS if self.on_cpu else 0)
 
     @property
     def trainer_host_bytes(self) -> int:
-        """Of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the rollout
-        has the card."""
+        """Bytes of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the
+        rollout has the card."""
         return 0 if self.on_cpu else self.trainer.host + self.trainer.state * self.colocated
 
     @property
     def trainer_bytes(self) -> int:
-        """Of one trainer process: tensors on its GPU, or on a CPU all that it has."""
+        """Bytes of one trainer process: tensors on its GPU, or on a CPU all that it has."""
         return self.trainer.peak + (_PROCESS if self.on_cpu else 0)
 
 
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
-    """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
+    """Predicts what a run takes; BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest
+    prompt."""
     section, rollout = config.trainer, config.rollout
     check_sampling(rollout, config.eval)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
@@ -152,7 +153,7 @@ def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tupl
 
 
 def check_machine(config: RunConfig, plan: Plan) -> None:
-    """UserError where this machine has no such device, or too little disk or memory."""
+    """Raises UserError where this machine has no such device, or too little disk or memory."""
     _check_disk(config, plan)
     if config.device == "cuda":
         check_cards()
@@ -170,8 +171,8 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
 
 
 def _host_shortage(need: int) -> str:
-    """What to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given memory
-    as they use it, and show less at first than they can have."""
+    """Says what to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given
+    memory as they use it, and show less at first than they can have."""
     free = available_memory()
     if not free or need <= free:
         return ""
@@ -182,7 +183,7 @@ def _host_shortage(need: int) -> str:
 
 
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
-    """UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
+    """Raises UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
     for card, size in enumerate(cards):
         trainer, rollout = where.trainer.count(card), where.rollout.count(card)
         parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
@@ -224,7 +225,7 @@ def _placement(config: RunConfig, plan: Plan) -> str:
 def print_plan(
     config: RunConfig, model: ModelConfig, plan: Plan, console: Console, source: Source | None = None
 ) -> None:
-    """`source`: of the problems, where they were read."""
+    """Prints the plan as a table. `source`: of the problems, where they were read."""
     section = config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     saved = 4 * plan.parameters if config.save_model else 0
@@ -287,7 +288,7 @@ def _batch(config: RunConfig, plan: Plan) -> str:
 
 
 def _first_prompt(source: Source | None) -> list[tuple[str, str]]:
-    """What the model reads, as text and as ids, and what ends its answers."""
+    """Shows what the model reads, as text and as ids, and what ends its answers."""
     if source is None:
         return [("first prompt", "the data was not read: model.hf.vocab_size says all that a plan needs")]
     ids, tokenizer = source.train[0].prompt_ids, source.tokenizer

@@ -1,4 +1,5 @@
-"""How fast a step was: tokens a second, and the share of the cards' arithmetic that the model's own products account for."""
+"""Measures how fast a step was: tokens a second, and the share of the cards' arithmetic that the model's own products account
+for."""
 
 import math
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ PEAK_FLOPS = 989.4e12
 
 
 def step_flops(model: ModelConfig, batch: Batch) -> float:
-    """Of forward and backward, as the model needs them, not what checkpointing adds: 6 for each parameter that multiplies and
-    each token, and 6 heads head_dim length^2 a layer for causal attention."""
+    """Counts the FLOP of forward and backward, as the model needs them, not what checkpointing adds: 6 for each parameter
+    that multiplies and each token, and 6 heads head_dim length^2 a layer for causal attention."""
     weights = model.parameter_count - (
         0 if model.tied else model.vocab_size * model.hidden_size
     )  # the embedding gathers
@@ -25,8 +26,8 @@ def step_flops(model: ModelConfig, batch: Batch) -> float:
 def speeds(
     model: ModelConfig, batch: Batch, seconds: Mapping[str, float], ranks: int, on_gpu: bool
 ) -> dict[str, float]:
-    """`seconds`: of every phase of the step, among them `time/sample` and `time/train`; `ranks`: of the trainer. MFU (Chowdhery
-    et al. 2022, appendix B) on a GPU alone."""
+    """Returns `speed/*` of a step. `seconds`: of every phase of it, among them `time/sample` and `time/train`; `ranks`: of
+    the trainer. MFU (Chowdhery et al. 2022, appendix B) on a GPU alone."""
     flops = step_flops(model, batch) / (seconds["time/train"] * ranks)
     out = {
         "speed/sample_tokens_per_s": len(batch.rows) / seconds["time/sample"],

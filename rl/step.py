@@ -1,4 +1,4 @@
-"""One step of reinforcement learning: sample, score, train, compare, publish.
+"""Takes one step of reinforcement learning: samples, scores, trains, compares, publishes.
 
 It names no engine, no algorithm and no file: what it works with is passed in (`rl/train.py` builds it, tests pass fakes).
 """
@@ -32,14 +32,14 @@ class Trainer(Protocol):
 
 
 class Cards(Protocol):
-    """Who has the memory of the cards (`rl/handover.py`)."""
+    """Gives the memory of the cards to one side or the other (`rl/handover.py`)."""
 
     def to_rollout(self) -> None: ...
     def to_trainer(self, weights_stay: bool) -> None: ...
 
 
 class Stream(Protocol):
-    """Where problems come from."""
+    """Gives problems in the run's order."""
 
     def take(self, count: int) -> list[Problem]: ...
 

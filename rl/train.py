@@ -135,7 +135,7 @@ def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run works with, once its processes are there and its folder is open."""
+    """Holds what a run works with, once its processes are there and its folder is open."""
 
     config: RunConfig
     ready: Prepared
@@ -229,7 +229,7 @@ class Parts:
         self.checkpoints.settle()
 
     def _memory(self) -> dict[str, float]:
-        """GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""
+        """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""
         plan = self.ready.plan
         found = {
             "trainer_peak_gib": self.journal.totals.peak_bytes,

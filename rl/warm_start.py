@@ -1,4 +1,4 @@
-"""The warm start: supervised steps before GRPO."""
+"""Takes supervised steps before GRPO: the warm start."""
 
 import time
 from collections.abc import Callable
@@ -40,6 +40,7 @@ class Demonstrations:
         self.stream.cursor = cursor
 
     def batch(self, step: int) -> Batch:
+        """Draws the demonstrations of step `step`, the next ones of the stream."""
         problems, noise = self.stream.take(self.section.sequences), Draws(self.seed, step)
         wrong = [noise.fraction() < self.section.wrong_frac for _ in problems]
         shown = [problems[noise.below(len(problems))] if w else p for p, w in zip(problems, wrong, strict=True)]

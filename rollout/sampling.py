@@ -1,4 +1,4 @@
-"""What a request asks of the sampler."""
+"""Defines requests, how they are sampled, and completions."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ class RequestError(ValueError):
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """The seed of the i-th of a request's n samples: the first is the request's own, so that it does not depend on n; the
-    others are 63 bits of SHA-256 over "seed/sample/i"."""
+    """Returns the seed of the i-th of a request's n samples: the first is the request's own, so that it does not depend on n;
+    the others are 63 bits of SHA-256 over "seed/sample/i"."""
     if sample == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/sample/{sample}".encode()).digest()[:8], "big") >> 1
@@ -89,9 +89,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """`score_from`: also the log-probs of the prompt tokens from this place on, 1 at the least (the first token follows
-    nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew them, so no filter applies), and
-    have the bits that the trainer computes.
+    """Asks for the samples of one prompt. `score_from`: also the log-probs of the prompt tokens from this place on, 1 at the
+    least (the first token follows nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew
+    them, so no filter applies), and have the bits that the trainer computes.
 
     `top`: also the so many most likely tokens, of each place that is sampled (of the distribution drawn from, so fewer where a
     filter keeps fewer) and of each that is scored (of the whole vocabulary)."""

@@ -1,4 +1,4 @@
-"""What a train step is given, and what it reports."""
+"""Defines what a train step is given, what it reports, and how it is cut into micro-batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ COLUMNS: dict[str, tuple[type[np.generic], float]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """S whole sequences, side by side: T tokens, of which R are trained on, the loss rows. They may be any tokens but the first
-    of a sequence (nothing precedes it): one stretch at its end, the turns of a conversation, or none.
+    """Holds S whole sequences, side by side: T tokens, of which R are trained on, the loss rows. They may be any tokens but
+    the first of a sequence (nothing precedes it): one stretch at its end, the turns of a conversation, or none.
 
     Sequences stand in leaf order: consecutive `leaf_sequences` of them are one leaf of the gradient's tree. BatchError where
     the arrays do not fit together.
@@ -60,7 +60,7 @@ class Batch:
 
     @classmethod
     def of(cls, token_ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, **columns: np.ndarray) -> "Batch":
-        """A batch whose other columns are as `COLUMNS` has them."""
+        """Makes a batch whose other columns are as `COLUMNS` has them."""
         neutral = {name: np.full(len(rows), value, dtype) for name, (dtype, value) in COLUMNS.items()}
         return cls(token_ids, lengths, rows, **(neutral | columns))
 
@@ -87,7 +87,7 @@ class Batch:
         return np.cumsum(self.lengths) - self.lengths
 
     def take(self, start: int, stop: int) -> "Batch":
-        """Sequences start .. stop."""
+        """Returns the batch of sequences start .. stop."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         first, last = ends[start], ends[stop]
         some = slice(*np.searchsorted(self.rows, [first, last]))
@@ -96,7 +96,7 @@ class Batch:
 
 
 def check_batch_arithmetic(sequences: int, leaf_sequences: int, micro_leaves: int, world_size: int) -> int:
-    """Micro-batches of each rank in one step, or BatchError. The one formula for batch sizes:
+    """Returns the micro-batches of each rank in one step, or raises BatchError. The one formula for batch sizes:
 
         sequences = leaf_sequences * micro_leaves * world_size * (micro-batches of each rank)
 
@@ -122,24 +122,24 @@ class MicroBatch:
     leaves: int  # of each rank, a power of two
 
     def sequences(self, rank: int, leaf_sequences: int) -> tuple[int, int]:
-        """Those that `rank` computes."""
+        """Returns (first, last + 1) of those that `rank` computes."""
         start = (self.first + rank * self.leaves) * leaf_sequences
         return start, start + self.leaves * leaf_sequences
 
     def level(self, world_size: int) -> int:
-        """Of the node that all ranks' leaves make, in the tree over leaves."""
+        """Returns the level, in the tree over leaves, of the node that all ranks' leaves make."""
         return (self.leaves * world_size).bit_length() - 1
 
 
 def cut(lengths: np.ndarray, leaf_sequences: int, world_size: int, micro_leaves: int) -> list[MicroBatch]:
-    """The global batch as micro-batches of `micro_leaves` leaves a rank, in leaf order."""
+    """Cuts the global batch into micro-batches of `micro_leaves` leaves a rank, in leaf order."""
     count = check_batch_arithmetic(len(lengths), leaf_sequences, micro_leaves, world_size)
     return [MicroBatch(i * micro_leaves * world_size, micro_leaves) for i in range(count)]
 
 
 def cut_by_tokens(lengths: np.ndarray, leaf_sequences: int, world_size: int, micro_tokens: int) -> list[MicroBatch]:
-    """The global batch as the largest aligned subtrees of which no rank's part has more than `micro_tokens` tokens, in leaf
-    order; sizes may differ from one to the next.
+    """Cuts the global batch into the largest aligned subtrees of which no rank's part has more than `micro_tokens` tokens, in
+    leaf order; sizes may differ from one to the next.
 
     Every rank cuts alike, by the rank with the most tokens, since all of them take part in the reduction of each micro-batch.
     BatchError where one leaf alone has more. `lengths`: tokens of each sequence.
@@ -162,7 +162,7 @@ def cut_by_tokens(lengths: np.ndarray, leaf_sequences: int, world_size: int, mic
 
 
 def _fits(leaves: np.ndarray, first: int, size: int, world_size: int, micro_tokens: int) -> bool:
-    """Whether `size` leaves a rank, from `first` on, are an aligned subtree within the budget."""
+    """Tells whether `size` leaves a rank, from `first` on, are an aligned subtree within the budget."""
     stop = first + size * world_size
     if first % (size * world_size) or stop > len(leaves):
         return False
@@ -171,7 +171,7 @@ def _fits(leaves: np.ndarray, first: int, size: int, world_size: int, micro_toke
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, as one rank saw it or as all did (`merge`)."""
+    """Reports one optimizer step, as one rank saw it or as all did (`merge`)."""
 
     logprobs: np.ndarray  # float32 [R], the trainer's, of the loss rows of the sequences below
     sequences: np.ndarray  # int64 [S], positions in the batch of the sequences this rank computed
@@ -189,7 +189,7 @@ class StepReport:
 
     @staticmethod
     def merge(parts: Sequence["StepReport"]) -> "StepReport":
-        """All ranks' reports as one, in batch order."""
+        """Joins all ranks' reports, in batch order."""
         sequences = np.concatenate([p.sequences for p in parts])
         counts = np.concatenate([p.counts for p in parts])
         pieces = [piece for p in parts for piece in np.split(p.logprobs, np.cumsum(p.counts)[:-1])]

@@ -1,4 +1,4 @@
-"""Losses over loss rows. Elementwise: the sum over rows is the gradient's tree, not a reduction here.
+"""Defines the losses of a batch's rows. Elementwise: the sum over rows is the gradient's tree, not a reduction here.
 
 A new loss is a frozen dataclass (it travels to the trainer's ranks) whose call takes the trainer's log-probs and the `LossRows`
 of a micro-batch of whole sequences, and returns (loss of each row float32 [R], clipped bool [R]). What combines the rows of a
@@ -15,7 +15,7 @@ from kernels.ops import exp
 
 @dataclass(frozen=True)
 class LossRows:
-    """What a loss sees of a micro-batch beside the trainer's log-probs. All [R], on the trainer's device."""
+    """Holds what a loss sees of a micro-batch beside the trainer's log-probs. All [R], on the trainer's device."""
 
     logprobs: torch.Tensor  # float32, the sampler's
     advantages: torch.Tensor  # float32
@@ -24,15 +24,15 @@ class LossRows:
 
 
 class Loss(Protocol):
-    """The loss of each row, before its weight."""
+    """Computes the loss of each row, before its weight."""
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) with ratio = exp(logprobs - sampler's) (Schulman et al. 2017, equation 7;
-    Yu et al. 2025, "DAPO", equation 10, for high > low).
+    """Computes -min(ratio A, clip(ratio, 1 - low, 1 + high) A) with ratio = exp(logprobs - sampler's) (Schulman et al. 2017,
+    equation 7; Yu et al. 2025, "DAPO", equation 10, for high > low).
 
     On the update that follows sampling the two log-probs are the same bits, so the ratio is exactly 1 and the gradient is
     -A, with no second forward pass for "old" log-probs.
@@ -50,7 +50,7 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class LikelihoodLoss:
-    """-log p of each token: the supervised warm start."""
+    """Computes -log p of each token: the supervised warm start."""
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
         return -logprobs, torch.zeros_like(logprobs, dtype=torch.bool)

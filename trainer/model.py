@@ -1,4 +1,4 @@
-"""The model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
+"""Wraps the model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from trainer.recompute import Checkpointing, Forgetting
 
 
 def gradients_in_float32(module: nn.Module) -> None:
-    """FSDP2 hands a module its parameters as rounded copies of the masters; their gradients must not be rounded."""
+    """Keeps gradients float32: FSDP2 hands a module its parameters as rounded copies of the masters."""
     for parameter in module.parameters(recurse=False):
         if parameter.grad_dtype != torch.float32:
             parameter.grad_dtype = torch.float32
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class TrainerModel(nn.Module):
-    """Token log-probabilities of packed sequences. Built on the meta device: `torch.device("meta")` around it.
+    """Computes token log-probabilities of packed sequences. Built on the meta device: `torch.device("meta")` around it.
 
     A tied head is held as a second parameter, so that each of its two uses sums its gradient on its own tree; the optimizer
     adds the two roots and keeps the copies equal.
@@ -103,7 +103,7 @@ class TrainerModel(nn.Module):
         return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
 
     def hidden(self, token_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """What the LM head reads: [T, H] in the dtype of activations."""
+        """Computes what the LM head reads: [T, H] in the dtype of activations."""
         gradients_in_float32(self)
         outer = OuterWeights(self.embed, self.norm, self.head)
 
@@ -114,8 +114,8 @@ class TrainerModel(nn.Module):
 
 
 def batch_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int, device: torch.device | str) -> torch.Tensor:
-    """float32 [R]: the log-probs of the loss rows of `batch`, as one micro-batch of leaves of `leaf_sequences` sequences. Every
-    row is divided by its own temperature and cut by its own filters."""
+    """Computes the log-probs of the loss rows of `batch`, float32 [R], as one micro-batch of leaves of `leaf_sequences`
+    sequences. Every row is divided by its own temperature and cut by its own filters."""
 
     def there(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)

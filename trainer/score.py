@@ -29,7 +29,7 @@ from trainer.trainer import Trainer, TrainerConfig
 
 
 def batch_of(texts: Mapping[str, np.ndarray]) -> Batch:
-    """A batch of whole texts: every token but the first of each is a loss row."""
+    """Makes a batch of whole texts: every token but the first of each is a loss row."""
     token_ids, lengths = texts["token_ids"].astype(np.int64), texts["lengths"].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     rows = np.delete(np.arange(len(token_ids)), starts)
@@ -45,7 +45,7 @@ def batch_of(texts: Mapping[str, np.ndarray]) -> Batch:
 
 
 def score(trainer: Trainer, texts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [tokens - texts]."""
+    """Computes the log-prob of every token but the first of each text: float32 [tokens - texts]."""
     batch = batch_of(texts)
     with torch.no_grad():
         return batch_logprobs(trainer.model, batch, batch.sequences, trainer.device).cpu().numpy()
@@ -55,7 +55,7 @@ _OF_TEXTS = ("lengths", "prompts", "temperatures", "top_k", "top_p", "min_p")
 
 
 def read(path: Path, vocabulary: int) -> dict[str, np.ndarray]:
-    """BATCH, or BatchError. No pickle is loaded."""
+    """Reads BATCH, or raises BatchError. No pickle is loaded."""
     try:
         with np.load(path) as file:
             batch = {name: file[name] for name in ("token_ids", *_OF_TEXTS)}
@@ -97,6 +97,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Reads the model and BATCH, and writes OUT."""
     torch.set_num_threads(args.threads)
     folder = ModelFolder(args.model)
     contract = folder.asked(args.leaves, args.dtype, otherwise="float32")

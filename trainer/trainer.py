@@ -1,4 +1,4 @@
-"""From a batch to new weights."""
+"""Turns a batch into new weights."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class Trainer:
                 self.optimizer.tie()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
-        """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
+        """Takes one optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
         log-prob, the loss or the gradient of any of them is not finite."""
         self._check_onloaded()
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
@@ -109,14 +109,14 @@ class Trainer:
         )
 
     def cut(self, batch: Batch) -> list[MicroBatch]:
-        """The micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
+        """Returns the micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
         config, world = self.config, self.mesh.size()
         if config.micro_tokens is None:
             return cut(batch.lengths, config.leaf_sequences, world, config.micro_leaves)
         return cut_by_tokens(batch.lengths, config.leaf_sequences, world, config.micro_tokens)
 
     def _backward(self, part: Batch, loss: Loss) -> tuple[np.ndarray, float, int]:
-        """(log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
+        """Returns (log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
         logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device)
         columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.weights)
         *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
@@ -152,7 +152,7 @@ class Trainer:
         self._waiting.leave(held)
 
     def onload(self) -> None:
-        """The reverse of `offload`: the same bits."""
+        """Brings back what `offload` moved: the same bits."""
         self._waiting.back()
 
     def _check_onloaded(self) -> None:
@@ -160,11 +160,11 @@ class Trainer:
             raise TrainerError("the trainer's weights wait in host memory: call onload() first")
 
     def _local(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of every parameter, in place; a tied head is one of them."""
+        """Returns this rank's rows of every parameter, in place; a tied head is one of them."""
         return {name: cast(DTensor, p.detach()).to_local() for name, p in self.model.named_parameters()}
 
     def shard(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
+        """Returns this rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
         self._check_onloaded()
         local, out = self._local(), dict[str, torch.Tensor]()
         for parameter in parameters(self.model.config):
@@ -173,7 +173,7 @@ class Trainer:
         return out
 
     def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
-        """Every parameter of which this rank holds rows start .. stop, and these, in place."""
+        """Yields every parameter of which this rank holds rows start .. stop, and these, in place."""
         local = self._local()
         for parameter in parameters(self.model.config):
             mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
@@ -187,13 +187,13 @@ class Trainer:
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of every parameter, float32, in place."""
+        """Returns this rank's rows of every parameter, float32, in place."""
         self._check_onloaded()
         local = self._local()
         return {p.name: local[p.name] for p in parameters(self.model.config)}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
-        """Every parameter whole, float32, one at a time, on every rank. A collective."""
+        """Yields every parameter whole, float32, one at a time, on every rank. A collective."""
         self._check_onloaded()
         named = dict(self.model.named_parameters())
         for parameter in parameters(self.model.config):

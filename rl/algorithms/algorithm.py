@@ -19,7 +19,7 @@ class AlgorithmSection(Section):
 class Algorithm(Protocol):
     @property
     def loss(self) -> Loss:
-        """The loss of each row, before its weight."""
+        """Returns the loss of each row, before its weight."""
 
     def batch(self, groups: Sequence[Group]) -> Batch:
         """Makes the batch of a step: all samples, in order, with the advantage and the weight of each sampled token.

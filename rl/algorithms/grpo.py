@@ -1,4 +1,4 @@
-"""GRPO (Shao et al. 2024): each sample is worth its reward against those of its group.
+"""Implements GRPO (Shao et al. 2024): each sample is worth its reward against those of its group.
 
 As there, but without a KL term or a reference model, and with DAPO's clipping (Yu et al. 2025).
 """
@@ -36,6 +36,7 @@ class Grpo:
         self.loss = PolicyLoss(section.clip_low, section.clip_high)
 
     def batch(self, groups: Sequence[Group]) -> Batch:
+        """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
         transcripts = [sample.transcript for group in groups for sample in group.samples]
         worth = [a for group in groups for a in advantages(group.rewards, self.section.advantage)]
         counts = sampled_counts(transcripts)

@@ -34,5 +34,5 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
 
 
 def left_out(source: Source) -> str:
-    """What to say of the problems whose prompts are too long."""
+    """Says how many problems were left out because their prompts are too long."""
     return f", {source.left_out} left out for prompts above data.max_prompt_tokens" if source.left_out else ""

@@ -1,4 +1,4 @@
-"""The environment of one prompt and one completion."""
+"""Plays one prompt and one completion."""
 
 from collections.abc import Sequence
 
