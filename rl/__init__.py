@@ -1,5 +1,6 @@
 """The algorithm and the loop."""
 
+import os
 import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,3 +15,4 @@ else:  # an optional package of transformers that has the name of our folder: on
     sys.exit(2)
 _packages = runpy.run_path(str(Path(__file__).resolve().parent.parent / "kernels" / "packages.py"))
 _packages["check_packages"](("kernels", "rollout", "trainer"))
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it aborts on SIGTERM; read when ray is imported

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.metrics import Mismatch, differs, first_mismatch
+from trainer.batch import Batch, StepReport
 
 Policy = Literal["fail", "warn", "record"]
 
@@ -62,3 +63,9 @@ def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> st
         f"and of the rollout {np.float32(m.rollout)!s} (0x{m.rollout_bits:08x}) differ; "
         f"{differing} of {compared} response tokens differ"
     )
+
+
+def check_batch(batch: Batch, report: StepReport, policy: Policy, step: int) -> Mismatch | None:
+    """`check` of a whole step. It costs nothing: the loss needed the trainer's log-probs anyway."""
+    where = batch.sequence, batch.positions, batch.token_ids[batch.rows]
+    return check(report.logprobs, batch.logprobs, *where, policy, step)

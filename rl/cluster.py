@@ -32,7 +32,7 @@ from rollout.scheduler import Limits
 from trainer.actor import TrainerRank
 from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint
-from trainer.loss import Clip, Objective
+from trainer.loss import Loss
 from trainer.optimizer import AdamWConfig
 from trainer.publisher import Receiver
 from trainer.trainer import TrainerConfig
@@ -167,8 +167,8 @@ class TrainerFleet:
     def call(self, method: str, *args: Any) -> list[Any]:
         return gather(self.started(method, *args))
 
-    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
-        return StepReport.merge(self.call("step", ray.put(batch), objective, lr))
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        return StepReport.merge(self.call("step", ray.put(batch), loss, lr))
 
     def cut(self) -> None:
         """Every rank that lives ends a publication that failed."""
@@ -278,7 +278,6 @@ def _trainer_ranks(
         AdamWConfig(
             section.betas, section.eps, section.weight_decay, section.grad_clip, getattr(torch, section.moments)
         ),
-        Clip(section.clip_low, section.clip_high),
         config.dtype,
         section.micro_tokens,
         section.offload,

@@ -1,4 +1,4 @@
-"""From the command line to a checked config: recipes, overrides and sweeps, and one clear line for each mistake."""
+"""Makes checked configs of what a user typed: recipes, overrides and sweeps, and one clear line for each mistake."""
 
 import contextlib
 import itertools
@@ -37,6 +37,7 @@ def register_recipes() -> None:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
+    """Returns what Hydra composed as a typed config, or raises UserError with the first key that is wrong."""
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -49,8 +50,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 
 def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
-    """Every config that `overrides` stand for (one, or all of a sweep), or UserError for the first mistake. The runs of a sweep
-    have folders of their own."""
+    """Returns every config that `overrides` stand for (one, or all of a sweep), or raises UserError for the first mistake.
+    The runs of a sweep have folders of their own."""
     overrides = readable(overrides)
     configs = []
     with _composing() as loader:
@@ -89,7 +90,8 @@ def _composing() -> Iterator[ConfigLoader]:
 
 
 def sweep_name(command_line: Sequence[str], job: Sequence[str]) -> str:
-    """What sets one run of a sweep apart: its values of the swept keys, as a folder name ("seed=0,trainer.lr=0.001")."""
+    """Names one run of a sweep by what sets it apart: its values of the swept keys, as a folder name
+    ("seed=0,trainer.lr=0.001")."""
     parsed = OverridesParser.create().parse_overrides([a for a in command_line if not a.startswith("-")])
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
     own = [o for o in job if o.lstrip("+~").partition("=")[0] in swept]

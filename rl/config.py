@@ -1,24 +1,21 @@
-"""The schema of a run: every key with its type, range and meaning. `configs/*.yaml` holds the values."""
+"""Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from kernels.host.command import MOST_THREADS
+from rl.algorithms import AnyAlgorithmSection
 from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
+from rl.section import Decay, Fraction, Natural, Positive, Section, Text
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
-Text = Annotated[str, Field(min_length=1)]
 
 
 def _at_home(path: str) -> str:
@@ -30,10 +27,6 @@ def _at_home(path: str) -> str:
 
 Folder = Annotated[Text, AfterValidator(_at_home)]
 Typed = Annotated[str, AfterValidator(typed)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -89,16 +82,7 @@ class TrainerSection(Section):
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     grad_clip: float = Field(gt=0)
-    clip_low: float = Field(ge=0, le=1)
-    clip_high: float = Field(ge=0)
     threads: Threads
-
-
-class AlgorithmSection(Section):
-    prompts_per_step: Positive
-    group_size: Annotated[int, Field(ge=2)]
-    advantage: Literal["grpo", "dr_grpo", "rloo"]
-    loss_mean: Literal["token", "sequence", "constant"]
 
 
 class WarmupSection(Section):
@@ -184,7 +168,7 @@ class RunConfig(Section):
     data: Annotated[ReasoningGymSection | JsonlSection, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
-    algorithm: AlgorithmSection
+    algorithm: AnyAlgorithmSection
     warmup: WarmupSection
     eval: EvalSection
     align: AlignSection
@@ -199,7 +183,7 @@ class RunConfig(Section):
 
 
 def validate(values: dict[str, Any]) -> RunConfig:
-    """The typed config, or UserError with the first offending key, its value and what is allowed."""
+    """Returns the typed config, or raises UserError with the first offending key, its value and what is allowed."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -219,7 +203,8 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 
 def unknown_key(key: str, known: list[str], asked: str = "") -> str:
-    """What to say of `key`, the part of `asked` that is not there; `known`: the keys beside it."""
+    """Says that `key` is unknown and which may have been meant. `key`: the part of `asked` that is not there; `known`: the
+    keys beside it."""
     parent, everywhere = key.rpartition(".")[0], list(_all_keys(RunConfig))
     if key in everywhere:
         hint = f" (a key of another {parent}=NAME)"

@@ -1,18 +1,16 @@
-"""Evaluates the policy on held-out problems, by the reward that it is trained on."""
+"""Evaluates the policy on held-out problems, in the environment that it is trained in."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 
-from rl.cluster import RolloutFleet
-from rl.config import RunConfig
-from rl.data import Source
-from rl.handover import Handover
-from rl.requests import eval_sampling, requests_for
-from rl.rewards.reward import Reward
+from rl.data import Problem
+from rl.environments.environment import Environment, Generate
 from rl.run.screen import Waiting
-from rl.score import score
+from rollout.sampling import Request
 
 
 @dataclass(frozen=True)
@@ -24,22 +22,32 @@ class Evaluation:
         return {"eval/accuracy": self.accuracy, "eval/reward": self.reward}
 
 
-def evaluate(
-    config: RunConfig, source: Source, reward: Reward, rollout: RolloutFleet, cards: Handover, console: Console
-) -> Evaluation:
-    """Samples one completion of each of the first `eval.problems` held-out problems; says what they earn, and by what."""
-    problems = source.held_out[: config.eval.problems]
-    sampling = eval_sampling(config, source.tokenizer.ends)
-    requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
-    with Waiting(console, f"evaluating on {len(problems):,} held-out problems"):
-        cards.to_rollout()
-        completions = rollout.generate(requests)
-    earned = [score(p, [c], source, reward)[0].reward for p, c in zip(problems, completions, strict=True)]
-    right, count = sum(r >= 1 for r in earned), len(earned)
-    found = Evaluation(right / count, math.fsum(earned) / count)
-    console.print(
-        f"held-out accuracy {found.accuracy:.3f} ({right} of {count} earn 1, mean reward {found.reward:.3f}, by {reward.name}; "
-        f"temperature {config.eval.temperature})",
-        soft_wrap=True,
-    )
-    return found
+class Cards(Protocol):
+    """What an evaluation asks of those who share the cards."""
+
+    def to_rollout(self) -> None: ...
+
+
+class Evaluator:
+    """Samples one conversation for each problem, always with the same seeds; says what they earn, and by what."""
+
+    def __init__(
+        self, problems: Sequence[Problem], requests: Sequence[Request], environment: Environment, judged_by: str
+    ) -> None:
+        """`requests`: one a problem."""
+        self.problems, self.requests, self.environment, self.judged_by = problems, requests, environment, judged_by
+
+    def __call__(self, generate: Generate, cards: Cards, console: Console) -> Evaluation:
+        with Waiting(console, f"evaluating on {len(self.problems):,} held-out problems"):
+            cards.to_rollout()
+            transcripts = self.environment.play(self.requests, generate)
+        pairs = zip(self.problems, transcripts, strict=True)
+        earned = [self.environment.judge(problem, transcript).reward for problem, transcript in pairs]
+        right, count = sum(r >= 1 for r in earned), len(earned)
+        found = Evaluation(right / count, math.fsum(earned) / count)
+        console.print(
+            f"held-out accuracy {found.accuracy:.3f} ({right} of {count} earn 1, mean reward {found.reward:.3f}, by "
+            f"{self.judged_by}; temperature {self.requests[0].sampling.temperature})",
+            soft_wrap=True,
+        )
+        return found

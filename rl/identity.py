@@ -1,4 +1,4 @@
-"""What makes a run the run it is: every value that decides a bit of its weights, and none that does not."""
+"""Says what makes a run the run it is: every value that decides a bit of its weights, and none that does not."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from typing import Any
 from kernels.weights.beside import VERSION
 from rl.config import RunConfig
 from rl.data import Source
+from rl.keys import ADDED, EARLIER
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
     "align",
@@ -43,8 +44,8 @@ ARITHMETIC = "the version of the arithmetic"
 
 
 def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
-    """Dotted keys and their values, as JSON has them; with `source`, what it trains on, what ends an answer, and of which
-    version the arithmetic is."""
+    """Returns dotted keys and their values, as JSON has them; with `source`, what it trains on, what ends an answer, and of
+    which version the arithmetic is."""
     values = config.model_dump(mode="json")
     values["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
     flat = {k: v for k, v in _flatten(values, "") if not any(k == f or k.startswith(f + ".") for f in FREE)}
@@ -54,8 +55,9 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The first field of both whose values differ, with both values; "" where they are one run."""
-    theirs = {ARITHMETIC: 1, **theirs}  # what says nothing of it is older than the second version
+    """Names the first field of both whose values differ, with both values; "" where they are one run."""
+    # What says nothing of the arithmetic is older than its second version
+    theirs = {ARITHMETIC: 1, **ADDED, **{EARLIER.get(key, key): v for key, v in theirs.items()}}
     for key in mine:
         if key in theirs and theirs[key] != mine[key]:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"

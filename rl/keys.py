@@ -1,7 +1,13 @@
-"""Finds the key that was meant."""
+"""Finds the key that was meant, and the keys that had another name."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
+"""Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
+ADDED = {"algorithm.name": "grpo"}
+"""Keys that it did not have, and what it did."""
 
 _MEANT = {  # names that other systems have for a key
     "batch_size": ("algorithm.prompts_per_step",),
@@ -41,6 +47,20 @@ def nearest(asked: str, keys: Sequence[str]) -> list[str]:
         if found:
             return list(found)[:3]
     return []
+
+
+def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested `values` of a config.yaml with its `EARLIER` keys where they are now, and with the `ADDED` ones."""
+    new = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
+    for old, now in EARLIER.items():
+        (there, key), (here, name) = old.split("."), now.split(".")
+        if all(isinstance(new.get(section), dict) for section in (there, here)) and key in new[there]:
+            new[here].setdefault(name, new[there].pop(key))
+    for key, value in ADDED.items():
+        section, name = key.split(".")
+        if isinstance(new.get(section), dict):
+            new[section].setdefault(name, value)
+    return new
 
 
 def _alike(name: str, keys: Sequence[str]) -> list[str]:

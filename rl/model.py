@@ -1,4 +1,4 @@
-"""Which model a run trains: a directory, or random weights of a given shape."""
+"""Finds the model that a run trains: a directory, or random weights of a given shape."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from rollout.tokenizer import Tokenizer
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """`config` with what the contract of its model says of leaves and dtype, where the user does not."""
+    """Returns `config` with what the contract of its model says of leaves and dtype, where the user does not."""
     section = config.model
     own = _folder(section.path).contract if section.path else None
     leaves = section.leaves or (own.leaves if own else LEAVES)
@@ -26,19 +26,20 @@ def contract_of(config: RunConfig, model: ModelConfig) -> Contract:
 
 
 def remarks(config: RunConfig, model: ModelConfig) -> list[str]:
-    """Where the run computes otherwise than its model's contract says: lines that name both."""
+    """Says where the run computes otherwise than its model's contract says: lines that name both."""
     if not config.model.path:
         return []
     return _folder(config.model.path).remarks(contract_of(config, model), "model.leaves", "model.dtype")
 
 
 def beside(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer) -> Beside:
-    """What stands beside the weights that the run saves."""
+    """Returns what stands beside the weights that the run saves."""
     return Beside(contract_of(config, model), tokenizer.fields, tokenizer.files)
 
 
 def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
-    """`vocabulary`: tokens of the tokenizer, or None where it is not known yet and the config must say."""
+    """Returns the model's shape, checked. `vocabulary`: tokens of the tokenizer, or None where it is not known yet and the
+    config must say."""
     section = config.model
     leaves = section.leaves or LEAVES
     if section.path:

@@ -1,67 +1,59 @@
-"""From groups, or supervised examples, to the trainer's batch."""
+"""Makes the trainer's batch of sampled or demonstrated sequences."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-import torch
 
-from kernels.ops import Truncation
 from rl.data import Problem
-from rl.score import Group
-from rollout.sampling import SamplingParams
-from trainer.batch import Batch
+from rl.samples import Transcript, completions
+from rollout.sampling import Completion
+from trainer.batch import COLUMNS, Batch
 
 
-def pack(
-    groups: Sequence[Group], sampling: SamplingParams, mean: Literal["token", "sequence", "constant"], limit: int
-) -> Batch:
-    """One batch of all samples, in order, drawn as `sampling` says. Every token's weight in the loss is 1 over an exact count:
-
-    token     all response tokens of the batch          (token-mean; Yu et al. 2025, equation 8)
-    sequence  sequences x tokens of its own sequence     (Shao et al. 2024, equation 3)
-    constant  sequences x `limit` (max_new_tokens)       (Liu et al. 2025, section 3)
-    """
-    samples = [(g.problem, s.completion, a) for g in groups for s, a in zip(g.samples, g.advantages, strict=True)]
-    responses = np.array([len(c.token_ids) for _, c, _ in samples], dtype=np.int64)
-    total, sequences = int(responses.sum()), len(samples)
-    counts = {
-        "token": np.full(sequences, total),
-        "sequence": sequences * responses,
-        "constant": np.full(sequences, sequences * limit),
-    }[mean]
-    return Batch(
-        token_ids=np.concatenate([np.array(p.prompt_ids + c.token_ids, dtype=np.int64) for p, c, _ in samples]),
-        lengths=np.array([len(p.prompt_ids) + len(c.token_ids) for p, c, _ in samples], dtype=np.int64),
-        responses=responses,
-        logprobs=np.concatenate([np.array(c.logprobs, dtype=np.float32) for _, c, _ in samples]),
-        advantages=np.repeat(np.array([a for *_, a in samples], dtype=np.float32), responses),
-        weights=np.repeat((1.0 / counts).astype(np.float32), responses),
-        temperatures=np.full(total, sampling.scale, dtype=np.float32),
-        truncation=_truncation(total if sampling.truncated else 0, sampling),
-    )
+def pack(transcripts: Sequence[Transcript], advantages: np.ndarray, weights: np.ndarray) -> Batch:
+    """Makes one batch of all sequences, in order. Every sampled token is a loss row, and what it was sampled with comes from
+    its completion: requests of any temperatures and filters may stand side by side. `advantages`, `weights`: float32 [R]."""
+    ids: list[int] = []
+    rows: list[int] = []
+    ends: list[int] = []
+    for transcript in transcripts:
+        for piece in transcript:
+            tokens = piece.token_ids if isinstance(piece, Completion) else piece
+            if isinstance(piece, Completion):
+                rows += range(len(ids), len(ids) + len(tokens))
+            ids += tokens
+        ends.append(len(ids))
+    done = [c for t in transcripts for c in completions(t)]
+    columns = _as_sampled(done) | {"advantages": advantages, "weights": weights}
+    lengths = np.diff(np.array(ends, dtype=np.int64), prepend=0)
+    return Batch(np.array(ids, dtype=np.int64), lengths, np.array(rows, dtype=np.int64), **columns)
 
 
-def _truncation(rows: int, sampling: SamplingParams) -> Truncation:
-    """The filters of the first `rows` response tokens."""
-    return Truncation(
-        torch.arange(rows),
-        torch.full((rows,), sampling.top_k),
-        torch.full((rows,), sampling.top_p, dtype=torch.float32),
-        torch.full((rows,), sampling.min_p, dtype=torch.float32),
-    )
+def _as_sampled(done: Sequence[Completion]) -> dict[str, np.ndarray]:
+    """Returns the columns that the sampler knows."""
+    counts = [len(c.token_ids) for c in done]
+    of_completions = {
+        "temperatures": [c.sampling.scale for c in done],
+        "top_k": [c.sampling.filters[0] for c in done],
+        "top_p": [c.sampling.filters[1] for c in done],
+        "min_p": [c.sampling.filters[2] for c in done],
+    }
+    of_tokens = {
+        "logprobs": [x for c in done for x in c.logprobs],
+        "versions": [v for c in done for v in c.token_versions],
+    }
+    columns = {name: np.array(values, dtype=COLUMNS[name][0]) for name, values in (of_completions | of_tokens).items()}
+    return columns | {name: np.repeat(columns[name], counts) for name in of_completions}
 
 
 def pack_supervised(solutions: Sequence[tuple[Problem, tuple[int, ...]]]) -> Batch:
-    """(problem, solution tokens) pairs, each token weighted 1 / (all solution tokens of the batch)."""
-    responses = np.array([len(s) for _, s in solutions], dtype=np.int64)
-    total = int(responses.sum())
-    return Batch(
-        token_ids=np.concatenate([np.array(p.prompt_ids + s, dtype=np.int64) for p, s in solutions]),
-        lengths=np.array([len(p.prompt_ids) for p, _ in solutions], dtype=np.int64) + responses,
-        responses=responses,
-        logprobs=np.zeros(total, dtype=np.float32),
-        advantages=np.ones(total, dtype=np.float32),
+    """Makes a batch of (problem, solution tokens) pairs, each token weighted 1 / (all solution tokens of the batch)."""
+    counts = np.array([len(s) for _, s in solutions], dtype=np.int64)
+    lengths = np.array([len(p.prompt_ids) for p, _ in solutions], dtype=np.int64) + counts
+    total = int(counts.sum())
+    return Batch.of(
+        np.concatenate([np.array(p.prompt_ids + s, dtype=np.int64) for p, s in solutions]),
+        lengths,
+        np.concatenate([np.arange(end - n, end) for end, n in zip(np.cumsum(lengths), counts, strict=True)]),
         weights=np.full(total, 1.0 / total, dtype=np.float32),
-        temperatures=np.ones(total, dtype=np.float32),
     )

@@ -1,4 +1,4 @@
-"""What a run would take, before it takes it: processes, memory, batch arithmetic."""
+"""Predicts a run's processes, memory and batch sizes without starting it."""
 
 import shutil
 import sys
@@ -56,25 +56,26 @@ class Plan:
 
     @property
     def rollout_bytes(self) -> int:
-        """Of one rollout process: tensors on its GPU, or on a CPU all that it has."""
+        """Bytes of one rollout process: tensors on its GPU, or on a CPU all that it has."""
         return self.weights_bytes + self.kv_bytes + self.serving_bytes + (ENGINE_PROCESS if self.on_cpu else 0)
 
     @property
     def trainer_host_bytes(self) -> int:
-        """Of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the rollout
-        has the card."""
+        """Bytes of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the
+        rollout has the card."""
         return 0 if self.on_cpu else self.trainer.host + self.trainer.state * self.colocated
 
     @property
     def trainer_bytes(self) -> int:
-        """Of one trainer process: tensors on its GPU, or on a CPU all that it has."""
+        """Bytes of one trainer process: tensors on its GPU, or on a CPU all that it has."""
         return self.trainer.peak + (_PROCESS if self.on_cpu else 0)
 
 
 def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan:
-    """Raises BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest prompt."""
+    """Predicts what a run takes; BatchError or UserError where the numbers do not fit. `prompt_tokens`: of the longest
+    prompt."""
     section, rollout = config.trainer, config.rollout
-    check_sampling(config)
+    check_sampling(rollout, config.eval)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
@@ -153,7 +154,7 @@ def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tupl
 
 
 def check_machine(config: RunConfig, plan: Plan) -> None:
-    """UserError where this machine has no such device, or too little disk or memory."""
+    """Raises UserError where this machine has no such device, or too little disk or memory."""
     _check_disk(config, plan)
     if config.device == "cuda":
         check_cards()
@@ -171,8 +172,8 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
 
 
 def _host_shortage(need: int) -> str:
-    """What to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given memory
-    as they use it, and show less at first than they can have."""
+    """Says what to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given
+    memory as they use it, and show less at first than they can have."""
     free = available_memory()
     if not free or need <= free:
         return ""
@@ -183,7 +184,7 @@ def _host_shortage(need: int) -> str:
 
 
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
-    """UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
+    """Raises UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
     for card, size in enumerate(cards):
         trainer, rollout = where.trainer.count(card), where.rollout.count(card)
         parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
@@ -225,8 +226,8 @@ def _placement(config: RunConfig, plan: Plan) -> str:
 def print_plan(
     config: RunConfig, model: ModelConfig, plan: Plan, console: Console, source: Source | None = None
 ) -> None:
-    """`source`: of the problems, where they were read."""
-    algorithm, section = config.algorithm, config.trainer
+    """Prints the plan as a table. `source`: of the problems, where they were read."""
+    section = config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     saved = 4 * plan.parameters if config.save_model else 0
     table = Table(title="Plan (nothing was started or written)", show_header=False, title_justify="left")
@@ -260,16 +261,7 @@ def print_plan(
             "KV capacity of an engine",
             f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",
         ),
-        (
-            "batch",
-            f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences = "
-            + (
-                f"leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
-                f"{section.world_size} x {plan.micro_batches} micro-batches"
-                if section.micro_tokens is None
-                else f"{plan.micro_batches} micro-batches of at most {section.micro_tokens:,} tokens a rank, or fewer"
-            ),
-        ),
+        ("batch", _batch(config, plan)),
         (
             "disk",
             f"{gib(plan.disk_bytes)} = {config.checkpoint.keep} + 1 checkpoints of {gib(plan.checkpoint_bytes)} + the model "
@@ -285,8 +277,19 @@ def print_plan(
     console.print(table)
 
 
+def _batch(config: RunConfig, plan: Plan) -> str:
+    algorithm, section = config.algorithm, config.trainer
+    asked = f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences"
+    if section.micro_tokens is None:
+        return (
+            f"{asked} = leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "
+            f"{section.world_size} x {plan.micro_batches} micro-batches"
+        )
+    return f"{asked} = {plan.micro_batches} micro-batches of at most {section.micro_tokens:,} tokens a rank, or fewer"
+
+
 def _first_prompt(source: Source | None) -> list[tuple[str, str]]:
-    """What the model reads, as text and as ids, and what ends its answers."""
+    """Shows what the model reads, as text and as ids, and what ends its answers."""
     if source is None:
         return [("first prompt", "the data was not read: model.hf.vocab_size says all that a plan needs")]
     ids, tokenizer = source.train[0].prompt_ids, source.tokenizer

@@ -156,7 +156,7 @@ def prove(chosen: Sequence[Layout], overrides: Sequence[str], folder: Path, budg
 
 
 def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, budget: int) -> Row:
-    from rl.loop import run
+    from rl.train import train
 
     start, error = time.perf_counter(), ""
     summary: dict[str, Any] = {"weights_sha256": "", "tokens_compared": 0, "tokens_nonzero": 0}
@@ -164,7 +164,7 @@ def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, b
         if layout.killed:
             _killed([*SMALL, *overrides, *layout.other().overrides(out_dir, budget)], out_dir)
         config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
-        summary = run(config, Screen(quiet=True))
+        summary = train(config, Screen(quiet=True))
     except (RunError, AlignmentError) as stopped:
         error = str(stopped)
     seconds = round(time.perf_counter() - start, 1)
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(f"{len(chosen)} of {len(whole)} layouts")
         with tempfile.TemporaryDirectory() as folder, Bar(console, "layouts") as bar:
             for layout in {_shape(layout) for layout in chosen}:
-                from rl.loop import prepare
+                from rl.prepare import prepare
 
                 prepare(check([*SMALL, *args.overrides, *layout.overrides(Path(folder) / "run", budget)])[0])
             for row in prove(chosen, args.overrides, Path(folder), budget):

@@ -15,6 +15,7 @@ from rl.checkpoints import Progress
 from rl.config import RunConfig, validate
 from rl.errors import FinishedError, UserError
 from rl.identity import difference, identity
+from rl.keys import renewed
 from rl.report import ReportError, read_lines
 from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
@@ -123,7 +124,7 @@ def _same(out_dir: Path, config: RunConfig, taken: str) -> RunConfig:
 def _config(out_dir: Path) -> RunConfig | None:
     try:
         values = yaml.safe_load((out_dir / "config.yaml").read_text())
-        return validate(values) if isinstance(values, dict) else None
+        return validate(renewed(values)) if isinstance(values, dict) else None
     except (OSError, ValueError, yaml.YAMLError, UserError):
         return None
 

@@ -1,137 +1,267 @@
-"""The command: `python -m rl.train [+recipe=NAME] [key=value ...] [-m]`."""
+"""Builds a run and hands over: `python -m rl.train` (`command.py` says what its arguments are, `loop.py` what a run does)."""
 
-import errno
-import os
-import signal
+import contextlib
+import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
-from kernels.host.command import fail
-from rl.align import AlignmentError
-from rl.command_line import readable, split
-from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
+from kernels.model import ModelConfig
+from kernels.model.ahead import Serving
+from kernels.model.ahead import prepare as prepare_kernels
+from rl.algorithms import Algorithm, open_algorithm
+from rl.checkpoints import Checkpoints, beside_files
+from rl.cluster import RolloutFleet, TrainerFleet, cluster
+from rl.command import main
 from rl.config import RunConfig
-from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
-from rl.run.screen import Screen
-from rl.run.sweep import sweep_table
+from rl.data import TRAIN, Problem, ProblemStream
+from rl.environments.single_turn import SingleTurn
+from rl.errors import RunError
+from rl.evaluate import Evaluator
+from rl.handover import Handover
+from rl.journal import Journal, Totals
+from rl.loop import Loop
+from rl.memory import advised
+from rl.model import beside, model_config, remarks
+from rl.out_dir import claim
+from rl.plan import make_plan, print_plan
+from rl.prepare import Prepared, prepare
+from rl.publish import Progress, publish
+from rl.report import reported
+from rl.requests import eval_sampling, requests_for, train_sampling
+from rl.resume import Start, find_start, logged, prepare_logs
+from rl.run.banner import banner
+from rl.run.files import write_atomic
+from rl.run.log import RunLog
+from rl.run.screen import Bar, Screen, Waiting
+from rl.speed import speeds
+from rl.step import Step
+from rl.warm_start import Demonstrations, warm_start
+from rollout.sampling import Request
+from trainer.checkpoint import Checkpoint
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
-
-
-def main() -> None:
-    """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    os.environ.setdefault(
-        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"
-    )  # which aborts on SIGTERM; read when ray is imported
-    register_recipes()
-    try:
-        flags, overrides, shows = split(sys.argv[1:])
-        if shows:  # a config, or help: by Hydra
-            check_keys(overrides)
-            sys.argv[1:] = [readable([a])[0] if a in overrides else a for a in sys.argv[1:]]
-            return _by_hydra()
-        checked = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
-    except BAD_INPUT as error:
-        fail(error, 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    if checked is None:
-        return
-    runs, sweep = checked
-    sys.argv[1:] = [*flags, *runs]
-    try:
-        _by_hydra(sweep)
-    finally:
-        if sweep:
-            Screen(width=None if sys.stdout.isatty() else 120).print(sweep_table(sweep))
+Fleets = tuple[RolloutFleet, TrainerFleet]
+StartProcesses = Callable[[RunConfig, ModelConfig, Checkpoint | None], contextlib.AbstractContextManager[Fleets]]
+"""Starts the processes of a run, the trainer's with a checkpoint if there is one; ends them on the way out."""
 
 
-def _check_runs(overrides: list[str], sweep: bool) -> tuple[list[str], list[RunConfig]] | None:
-    """The overrides for Hydra and the runs of a sweep, once all that they stand for are known to be runs; None where nothing is
-    left to run."""
-    configs = check(overrides, sweep)
-    if len(configs) > 1 and not sweep:
-        raise UserError(f"these overrides stand for {len(configs)} runs: add -m to run them one after the other")
-    if not any(c.dry_run for c in configs):
-        if sweep:
-            from rl.loop import prepare
-
-            finished = 0
-            for config in configs:
-                try:
-                    prepare(config, Screen())
-                except FinishedError:  # the sweep goes on with the others
-                    finished += 1
-                    if finished == len(configs):
-                        raise
-        out_dir = Path(configs[0].out_dir)
-        return for_hydra(overrides, str(out_dir.parent if sweep else out_dir)), configs if sweep else []
-    from rl.loop import run
-
-    for config in configs:  # by Hydra a sweep would leave its folder
-        run(config.model_copy(update={"dry_run": True}), Screen())
-    return None
-
-
-def _by_hydra(sweep: Sequence[RunConfig] = ()) -> None:
-    """Hydra composes what `sys.argv` says, for each run of a sweep anew."""
-
-    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-    def one(composed: DictConfig) -> None:
-        _run(composed, len(sweep))
-
-    one()
-
-
-def _run(composed: DictConfig, of: int) -> None:
-    """One run, of a sweep of `of`, if it is one of a sweep."""
-    console, asked = Screen(), composed.out_dir
-    try:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's runs each get a folder named by their overrides
-            name = sweep_name(sys.argv[1:], list(HydraConfig.get().overrides.task))
-            console.print(f"run {HydraConfig.get().job.num + 1} of {of}: {name}")
-            composed = OmegaConf.merge(composed, {"out_dir": str(Path(composed.out_dir) / name)})  # type: ignore[assignment]
-        config = to_run_config(composed)
-        from rl.loop import run
-
-        summary = run(config, console)
-    except FinishedError as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            fail(error, 2)
-        console.print(f"out_dir={composed.out_dir} is finished")
-        return
-    except BAD_INPUT as error:
-        fail(error, 2)
-    except (RunError, AlignmentError) as error:
-        fail(error, 1)
-    except OSError as error:
-        if error.errno not in _DISK and not _within(error.filename, composed.out_dir):
-            raise
-        name = f" ({error.filename})" if error.filename else ""
-        hint = "make room and give the same command again" if error.errno in _DISK else "make it writable"
-        fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
-    except KeyboardInterrupt:
-        begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
-        fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
-    if summary:
-        before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
-        console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
-        console.print(f"{summary['tokens_nonzero']:,} of {summary['tokens_compared']:,} log-probs differ in a bit")
-        label = "" if config.numerics == "exact" else f" (numerics={config.numerics}: of this layout alone)"
-        console.print(f"weights sha256 {summary['weights_sha256']}{label}")
-        console.print(f"report {Path(config.out_dir) / 'report.html'}")
+def train(
+    config: RunConfig,
+    console: Screen,
+    start: StartProcesses = cluster,
+    make_algorithm: Callable[..., Algorithm] = open_algorithm,
+) -> dict[str, Any]:
+    """Does the whole run; returns its summary. Raises a BAD_INPUT error before anything is started or written, if it can."""
+    begun = time.perf_counter()
+    if config.dry_run and config.model.hf.get("vocab_size") and not config.model.path:
+        model = model_config(config, None)  # a plan needs no data
+        budget = getattr(config.data, "max_prompt_tokens", 64)
+        print_plan(config, model, make_plan(config, model, prompt_tokens=budget), console)
+        return {}
+    ready = prepare(config, console)
+    for line in (*remarks(config, ready.model), *ready.warnings):
+        console.warn(line)
+    if config.dry_run:
+        print_plan(config, ready.model, ready.plan, console, ready.source)
+        return {}
+    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan):
+        console.print(line)
+    algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(advised(config, ready.plan))
+        out_dir = stack.enter_context(claim(Path(config.out_dir)))
+        begin = _begin(config, ready, out_dir, console)
+        with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):
+            fleets = stack.enter_context(start(config, ready.model, begin.checkpoint))
+        log = _open_log(stack, config, begin, out_dir, console)
+        totals = Totals(begin.progress.tokens_compared, begin.progress.tokens_nonzero)
+        parts = Parts(
+            config=config,
+            ready=ready,
+            rollout=fleets[0],
+            trainer=fleets[1],
+            cards=Handover(*fleets, config.cluster.placement == "colocated"),
+            journal=Journal(log, ready.source.tokenizer, config.numerics, config.warmup.steps, totals),
+            checkpoints=_checkpoints(config, ready, fleets[1], log, begun - begin.progress.seconds),
+            console=console,
+        )
+        summary = parts.run(begin, algorithm)
+        summary["seconds"] = round(time.perf_counter() - begun + begin.progress.seconds, 1)
+        log.finish(summary)
+    return summary
 
 
-def _within(name: object, folder: str) -> bool:
-    return isinstance(name, str) and Path(name).absolute().is_relative_to(Path(folder).absolute())
+def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -> Start:
+    """Says where the run begins, now that nobody else writes there, and compiles what it needs."""
+    with Waiting(console, "reading the checkpoint"):
+        begin = find_start(config, ready.identity, thorough=True)
+    for reason in begin.refused:
+        print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
+        console.note(f"checkpoint refused: {reason}")
+    logged(begin, out_dir)  # says what is missing of them
+    if config.device == "cuda":
+        section = config.rollout
+        serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
+        prepare_kernels(ready.model, config.dtype, serving, True, console.print)
+    return begin
+
+
+def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_dir: Path, console: Screen) -> RunLog:
+    """Makes the folder a run's: its config, its logs, cut where it goes on, and the report at the end."""
+    values = config.model_dump(mode="json")
+    write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    positions = prepare_logs(begin, out_dir)
+    stack.enter_context(console.keep(out_dir / "train.log"))
+    stack.enter_context(reported(out_dir))
+    log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
+    console.print(f"{'wandb':<13}  {log.wandb_at or 'none'}")
+    return log
+
+
+def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log: RunLog, since: float) -> Checkpoints:
+    saved = beside(config, ready.model, ready.source.tokenizer)
+    files = beside_files(saved, ready.model) if config.checkpoint.every else {}
+    values = config.model_dump(mode="json")
+    facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    return Checkpoints(log.out_dir, config.checkpoint, trainer, ready.model, log, since, files, facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Holds what a run works with, once its processes are there and its folder is open."""
+
+    config: RunConfig
+    ready: Prepared
+    rollout: RolloutFleet
+    trainer: TrainerFleet
+    cards: Handover
+    journal: Journal
+    checkpoints: Checkpoints
+    console: Screen
+
+    def run(self, begin: Start, algorithm: Algorithm) -> dict[str, Any]:
+        """Does the warm start and the loop, and saves the model; returns the summary."""
+        config, ready, state = self.config, self.ready, begin.progress
+        if begin.checkpoint:
+            if self.trainer.digest() != begin.checkpoint.weights_sha256:
+                raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
+            self.console.print(f"resumed {begin.checkpoint.folder}")
+        elif begin.continues:
+            self.console.print("no checkpoint yet: the run starts again")
+        if config.numerics != "exact":
+            self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
+        shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor)
+        work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
+        state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
+        before, after = self.loop(algorithm).run(state)
+        with Waiting(self.console, "saving the last checkpoint and the model"):
+            self.checkpoints.settle(wait=True)
+            self.cards.to_trainer(weights_stay=False)
+            folder = str(Path(config.out_dir) / "model") if config.save_model else ""
+            weights = self.trainer.save(folder, beside(config, ready.model, ready.source.tokenizer))
+        return {
+            "weights_sha256": weights,
+            "eval_accuracy_before": before,
+            "eval_accuracy_after": after,
+            "judged_by": ready.reward.name,
+            "tokens_compared": self.journal.totals.tokens_compared,
+            "tokens_nonzero": self.journal.totals.tokens_nonzero,
+            "steps": config.steps,
+            "memory": self._memory(),
+            "device": config.device,
+            "numerics": config.numerics,
+            "versions": _versions(config.device),
+        }
+
+    def loop(self, algorithm: Algorithm) -> Loop:
+        """Builds the loop over GRPO steps."""
+        config, source, reward = self.config, self.ready.source, self.ready.reward
+        section, stream = config.algorithm, ProblemStream(source.train, config.seed, TRAIN)
+        sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
+        environment = SingleTurn(source.tokenizer, reward)
+
+        def requests(problems: Sequence[Problem], step: int) -> list[Request]:
+            return requests_for(problems, section.group_size, sampling, config.seed, "train", step)
+
+        held_out = source.held_out[: config.eval.problems]
+        judged = eval_sampling(config.eval, config.rollout.max_new_tokens, source.tokenizer.ends)
+        questions = requests_for(held_out, 1, judged, config.seed, "eval", 0)
+        evaluator = Evaluator(held_out, questions, environment, reward.name)
+        step = Step(
+            stream=stream,
+            requests_for=requests,
+            environment=environment,
+            algorithm=algorithm,
+            rollout=self.rollout,
+            trainer=self.trainer,
+            cards=self.cards,
+            journal=self.journal,
+            publish=self._publish,
+            phase=bar.phase,
+            prompts=section.prompts_per_step,
+            lr=config.trainer.lr,
+            policy=config.align.policy if config.numerics == "exact" else "record",
+        )
+        return Loop(
+            step=step,
+            stream=stream,
+            evaluate=partial(evaluator, self.rollout.generate, self.cards, self.console),
+            speeds=partial(speeds, self.ready.model, ranks=config.trainer.world_size, on_gpu=config.device == "cuda"),
+            trainer=self.trainer,
+            cards=self.cards,
+            journal=self.journal,
+            checkpoints=self.checkpoints,
+            bar=bar,
+            steps=config.steps,
+            eval_every=config.eval.every,
+        )
+
+    def _publish(self, version: int) -> None:
+        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
+        publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
+        self.checkpoints.settle()
+
+    def _memory(self) -> dict[str, float]:
+        """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""
+        plan = self.ready.plan
+        found = {
+            "trainer_peak_gib": self.journal.totals.peak_bytes,
+            "trainer_planned_gib": plan.trainer_bytes,
+            "rollout_peak_gib": self.rollout.peak_bytes(),
+            "rollout_planned_gib": plan.rollout_bytes,
+        }
+        return {name: round(size / 2**30, 3) for name, size in found.items()}
+
+
+def publish_aloud(console: Screen, version: int, send: Callable[[Progress], object]) -> None:
+    """Publishes by `send`; says how far that is, where it takes long."""
+    what = f"publishing the weights of version {version}"
+    with Waiting(console, f"{what}, by buckets") as waiting:
+
+        def progress(done: int, of: int) -> None:
+            waiting.done, waiting.total = done, of
+            if done == of:
+                waiting.what = f"{what}: all buckets are there, comparing what was sent and received"
+
+        send(progress)
+
+
+def _versions(device: str) -> dict[str, str]:
+    packages = ["samebit", "torch", "ray", "transformers", "numpy"]
+    packages += ["triton"] if device == "cuda" else []
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # samebit itself, run from a folder that is not installed
+            found[name] = version(name)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(train, prepare)

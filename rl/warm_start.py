@@ -1,64 +1,78 @@
-"""The warm start: supervised steps before GRPO."""
+"""Takes supervised steps before GRPO: the warm start."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
-from rl.cluster import TrainerFleet
-from rl.config import RunConfig
+from rl.config import WarmupSection
 from rl.data import WARMUP, ProblemStream, Source
 from rl.data.draws import Draws
 from rl.pack import pack_supervised
 from rl.run.screen import Bar, Screen
+from trainer.batch import Batch, StepReport
+from trainer.loss import LikelihoodLoss, Loss
+
+Record = Callable[[int, dict[str, Any]], None]
+"""Logs the metrics of a step."""
 
 
-def warm_start(
-    config: RunConfig,
-    source: Source,
-    trainer: TrainerFleet,
-    state: Progress,
-    checkpoints: Checkpoints,
-    record: Any,
-    console: Screen,
-) -> Progress:
-    """Supervised steps on demonstrations, those that `state` has not done; the learning rate falls linearly from warmup.lr
-    to 0. What they end with is on the disk before GRPO begins.
+class Student(Protocol):
+    """What the warm start asks of the trainer."""
+
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport: ...
+    def reset_optimizer(self) -> None: ...
+    def digest(self) -> str: ...
+
+
+class Demonstrations:
+    """Draws the batches of the warm start: a function of the seed and the step, from where `cursor` is.
 
     The teacher is as good as the config says: `wrong_frac` of the demonstrations carry the solution of another problem.
     What the verifier teaches afterwards can therefore be more than imitation could.
     """
-    section = config.warmup
+
+    def __init__(self, section: WarmupSection, source: Source, seed: int, longest: int, cursor: int) -> None:
+        """`longest`: tokens of a solution that are shown."""
+        self.section, self.source, self.seed, self.longest = section, source, seed, longest
+        self.stream = ProblemStream(source.train, seed, WARMUP)
+        self.stream.cursor = cursor
+
+    def batch(self, step: int) -> Batch:
+        """Draws the demonstrations of step `step`, the next ones of the stream."""
+        problems, noise = self.stream.take(self.section.sequences), Draws(self.seed, step)
+        wrong = [noise.fraction() < self.section.wrong_frac for _ in problems]
+        shown = [problems[noise.below(len(problems))] if w else p for p, w in zip(problems, wrong, strict=True)]
+        solutions = [self.source.encode_solution(p)[: self.longest] for p in shown]
+        return pack_supervised(list(zip(problems, solutions, strict=True)))
+
+
+def warm_start(
+    section: WarmupSection,
+    demonstrations: Demonstrations,
+    trainer: Student,
+    state: Progress,
+    checkpoints: Checkpoints,
+    record: Record,
+    console: Screen,
+) -> Progress:
+    """Takes the supervised steps that `state` has not done; the learning rate falls linearly from warmup.lr to 0. What they end
+    with is on the disk before GRPO begins."""
     if state.supervised == section.steps:
         return state
-    stream = ProblemStream(source.train, config.seed, WARMUP)
-    stream.cursor = state.warmup_cursor
     with Bar(console, "warm start") as bar:
         for step in range(state.supervised, section.steps):
-            now = time.perf_counter()
-            problems = stream.take(section.sequences)
-            noise = Draws(config.seed, step)
-            wrong = [noise.fraction() < section.wrong_frac for _ in problems]
-            shown = [problems[noise.below(len(problems))] if w else p for p, w in zip(problems, wrong, strict=True)]
-            limit = config.rollout.max_new_tokens
-            batch = pack_supervised(
-                [(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)]
-            )
+            start = time.perf_counter()
+            batch = demonstrations.batch(step)
             with bar.phase("training"):
-                report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
-            metrics: dict[str, Any] = {
-                "phase": "warmup",
-                "policy/loss": report.loss,
-                "policy/grad_norm": report.grad_norm,
-                "time/train": time.perf_counter() - now,
-            }
-            record(step, metrics)
-            bar(
-                step + 1,
-                section.steps,
-                f"loss {report.loss:.3f}  {len(batch.token_ids) / metrics['time/train']:,.0f} tokens/s",
-            )
-            state = replace(state, supervised=step + 1, warmup_cursor=stream.cursor)
+                report = trainer.step(batch, LikelihoodLoss(), section.lr * (1 - step / section.steps))
+            seconds = time.perf_counter() - start
+            told = {"policy/loss": report.loss, "policy/grad_norm": report.grad_norm, "time/train": seconds}
+            record(step, {"phase": "warmup", **told})
+            speed = f"{len(batch.token_ids) / seconds:,.0f} tokens/s"
+            bar(step + 1, section.steps, f"loss {report.loss:.3f}  {speed}")
+            state = replace(state, supervised=step + 1, warmup_cursor=demonstrations.stream.cursor)
             checkpoints.settle()
             if step + 1 < section.steps and checkpoints.due(step + 1, section.steps):
                 checkpoints.save(state, trainer.digest())

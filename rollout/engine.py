@@ -1,4 +1,4 @@
-"""The engine: requests in, completions out, weights replaced in place between batches."""
+"""Serves requests: batches of them become completions, and weights are replaced in place between batches."""
 
 import gc
 import resource
@@ -80,7 +80,7 @@ class Engine:
         return self.runner.digests()
 
     def pause(self, why: str, in_flight: InFlight) -> None:
-        """No key of any token is kept after this, and no request runs; those that are to resume wait."""
+        """Drops all keys: none of any token is kept after this, and no request runs; those that are to resume wait."""
         if in_flight == "refuse" and not self.scheduler.idle:
             raise RequestError(f"{why} while requests are in flight")
         if in_flight == "finish":
@@ -104,7 +104,8 @@ class Engine:
         return self.runner.page_memory.held and self.runner.weight_memory.held
 
     def peak_bytes(self) -> int:
-        """Most memory that this rank had so far: weights, pages and tensors on its GPU; on a CPU, all of the process."""
+        """Returns the most memory that this rank had so far: weights, pages and tensors on its GPU; on a CPU, all of the
+        process."""
         if self.config.device == "cpu":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         held = self.runner.weight_memory.bytes + self.runner.page_memory.bytes
@@ -148,7 +149,7 @@ class Engine:
         self.pool.clear()
 
     def step(self) -> list[Completion]:
-        """One batch. RunnerError, where the weights gave no number to sample from, drops every request in flight."""
+        """Computes one batch. RunnerError, where the weights gave no number to sample from, drops every request in flight."""
         ended, self._ended = self._ended, []
         return ended if self.scheduler.idle else ended + self._batch()
 
@@ -183,7 +184,7 @@ class Engine:
         return done
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
-        """All of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
+        """Serves all of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
         refused."""
         requests = list(requests)
         ids: set[int] = set()
@@ -203,7 +204,8 @@ class Engine:
 
 
 def freeze_heap() -> None:
-    """For a process whose engine is ready and stays: what is there now is not garbage collected any more. With torch and
-    transformers imported a full collection takes 100 ms, in which a card has done with the steps it was given."""
+    """Freezes the heap of a process whose engine is ready and stays: what is there now is not garbage collected any more.
+    With torch and transformers imported a full collection takes 100 ms, in which a card has done with the steps it was
+    given."""
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What a request asks of the sampler."""
+"""Defines requests, how they are sampled, and completions."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ class RequestError(ValueError):
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """The seed of the i-th of a request's n samples: the first is the request's own, so that it does not depend on n; the
-    others are 63 bits of SHA-256 over "seed/sample/i"."""
+    """Returns the seed of the i-th of a request's n samples: the first is the request's own, so that it does not depend on n;
+    the others are 63 bits of SHA-256 over "seed/sample/i"."""
     if sample == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/sample/{sample}".encode()).digest()[:8], "big") >> 1
@@ -89,9 +89,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """`score_from`: also the log-probs of the prompt tokens from this place on, 1 at the least (the first token follows
-    nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew them, so no filter applies), and
-    have the bits that the trainer computes.
+    """Asks for the samples of one prompt. `score_from`: also the log-probs of the prompt tokens from this place on, 1 at the
+    least (the first token follows nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew
+    them, so no filter applies), and have the bits that the trainer computes.
 
     `top`: also the so many most likely tokens, of each place that is sampled (of the distribution drawn from, so fewer where a
     filter keeps fewer) and of each that is scored (of the whole vocabulary)."""
@@ -133,6 +133,7 @@ class Completion:
     logprobs: tuple[float, ...]  # of each sampled token, float32 values recorded while decoding
     finish_reason: FinishReason
     version: int  # of the weights that sampled the last token
+    sampling: SamplingParams = field(compare=False)  # what it was asked with: temperature and filters of each log-prob
     sample: int = 0  # which of the request's n
     matched: int | str | None = None  # the stop id or the stop text that ended it
     prompt_logprobs: tuple[float, ...] = ()  # of the prompt tokens from score_from on
@@ -142,3 +143,8 @@ class Completion:
     top: tuple[Top, ...] = ()  # of each sampled token, where the request asked for it
     prompt_top: tuple[Top, ...] = ()  # of each prompt token from score_from on, likewise
     cached_tokens: int = field(default=0, compare=False)  # of the prompt, that were not computed: no part of the result
+
+    @property
+    def token_versions(self) -> tuple[int, ...]:
+        """The version of the weights that sampled each token."""
+        return self.versions or (self.version,) * len(self.token_ids)

@@ -1,4 +1,4 @@
-"""What runs next: continuous batching with chunked prefill and preemption, first come first served. Pure Python.
+"""Decides what runs next: continuous batching with chunked prefill and preemption, first come first served. Pure Python.
 
 The plan decides speed and nothing else: no bit of any completion depends on it. It is itself a pure function of the
 requests and of the tokens committed so far, so the ranks of a tensor-parallel engine each compute it and agree without talking.
@@ -69,7 +69,7 @@ class Scheduler:
             )
 
     def add(self, request: Request) -> None:
-        """All samples of it, side by side."""
+        """Adds a request: all samples of it, side by side."""
         self.check(request)
         self.in_flight[request.id] = request.sampling.n
         chain = self._chain(request.prompt_ids) if self.pool.prefix_cache else []
@@ -104,8 +104,8 @@ class Scheduler:
         self.in_flight.clear()
 
     def restart(self) -> None:
-        """The weights changed, with nothing pending: every sequence goes on from the tokens it has, whose keys will be computed
-        again. Prompt log-probs that are not complete begin again, so that all are of one version."""
+        """Begins again under changed weights, with nothing pending: every sequence goes on from the tokens it has, whose keys
+        will be computed again. Prompt log-probs that are not complete begin again, so that all are of one version."""
         for sequence in reversed(self.running):
             self._drop(sequence)
             self.waiting.appendleft(sequence)
@@ -115,8 +115,8 @@ class Scheduler:
                 sequence.forget_scores()
 
     def schedule(self) -> list[Span]:
-        """The next batch, which is then taken for launched; not empty unless idle, or all that is left is pending. Running
-        sequences go first, in order of arrival."""
+        """Returns the next batch, which is then taken for launched; not empty unless idle, or all that is left is pending.
+        Running sequences go first, in order of arrival."""
         spans: list[Span] = []
         budget = self.limits.max_batch_tokens
         self._computing = {}

@@ -1,4 +1,4 @@
-"""One sample of a request while it is in flight."""
+"""Tracks one sample of a request while it is in flight, and the spans of it that steps compute."""
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -10,8 +10,9 @@ from rollout.text import TextStream
 
 @dataclass(eq=False)
 class Sequence:
-    """`computed` tokens have their keys and values in `pages`, or will have once the steps that are launched have run: steps
-    run in the order of their launch. It runs with no pages while it waits for a sibling that is computing what they share."""
+    """Tracks one sample. `computed` tokens have their keys and values in `pages`, or will have once the steps that are
+    launched have run: steps run in the order of their launch. It runs with no pages while it waits for a sibling that is
+    computing what they share."""
 
     request: Request
     tokens: list[int]
@@ -42,7 +43,7 @@ class Sequence:
 
     @property
     def samples(self) -> bool:
-        """Whether it is to have tokens beside its prompt, which else is only computed and scored."""
+        """Tells whether it is to have tokens beside its prompt, which else is only computed and scored."""
         return self.most > self.prompt
 
     @property
@@ -74,6 +75,7 @@ class Sequence:
         return self.scores_at or self.length
 
     def append(self, token: int, logprob: float, top: Top, version: int) -> None:
+        """Adds a token whose value is known now."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if self.request.top:
@@ -94,7 +96,7 @@ class Sequence:
         self.prompt_top.clear()
 
     def finish_reason(self) -> FinishReason | None:
-        """After a token, or after all of a prompt that is only scored."""
+        """Says why it ends, or None; asked after a token, or after all of a prompt that is only scored."""
         if not self.samples:
             return "length"
         if self.tokens[-1] in self.request.sampling.stop_ids or (self.text and self.text.matched is not None):
@@ -102,7 +104,7 @@ class Sequence:
         return "length" if len(self.tokens) == self.most else None
 
     def completion(self, reason: FinishReason, version: int) -> Completion:
-        """`version`: that of the engine, for a sample that has no token yet."""
+        """Returns what it is so far. `version`: that of the engine, for a sample that has no token yet."""
         matched: int | str | None = None
         if reason == "stop":
             last = self.tokens[-1]
@@ -116,6 +118,7 @@ class Sequence:
             logprobs=tuple(self.logprobs),
             finish_reason=reason,
             version=self.versions[-1] if self.versions else version,
+            sampling=self.request.sampling,
             sample=self.sample,
             matched=matched,
             prompt_logprobs=tuple(self.prompt_logprobs),
@@ -143,6 +146,7 @@ class Span:
 
     @classmethod
     def plan(cls, sequence: Sequence, stop: int) -> "Span":
+        """Plans the positions from what is computed up to `stop`."""
         first = sequence.scores_at
         scored = _NOTHING if first is None else range(first, min(stop + 1, sequence.prompt))
         known = len(sequence.tokens)

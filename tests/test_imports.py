@@ -35,6 +35,18 @@ def top(tree: ast.Module) -> set[str]:
     return {name.partition(".")[0] for name in imported(tree)}
 
 
+def test_no_function_of_the_algorithm_is_long() -> None:
+    """At most 60 lines: a longer one is more than one thing."""
+    found = [
+        f"{path}:{node.lineno} {node.name}: {size} lines"
+        for path, tree in modules("rl")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (size := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not found, found
+
+
 def test_contracts_of_pyproject() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

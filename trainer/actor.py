@@ -18,7 +18,7 @@ from kernels.weights.tensor_file import WrittenFile
 from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
-from trainer.loss import Objective
+from trainer.loss import Loss
 from trainer.publisher import Publisher, PublishingRank, Receiver
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
@@ -53,8 +53,8 @@ class TrainerRank(PublishingRank):
         self.writer = ShardWriter()
         self.publisher = Publisher(model, rank, size, config.dtype, device, store)
 
-    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
-        return self.trainer.step(batch, objective, lr)
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        return self.trainer.step(batch, loss, lr)
 
     def reset_optimizer(self) -> None:
         self.trainer.optimizer.reset()

@@ -1,5 +1,6 @@
-"""The model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
+"""Wraps the model as FSDP2 wants it: modules that hold parameters and call the one definition in kernels.model."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,11 +20,12 @@ from kernels.model import (
     trained,
 )
 from kernels.ops import Truncation
+from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
 
 
 def gradients_in_float32(module: nn.Module) -> None:
-    """FSDP2 hands a module its parameters as rounded copies of the masters; their gradients must not be rounded."""
+    """Keeps gradients float32: FSDP2 hands a module its parameters as rounded copies of the masters."""
     for parameter in module.parameters(recurse=False):
         if parameter.grad_dtype != torch.float32:
             parameter.grad_dtype = torch.float32
@@ -62,7 +64,7 @@ class Block(nn.Module):
 
 
 class TrainerModel(nn.Module):
-    """Token log-probabilities of packed sequences. Built on the meta device: `torch.device("meta")` around it.
+    """Computes token log-probabilities of packed sequences. Built on the meta device: `torch.device("meta")` around it.
 
     A tied head is held as a second parameter, so that each of its two uses sums its gradient on its own tree; the optimizer
     adds the two roots and keeps the copies equal.
@@ -98,7 +100,7 @@ class TrainerModel(nn.Module):
         return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
 
     def hidden(self, token_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """What the LM head reads: [T, H] in the dtype of activations."""
+        """Computes what the LM head reads: [T, H] in the dtype of activations."""
         gradients_in_float32(self)
         outer = OuterWeights(self.embed, self.norm, self.head)
 
@@ -106,3 +108,21 @@ class TrainerModel(nn.Module):
             return self.layers[i](x, delta, layout, self.table)
 
         return forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
+
+
+def batch_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int, device: torch.device | str) -> torch.Tensor:
+    """Computes the log-probs of the loss rows of `batch`, float32 [R], as one micro-batch of leaves of `leaf_sequences`
+    sequences. Every row is divided by its own temperature and cut by its own filters."""
+
+    def there(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    cut = np.flatnonzero((batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0))
+    return model(  # type: ignore[no-any-return]
+        there(batch.token_ids),
+        Layout.packed(batch.lengths.tolist(), [leaf_sequences] * (batch.sequences // leaf_sequences), device),
+        there(batch.rows),
+        there(np.concatenate([[0], np.cumsum(batch.counts)])[::leaf_sequences]),
+        there(batch.temperatures),
+        Truncation(there(cut), there(batch.top_k[cut]), there(batch.top_p[cut]), there(batch.min_p[cut])),
+    )

@@ -99,7 +99,7 @@ class Optimizer:
     def spoiled(self) -> str:
         """The first tensor that is not finite on any rank: a weight, in the order of the forward pass, or else an
         accumulated gradient, in that of the backward pass. A collective, after which nothing is accumulated."""
-        gradients = self._gradients.root()
+        gradients: dict[str, torch.Tensor] = self._gradients.root()
         names = list(self._parameters)
         finite = torch.tensor(
             [[self._parameters[name].to_local().isfinite().all(), gradients[name].isfinite().all()] for name in names],
@@ -118,7 +118,7 @@ class Optimizer:
     def step(self, lr: float) -> float:
         """One update; returns the gradient's norm before clipping. Raises TrainerError, on every rank alike and with
         weights and moments untouched, where that norm is not finite. Forgets what was accumulated either way."""
-        gradients = self._gradients.root()
+        gradients: dict[str, torch.Tensor] = self._gradients.root()
         if self.tied:
             gradients = self._add({"embed": gradients["embed"]}, {"embed": gradients.pop("head")}) | gradients
         squares = self._squares(gradients)

@@ -64,7 +64,8 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) ->
         for parameter in model.parameters():
             assert isinstance(parameter, DTensor)
             parameter._local_tensor = host_tensor(parameter.to_local().shape, parameter.dtype, device)
-    model.table = tuple(t.to(device) for t in model.table)
+    cos, sin = model.table
+    model.table = cos.to(device), sin.to(device)
 
 
 def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:

@@ -19,48 +19,43 @@ from torch.distributed.device_mesh import init_device_mesh
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.host.command import Parser, count, fail, interruptible, output, threads, warn
-from kernels.model import ConfigError, Layout
-from kernels.ops import Truncation
+from kernels.model import ConfigError
 from kernels.tree import TreeError
 from kernels.weights.beside import DTYPES
 from kernels.weights.folder import ModelFolder
-from trainer.batch import BatchError
+from trainer.batch import COLUMNS, Batch, BatchError
+from trainer.model import batch_logprobs
 from trainer.trainer import Trainer, TrainerConfig
 
 
-def score(trainer: Trainer, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [tokens - texts]."""
-    token_ids, lengths = batch["token_ids"], batch["lengths"]
+def batch_of(texts: Mapping[str, np.ndarray]) -> Batch:
+    """Makes a batch of whole texts: every token but the first of each is a loss row."""
+    token_ids, lengths = texts["token_ids"].astype(np.int64), texts["lengths"].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     rows = np.delete(np.arange(len(token_ids)), starts)
     text = np.repeat(np.arange(len(lengths)), lengths - 1)
-    sampled = rows - starts[text] >= batch["prompts"][text]
-    cut = (batch["top_k"] > 0) | (batch["top_p"] < 1) | (batch["min_p"] > 0)
-    cut_rows = np.flatnonzero(sampled & cut[text])
-    truncation = Truncation(
-        torch.from_numpy(cut_rows),
-        torch.from_numpy(batch["top_k"][text[cut_rows]].astype(np.int64)),
-        torch.from_numpy(batch["top_p"][text[cut_rows]].astype(np.float32)),
-        torch.from_numpy(batch["min_p"][text[cut_rows]].astype(np.float32)),
-    )
-    device = trainer.device
+    sampled = rows - starts[text] >= texts["prompts"][text]
+
+    def column(name: str, field: str, where: np.ndarray | bool = True) -> np.ndarray:
+        dtype, neutral = COLUMNS[field]
+        return np.where(where, texts[name][text], neutral).astype(dtype)
+
+    filters = {name: column(name, name, sampled) for name in ("top_k", "top_p", "min_p")}
+    return Batch.of(token_ids, lengths, rows, temperatures=column("temperatures", "temperatures"), **filters)
+
+
+def score(trainer: Trainer, texts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Computes the log-prob of every token but the first of each text: float32 [tokens - texts]."""
+    batch = batch_of(texts)
     with torch.no_grad():
-        logprobs = trainer.model(
-            torch.from_numpy(token_ids.astype(np.int64)).to(device),
-            Layout.packed(lengths.tolist(), [len(lengths)], device),
-            torch.from_numpy(rows).to(device),
-            torch.tensor([0, len(rows)], device=device),
-            torch.from_numpy(batch["temperatures"][text].astype(np.float32)).to(device),
-            truncation.to(device),
-        )
-    return logprobs.cpu().numpy()
+        return batch_logprobs(trainer.model, batch, batch.sequences, trainer.device).cpu().numpy()
 
 
 _OF_TEXTS = ("lengths", "prompts", "temperatures", "top_k", "top_p", "min_p")
 
 
 def read(path: Path, vocabulary: int) -> dict[str, np.ndarray]:
-    """BATCH, or BatchError. No pickle is loaded."""
+    """Reads BATCH, or raises BatchError. No pickle is loaded."""
     try:
         with np.load(path) as file:
             batch = {name: file[name] for name in ("token_ids", *_OF_TEXTS)}
@@ -102,6 +97,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Reads the model and BATCH, and writes OUT."""
     torch.set_num_threads(args.threads)
     folder = ModelFolder(args.model)
     contract = folder.asked(args.leaves, args.dtype, otherwise="float32")

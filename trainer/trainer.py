@@ -1,23 +1,25 @@
-"""From a batch to new weights."""
+"""Turns a batch into new weights."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig, Parameter, saved, served, trained
+from kernels.model import ModelConfig, Parameter, saved, served, trained
 from kernels.weights.files import find, read_rows
 from kernels.weights.reshard import fsdp_rows
 from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
 from trainer.host import Waiting, process_peak
-from trainer.loss import Clip, Objective, likelihood_loss, policy_loss
-from trainer.model import TrainerModel
+from trainer.loss import Loss, LossRows
+from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import fill, gather, parallelize
 from trainer.recompute import Checkpointing
@@ -28,7 +30,6 @@ class TrainerConfig:
     leaf_sequences: int  # sequences of one leaf of the gradient's tree: part of the run's identity, like its seed
     micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    clip: Clip = field(default_factory=Clip)
     dtype: torch.dtype = torch.float32  # of activations
     micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
     offload: Offload = "none"  # what lives in host memory; likewise
@@ -73,34 +74,34 @@ class Trainer:
             if model.tied:
                 self.optimizer.tie()
 
-    def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
-        """One optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Takes one optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
         log-prob, the loss or the gradient of any of them is not finite."""
         self._check_onloaded()
         world, rank = self.mesh.size(), self.mesh.get_local_rank()
         self.optimizer.discard()  # of a step that failed
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        logprobs, sequences, responses = [], [], []
-        loss = clipped = 0.0
+        logprobs, sequences, counts = [], [], []
+        total, clipped = 0.0, 0
         for micro_batch in self.cut(batch):
             start, stop = micro_batch.sequences(rank, self.config.leaf_sequences)
             part = batch.take(start, stop)
-            values, part_loss, part_clipped = self._backward(part, objective)
+            values, part_loss, part_clipped = self._backward(part, loss)
             self.optimizer.accumulate(micro_batch.level(world))
             logprobs.append(values)
             sequences.append(np.arange(start, stop))
-            responses.append(part.responses)
-            loss, clipped = loss + part_loss, clipped + part_clipped
+            counts.append(part.counts)
+            total, clipped = total + part_loss, clipped + part_clipped
         all_logprobs = np.concatenate(logprobs)
-        self._check_finite(all_logprobs, loss)
+        self._check_finite(all_logprobs, total)
         grad_norm = self.optimizer.step(lr)
         return StepReport(
             logprobs=all_logprobs,
             sequences=np.concatenate(sequences),
-            responses=np.concatenate(responses),
-            loss=loss,
-            clip_fraction=clipped / len(all_logprobs),
+            counts=np.concatenate(counts),
+            loss=total,
+            clipped=clipped,
             grad_norm=grad_norm,
             step=self.optimizer.steps,
             peak_bytes=torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak(),
@@ -108,36 +109,19 @@ class Trainer:
         )
 
     def cut(self, batch: Batch) -> list[MicroBatch]:
-        """The micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
+        """Returns the micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
         config, world = self.config, self.mesh.size()
         if config.micro_tokens is None:
             return cut(batch.lengths, config.leaf_sequences, world, config.micro_leaves)
         return cut_by_tokens(batch.lengths, config.leaf_sequences, world, config.micro_tokens)
 
-    def _backward(self, part: Batch, objective: Objective) -> tuple[np.ndarray, float, int]:
-        """(log-probs, weighted loss, clipped tokens) of one micro-batch; its gradients are left in the parameters."""
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device)
-
-        leaf = self.config.leaf_sequences
-        groups = [leaf] * (part.sequences // leaf)
-        layout = Layout.packed(part.lengths.tolist(), groups, self.device)
-        row_groups = np.concatenate([[0], np.cumsum(part.responses)])[::leaf]
-        logprobs = self.model(
-            tensor(part.token_ids),
-            layout,
-            tensor(part.response_rows()),
-            tensor(row_groups),
-            tensor(part.temperatures),
-            part.truncation.to(self.device),
-        )
-        clipped = torch.zeros(1, dtype=torch.bool)
-        if objective == "policy":
-            losses, clipped = policy_loss(logprobs, tensor(part.logprobs), tensor(part.advantages), self.config.clip)
-        else:
-            losses = likelihood_loss(logprobs)
-        weighted = losses * tensor(part.weights)
+    def _backward(self, part: Batch, loss: Loss) -> tuple[np.ndarray, float, int]:
+        """Returns (log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
+        logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device)
+        columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.weights)
+        *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
+        losses, clipped = loss(logprobs, LossRows(*seen))
+        weighted = losses * weights
         weighted.backward(torch.ones_like(weighted))  # as their sum's would be; what follows waits for the device
         return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), int(clipped.sum())
 
@@ -163,35 +147,38 @@ class Trainer:
         if self.config.offload == "none":
             held += self.optimizer.all_moments()
         if self.config.offload != "all":
-            held += [p.detach().to_local() for p in self.model.parameters()]  # type: ignore[operator]
+            held += self._local().values()
         self.optimizer.discard()
         self._waiting.leave(held)
 
     def onload(self) -> None:
-        """The reverse of `offload`: the same bits."""
+        """Brings back what `offload` moved: the same bits."""
         self._waiting.back()
 
     def _check_onloaded(self) -> None:
         if self._waiting.away:
             raise TrainerError("the trainer's weights wait in host memory: call onload() first")
 
+    def _local(self) -> dict[str, torch.Tensor]:
+        """Returns this rank's rows of every parameter, in place; a tied head is one of them."""
+        return {name: cast(DTensor, p.detach()).to_local() for name, p in self.model.named_parameters()}
+
     def shard(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
+        """Returns this rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
         self._check_onloaded()
-        named = dict(self.model.named_parameters())
-        out = {}
+        local, out = self._local(), dict[str, torch.Tensor]()
         for parameter in trained(self.model.config):
-            held = (named[parameter.name].detach().to_local(), *self.optimizer.moments(parameter.name))
+            held = (local[parameter.name], *self.optimizer.moments(parameter.name))
             out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
         return out
 
     def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
-        """Every parameter of which this rank holds rows start .. stop, and these, in place."""
-        named = dict(self.model.named_parameters())
+        """Yields every parameter of which this rank holds rows start .. stop, and these, in place."""
+        local = self._local()
         for parameter in trained(self.model.config):
             mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
             if mine:
-                yield parameter, mine.start, mine.stop, named[parameter.name].detach().to_local()
+                yield parameter, mine.start, mine.stop, local[parameter.name]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for parameter, start, stop, weight in self._rows():
@@ -200,13 +187,13 @@ class Trainer:
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of all that is served, float32, in place."""
+        """Returns this rank's rows of all that is served, float32, in place."""
         self._check_onloaded()
-        named = dict(self.model.named_parameters())
-        return {p.name: named[p.name].detach().to_local() for p in served(self.model.config)}  # type: ignore[operator]
+        local = self._local()
+        return {p.name: local[p.name] for p in served(self.model.config)}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
-        """All that is saved, whole, float32, one at a time, on every rank. A collective."""
+        """Yields all that is saved, whole, float32, one at a time, on every rank. A collective."""
         self._check_onloaded()
         named = dict(self.model.named_parameters())
         for parameter in saved(self.model.config):

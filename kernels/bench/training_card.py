@@ -32,6 +32,7 @@ from kernels.bench.timer import samples, versions
 from kernels.model import Layout, ModelConfig, Parameter, costs, known, trained
 from kernels.model.operations import Numerics
 from trainer.batch import Batch
+from trainer.loss import LikelihoodLoss
 from trainer.model import TrainerModel
 from trainer.parallelize import fill, parallelize
 from trainer.trainer import Trainer, TrainerConfig
@@ -146,7 +147,7 @@ def _time_steps(config: ModelConfig, mesh: DeviceMesh, rows: list[Row], repeats:
     for row in rows:
         batch, (sequences, _) = _batch(config, row), sizes(row.shape)
         trainer.config = replace(how, leaf_sequences=leaf(sequences))
-        measure(row, config.numerics, partial(trainer.step, batch, "likelihood", 1e-6), repeats)
+        measure(row, config.numerics, partial(trainer.step, batch, LikelihoodLoss(), 1e-6), repeats)
 
 
 def _free() -> None:
@@ -155,25 +156,18 @@ def _free() -> None:
 
 
 def _batch(config: ModelConfig, row: Row) -> Batch:
-    """Builds a batch: every token but the first of a sequence is a response token."""
+    """Builds a batch: every token but the first of a sequence is a loss row."""
     sequences, length = sizes(row.shape)
-    count = sequences * (length - 1)
-    return Batch(
-        token_ids=np.random.default_rng(0).integers(0, config.vocab_size, sequences * length),
-        lengths=np.full(sequences, length),
-        responses=np.full(sequences, length - 1),
-        logprobs=np.zeros(count, np.float32),
-        advantages=np.ones(count, np.float32),
-        weights=np.full(count, 1 / count, np.float32),
-        temperatures=np.ones(count, np.float32),
-    )
+    tokens = np.arange(sequences * length)
+    rows = tokens[tokens % length > 0]
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, len(tokens))
+    weights = np.full(len(rows), 1 / len(rows), np.float32)
+    return Batch.of(ids, np.full(sequences, length), rows, weights=weights)
 
 
 def _backward(model: TrainerModel, row: Row) -> Callable[[], object]:
     (sequences, length), batch = sizes(row.shape), _batch(model.config, row)
-    ids, targets, temperatures = (
-        torch.from_numpy(t).cuda() for t in (batch.token_ids, batch.response_rows(), batch.temperatures)
-    )
+    ids, targets, temperatures = (torch.from_numpy(t).cuda() for t in (batch.token_ids, batch.rows, batch.temperatures))
     group = leaf(sequences)
     layout = Layout.packed([length] * sequences, [group] * (sequences // group), "cuda")
     groups = torch.arange(sequences // group + 1, device="cuda") * (group * (length - 1))

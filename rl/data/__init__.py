@@ -1,4 +1,4 @@
-"""Problems: where they come from, how they become tokens, and what judges an answer."""
+"""Reads problems: where they come from, how they become tokens, and what judges an answer."""
 
 from typing import TYPE_CHECKING, Any
 

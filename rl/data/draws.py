@@ -1,4 +1,4 @@
-"""Whole numbers and fractions from a seed."""
+"""Draws whole numbers and fractions from a seed."""
 
 import math
 
@@ -27,11 +27,11 @@ class Draws:
         return word & 0xFFFFFFFF
 
     def fraction(self) -> float:
-        """A multiple of 2^-53 in [0, 1)."""
+        """Draws a multiple of 2^-53 in [0, 1)."""
         return math.ldexp(int(self._words.random_raw()) >> 11, -53)
 
     def below(self, n: int) -> int:
-        """One of 0 .. n - 1, each as likely as the others (Lemire 2019, algorithm 5); n in 1 .. 2^32."""
+        """Draws one of 0 .. n - 1, each as likely as the others (Lemire 2019, algorithm 5); n in 1 .. 2^32."""
         if n == 1:
             return 0
         product = self._bits() * n
@@ -42,8 +42,8 @@ class Draws:
         return product >> 32
 
     def permutation(self, n: int) -> list[int]:
-        """0 .. n - 1 in an order drawn from all n! (Durstenfeld 1964, from the last place down; a place is as many bits as it
-        needs, drawn again until they are none of the places above); n in 1 .. 2^32."""
+        """Returns 0 .. n - 1 in an order drawn from all n! (Durstenfeld 1964, from the last place down; a place is as many
+        bits as it needs, drawn again until they are none of the places above); n in 1 .. 2^32."""
         order = list(range(n))
         for i in range(n - 1, 0, -1):
             mask = (1 << i.bit_length()) - 1

@@ -1,4 +1,4 @@
-"""A problem, a source of problems, and the order in which a run takes them."""
+"""Defines a problem, a source of problems, and the order in which a run takes them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl.config import ReasoningGymSection, RunConfig
+from rl.config import ReasoningGymSection
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import HELD_OUT, Problem, Source
 from rl.data.template import check_apart, fill
@@ -20,13 +20,14 @@ Drawn = list[tuple[str, Mapping[str, Any]]]
 """Prompts, and what reasoning-gym says of each."""
 
 
-def procedural_source(config: RunConfig, own: Tokenizer | None, console: "Console | None" = None) -> Source:
-    """Draws the problems of `config.data`; UserError for a task or a pattern that gives none."""
-    section = config.data
-    assert isinstance(section, ReasoningGymSection)
-    dataset = _dataset(section, config.seed)
+def procedural_source(
+    section: ReasoningGymSection, seed: int, own: Tokenizer | None, supervised: bool, console: "Console | None" = None
+) -> Source:
+    """Draws the problems of `section`; UserError for a task or a pattern that gives none, or no solution where the run is
+    `supervised` at first."""
+    dataset = _dataset(section, seed)
     found = _draw(dataset, section, console)
-    if (config.warmup.steps or not own) and (without := next((p for p, e in found if e["answer"] is None), None)):
+    if (supervised or not own) and (without := next((p for p, e in found if e["answer"] is None), None)):
         raise UserError(
             f"data.task={section.task} gives no solution of {without!r}, which a warm start and a tokenizer made from the data "
             f"need: set warmup.steps=0 and model.path=DIR"

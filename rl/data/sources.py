@@ -18,7 +18,7 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
     template that makes prompts alike, or a file with a bad line."""
     own = tokenizers.from_model(config.model.path) if config.model.path else None
     if isinstance(config.data, ReasoningGymSection):
-        source = procedural_source(config, own, console)
+        source = procedural_source(config.data, config.seed, own, config.warmup.steps > 0, console)
     else:
         source = file_source(config.data, own, console)
     for problem in (*source.train, *source.held_out):
@@ -34,5 +34,5 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
 
 
 def left_out(source: Source) -> str:
-    """What to say of the problems whose prompts are too long."""
+    """Says how many problems were left out because their prompts are too long."""
     return f", {source.left_out} left out for prompts above data.max_prompt_tokens" if source.left_out else ""

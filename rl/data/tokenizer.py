@@ -15,7 +15,7 @@ _UNBROKEN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")  # training on a word
 
 
 def from_model(path: str) -> Tokenizer:
-    """The tokenizer of a model directory; UserError where it has none, or none of its ids ends a text."""
+    """Reads the tokenizer of a model directory; UserError where it has none, or none of its ids ends a text."""
     tokenizer = Tokenizer.of(ModelFolder(path))
     if tokenizer is None:
         raise UserError(f"model.path={path} holds no tokenizer (tokenizer.json)")
@@ -27,7 +27,7 @@ def from_model(path: str) -> Tokenizer:
 
 
 def of_characters(texts: Iterable[str]) -> Tokenizer:
-    """One token for each character that occurs in `texts`, in code-point order."""
+    """Makes one token for each character that occurs in `texts`, in code-point order."""
     characters = sorted({c for text in texts for c in text})
     vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *characters))}
     tokenizer = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -37,7 +37,7 @@ def of_characters(texts: Iterable[str]) -> Tokenizer:
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, over bytes) trained on `texts`: no text is unknown to it."""
+    """Trains byte-level BPE (Sennrich et al. 2016, over bytes) on `texts`: no text is unknown to it."""
     tokenizer = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -154,7 +154,7 @@ def _is_cheap(expression: Any) -> bool:
 
 
 def _bits(e: Any) -> float:
-    """A bound on the bits of the numbers that evaluating `e` computes; infinite for what may take any time at all."""
+    """Bounds the bits of the numbers that evaluating `e` computes; infinite for what may take any time at all."""
     if isinstance(e, sympy.Rational):
         return float(int(e.p).bit_length() + int(e.q).bit_length())
     if e.is_Atom:

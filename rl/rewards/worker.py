@@ -20,6 +20,7 @@ _FAREWELL = 1.0  # seconds in which a process that is between two calls ends as 
 
 
 def main(handle: int, name: str) -> None:
+    """Serves calls of the function `name` over the pipe with file descriptor `handle`."""
     threading.Thread(target=_end_with_the_run, args=(handle,), daemon=True).start()
     pipe = Connection(handle)
     how, function = _outcome(_load, name)

@@ -103,6 +103,7 @@ class Bar:
         self._live = _Live(screen) if screen.is_terminal else None
 
     def __enter__(self) -> "Bar":
+        self._start = time.monotonic()
         if self._live:
             self._live.start()
             self._task = self._live.add_task(self._name, total=None)

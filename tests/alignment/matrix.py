@@ -13,7 +13,7 @@ from kernels.model import ModelConfig, Parameter
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams, Token
 from rollout.scheduler import Limits
-from tests.alignment.scenes import truncation
+from tests.trainer.batches import all_of_texts
 from trainer.batch import Batch
 
 Weights = Sequence[tuple[Parameter, torch.Tensor]]
@@ -166,22 +166,7 @@ def as_batch(requests: Sequence[Request], completions: Sequence[Completion]) -> 
     """What the trainer is given to say the same: of each sample all tokens but the first count."""
     by_id = {r.id: r for r in requests}
     pairs = [(by_id[c.request_id], c) for c in completions]
-    lengths = np.array([len(r.prompt_ids) + len(c.token_ids) for r, c in pairs])
-    rest = np.zeros(int((lengths - 1).sum()), dtype=np.float32)
-    scales = np.array([r.sampling.scale for r, _ in pairs], dtype=np.float32)
-    parts: list[tuple[int, SamplingParams]] = []
-    for r, c in pairs:
-        parts += [(len(r.prompt_ids) - 1, SamplingParams(1)), (len(c.token_ids), r.sampling)]
-    return Batch(
-        token_ids=np.concatenate([np.array(r.prompt_ids + c.token_ids) for r, c in pairs]),
-        lengths=lengths,
-        responses=lengths - 1,
-        logprobs=rest,
-        advantages=rest,
-        weights=rest,
-        temperatures=np.repeat(scales, lengths - 1),
-        truncation=truncation(parts),
-    )
+    return all_of_texts([(r.prompt_ids + c.token_ids, len(r.prompt_ids), r.sampling) for r, c in pairs])
 
 
 def recorded(completions: Iterable[Completion]) -> list[torch.Tensor]:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig, Parameter, served
-from kernels.ops import Truncation
+from kernels.model import ModelConfig, Parameter, served
+from rl.pack import pack
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.scheduler import Limits
 from tests.bits import assert_same_bits
 from trainer.batch import Batch
-from trainer.model import TrainerModel
+from trainer.model import TrainerModel, batch_logprobs
 
 SMALL = ModelConfig(  # two layers of Qwen3-0.6B
     vocab_size=151936,
@@ -117,40 +117,17 @@ def trainer_model(config: ModelConfig, whole: Iterable[tuple[Parameter, torch.Te
     return model
 
 
-def pack(asked: Sequence[Request], done: Sequence[Completion], advantage: float = 1.0) -> Batch:
-    responses = np.array([len(c.token_ids) for c in done])
-    total = int(responses.sum())
-    return Batch(
-        token_ids=np.concatenate([np.array(r.prompt_ids + c.token_ids) for r, c in zip(asked, done, strict=True)]),
-        lengths=np.array([len(r.prompt_ids) + len(c.token_ids) for r, c in zip(asked, done, strict=True)]),
-        responses=responses,
-        logprobs=np.concatenate([np.array(c.logprobs, dtype=np.float32) for c in done]),
-        advantages=np.full(total, advantage, dtype=np.float32),
-        weights=np.full(total, 1 / total, dtype=np.float32),
-        temperatures=np.repeat(np.array([r.sampling.scale for r in asked], dtype=np.float32), responses),
-        truncation=truncation([(n, r.sampling) for n, r in zip(responses.tolist(), asked, strict=True)]),
-    )
-
-
-def truncation(parts: Iterable[tuple[int, SamplingParams]]) -> Truncation:
-    """Of the tokens of a batch, so many after so many."""
-    tokens = [asked for count, asked in parts for _ in range(count)]
-    cut = [i for i, asked in enumerate(tokens) if asked.truncated]
-    top_k, top_p, min_p = ([getattr(tokens[i], name) for i in cut] for name in ("top_k", "top_p", "min_p"))
-    whole = torch.tensor([cut, top_k], dtype=torch.int64)
-    return Truncation(*whole, *torch.tensor([top_p, min_p], dtype=torch.float32))
+def batch_of(asked: Sequence[Request], done: Sequence[Completion], advantage: float = 1.0) -> Batch:
+    """One batch of all, each token weighted alike."""
+    total = sum(len(c.token_ids) for c in done)
+    advantages, weights = np.full((2, total), [[advantage], [1 / total]], dtype=np.float32)
+    return pack([(r.prompt_ids, c) for r, c in zip(asked, done, strict=True)], advantages, weights)
 
 
 @torch.no_grad()
 def score(model: TrainerModel, batch: Batch) -> torch.Tensor:
     """float32 [R] on the CPU: the whole batch as one micro-batch, one sequence a leaf."""
-    device = model.head.device
-    row_groups = np.concatenate([[0], np.cumsum(batch.responses)])
-    layout = Layout.packed(batch.lengths.tolist(), [1] * batch.sequences, device)
-    ids, rows, ends, temperatures = (
-        torch.from_numpy(a).to(device) for a in (batch.token_ids, batch.response_rows(), row_groups, batch.temperatures)
-    )
-    return model(ids, layout, rows, ends, temperatures, batch.truncation.to(device)).cpu()
+    return batch_logprobs(model, batch, 1, model.head.device).cpu()
 
 
 def logprobs(done: Completion) -> torch.Tensor:

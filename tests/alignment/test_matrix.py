@@ -79,7 +79,7 @@ def test_the_trainer_says_the_same(scene: Scene) -> None:
     else:
         model = trainer_model(scene.config, scene.weights, scene.device)
     batch = as_batch(scene.requests, scene.alone)
-    trained = score(model, batch).split(batch.responses.tolist())
+    trained = score(model, batch).split(batch.counts.tolist())
     for mine, theirs, done in zip(recorded(scene.alone), trained, scene.alone, strict=True):
         assert_same_bits(theirs[-len(mine) :], mine, f"request {done.request_id}, sample {done.sample}")
 

@@ -24,8 +24,8 @@ from tests.alignment.scenes import (
     SMALL,
     WIDTHS,
     assert_same_completions,
+    batch_of,
     engine,
-    pack,
     requests,
     score,
     strangers,
@@ -36,6 +36,7 @@ from tests.alignment.threads import run_threads
 from tests.bits import assert_same_bits
 from tests.collectives.processes import run_ranks
 from trainer.batch import Batch
+from trainer.loss import PolicyLoss
 from trainer.trainer import Trainer, TrainerConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -62,7 +63,7 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     config = WIDTHS[request.param]
     asked = requests(config)
     done = engine(config, weights(config, DEVICE), DEVICE).generate(asked)
-    return Scene(config, asked, done, pack(asked, done))
+    return Scene(config, asked, done, batch_of(asked, done))
 
 
 def test_the_trainer_computes_what_the_engine_recorded(scene: Scene) -> None:
@@ -71,7 +72,7 @@ def test_the_trainer_computes_what_the_engine_recorded(scene: Scene) -> None:
     assert recorded.isfinite().all() and len(recorded.unique()) > 50
     assert_same_bits(score(model, scene.batch), recorded, "log-probs of all sequences, packed")
     at = 0
-    for i, n in enumerate(scene.batch.responses.tolist()):
+    for i, n in enumerate(scene.batch.counts.tolist()):
         alone = scene.batch.take(i, i + 1)
         assert_same_bits(score(model, alone), recorded[at : at + n], f"log-probs of sequence {i} alone")
         at += n
@@ -139,8 +140,8 @@ def test_rounds_of_sampling_and_training(mesh: DeviceMesh) -> None:
             return engine(config, held, DEVICE, group, running=2, chunk=300).generate(asked)
 
         done = run_threads(size, rank)[0]
-        batch = pack(asked, done, advantage=[1.0, -0.5][version])
-        report = trainer.step(batch, "policy", lr=1e-3)
+        batch = batch_of(asked, done, advantage=[1.0, -0.5][version])
+        report = trainer.step(batch, PolicyLoss(), lr=1e-3)
         assert_same_bits(torch.from_numpy(report.logprobs), torch.from_numpy(batch.logprobs), f"version {version}")
         assert report.clip_fraction == 0
         assert before != done

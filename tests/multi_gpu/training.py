@@ -10,6 +10,7 @@ from kernels.weights.initial import initial
 from tests.bits import sha256
 from tests.model.shapes import WIDE
 from tests.trainer.batches import random_batch
+from trainer.loss import PolicyLoss
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -21,5 +22,5 @@ def work(sequences: int = 16) -> tuple[str, list[Any]]:
     norms = []
     for step in range(3):
         batch = random_batch(WIDE, sequences, seed=step, longest=100)
-        norms.append(trainer.step(batch, "policy", lr=1e-2).grad_norm)
+        norms.append(trainer.step(batch, PolicyLoss(), lr=1e-2).grad_norm)
     return sha256(w for _, w in trainer.weights()), norms

@@ -16,6 +16,8 @@ from unittest import mock
 
 import pytest
 
+from rl.command import Prepare, Train
+
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = Path(os.path.relpath(ROOT.parent / "shared" / "data" / "gsm8k"))
 SHORT = ("steps=2", "warmup.steps=3", "eval.problems=32", "logger=none", "rollout.top_p=0.95", "rollout.min_p=0.001")
@@ -36,9 +38,11 @@ class Outcome:
         return lines[0].removeprefix("samebit: error: ")
 
 
-def call(*arguments: str) -> Outcome:
-    """`rl.train.main` in this process. Nothing of Ray may start: a test that needs it patches `rl.loop.cluster`."""
+def call(*arguments: str, train: Train | None = None, prepare: Prepare | None = None) -> Outcome:
+    """The command in this process. Nothing of Ray may start: a test passes a `train` whose processes run already, or a fake."""
     from rl.train import main
+    from rl.train import prepare as real_prepare
+    from rl.train import train as real_train
 
     out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
     code: object = 0
@@ -49,7 +53,7 @@ def call(*arguments: str) -> Outcome:
         mock.patch("ray.init", side_effect=AssertionError("Ray was started")),
     ):
         try:
-            main()
+            main(train or real_train, prepare or real_prepare)
         except SystemExit as end:
             code = end.code
         finally:

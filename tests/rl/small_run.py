@@ -21,17 +21,19 @@ from kernels.ops import rope_table
 from kernels.tree import WHOLE
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.initial import initial
+from rl.algorithms import open_algorithm
 from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig
 from rl.data import TRAIN, ProblemStream, Source, open_source
+from rl.environments.environment import score
+from rl.environments.single_turn import SingleTurn
 from rl.model import model_config
-from rl.pack import pack
 from rl.prove import SMALL
 from rl.requests import requests_for, train_sampling
+from rl.rewards.reward import Reward
 from rl.run.screen import Screen
-from rl.score import group
-from rl.warm_start import warm_start
+from rl.warm_start import Demonstrations, warm_start
 from rollout.engine import Engine, EngineConfig
 from rollout.scheduler import Limits
 from tests.bits import sha256
@@ -70,18 +72,23 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
     serving = config.rollout
     limits = Limits(serving.max_running, serving.max_batch_tokens, serving.prefill_chunk)
     engine = Engine(model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, limits, config.dtype))
-    stream, sampling = ProblemStream(source.train, config.seed, TRAIN), train_sampling(config, source.tokenizer.ends)
+    stream, sampling = (
+        ProblemStream(source.train, config.seed, TRAIN),
+        train_sampling(config.rollout, source.tokenizer.ends),
+    )
+    environment = SingleTurn(source.tokenizer, Reward("length", by_length, of_user=True))
+    algorithm = open_algorithm(config.algorithm, config.rollout.max_new_tokens)
     sampled = hashlib.sha256()
     for step in range(1, config.steps + 1):
         engine.load(trainer.weights(), step)
         problems = stream.take(config.algorithm.prompts_per_step)
         asked = requests_for(problems, config.algorithm.group_size, sampling, config.seed, "train", step)
-        groups = group(problems, engine.generate(asked), source, by_length, config.algorithm.advantage)
-        batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
+        groups = score(problems, environment.play(asked, engine.generate), environment)
+        batch = algorithm.batch(groups)
         sampled.update(batch.token_ids.tobytes() + batch.logprobs.tobytes())
-        first = trainer.step(batch, "policy", section.lr * 10)
+        first = trainer.step(batch, algorithm.loss, section.lr * 10)
         assert np.array_equal(first.logprobs.view("u4"), batch.logprobs.view("u4")), "sampler and trainer disagree"
-        again = trainer.step(batch, "policy", section.lr * 10)
+        again = trainer.step(batch, algorithm.loss, section.lr * 10)
         assert not np.array_equal(again.logprobs, batch.logprobs) and again.grad_norm > section.grad_clip
     yield "tokens and log-probs", sampled.hexdigest()
     yield "trained weights", of_weights(model, trainer.weights())
@@ -95,7 +102,8 @@ def supervised(config: RunConfig, source: Source, trainer: Trainer) -> None:
     def record(step: int, metrics: dict) -> None:
         clipped.append(metrics["policy/grad_norm"] > config.trainer.grad_clip)
 
-    warm_start(config, source, fleet, Progress(), none, record, Screen(quiet=True))
+    shown = Demonstrations(config.warmup, source, config.seed, config.rollout.max_new_tokens, 0)
+    warm_start(config.warmup, shown, fleet, Progress(), none, record, Screen(quiet=True))
     assert all(clipped), "a step whose gradient is not clipped takes no square root that decides a bit"
 
 

@@ -6,21 +6,26 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rl import loop
+from rl.algorithms import open_algorithm
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.compose import check
+from rl.prepare import prepare
+from rl.samples import Group
+from rl.train import train
 from rollout.sampling import Request, RequestError, SamplingParams
 from tests.rl.command import SHORT, Outcome, call, command
 from tests.rl.faults import break_in
 from trainer.batch import Batch, StepReport
+from trainer.loss import Loss, PolicyLoss
 
 pytestmark = pytest.mark.slow
 
@@ -31,32 +36,37 @@ Fleets = tuple[RolloutFleet, TrainerFleet]
 def fleets() -> Iterator[Fleets]:
     """The processes of a real run, shared by the tests in this process."""
     config = check([*SHORT, "out_dir=unused"])[0]
-    with cluster(config, loop.prepare(config).model) as started:
+    with cluster(config, prepare(config).model) as started:
         yield started
 
 
-@pytest.fixture
-def run(fleets: Fleets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
-    """The command in this process, on the shared processes."""
-    monkeypatch.setattr(loop, "cluster", lambda *_: contextlib.nullcontext(fleets))
-    short = [*SHORT, "warmup.steps=1", "eval.problems=4"]
-    return lambda *overrides: call(*short, f"out_dir={tmp_path / 'run'}", *overrides)
+class Altered:
+    """GRPO, whose batches `alter` changes."""
+
+    def __init__(self, alter: Callable[[Batch], Batch], section: Any, limit: int) -> None:
+        self.alter, self.real = alter, open_algorithm(section, limit)
+        self.loss = self.real.loss
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        return self.alter(self.real.batch(groups))
 
 
-@pytest.fixture
-def flipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The lowest bit of one of the trainer's log-probs is another one in step 2; where that is."""
-    place: dict[str, Any] = {}
-    step, seen = TrainerFleet.step, []
+class Flipping(TrainerFleet):
+    """The same ranks. The lowest bit of one of their log-probs is another one in GRPO step 2; `place` says where that is."""
 
-    def other(self: TrainerFleet, batch: Batch, objective: Any, lr: float) -> StepReport:
-        report = step(self, batch, objective, lr)
-        seen.append(objective)
-        if seen.count("policy") != 2 or objective != "policy":
+    def __init__(self, fleet: TrainerFleet) -> None:
+        super().__init__(fleet.ranks)
+        self.policy_steps = 0
+        self.place: dict[str, Any] = {}
+
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        report, place = super().step(batch, loss, lr), self.place
+        self.policy_steps += isinstance(loss, PolicyLoss)
+        if self.policy_steps != 2:
             return report
         sample = 11
-        row = int(batch.responses[:sample].sum())  # its first response token
-        place["sample"], place["position"] = sample, int(batch.lengths[sample] - batch.responses[sample])
+        row = int(batch.counts[:sample].sum())  # its first sampled token
+        place["sample"], place["position"] = sample, int(batch.lengths[sample] - batch.counts[sample])
         place["token"] = int(batch.take(sample, sample + 1).token_ids[place["position"]])
         bits = report.logprobs.copy().view(np.uint32)
         place["rollout"] = int(bits[row])
@@ -64,31 +74,46 @@ def flipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         place["trainer"] = int(bits[row])
         return replace(report, logprobs=bits.view(np.float32))
 
-    monkeypatch.setattr(TrainerFleet, "step", other)
-    return place
+
+def same(batch: Batch) -> Batch:
+    return batch
 
 
-def test_one_bit_stops_the_run(run: Callable[..., Outcome], flipped: dict[str, Any], tmp_path: Path) -> None:
-    line = run().error(code=1)
+@pytest.fixture
+def run(fleets: Fleets, tmp_path: Path) -> Callable[..., Outcome]:
+    """The command in this process, on the shared processes."""
+    short = [*SHORT, "warmup.steps=1", "eval.problems=4", f"out_dir={tmp_path / 'run'}"]
+
+    def call_on(*overrides: str, trainer: TrainerFleet = fleets[1], alter: Callable[[Batch], Batch] = same) -> Outcome:
+        started = contextlib.nullcontext((fleets[0], trainer))
+        return call(
+            *short, *overrides, train=partial(train, start=lambda *_: started, make_algorithm=partial(Altered, alter))
+        )
+
+    return call_on
+
+
+def test_one_bit_stops_the_run(run: Callable[..., Outcome], fleets: Fleets, tmp_path: Path) -> None:
+    flipping = Flipping(fleets[1])
+    line = run(trainer=flipping).error(code=1)
     assert line.startswith("step 2: ")
     for part in ("sample {sample},", "position {position},", "token {token}:", "0x{trainer:08x}", "0x{rollout:08x}"):
-        assert part.format(**flipped) in line
+        assert part.format(**flipping.place) in line
     assert "1 of " in line
     assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "model").exists()
 
 
-def test_warn_goes_on_and_counts(run: Callable[..., Outcome], flipped: dict[str, Any], tmp_path: Path) -> None:
-    outcome = run("align.policy=warn")
-    assert outcome.code == 0 and f"0x{flipped['trainer']:08x}" in outcome.err
+def test_warn_goes_on_and_counts(run: Callable[..., Outcome], fleets: Fleets, tmp_path: Path) -> None:
+    flipping = Flipping(fleets[1])
+    outcome = run("align.policy=warn", trainer=flipping)
+    assert outcome.code == 0 and f"0x{flipping.place['trainer']:08x}" in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert "1 of " in outcome.out and '"tokens_nonzero": 1,' in (tmp_path / "run" / "summary.json").read_text()
 
 
-def test_not_finite_in_a_worker(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_finite_in_a_worker(run: Callable[..., Outcome]) -> None:
     """An exception in a worker arrives with its own text."""
-    pack = loop.pack
-    monkeypatch.setattr(loop, "pack", lambda *a: replace(b := pack(*a), advantages=b.advantages * np.float32(np.nan)))
-    line = run().error(code=1)
+    line = run(alter=lambda b: replace(b, advantages=b.advantages * np.float32(np.nan))).error(code=1)
     assert re.match(r"trainer rank \d failed: TrainerError: step 1: .* nan", line), line
 
 
@@ -98,32 +123,30 @@ def test_reward_that_raises_late(run: Callable[..., Outcome]) -> None:
     assert "IndexError" in line and "problem '" in line and "completion '" in line
 
 
-def test_a_full_disk(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def full(*_: object) -> Batch:
+def test_a_full_disk(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    def full(_: Batch) -> Batch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(loop, "pack", full)
-    assert re.match(f"out_dir={tmp_path / 'run'}: .*No space left on device: make room", run().error(code=1))
+    line = run(alter=full).error(code=1)
+    assert re.match(f"out_dir={tmp_path / 'run'}: .*No space left on device: make room", line)
 
 
-def test_a_file_that_cannot_be_written(
-    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def denied(*_: object) -> Batch:
+def test_a_file_that_cannot_be_written(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    def denied(_: Batch) -> Batch:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run" / "metrics.jsonl"))
 
-    monkeypatch.setattr(loop, "pack", denied)
-    assert "metrics.jsonl): make it writable" in (line := run().error(code=1)) and "Permission denied" in line
+    line = run(alter=denied).error(code=1)
+    assert "metrics.jsonl): make it writable" in line and "Permission denied" in line
 
 
-def test_interrupted(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupt(*_: object) -> Batch:
+def test_interrupted(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    def interrupt(_: Batch) -> Batch:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "pack", interrupt)
     line = f"interrupted; with out_dir={tmp_path / 'run'} the same command goes on"  # out_dir has a default with a time
-    assert run().error(code=130) == line
-    assert run("checkpoint.every=0", f"out_dir={tmp_path / 'other'}").error(code=130) == "interrupted"
+    assert run(alter=interrupt).error(code=130) == line
+    other = run("checkpoint.every=0", f"out_dir={tmp_path / 'other'}", alter=interrupt)
+    assert other.error(code=130) == "interrupted"
 
 
 def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
@@ -131,7 +154,7 @@ def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
         fleets[0].generate([Request(0, (10**6,), SamplingParams(2))])
 
 
-def test_dead_trainer_rank(fleets: Fleets, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_trainer_rank(fleets: Fleets, run: Callable[..., Outcome]) -> None:
     """The last test of the shared processes. Rank 0 dies in the middle of a step; rank 1 meets a broken connection."""
     break_in(fleets[1].ranks.actors[0], "trainer", "_backward", 2, "dies")
     start = time.monotonic()

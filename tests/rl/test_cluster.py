@@ -80,7 +80,9 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def start(self, method: str, share: list[Request]) -> list[tuple]:
             served.append(share)
-            done = [Completion(r.id, (r.id,), (0.0,), "stop", 0, i) for r in share for i in range(r.sampling.n)]
+            done = [
+                Completion(r.id, (r.id,), (0.0,), "stop", 0, r.sampling, i) for r in share for i in range(r.sampling.n)
+            ]
             return [tuple(reversed(done))]
 
     monkeypatch.setattr("rl.cluster.gather", lambda calls: list(calls))

@@ -156,7 +156,7 @@ def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
     layouts = (["rollout.tp=1", "rollout.replicas=2", "rollout.pages=64"], ["rollout.tp=4", "trainer.world_size=1"])
     filters = ["rollout.top_k=9", "rollout.top_p=0.9", "rollout.min_p=0.05"]
     configs = [check([*o, "rollout.temperature=0.7", *filters])[0] for o in layouts]
-    requests = [requests_for(problems, 4, train_sampling(c, (1,)), c.seed, "train", 5) for c in configs]
+    requests = [requests_for(problems, 4, train_sampling(c.rollout, (1,)), c.seed, "train", 5) for c in configs]
     assert requests[0] == requests[1]
     assert [r.id for r in requests[0]] == list(range(12))
     assert [r.prompt_ids for r in requests[0]] == [p.prompt_ids for p in problems for _ in range(4)]
@@ -168,4 +168,4 @@ def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
 
 def test_evaluation_has_its_own_temperature_and_no_filters() -> None:
     config = check(["rollout.temperature=0.7", "rollout.top_k=9", "rollout.top_p=0.9", "eval.temperature=0.5"])[0]
-    assert eval_sampling(config, (1,)) == SamplingParams(5, 0.5, stop_ids=(1,))
+    assert eval_sampling(config.eval, config.rollout.max_new_tokens, (1,)) == SamplingParams(5, 0.5, stop_ids=(1,))

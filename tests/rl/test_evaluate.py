@@ -1,16 +1,17 @@
 """The evaluation judges by the run's own reward, and says so."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from rl.compose import check
 from rl.data import Source, open_source
-from rl.evaluate import Evaluation, evaluate
+from rl.environments.single_turn import SingleTurn
+from rl.evaluate import Evaluation, Evaluator
+from rl.requests import requests_for
 from rl.rewards.reward import Reward, open_reward
-from rollout.sampling import Completion, Request
+from rollout.sampling import Completion, Request, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +23,16 @@ def answers(
     source: Source, texts: list[str], reward: Reward, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Evaluation, str]:
     """What is found where the engines answer the held-out problems with `texts`."""
-    config = check([f"eval.problems={len(texts)}", "eval.temperature=0.5"])[0]
     ids = [source.tokenizer.encode(t, add_special_tokens=False) for t in texts]
 
     def generate(requests: list[Request]) -> list[Completion]:
         assert [r.prompt_ids for r in requests] == [p.prompt_ids for p in source.held_out[: len(texts)]]
-        return [Completion(r.id, ids[r.id], (0.0,) * len(ids[r.id]), "stop", 0) for r in requests]
+        return [Completion(r.id, ids[r.id], (0.0,) * len(ids[r.id]), "stop", 0, r.sampling) for r in requests]
 
-    rollout: Any = SimpleNamespace(generate=generate)
-    cards: Any = SimpleNamespace(to_rollout=lambda: None)
-    return evaluate(config, source, reward, rollout, cards, Console()), capsys.readouterr().out
+    problems, sampling = source.held_out[: len(texts)], SamplingParams(9, 0.5)
+    requests = requests_for(problems, 1, sampling, 0, "eval", 0)
+    evaluator = Evaluator(problems, requests, SingleTurn(source.tokenizer, reward), reward.name)
+    return evaluator(generate, SimpleNamespace(to_rollout=lambda: None), Console()), capsys.readouterr().out
 
 
 def test_by_the_datas_verifier(source: Source, capsys: pytest.CaptureFixture[str]) -> None:

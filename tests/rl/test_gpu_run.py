@@ -11,14 +11,15 @@ import torch
 
 from rl.cluster import cluster
 from rl.compose import check
-from rl.loop import prepare
 from rl.memory import OutOfMemory
+from rl.prepare import prepare
 from rl.prove import main
 from tests.model.shapes import TINY
 from tests.rl.command import SHORT, command
 from tests.rl.faults import break_in
 from tests.rl.recorded import assert_recorded
 from tests.trainer.batches import random_batch
+from trainer.loss import LikelihoodLoss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -73,5 +74,5 @@ def test_an_allocation_that_fails_in_a_step() -> None:
         with pytest.raises(
             OutOfMemory, match=r"^trainer rank 1 ran out of memory: \d+\.\d GiB asked for, \d+\.\d GiB free$"
         ):
-            trainer.step(random_batch(replace(TINY, vocab_size=16), 256, longest=6), "likelihood", 0.0)
+            trainer.step(random_batch(replace(TINY, vocab_size=16), 256, longest=6), LikelihoodLoss(), 0.0)
         assert time.monotonic() - start < 30

@@ -18,6 +18,7 @@ from rollout.sampling import Request, SamplingParams
 from tests.rl.command import SHORT
 from tests.rl.faults import break_in
 from tests.trainer.batches import random_batch
+from trainer.loss import LikelihoodLoss
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def fleets(request: pytest.FixtureRequest) -> Iterator[Fleets]:
 
 def train(trainer: TrainerFleet, model: Any) -> None:
     """Other weights."""
-    trainer.step(random_batch(model, 256, longest=6), "likelihood", 1e-2)
+    trainer.step(random_batch(model, 256, longest=6), LikelihoodLoss(), 1e-2)
 
 
 def served(rollout: RolloutFleet) -> list[tuple]:

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from rl.identity import ARITHMETIC, CONTENT, ENDS, FREE, difference, identity
-from rl.loop import prepare
 from rl.out_dir import claim
 from rl.report import read_lines
-from rl.resume import check_model, find_start, logged, prepare_logs
+from rl.resume import Start, check_model, find_start, logged, prepare_logs
 from rl.run.log import RunLog
 from tests.model.shapes import TINY
 from tests.rl.command import call
@@ -181,26 +180,28 @@ def test_what_a_used_folder_refuses(tmp_path: Path) -> None:
     assert "whose config.yaml is no config of this version" in refusal(run)
 
 
-def test_a_sweep_passes_over_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_passes_over_what_is_finished(tmp_path: Path) -> None:
     """So that the same command goes on with a sweep that was stopped in the middle."""
     for seed in (0, 1):
         leave(tmp_path / f"seed={seed}", (2, 4), f"seed={seed}")
     ran = []
 
+    def looked_at(config: RunConfig, _: object) -> Start:
+        return find_start(config, identity(config), thorough=False)
+
     def run(config: RunConfig, _: object) -> dict[str, Any]:
-        prepare(config)
+        looked_at(config, None)
         ran.append(config.seed)
         return {}
 
-    monkeypatch.setattr("rl.loop.run", run)
-    monkeypatch.setattr("rl.loop.check_model", lambda *_: None)
+    sweep = partial(call, train=run, prepare=looked_at)
     command = ("-m", *BASE, "seed=0,1,2", f"out_dir={tmp_path}")
     (tmp_path / "seed=0" / "summary.json").write_text('{"steps": 5}')
-    outcome = call(*command)
+    outcome = sweep(*command)
     assert outcome.code == 0 and ran == [1, 2], outcome
     assert f"out_dir={tmp_path / 'seed=0'} is finished" in outcome.out
     (tmp_path / "seed=1" / "summary.json").write_text('{"steps": 5}')
-    assert "seed=1 holds a run already, finished" in call("-m", *BASE, "seed=0,1", f"out_dir={tmp_path}").error()
+    assert "seed=1 holds a run already, finished" in sweep("-m", *BASE, "seed=0,1", f"out_dir={tmp_path}").error()
 
 
 def test_resume_from_a_path(tmp_path: Path) -> None:
@@ -321,8 +322,9 @@ def test_every_key_is_of_the_run_or_free() -> None:
     assert known == {
         "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
-        "trainer.grad_clip", "trainer.clip_low", "trainer.clip_high",
-        "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.advantage", "algorithm.loss_mean",
+        "trainer.grad_clip",
+        "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
+        "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "eval.problems", "eval.temperature",
     }  # fmt: skip
@@ -330,6 +332,25 @@ def test_every_key_is_of_the_run_or_free() -> None:
     for name in FREE:
         section, _, key = name.partition(".")
         assert section in values and (not key or key in values[section]), name
+
+
+def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
+    """The clip was the trainer's, and there was one algorithm: such a run goes on, and is another one by another value."""
+    leave(tmp_path / "run", (2,))
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    clip = {key: config["algorithm"].pop(key) for key in ("clip_low", "clip_high")}
+    config["trainer"] |= clip
+    del config["algorithm"]["name"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert start(tmp_path / "run").progress.step == 2
+    old = identity(check([])[0])
+    for key in ("clip_low", "clip_high"):
+        old[f"trainer.{key}"] = old.pop(f"algorithm.{key}")
+    del old["algorithm.name"]
+    assert difference(old, identity(check([])[0])) == ""
+    other = "algorithm.clip_high=0.28 there, algorithm.clip_high=0.3 here"
+    assert difference(old, identity(check(["algorithm.clip_high=0.3"])[0])) == other
+    assert other in refusal(tmp_path / "run", "algorithm.clip_high=0.3")
 
 
 def test_auto_dtype_is_what_it_stands_for() -> None:

@@ -17,14 +17,20 @@ from hypothesis import strategies as st
 
 from rl.compose import check
 from rl.config import RunConfig
-from rl.loop import _publish, _shown, _told, prepare
+from rl.journal import Journal, Totals
+from rl.loop import told as of_a_step
 from rl.metrics import worst
+from rl.prepare import prepare
 from rl.run import screen as told
 from rl.run.banner import banner
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.run.sweep import sweep_table
+from rl.samples import Group, Sample
+from rl.train import publish_aloud
 from tests.rl.command import call
+from tests.trainer.batches import suffix_rows
+from trainer.batch import Batch
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 
@@ -172,14 +178,13 @@ def test_a_publication_of_one_bucket_does_not_stand_at_all_of_them(monkeypatch: 
     monkeypatch.setattr(told, "NEXT", 0.02)
     screen, out = piped()
 
-    def slow(trainer: object, rollout: object, version: int, progress: Callable[[int, int], None]) -> None:
+    def slow(progress: Callable[[int, int], None]) -> None:
         progress(0, 1)
         eventually(lambda: "version 7, by buckets (0 of 1, 0 s)\n" in out.getvalue())
         progress(1, 1)
         eventually(lambda: "comparing what was sent and received" in out.getvalue())
 
-    monkeypatch.setattr("rl.loop.publish", slow)
-    _publish(None, None, 7, screen)  # type: ignore[arg-type]
+    publish_aloud(screen, 7, slow)
 
 
 METRICS = {"reward/mean": 0.5, "speed/step_tokens_per_s": 12345.6}
@@ -188,7 +193,7 @@ METRICS = {"reward/mean": 0.5, "speed/step_tokens_per_s": 12345.6}
 @pytest.mark.parametrize(("differing", "gap", "said"), [(0, 0.0, "0"), (1234, 0.00119, "0.0012 (1,234 tokens differ)")])
 def test_a_step_says_its_reward_accuracy_speed_and_gap(differing: int, gap: float, said: str) -> None:
     row = METRICS | {"divergence/tokens_nonzero": float(differing), "divergence/logprob_abs_diff_max": gap}
-    assert _told(row, 0.25) == f"reward 0.500  accuracy 0.250  12,346 tokens/s  gap {said}"
+    assert of_a_step(row, 0.25) == f"reward 0.500  accuracy 0.250  12,346 tokens/s  gap {said}"
 
 
 # what a run is --------------------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def left(folder: Path, **summary: Any) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-def test_a_sweep_says_which_run_begins_and_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_says_which_run_begins_and_ends_in_a_table(tmp_path: Path) -> None:
     def run(config: RunConfig, screen: Screen) -> dict[str, Any]:
         values = {"eval_accuracy_before": 0.5, "eval_accuracy_after": 0.75, "seconds": 61.0}
         values |= {"weights_sha256": f"{config.seed}" * 64, "tokens_compared": 9000, "tokens_nonzero": 0}
@@ -225,8 +230,7 @@ def test_a_sweep_says_which_run_begins_and_ends_in_a_table(tmp_path: Path, monke
         screen.print(f"seed {config.seed} runs")
         return values
 
-    monkeypatch.setattr("rl.loop.run", run)
-    outcome = call("-m", "logger=none", "data.problems=100", "steps=5", "seed=0,1", f"out_dir={tmp_path}/s")
+    outcome = call("-m", "logger=none", "data.problems=100", "steps=5", "seed=0,1", f"out_dir={tmp_path}/s", train=run)
     assert outcome.code == 0 and not outcome.err, outcome
     said = [outcome.out.index(f"run {i + 1} of 2: seed={i}\nseed {i} runs\n") for i in (0, 1)]
     table = outcome.out[outcome.out.index("Sweep of 2 runs") :]
@@ -252,18 +256,21 @@ def test_the_table_of_a_sweep_that_stopped_cuts_nothing_at_80_columns(tmp_path: 
 # the worst sample -----------------------------------------------------------------------------------------------------
 
 
-def step(lengths: list[int], sampler: np.ndarray, trainer: np.ndarray) -> tuple[Any, ...]:
-    """Groups of two samples each, their batch and report; the text of a sample is its index."""
-    samples = [
-        SimpleNamespace(text=str(i), reward=1.0, completion=SimpleNamespace(token_ids=[0] * n))
-        for i, n in enumerate(lengths)
-    ]
-    problem = SimpleNamespace(prompt="p", answer="a")
-    groups = [SimpleNamespace(problem=problem, samples=samples[i : i + 2]) for i in range(0, len(samples), 2)]
-    return groups, SimpleNamespace(responses=np.array(lengths), logprobs=sampler), SimpleNamespace(logprobs=trainer)
+def step(counts: list[int], sampler: np.ndarray, trainer: np.ndarray) -> tuple[Any, ...]:
+    """Groups of two samples each, their batch and report; the text of a sample is its index, its prompt one token."""
+    samples = [Sample((), str(i), 1.0) for i in range(len(counts))]
+    problem: Any = SimpleNamespace(prompt="p", answer="a")
+    groups = [Group(problem, tuple(samples[i : i + 2])) for i in range(0, len(samples), 2)]
+    lengths = np.array(counts) + 1
+    rows = suffix_rows(lengths, np.array(counts))
+    return (
+        groups,
+        Batch.of(np.arange(lengths.sum()), lengths, rows, logprobs=sampler),
+        SimpleNamespace(logprobs=trainer),
+    )
 
 
-SOURCE: Any = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids, special: "t"))
+TOKENIZER: Any = SimpleNamespace(decode=lambda ids, special: f"<{ids[0]}>")
 log_probs = st.sampled_from([-0.5, -1.0, -2.0, -8.0, float("-inf"), float("nan")])
 
 
@@ -273,16 +280,22 @@ log_probs = st.sampled_from([-0.5, -1.0, -2.0, -8.0, float("-inf"), float("nan")
 )
 def test_the_worst_sample_of_all_steps_is_kept_as_it_happens(steps: list[list[int]], data: st.DataObject) -> None:
     """Whichever step and sample it is in, also across a run that was stopped: with its own tokens."""
-    log: Any = SimpleNamespace(worst=None)
+    log: Any = SimpleNamespace(worst=None, completions=lambda number, rows: logged.append((number, list(rows))))
+    journal = Journal(log, TOKENIZER, "exact", 100, Totals())
+    logged: list[tuple[int, list[dict]]] = []
     seen, kept = [], []
-    for lengths in steps:
+    for number, lengths in enumerate(steps, 1):
         values = st.lists(log_probs, min_size=sum(lengths), max_size=sum(lengths))
         sampler, trainer = (np.array(data.draw(values), np.float32) for _ in "st")
-        rows = _shown(SOURCE, *step(lengths, sampler, trainer), every=data.draw(st.booleans()), log=log)
+        journal.completions(number, *step(lengths, sampler, trainer), every=data.draw(st.booleans()))
+        at, rows = logged.pop()
+        assert at == 100 + number
         seen.append(worst(trainer, sampler)[0])
         for row in rows:
             i = int(row["completion"])
             here = slice(sum(lengths[:i]), sum(lengths[: i + 1]))
+            assert row["tokens"] == [sum(lengths[:i]) + i + 1 + j for j in range(lengths[i])]
+            assert row["token_texts"] == [f"<{t}>" for t in row["tokens"]]
             for key, whole in (("logprobs", sampler), ("trainer_logprobs", trainer)):
                 np.testing.assert_array_equal(np.array(row[key], np.float32), whole[here])
             kept.append(worst(trainer[here], sampler[here])[0])

@@ -36,7 +36,7 @@ def naive(config: ModelConfig, request: Request, dtype: torch.dtype) -> Completi
         if tokens[-1] in asked.stop_ids:
             reason = "stop"
             break
-    return Completion(request.id, tuple(tokens[len(request.prompt_ids) :]), tuple(logprobs), reason, 7)
+    return Completion(request.id, tuple(tokens[len(request.prompt_ids) :]), tuple(logprobs), reason, 7, asked)
 
 
 def cut(logits: torch.Tensor, asked: SamplingParams) -> torch.Tensor:

@@ -11,11 +11,10 @@ from rollout.engine import Engine
 from rollout.runner import _order
 from rollout.sampling import Completion, Request, RequestError, SamplingParams, Token, sample_seed
 from rollout.text import decode_all
-from tests.alignment.scenes import truncation
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.rollout.scenarios import LIMITS, ROOMY, alone, bits, engine, flat_head, logprob_bits, most_bits, requests
-from tests.trainer.batches import plain_model, token_logprobs
+from tests.trainer.batches import all_of_texts, plain_model, token_logprobs
 from trainer.batch import Batch
 
 PROMPT = tuple(range(3, 40))
@@ -172,17 +171,7 @@ def test_bits_order_as_numbers_do() -> None:
 
 def whole(ids: tuple[int, ...], given: int, asked: SamplingParams) -> Batch:
     """A sequence of which all but the first token count; the first `given` of these were not drawn."""
-    rest = np.zeros(len(ids) - 1, dtype=np.float32)
-    return Batch(
-        token_ids=np.array(ids),
-        lengths=np.array([len(ids)]),
-        responses=np.array([len(rest)]),
-        logprobs=rest,
-        advantages=rest,
-        weights=rest,
-        temperatures=rest + np.float32(asked.scale),
-        truncation=truncation([(given, SamplingParams(1)), (len(rest) - given, asked)]),
-    )
+    return all_of_texts([(ids, given + 1, asked)])
 
 
 def test_the_stream_is_the_completion() -> None:

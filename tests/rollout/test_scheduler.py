@@ -53,6 +53,7 @@ def expected(
         logprobs=tuple(logprobs),
         finish_reason="abort" if aborted else reason,
         version=versions[-1] if versions else version,
+        sampling=request.sampling,
         sample=sample,
         matched=None if aborted else matched,
         prompt_logprobs=tuple(score(prompt[: place + 1], first) for place in places),

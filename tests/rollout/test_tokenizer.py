@@ -77,8 +77,10 @@ def test_both_sides_read_one_directory(folder: Path, tmp_path: Path) -> None:
     assert served.words and served.end_ids == ENDS == trained.tokenizer.ends
     for problem in trained.train:
         assert served.words.encode(problem.prompt) == problem.prompt_ids and problem.prompt_ids[0] == BEGIN
-    for sampling in (train_sampling, eval_sampling):
-        assert sampling(config, trained.tokenizer.ends).stop_ids == served.end_ids
+    ends = trained.tokenizer.ends
+    assert (
+        train_sampling(config.rollout, ends).stop_ids == eval_sampling(config.eval, 5, ends).stop_ids == served.end_ids
+    )
     assert trained.encode_solution(trained.train[0])[-1] == END
     assert BEGIN not in trained.encode_solution(trained.train[0])
 

@@ -1,12 +1,16 @@
 """Batches of random sequences, and the trainer's log-probs and gradients without FSDP. Imported by the ranks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from kernels.model import Layout, ModelConfig, trained
+from kernels.model import ModelConfig, trained
+from rollout.sampling import SamplingParams
 from trainer.batch import Batch
-from trainer.model import TrainerModel
+from trainer.model import TrainerModel, batch_logprobs
 from trainer.recompute import Checkpointing
+from trainer.score import batch_of
 
 
 def random_batch(config: ModelConfig, sequences: int, seed: int = 0, longest: int = 20) -> Batch:
@@ -15,14 +19,34 @@ def random_batch(config: ModelConfig, sequences: int, seed: int = 0, longest: in
     lengths = random.integers(2, longest + 1, sequences)
     responses = np.array([random.integers(1, n) for n in lengths])
     total = int(responses.sum())
-    return Batch(
-        token_ids=random.integers(0, config.vocab_size, int(lengths.sum())),
-        lengths=lengths,
-        responses=responses,
+    return Batch.of(
+        random.integers(0, config.vocab_size, int(lengths.sum())),
+        lengths,
+        suffix_rows(lengths, responses),
         logprobs=(-4 + random.standard_normal(total) * 0.3).astype(np.float32),
         advantages=random.standard_normal(total).astype(np.float32),
         weights=(random.uniform(0.5, 1.5, total) / total).astype(np.float32),
         temperatures=random.uniform(0.5, 2.0, total).astype(np.float32),
+    )
+
+
+def suffix_rows(lengths: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 [R]: the last `counts` tokens of each sequence."""
+    return np.concatenate([np.arange(end - n, end) for end, n in zip(np.cumsum(lengths), counts, strict=True)])
+
+
+def all_of_texts(texts: Sequence[tuple[tuple[int, ...], int, SamplingParams]]) -> Batch:
+    """Of each (tokens, how many were given, how the others were drawn) all tokens but the first count."""
+    ids, prompts, asked = zip(*texts, strict=True)
+    filters = np.array([a.filters for a in asked])
+    return batch_of(
+        {
+            "token_ids": np.concatenate([np.array(text) for text in ids]),
+            "lengths": np.array([len(text) for text in ids]),
+            "prompts": np.array(prompts),
+            "temperatures": np.array([a.scale for a in asked]),
+            **{name: filters[:, i] for i, name in enumerate(("top_k", "top_p", "min_p"))},
+        }
     )
 
 
@@ -45,12 +69,7 @@ def plain_model(
 
 def token_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int = 1) -> torch.Tensor:
     """float32 [R], the whole batch as one micro-batch."""
-    groups = [leaf_sequences] * (batch.sequences // leaf_sequences)
-    rows = torch.from_numpy(batch.response_rows())
-    row_groups = torch.from_numpy(np.concatenate([[0], np.cumsum(batch.responses)])[::leaf_sequences].copy())
-    layout = Layout.packed(batch.lengths.tolist(), groups)
-    temperatures = torch.from_numpy(batch.temperatures)
-    return model(torch.from_numpy(batch.token_ids), layout, rows, row_groups, temperatures, batch.truncation)
+    return batch_logprobs(model, batch, leaf_sequences, "cpu")
 
 
 def gradients(config: ModelConfig, weights: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from tests.bits import sha256
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, StepReport
+from trainer.loss import LikelihoodLoss, PolicyLoss
 from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -75,14 +76,14 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     told = []
     for step in range(STEPS):
         batch = random_batch(config, sequences, seed=step, longest=LONGEST)
-        report = merged(trainer.step(batch, "policy" if step < 2 else "likelihood", lr=1e-2), world)
+        report = merged(trainer.step(batch, PolicyLoss() if step < 2 else LikelihoodLoss(), lr=1e-2), world)
         told.append(
             {
                 "logprobs": hashlib.sha256(report.logprobs.tobytes()).hexdigest(),
-                "responses": report.responses.tolist() == batch.responses.tolist(),
+                "counts": report.counts.tolist() == batch.counts.tolist(),
                 "sequences": report.sequences.tolist() == list(range(sequences)),
                 "grad_norm": report.grad_norm,
-                "clip_fraction": round(report.clip_fraction * int(batch.responses.sum())),
+                "clipped": report.clipped,
                 "loss": round(report.loss, 9),
                 "step": report.step,
             }
@@ -101,7 +102,7 @@ def merged(report: StepReport, world: int) -> StepReport:
 def heavy(batch: Batch, weight: float) -> Batch:
     """The last sequence's tokens weigh this much: log-probs stay what they are."""
     weights = batch.weights.copy()
-    weights[-int(batch.responses[-1]) :] = weight
+    weights[-int(batch.counts[-1]) :] = weight
     return replace(batch, weights=weights)
 
 
@@ -112,16 +113,16 @@ def fail(world: int) -> dict[str, Any]:
     batch = random_batch(config, 2 * world, seed=0)
     trainer = Trainer(config, TrainerConfig(2, 1), mesh, random_weights(config))
     before = sha256(w for _, w in trainer.weights())
-    out["gradient"] = error_of(lambda: trainer.step(heavy(batch, 1e25), "likelihood", 1e-2))
-    out["loss"] = error_of(lambda: trainer.step(heavy(batch, float("inf")), "likelihood", 1e-2))
+    out["gradient"] = error_of(lambda: trainer.step(heavy(batch, 1e25), LikelihoodLoss(), 1e-2))
+    out["loss"] = error_of(lambda: trainer.step(heavy(batch, float("inf")), LikelihoodLoss(), 1e-2))
     # a token that occurs in the last sequence only, and whose embedding is no number
     ids = batch.token_ids % (config.vocab_size - 1)
-    ids[-int(batch.responses[-1])] = config.vocab_size - 1
-    ids[-int(batch.responses[-1]) - 1] = config.vocab_size - 1
+    ids[-int(batch.counts[-1])] = config.vocab_size - 1
+    ids[-int(batch.counts[-1]) - 1] = config.vocab_size - 1
     bad = ((p, broken_row(w) if p.name == "embed" else w) for p, w in random_weights(config))
     broken = Trainer(config, TrainerConfig(2, 1), mesh, bad)
     held = sha256(w for _, w in broken.weights())
-    out["logprob"] = error_of(lambda: broken.step(replace(batch, token_ids=ids), "likelihood", 1e-2))
+    out["logprob"] = error_of(lambda: broken.step(replace(batch, token_ids=ids), LikelihoodLoss(), 1e-2))
     out["untouched"] = (
         sha256(w for _, w in trainer.weights()) == before and sha256(w for _, w in broken.weights()) == held
     )

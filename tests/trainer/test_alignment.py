@@ -1,5 +1,7 @@
 """The promise itself: what the engine recorded while decoding is what the trainer computes, token by token, to the bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from kernels.model import ModelConfig
 from kernels.tree import WHOLE
 from kernels.weights.digest import Leaves, slice_digests
-from rollout.sampling import Completion, Request, SamplingParams
-from tests.alignment.scenes import truncation
-from tests.bits import assert_same_bits
+from rollout.sampling import Request, SamplingParams
+from tests.alignment.scenes import batch_of
+from tests.bits import assert_same_bits, sha256
 from tests.model.shapes import SHAPES, random_weights
 from tests.rollout.scenarios import engine
-from tests.trainer.batches import plain_model, token_logprobs
-from trainer.batch import Batch
+from tests.trainer.batches import plain_model, random_batch, token_logprobs
+from trainer.batch import COLUMNS
+from trainer.loss import PolicyLoss
 from trainer.trainer import Trainer, TrainerConfig
 
 FILTERS: list[dict] = [{}, {"top_p": 0.8}, {}, {"top_k": 9, "min_p": 0.02}, {"top_k": 20, "top_p": 0.9, "min_p": 0.01}]
@@ -33,22 +36,6 @@ def asked(config: ModelConfig, count: int = 16, seed: int = 0) -> list[Request]:
     return out
 
 
-def pack(requests: list[Request], completions: list[Completion], advantage: float = 1.0) -> Batch:
-    responses = np.array([len(c.token_ids) for c in completions])
-    total = int(responses.sum())
-    pairs = list(zip(requests, completions, strict=True))
-    return Batch(
-        token_ids=np.concatenate([np.array(r.prompt_ids + c.token_ids) for r, c in pairs]),
-        lengths=np.array([len(r.prompt_ids) + len(c.token_ids) for r, c in pairs]),
-        responses=responses,
-        logprobs=np.concatenate([np.array(c.logprobs, dtype=np.float32) for c in completions]),
-        advantages=np.full(total, advantage, dtype=np.float32),
-        weights=np.full(total, 1 / total, dtype=np.float32),
-        temperatures=np.repeat(np.array([r.sampling.temperature for r in requests], dtype=np.float32), responses),
-        truncation=truncation([(n, r.sampling) for n, r in zip(responses.tolist(), requests, strict=True)]),
-    )
-
-
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -57,16 +44,62 @@ DTYPES = [torch.float32, torch.bfloat16]
 def test_the_trainer_computes_what_the_engine_recorded(name: str, dtype: torch.dtype) -> None:
     config = SHAPES[name]
     requests = asked(config)
-    batch = pack(requests, engine(config, dtype=dtype, chunk=11, page_size=4, pages=120).generate(requests))
+    batch = batch_of(requests, engine(config, dtype=dtype, chunk=11, page_size=4, pages=120).generate(requests))
     model = plain_model(config, {p.name: w for p, w in random_weights(config)}, dtype)
     assert_same_bits(token_logprobs(model, batch).detach(), torch.from_numpy(batch.logprobs), name)
+
+
+MIXED = [
+    *({"temperature": t, **f} for t in (0.0, 0.3, 1.0, 3.0) for f in FILTERS[1:]),
+    {"top_p": 1 - 1e-12},  # in float32 it is 1: no limit, on both sides
+    {"min_p": 1.0, "temperature": 1.3},
+    {"top_k": 1},
+]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tied"])
+def test_one_batch_of_all_temperatures_and_filters_however_it_is_cut(name: str, mesh: DeviceMesh) -> None:
+    """The sampler's bits, and the same report and weights for every cut into micro-batches."""
+    config, random = SHAPES[name], np.random.default_rng(3)
+    mixed = [SamplingParams(1 + i % 7, seed=i, **MIXED[i % len(MIXED)]) for i in range(32)]
+    lengths = random.integers(1, 30, len(mixed))
+    prompts = [tuple(random.integers(0, config.vocab_size, int(n)).tolist()) for n in lengths]
+    requests = [Request(i, prompt, one) for i, (prompt, one) in enumerate(zip(prompts, mixed, strict=True))]
+    batch = batch_of(requests, engine(config, pages=120, page_size=4).generate(requests))
+    assert len({*zip(batch.temperatures, batch.top_k, batch.top_p, batch.min_p, strict=True)}) > 12
+    found = []
+    for cut in ({"micro_leaves": 16}, {"micro_leaves": 4}, {"micro_leaves": 1}, {"micro_tokens": 90}):
+        trainer = Trainer(config, TrainerConfig(2, **{"micro_leaves": 1} | cut), mesh, random_weights(config))
+        report = trainer.step(batch, PolicyLoss(), lr=1e-2)
+        assert_same_bits(torch.from_numpy(report.logprobs), torch.from_numpy(batch.logprobs), f"{cut}")
+        found.append((report.logprobs.tobytes(), report.grad_norm, sha256(w for _, w in trainer.weights())))
+    assert len(set(found)) == 1
+    # each row by its own: with its neighbours' it has other bits
+    model = plain_model(config, {p.name: w for p, w in random_weights(config)})
+    for column in ("temperatures", "top_p"):
+        moved = replace(batch, **{column: np.roll(getattr(batch, column), 7)})
+        assert (token_logprobs(model, moved).detach().numpy() != batch.logprobs).any(), column
+
+
+def test_a_batch_may_have_a_leaf_without_a_loss_row(mesh: DeviceMesh) -> None:
+    """Its micro-batch adds +0: the weights are those of the same leaves in one micro-batch."""
+    config, found = SHAPES["tiny"], []
+    batch = random_batch(config, 8, seed=4)
+    rows = np.isin(batch.sequence, [0, 1, 5, 6, 7])  # none of leaf 1, sequences 2 and 3
+    batch = replace(batch, rows=batch.rows[rows], **{name: getattr(batch, name)[rows] for name in COLUMNS})
+    assert batch.counts[2:5].tolist() == [0, 0, 0]
+    for micro_leaves in (4, 1):
+        trainer = Trainer(config, TrainerConfig(2, micro_leaves), mesh, random_weights(config))
+        report = trainer.step(batch, PolicyLoss(), lr=1e-2)
+        found.append((report.logprobs.tobytes(), report.counts.tolist(), sha256(w for _, w in trainer.weights())))
+    assert found[0] == found[1]
 
 
 def test_other_weights_give_other_bits() -> None:
     """The test above can fail: one bit of one weight shows in the log-probs."""
     config = SHAPES["tiny"]
     requests = asked(config)
-    batch = pack(requests, engine(config).generate(requests))
+    batch = batch_of(requests, engine(config).generate(requests))
     weights = {p.name: w for p, w in random_weights(config)}
     weights["layers.0.o"].view(torch.int32)[3, 5] ^= 1 << 12
     changed = token_logprobs(plain_model(config, weights), batch).detach() != torch.from_numpy(batch.logprobs)
@@ -90,13 +123,13 @@ def test_three_rounds_of_sampling_and_training(name: str, dtype: torch.dtype, me
         requests = asked(config, seed=version)
         completions = served.generate(requests)
         assert {c.version for c in completions} == {version}
-        batch = pack(requests, completions, advantage=[1.0, -0.5, 2.0][version])
-        report = trainer.step(batch, "policy", lr=1e-3)
+        batch = batch_of(requests, completions, advantage=[1.0, -0.5, 2.0][version])
+        report = trainer.step(batch, PolicyLoss(), lr=1e-3)
         assert_same_bits(torch.from_numpy(report.logprobs), torch.from_numpy(batch.logprobs), f"round {version}")
         assert report.clip_fraction == 0
         assert report.loss == pytest.approx(-[1.0, -0.5, 2.0][version], rel=1e-6)  # every ratio is 1
         assert report.sequences.tolist() == list(range(16)) and report.step == version + 1
-        assert np.array_equal(report.responses, batch.responses)
+        assert np.array_equal(report.counts, batch.counts)
     assert digests[0] != digests[1] != digests[2]
 
 
@@ -104,7 +137,7 @@ def test_stale_weights_do_not_align(mesh: DeviceMesh) -> None:
     config = SHAPES["tiny"]
     trainer = Trainer(config, TrainerConfig(2, 2), mesh, random_weights(config))
     requests = asked(config)
-    batch = pack(requests, engine(config).generate(requests))
-    trainer.step(batch, "policy", lr=1e-3)
-    second = trainer.step(batch, "policy", lr=1e-3)  # off policy by one step
+    batch = batch_of(requests, engine(config).generate(requests))
+    trainer.step(batch, PolicyLoss(), lr=1e-3)
+    second = trainer.step(batch, PolicyLoss(), lr=1e-3)  # off policy by one step
     assert (second.logprobs != batch.logprobs).mean() > 0.9

@@ -5,14 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ops import Truncation
 from tests.model.shapes import TINY
 from tests.trainer.batches import random_batch
-from trainer.batch import Batch, BatchError, StepReport, check_batch_arithmetic, cut_by_tokens
+from trainer.batch import COLUMNS, Batch, BatchError, StepReport, check_batch_arithmetic, cut_by_tokens
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -22,36 +20,56 @@ PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 def test_take_cuts_every_field(count: int, seed: int, data: st.DataObject) -> None:
     batch = random_batch(TINY, count, seed)
     total = len(batch.logprobs)
-    rows = torch.tensor(sorted(data.draw(st.sets(st.integers(0, total - 1)))), dtype=torch.int64)
-    batch = replace(batch, truncation=Truncation(rows, rows + 1, rows / total, rows / 2 / total))
+    columns = {name: np.arange(total).astype(dtype) for name, (dtype, _) in COLUMNS.items()}
+    batch = replace(batch, **columns)
     cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=3)))
     edges = [0, *cuts, count]
     parts = [batch.take(a, b) for a, b in pairwise(edges)]
     for name, whole in vars(batch).items():
-        if name == "truncation":
-            continue
-        joined = np.concatenate([getattr(part, name) for part in parts])
+        pieces = [getattr(part, name) for part in parts]
+        if name == "rows":  # counted from each part's own first token
+            starts = np.cumsum([0, *(len(part.token_ids) for part in parts)])
+            pieces = [piece + start for piece, start in zip(pieces, starts, strict=False)]
+        joined = np.concatenate(pieces)
         assert joined.dtype == whole.dtype and joined.tobytes() == whole.tobytes(), name
     assert [part.sequences for part in parts] == np.diff(edges).tolist()
     for part in parts:
-        assert len(part.token_ids) == part.lengths.sum() and len(part.logprobs) == part.responses.sum()
-    starts = np.cumsum([0, *(len(part.logprobs) for part in parts)])
-    cut = [replace(p.truncation, rows=p.truncation.rows + int(s)) for p, s in zip(parts, starts, strict=False)]
-    for name, whole in vars(batch.truncation).items():
-        assert torch.equal(torch.cat([getattr(c, name) for c in cut]), whole), name
+        assert len(part.token_ids) == part.lengths.sum() and len(part.logprobs) == part.counts.sum()
 
 
 @PROPERTY
-@given(st.lists(st.integers(1, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))), min_size=1))
-def test_response_rows_are_the_last_tokens_of_each_sequence(shape: list[tuple[int, int]]) -> None:
-    lengths, responses = (np.array(column) for column in zip(*shape, strict=True))
-    zeros = np.zeros(int(responses.sum()), np.float32)
-    batch = Batch(np.arange(lengths.sum()), lengths, responses, zeros, zeros, zeros, zeros)
-    expected, start = [], 0
-    for n, r in shape:
-        expected += range(start + n - r, start + n)
-        start += n
-    assert batch.response_rows().tolist() == expected
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_rows_know_their_sequence_and_place(chosen: list[list[bool]]) -> None:
+    """Any tokens but the first of a sequence, in any number of stretches, or none."""
+    places = [(i, place) for i, one in enumerate(chosen) for place, row in enumerate(one) if row and place]
+    lengths = np.array([len(one) for one in chosen])
+    starts = np.cumsum(lengths) - lengths
+    rows = np.array([starts[i] + place for i, place in places], dtype=np.int64)
+    batch = Batch.of(np.arange(lengths.sum()), lengths, rows)
+    assert list(zip(batch.sequence.tolist(), batch.positions.tolist(), strict=True)) == places
+    assert batch.counts.tolist() == [sum(one[1:]) for one in chosen]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([1, 3], "token 3 is the first of its sequence"),
+        ([0], "token 0 is the first"),
+        ([2, 1], "must ascend"),
+        ([1, 1], "must ascend"),
+        ([5], r"within 0 \.\. 4"),
+    ],
+)
+def test_rows_that_nothing_predicts_are_refused(rows: list[int], reason: str) -> None:
+    with pytest.raises(BatchError, match=reason):
+        Batch.of(np.arange(5), np.array([3, 2]), np.array(rows))
+
+
+def test_columns_of_another_length_are_refused() -> None:
+    with pytest.raises(BatchError, match=r"2 loss rows and \{'top_k': 3\}"):
+        Batch.of(np.arange(5), np.array([3, 2]), np.array([1, 4]), top_k=np.zeros(3, np.int64))
+    with pytest.raises(BatchError, match="lengths of 4 tokens in all for 5 token ids"):
+        Batch.of(np.arange(5), np.array([3, 1]), np.array([1]))
 
 
 @PROPERTY
@@ -89,23 +107,21 @@ def test_what_does_not_fit(numbers: tuple[int, int, int, int], message: str) -> 
 def test_merge_puts_every_log_prob_back_in_its_place(world: int, size: int, rounds: int, data: st.DataObject) -> None:
     """Ranks take turns: micro-batch i of rank r holds sequences (i * world + r) * size and on."""
     total = world * size * rounds
-    responses = np.array(data.draw(st.lists(st.integers(1, 4), min_size=total, max_size=total)))
-    logprobs = np.arange(responses.sum(), dtype=np.float32)
-    ends = np.cumsum(responses)
-    pieces = [logprobs[e - n : e] for e, n in zip(ends, responses, strict=True)]
+    counts = np.array(data.draw(st.lists(st.integers(0, 4), min_size=total, max_size=total)))
+    logprobs = np.arange(counts.sum(), dtype=np.float32)
+    ends = np.cumsum(counts)
+    pieces = [logprobs[e - n : e] for e, n in zip(ends, counts, strict=True)]
     clipped = data.draw(st.lists(st.integers(0, 3), min_size=world, max_size=world))
     parts = []
     for rank in range(world):
         mine = np.concatenate([np.arange(size) + (i * world + rank) * size for i in range(rounds)])
         values = np.concatenate([pieces[i] for i in mine])
-        parts.append(
-            StepReport(values, mine, responses[mine], float(rank + 1), clipped[rank] / len(values), 2.5, 9, rank, 7)
-        )
+        parts.append(StepReport(values, mine, counts[mine], float(rank + 1), clipped[rank], 2.5, 9, rank, 7))
     merged = StepReport.merge(parts)
     assert merged.logprobs.tobytes() == logprobs.tobytes() and merged.logprobs.dtype == np.float32
-    assert merged.sequences.tolist() == list(range(total)) and merged.responses.tolist() == responses.tolist()
+    assert merged.sequences.tolist() == list(range(total)) and merged.counts.tolist() == counts.tolist()
     assert merged.loss == sum(range(world + 1)) and (merged.grad_norm, merged.step) == (2.5, 9)
-    assert merged.clip_fraction == pytest.approx(sum(clipped) / len(logprobs))
+    assert (merged.clipped, merged.clip_fraction) == (sum(clipped), sum(clipped) / max(1, len(logprobs)))
     alone = StepReport.merge([replace(merged, loss=1.0)])
     assert alone.logprobs.tobytes() == logprobs.tobytes()
 

@@ -22,6 +22,7 @@ from tests.trainer.batches import random_batch
 from tests.trainer.ranks import RUNS, trainer_config
 from trainer import folder
 from trainer.checkpoint import Checkpoint, CheckpointError, complete, folder_name, folders, read, shard_name, verify
+from trainer.loss import LikelihoodLoss
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
 
@@ -36,7 +37,7 @@ def trainer_of(name: str, world: int, source: Checkpoint | None = None) -> Train
 
 def go(trainer: Trainer, name: str, steps: range) -> str:
     for step in steps:
-        trainer.step(random_batch(RUNS[name][0], RUNS[name][3], seed=step), "likelihood", LR)
+        trainer.step(random_batch(RUNS[name][0], RUNS[name][3], seed=step), LikelihoodLoss(), LR)
     return sha256(w for _, w in trainer.weights())
 
 

@@ -14,6 +14,7 @@ from tests.trainer.batches import random_batch
 from tests.trainer.test_optimizer import spoiled
 from trainer import folder
 from trainer.checkpoint import Checkpoint, complete, folder_name, read, shard_name, verify
+from trainer.loss import LikelihoodLoss, PolicyLoss
 from trainer.optimizer import TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter
@@ -44,14 +45,14 @@ def test_what_is_not_finite_is_named_and_leaves_no_trace(kind: str, offload: str
     batches = [random_batch(TIED, 8, seed=i) for i in range(2)]
     trainer, spared = trainer_on(card, offload=offload), trainer_on(card)
     for each in (trainer, spared):
-        each.step(batches[0], "policy", LR)
+        each.step(batches[0], PolicyLoss(), LR)
     held = weights(trainer)
     bad, message = spoiled(kind, batches[1])
     with pytest.raises(TrainerError, match=f"^step 2: {message} .* is not finite.*; the weights were not touched$"):
-        trainer.step(bad, "policy", LR)
+        trainer.step(bad, PolicyLoss(), LR)
     assert_same_bits(weights(trainer), held)
     for each in (trainer, spared):
-        each.step(batches[1], "policy", LR)
+        each.step(batches[1], PolicyLoss(), LR)
     assert_same_bits(weights(trainer), weights(spared))
 
 
@@ -61,17 +62,17 @@ def test_a_checkpoint_goes_on_in_another_layout(how: dict[str, Any], card: Devic
     batches = [random_batch(TIED, 8, seed=i) for i in range(3)]
     trainer, writer = trainer_on(card), ShardWriter()
     for batch in batches[:2]:
-        trainer.step(batch, "likelihood", LR)
+        trainer.step(batch, LikelihoodLoss(), LR)
     temporary = folder.temporary(tmp_path / folder_name(2))
     copies = {name: rows.to("cpu", copy=True) for name, rows in trainer.shard().items()}
     writer.start(temporary / shard_name(0, 1), copies)
-    trainer.step(batches[2], "likelihood", LR)
+    trainer.step(batches[2], LikelihoodLoss(), LR)
     file = writer.result(wait=True)
     assert file is not None
     complete(temporary, tmp_path / folder_name(2), TIED, 2, "", [file], {}, {})
     checkpoint = read(tmp_path / folder_name(2))
     verify(checkpoint)
     other = trainer_on(card, checkpoint, **how)
-    other.step(batches[2], "likelihood", LR)
+    other.step(batches[2], LikelihoodLoss(), LR)
     assert other.optimizer.steps == 3
     assert_same_bits(weights(other), weights(trainer))

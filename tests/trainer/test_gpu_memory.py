@@ -12,7 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from kernels.model import ModelConfig, Parameter, trained
 from tests.bits import sha256
+from tests.trainer.batches import suffix_rows
 from trainer.batch import Batch
+from trainer.loss import LikelihoodLoss
 from trainer.memory import trainer_memory
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
@@ -68,7 +70,7 @@ def batch(seed: int) -> Batch:
     zeros, ones = np.zeros(rows, np.float32), np.ones(rows, np.float32)
     ids = random.integers(0, MODEL.vocab_size, SEQUENCES * LENGTH)
     lengths = np.full(SEQUENCES, LENGTH)
-    return Batch(ids, lengths, lengths // 2, zeros, zeros, ones / rows, ones)
+    return Batch.of(ids, lengths, suffix_rows(lengths, lengths // 2), advantages=zeros, weights=ones / rows)
 
 
 def measured(mesh: DeviceMesh, moments: torch.dtype = torch.float32, **way: Any) -> tuple[str, int, int]:
@@ -77,11 +79,11 @@ def measured(mesh: DeviceMesh, moments: torch.dtype = torch.float32, **way: Any)
     gc.collect()  # the trainer before: FSDP2's hooks are cycles
     before = torch.cuda.memory_allocated()
     trainer = Trainer(MODEL, config, mesh, weights())
-    trainer.step(batch(0), "likelihood", 1e-4)
+    trainer.step(batch(0), LikelihoodLoss(), 1e-4)
     trainer.offload()
     assert torch.cuda.memory_allocated() - before < 2**28 or config.offload == "all"
     trainer.onload()
-    peak = trainer.step(batch(1), "likelihood", 1e-4).peak_bytes - before
+    peak = trainer.step(batch(1), LikelihoodLoss(), 1e-4).peak_bytes - before
     parts = trainer.cut(batch(1))
     tokens = max(part.leaves for part in parts) * LENGTH
     planned = trainer_memory(

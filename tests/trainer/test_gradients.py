@@ -21,7 +21,7 @@ def reference_loss(hf: torch.nn.Module, batch: Batch) -> torch.Tensor:
     for i in range(batch.sequences):
         one = batch.take(i, i + 1)
         ids = torch.from_numpy(one.token_ids)
-        n = int(one.responses[0])
+        n = len(one.rows)
         logits = hf(ids[None]).logits[0, -n - 1 : -1].double() / torch.from_numpy(one.temperatures).double()[:, None]
         logprobs = logits.log_softmax(1).gather(1, ids[-n:, None])[:, 0]
         loss = loss - (logprobs * torch.from_numpy(one.advantages * one.weights).double()).sum()
@@ -61,7 +61,7 @@ def test_a_gradient_of_one_sequence_is_independent_of_the_batch() -> None:
     """With all weights of the others zero, their tokens add +0 or nothing: the bits of the sequence alone."""
     weights = {p.name: w for p, w in random_weights(TINY)}
     batch = random_batch(TINY, 4, seed=2)
-    rows = np.repeat(np.arange(4), batch.responses)
+    rows = np.repeat(np.arange(4), batch.counts)
     for i in range(4):
         batch_i = Batch(**(vars(batch) | {"weights": np.where(rows == i, batch.weights, np.float32(0))}))
         alone, inside = gradients(TINY, weights, batch.take(i, i + 1)), gradients(TINY, weights, batch_i)
@@ -75,11 +75,10 @@ def test_log_probs_ignore_what_is_not_a_response() -> None:
     batch = random_batch(TINY, 5, seed=3)
     model = plain_model(TINY, weights)
     whole = token_logprobs(model, batch).detach()
-    every = Batch(**(vars(batch) | {"responses": batch.lengths - 1, "temperatures": np.ones(200, np.float32)}))
     hf = reference(TINY, weights, torch.float64)
-    at = np.concatenate([[0], np.cumsum(batch.responses)])
+    at = np.concatenate([[0], np.cumsum(batch.counts)])
     for i in range(batch.sequences):
-        ids = torch.from_numpy(every.token_ids[sum(batch.lengths[:i]) :][: batch.lengths[i]])
+        ids = torch.from_numpy(batch.token_ids[sum(batch.lengths[:i]) :][: batch.lengths[i]])
         temperature = torch.from_numpy(batch.temperatures[at[i] : at[i + 1]]).double()
         n = len(temperature)
         logits = hf(ids[None]).logits[0, -n - 1 : -1] / temperature[:, None]

@@ -10,6 +10,7 @@ from tests.bits import assert_same_bits
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.host import Passage, clear, host_tensor
+from trainer.loss import LikelihoodLoss
 from trainer.optimizer import Offload
 from trainer.trainer import Trainer, TrainerConfig, TrainerError
 
@@ -18,7 +19,7 @@ from trainer.trainer import Trainer, TrainerConfig, TrainerError
 def test_a_trainer_that_handed_its_memory_over(offload: Offload, mesh: DeviceMesh) -> None:
     trainer = Trainer(TINY, TrainerConfig(1, 2, offload=offload), mesh, random_weights(TINY))
     batch = random_batch(TINY, 4)
-    trainer.step(batch, "likelihood", 1e-2)
+    trainer.step(batch, LikelihoodLoss(), 1e-2)
     shard = trainer.shard()
     held = {name: rows.clone() for name, rows in shard.items()}
     trainer.offload()
@@ -27,7 +28,7 @@ def test_a_trainer_that_handed_its_memory_over(offload: Offload, mesh: DeviceMes
     for name, rows in shard.items():
         gone = rows.untyped_storage().nbytes() == 0
         assert gone == name.startswith(leaves), name
-    for use in (lambda: trainer.step(batch, "likelihood", 1e-2), trainer.shard, lambda: list(trainer.weights())):
+    for use in (lambda: trainer.step(batch, LikelihoodLoss(), 1e-2), trainer.shard, lambda: list(trainer.weights())):
         if offload != "all":
             with pytest.raises(TrainerError, match=r"wait in host memory: call onload\(\) first"):
                 use()

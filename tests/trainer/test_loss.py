@@ -6,14 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bits import assert_same_bits
-from trainer.loss import Clip, likelihood_loss, policy_loss
+from trainer.loss import LikelihoodLoss, LossRows, PolicyLoss
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
 LOGPROBS = st.floats(-60, 0, width=32)
 FACTORS = st.floats(-1e4, 1e4, width=32)
 
 
-def naive(logprob: float, rollout: float, advantage: float, clip: Clip) -> tuple[float, float]:
+def rows(logprobs: torch.Tensor, advantages: torch.Tensor) -> LossRows:
+    nothing = torch.zeros(len(logprobs), dtype=torch.int64)
+    return LossRows(logprobs, advantages, nothing, nothing)
+
+
+def naive(logprob: float, rollout: float, advantage: float, clip: PolicyLoss) -> tuple[float, float]:
     """(loss, its derivative) in float64: -min(ratio A, clip(ratio) A)."""
     x = torch.tensor(logprob, dtype=torch.float64, requires_grad=True)
     ratio = torch.exp(x - rollout)
@@ -23,12 +28,12 @@ def naive(logprob: float, rollout: float, advantage: float, clip: Clip) -> tuple
 
 
 @PROPERTY
-@given(st.lists(st.tuples(LOGPROBS, FACTORS, st.floats(0, 1, width=32)), min_size=1, max_size=8))
-def test_equal_log_probs_give_exactly_the_policy_gradient(rows: list[tuple[float, float, float]]) -> None:
+@given(drawn=st.lists(st.tuples(LOGPROBS, FACTORS, st.floats(0, 1, width=32)), min_size=1, max_size=8))
+def test_equal_log_probs_give_exactly_the_policy_gradient(drawn: list[tuple[float, float, float]]) -> None:
     """The ratio is 1.0, so the loss is -A and the gradient -A * weight: bits, no tolerance."""
-    logprobs, advantages, weights = (torch.tensor(column) for column in zip(*rows, strict=True))
+    logprobs, advantages, weights = (torch.tensor(column) for column in zip(*drawn, strict=True))
     logprobs.requires_grad_()
-    losses, clipped = policy_loss(logprobs, logprobs.detach().clone(), advantages, Clip())
+    losses, clipped = PolicyLoss()(logprobs, rows(logprobs.detach().clone(), advantages))
     assert not clipped.any()
     assert_same_bits(losses, -advantages)
     (losses * weights).sum().backward()
@@ -38,13 +43,13 @@ def test_equal_log_probs_give_exactly_the_policy_gradient(rows: list[tuple[float
 @PROPERTY
 @given(LOGPROBS, st.floats(-1, 1, width=32), FACTORS, st.floats(0.05, 0.9), st.floats(0.05, 2))
 def test_clipping_is_that_of_the_paper(logprob: float, gap: float, advantage: float, low: float, high: float) -> None:
-    clip = Clip(low, high)
+    clip = PolicyLoss(low, high)
     x = torch.tensor([logprob], requires_grad=True)
     rollout = torch.tensor([logprob - gap])
     ratio = torch.exp(x.detach().double() - rollout.double()).item()
     if min(abs(ratio - 1 - high), abs(ratio - 1 + low)) < 1e-5:
         return  # rounding decides which side of a bound this is
-    losses, clipped = policy_loss(x, rollout, torch.tensor([advantage]), clip)
+    losses, clipped = clip(x, rows(rollout, torch.tensor([advantage])))
     losses.sum().backward()
     loss, slope = naive(x.item(), rollout.item(), advantage, clip)
     assert losses.item() == pytest.approx(loss, rel=2e-6, abs=1e-30)
@@ -65,7 +70,7 @@ def test_clipping_is_that_of_the_paper(logprob: float, gap: float, advantage: fl
 )
 def test_both_sides_of_the_clip(ratio: float, advantage: float, clipped: bool, slope: float) -> None:
     x = torch.tensor([0.0], requires_grad=True)
-    losses, mask = policy_loss(x, -torch.tensor([ratio]).log(), torch.tensor([advantage]), Clip(0.2, 0.28))
+    losses, mask = PolicyLoss(0.2, 0.28)(x, rows(-torch.tensor([ratio]).log(), torch.tensor([advantage])))
     losses.sum().backward()
     assert mask.item() == clipped
     assert x.grad.item() == pytest.approx(slope, rel=1e-6)
@@ -75,7 +80,8 @@ def test_both_sides_of_the_clip(ratio: float, advantage: float, clipped: bool, s
 
 def test_likelihood() -> None:
     x = torch.tensor([-1.5, -0.0, -60.0], requires_grad=True)
-    losses = likelihood_loss(x)
+    losses, clipped = LikelihoodLoss()(x, rows(x.detach(), torch.ones(3)))
+    assert not clipped.any()
     assert_same_bits(losses, torch.tensor([1.5, 0.0, 60.0]))
     losses.sum().backward()
     assert_same_bits(x.grad, -torch.ones(3))

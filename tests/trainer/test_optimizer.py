@@ -14,6 +14,7 @@ from tests.model.hugging_face import EPS
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import gradients, random_batch
 from trainer.batch import Batch
+from trainer.loss import LikelihoodLoss, PolicyLoss
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig, TrainerError
 
@@ -26,7 +27,7 @@ def trainer_for(config: ModelConfig, mesh: DeviceMesh, **optimizer: Any) -> Trai
 
 def step(trainer: Trainer, batch: Batch, lr: float = LR) -> float:
     """One likelihood step, for which no log-probs need to be recorded."""
-    return trainer.step(batch, "likelihood", lr).grad_norm
+    return trainer.step(batch, LikelihoodLoss(), lr).grad_norm
 
 
 @pytest.mark.parametrize("name", ["tiny", "tied"])
@@ -176,15 +177,15 @@ def test_what_is_not_finite_leaves_no_trace(name: str, kind: str, mesh: DeviceMe
     config = SHAPES[name]
     batches = [random_batch(config, 8, seed=i) for i in range(2)]
     trainer, spared = trainer_for(config, mesh), trainer_for(config, mesh)
-    trainer.step(batches[0], "policy", LR)
-    spared.step(batches[0], "policy", LR)
+    trainer.step(batches[0], PolicyLoss(), LR)
+    spared.step(batches[0], PolicyLoss(), LR)
     held = [w.clone() for _, w in trainer.weights()]
     bad, message = spoiled(kind, batches[1])
     with pytest.raises(TrainerError, match=f"^step 2: {message} .*; the weights were not touched$"):
-        trainer.step(bad, "policy", LR)
+        trainer.step(bad, PolicyLoss(), LR)
     assert_same_bits([w for _, w in trainer.weights()], held)
     assert trainer.optimizer.steps == 1
-    reports = [t.step(batches[1], "policy", LR) for t in (trainer, spared)]
+    reports = [t.step(batches[1], PolicyLoss(), LR) for t in (trainer, spared)]
     assert reports[0].grad_norm == reports[1].grad_norm and reports[0].step == 2
     assert_same_bits([w for _, w in trainer.weights()], [w for _, w in spared.weights()])
 

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 from tests.trainer.batches import plain_model, random_batch, token_logprobs
+from trainer.loss import LikelihoodLoss
 from trainer.recompute import Forgetting
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -74,7 +75,7 @@ def test_masters_are_rounded_before_they_travel_and_gradients_are_not(mesh: Devi
     layer._layer = spy
     batch = random_batch(config, 4)
     for micro_batch in trainer.cut(batch):
-        trainer._backward(batch.take(*micro_batch.sequences(0, 1)), "likelihood")
+        trainer._backward(batch.take(*micro_batch.sequences(0, 1)), LikelihoodLoss())
     assert set(seen.values()) == {torch.bfloat16} and "qkv" in seen
     for name, parameter in trainer.model.named_parameters():
         gradient = parameter.grad.to_local()

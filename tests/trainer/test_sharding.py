@@ -12,6 +12,7 @@ from tests.collectives.processes import run_ranks
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
 from tests.trainer.ranks import RUNS, STEPS, fail, train, ways, work
+from trainer.loss import PolicyLoss
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -32,8 +33,8 @@ def test_one_step_is_not_none(name: str, mesh: DeviceMesh) -> None:
     config, weights, *_ = RUNS[name]
     assert digest != sha256(w for _, w in weights(config))
     assert len({t["grad_norm"] for t in told}) == STEPS and all(t["grad_norm"] > 0 for t in told)
-    assert any(t["clip_fraction"] for t in told[:2]), "no token was clipped"
-    assert all(t["responses"] and t["sequences"] for t in told)
+    assert any(t["clipped"] for t in told[:2]), "no token was clipped"
+    assert all(t["counts"] and t["sequences"] for t in told)
     assert [t["step"] for t in told] == [1, 2, 3]
 
 
@@ -63,11 +64,11 @@ def test_the_head_sums_over_the_same_leaves(mesh: DeviceMesh) -> None:
     trainer = Trainer(TINY, TrainerConfig(2, 2), mesh, random_weights(TINY))
     batch, seen = random_batch(TINY, 4, seed=5), []
     trainer.model.register_forward_pre_hook(lambda model, given: seen.append(given))
-    trainer.step(batch, "policy", lr=1e-3)
+    trainer.step(batch, PolicyLoss(), lr=1e-3)
     (_, layout, rows, row_groups, *_), *more = seen
-    assert not more and len(rows) == batch.responses.sum()
+    assert not more and len(rows) == len(batch.rows)
     assert layout.groups.tolist() == [0, *np.cumsum(batch.lengths)[1::2]]
-    assert row_groups.tolist() == [0, *np.cumsum(batch.responses)[1::2]]
+    assert row_groups.tolist() == [0, *np.cumsum(batch.counts)[1::2]]
 
 
 def test_rounded_moments_are_another_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,28 @@
+"""Says what an algorithm is: the keys that all have, and the two things that a step asks of it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+from rl.samples import Group
+from rl.section import Positive, Section
+from trainer.batch import Batch
+from trainer.loss import Loss
+
+
+class AlgorithmSection(Section):
+    prompts_per_step: Positive
+    group_size: Annotated[int, Field(ge=2)]
+
+
+class Algorithm(Protocol):
+    @property
+    def loss(self) -> Loss:
+        """Returns the loss of each row, before its weight."""
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        """Makes the batch of a step: all samples, in order, with the advantage and the weight of each sampled token.
+
+        Nothing here may come from a library's maths (tests/exact_maths.py): the batch decides bits of the weights.
+        """

@@ -1,0 +1,109 @@
+"""Says in a run's logs what each step did: rewards, lengths, the loss, and how far sampler and trainer are apart."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rl.metrics import Mismatch, divergence, profile, worst
+from rl.run.log import RunLog
+from rl.samples import Group, Sample
+from rollout.tokenizer import Tokenizer
+from trainer.batch import Batch, StepReport
+
+_SHOWN = 8  # completions kept of each logged step
+
+
+@dataclass
+class Totals:
+    """Counts over all GRPO steps; the largest memory over those of this process."""
+
+    tokens_compared: int = 0
+    tokens_nonzero: int = 0
+    peak_bytes: int = 0
+
+
+class Journal:
+    """Numbers the rows of the log: the supervised steps come first, then the evaluation before GRPO, then its steps."""
+
+    def __init__(self, log: RunLog, tokenizer: Tokenizer, numerics: str, supervised: int, totals: Totals) -> None:
+        """`supervised`: steps of the warm start."""
+        self._log, self._tokenizer, self._first, self.totals = log, tokenizer, supervised, totals
+        self._stamp = {} if numerics == "exact" else {"numerics": numerics}
+
+    def supervised(self, step: int, metrics: dict[str, Any]) -> None:
+        self._log.step(step, metrics | self._stamp)
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Logs GRPO step `step`; 0 and the one after the last are the evaluations before and after."""
+        self._log.step(self._first + step, {"phase": "grpo"} | metrics | self._stamp)
+
+    def measure(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
+        """Returns the metrics of a step, and adds it to the totals."""
+        metrics = {"grpo/step": step} | describe(groups, batch, report) | compare(batch, report)
+        metrics["policy/version_lag"] = int(step - 1 - batch.versions.min(initial=step - 1))
+        self.totals.tokens_compared += len(batch.rows)
+        self.totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
+        self.totals.peak_bytes = max(self.totals.peak_bytes, report.peak_bytes)
+        return metrics
+
+    def completions(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport, every: bool) -> None:
+        """Keeps a completion that is worse than all before it, and with `every` the first sample of the first groups, with
+        both sides' log-probs of each token."""
+        samples = [(group, sample) for group in groups for sample in group.samples]
+        firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0]]
+        chosen = firsts[:_SHOWN] if every else []
+        if len(batch.rows):
+            badness, row = worst(report.logprobs, batch.logprobs)
+            if self._log.worst is None or badness > self._log.worst:
+                chosen = list(dict.fromkeys([*chosen, int(batch.sequence[row])]))
+        self._log.completions(self._first + step, (self._row(*samples[i], i, batch, report) for i in chosen))
+
+    def _row(self, group: Group, sample: Sample, i: int, batch: Batch, report: StepReport) -> dict[str, Any]:
+        """Describes sequence `i` of the batch: its sampled tokens, of all its turns, with both sides' log-probs."""
+        mine = batch.sequence == i
+        ids = batch.token_ids[batch.rows[mine]].tolist()
+        return {
+            "prompt": group.problem.prompt,
+            "completion": sample.text,
+            "answer": group.problem.answer,
+            "reward": sample.reward,
+            "tokens": ids,
+            "token_texts": [self._tokenizer.decode([t], special=True) for t in ids],
+            "logprobs": batch.logprobs[mine].tolist(),
+            "trainer_logprobs": report.logprobs[mine].tolist(),
+        }
+
+
+def found(mismatch: Mismatch | None) -> dict[str, Any]:
+    """Returns the metric of a check that went on."""
+    return {"divergence/first_mismatch": asdict(mismatch)} if mismatch else {}
+
+
+def compare(batch: Batch, report: StepReport) -> dict[str, Any]:
+    """Measures how far the two sides' log-probs are apart, and where."""
+    sequence = batch.sequence
+    place = np.arange(len(sequence)) - (np.cumsum(batch.counts) - batch.counts)[sequence]  # among the sampled tokens
+    apart = divergence(report.logprobs, batch.logprobs, sequence)
+    return {**apart, **profile(report.logprobs, batch.logprobs, place)}
+
+
+def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
+    """Sums up rewards, lengths, and what the trainer reports."""
+    rewards = np.array([r for g in groups for r in g.rewards])
+    ends = [c.finish_reason for g in groups for s in g.samples for c in s.completions]
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "reward/solved_frac": float((rewards >= 1).mean()),
+        "reward/groups_without_signal_frac": float(np.mean([len(set(g.rewards)) == 1 for g in groups])),
+        "response/length_mean": float(batch.counts.mean()),
+        "response/truncated_frac": float(np.mean([reason == "length" for reason in ends])),
+        "policy/entropy": float(-report.logprobs.mean(dtype=np.float64)),  # Monte Carlo: the tokens are its own samples
+        "policy/loss": report.loss,
+        "policy/grad_norm": report.grad_norm,
+        "policy/clip_fraction": report.clip_fraction,
+        "memory/trainer_peak_gib": report.peak_bytes / 2**30,
+        "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
+    }

@@ -1,0 +1,47 @@
+"""Prepares a run: all that can be known, and can be wrong, before a process of it starts or a file is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kernels.model import ModelConfig
+from rl.config import RunConfig
+from rl.data import Source, open_source
+from rl.identity import identity
+from rl.model import model_config
+from rl.out_dir import check_out_dir
+from rl.plan import Plan, check_machine, make_plan
+from rl.resume import check_model, find_start
+from rl.rewards.golds import check_golds
+from rl.rewards.reward import Reward, open_reward
+from rl.run.screen import Waiting
+
+
+@dataclass(frozen=True)
+class Prepared:
+    source: Source
+    reward: Reward
+    model: ModelConfig
+    plan: Plan
+    identity: dict[str, Any]
+    warnings: tuple[str, ...]  # one line each
+
+
+def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
+    """Says on `console` what takes long. Raises a BAD_INPUT error."""
+    source = open_source(config, console)
+    model = model_config(config, len(source.tokenizer))
+    longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
+    plan = make_plan(config, model, longest)
+    if not config.dry_run:
+        check_machine(config, plan)
+        check_out_dir(Path(config.out_dir))
+    mine = identity(config, source)
+    if not config.dry_run:
+        check_model(find_start(config, mine, thorough=False), model)
+    reward = open_reward(config.reward, source)
+    with Waiting(console, f"judging the gold solutions by {reward.name}"):
+        golds = check_golds(source, reward, by_tokens=config.model.path is not None)
+    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))

@@ -1,0 +1,46 @@
+"""Samples: what the policy wrote for a problem, piece by piece, and what it earned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl.data import Problem
+from rollout.sampling import Completion
+
+Transcript = tuple[tuple[int, ...] | Completion, ...]
+"""A sequence in pieces, in their order: tokens that were given (a prompt, what an environment answers) and completions that
+were sampled after all that stands before them."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    transcript: Transcript
+    text: str  # what was judged
+    reward: float
+
+    @property
+    def completions(self) -> list[Completion]:
+        return completions(self.transcript)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All samples of one problem."""
+
+    problem: Problem
+    samples: tuple[Sample, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [sample.reward for sample in self.samples]
+
+
+def completions(transcript: Transcript) -> list[Completion]:
+    """Returns the sampled pieces."""
+    return [piece for piece in transcript if isinstance(piece, Completion)]
+
+
+def sampled_counts(transcripts: Sequence[Transcript]) -> np.ndarray:
+    """Counts the sampled tokens of each sequence: int64 [S]."""
+    return np.array([sum(len(c.token_ids) for c in completions(t)) for t in transcripts], dtype=np.int64)

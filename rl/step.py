@@ -1,0 +1,104 @@
+"""Takes one step of reinforcement learning: samples, scores, trains, compares, publishes.
+
+It names no engine, no algorithm and no file: what it works with is passed in (`rl/train.py` builds it, tests pass fakes).
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rl import align
+from rl.algorithms.algorithm import Algorithm
+from rl.data import Problem
+from rl.environments.environment import Environment, score
+from rl.journal import Journal, found
+from rollout.sampling import Completion, Request
+from trainer.batch import Batch, StepReport
+from trainer.loss import Loss
+
+
+class Rollout(Protocol):
+    """What a step asks of the engines."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+
+
+class Trainer(Protocol):
+    """What a step asks of the trainer."""
+
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport: ...
+
+
+class Cards(Protocol):
+    """Gives the memory of the cards to one side or the other (`rl/handover.py`)."""
+
+    def to_rollout(self) -> None: ...
+    def to_trainer(self, weights_stay: bool) -> None: ...
+
+
+class Stream(Protocol):
+    """Gives problems in the run's order."""
+
+    def take(self, count: int) -> list[Problem]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Takes steps. `phase(what)` shows what a step is at while it is open."""
+
+    stream: Stream
+    requests_for: Callable[[Sequence[Problem], int], Sequence[Request]]  # of a step: all samples of each problem
+    environment: Environment
+    algorithm: Algorithm
+    rollout: Rollout
+    trainer: Trainer
+    cards: Cards
+    journal: Journal
+    publish: Callable[[int], None]  # both sides hold the same bits after it, as this version, or the run stops
+    phase: Callable[[str], contextlib.AbstractContextManager[None]]
+    prompts: int  # of a step
+    lr: float
+    policy: align.Policy
+
+    def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
+        """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
+        differs in a bit and the policy is to fail; the log has the step all the same. `show`: keep some of its completions."""
+        clock = Clock()
+        problems = self.stream.take(self.prompts)
+        requests = self.requests_for(problems, step)
+        with clock("handover"):
+            self.cards.to_rollout()
+        with clock("sample"), self.phase("sampling"):
+            transcripts = self.environment.play(requests, self.rollout.generate)
+        with clock("score"), self.phase("scoring"):
+            groups = score(problems, transcripts, self.environment)
+            batch = self.algorithm.batch(groups)
+        with clock("handover"):
+            self.cards.to_trainer(weights_stay=False)
+        with clock("train"), self.phase("training"):
+            report = self.trainer.step(batch, self.algorithm.loss, self.lr)
+        self.journal.completions(step, groups, batch, report, show)
+        metrics = self.journal.measure(step, groups, batch, report)
+        try:
+            metrics |= found(align.check_batch(batch, report, self.policy, step))
+        except align.AlignmentError:
+            self.journal.step(step, metrics | clock.seconds)
+            raise
+        with clock("publish"):
+            self.publish(step)
+        return metrics | clock.seconds, batch
+
+
+class Clock:
+    """Adds up the seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start, name = time.perf_counter(), f"time/{phase}"
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,190 @@
+"""A step and the loop over steps, with fakes for all that they work with."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl.align import AlignmentError
+from rl.checkpoints import Progress
+from rl.data import Problem
+from rl.environments.environment import Generate
+from rl.evaluate import Evaluation
+from rl.journal import Journal, Totals
+from rl.loop import Loop
+from rl.pack import pack
+from rl.samples import Group, Sample, Transcript
+from rl.step import Step
+from rollout.sampling import Completion, Request, SamplingParams
+from trainer.batch import Batch, StepReport
+from trainer.loss import PolicyLoss
+
+
+class Fake:
+    """Everything that a step works with; writes down what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.version, self.flip = 0, 0
+        self.loss, self.cursor, self.worst = PolicyLoss(), 0, None
+
+    def take(self, count: int) -> list[Problem]:
+        self.cursor += count
+        return [Problem(f"{i}", "", (1, 2), "", "", None) for i in range(count)]
+
+    def requests_for(self, problems: Sequence[Problem], step: int) -> list[Request]:
+        asked = [p for p in problems for _ in range(2)]
+        return [Request(i, p.prompt_ids, SamplingParams(2, seed=step)) for i, p in enumerate(asked)]
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.calls.append("generate")
+        return [Completion(r.id, (5, 6), (-0.5, -1.5), "length", self.version, r.sampling) for r in requests]
+
+    def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
+        return [(r.prompt_ids, c) for r, c in zip(requests, generate(requests), strict=True)]
+
+    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
+        return Sample(transcript, "56", 1.0)
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        transcripts = [s.transcript for g in groups for s in g.samples]
+        return pack(transcripts, *np.ones((2, 2 * len(transcripts)), np.float32))
+
+    def step(self, batch: Batch, loss: object, lr: float) -> StepReport:
+        self.calls.append(("train", loss, lr))
+        logprobs = batch.logprobs.copy()
+        logprobs.view(np.uint32)[3] ^= self.flip
+        return StepReport(logprobs, np.arange(batch.sequences), batch.counts, 0.25, 1, 2.0, 1, 1 << 20, 1 << 20)
+
+    def digest(self) -> str:
+        return "digest"
+
+    def to_rollout(self) -> None:
+        self.calls.append("to rollout")
+
+    def to_trainer(self, weights_stay: bool) -> None:
+        self.calls.append(("to trainer", weights_stay))
+
+    def publish(self, version: int) -> None:
+        self.calls.append(("publish", version))
+        self.version = version
+
+    @contextlib.contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        yield
+
+    def log(self) -> Any:
+        return SimpleNamespace(
+            worst=None,
+            step=lambda number, metrics: self.rows.append((number, metrics)),
+            completions=lambda number, rows: self.calls.append(("shown", number, len(list(rows)))),
+        )
+
+    def steps(self, policy: str = "fail") -> Step:
+        decode: Any = SimpleNamespace(decode=lambda ids, special: "t")
+        journal = Journal(self.log(), decode, "exact", 10, Totals())
+        return Step(
+            stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
+            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, lr=0.5, policy=policy,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def test_a_step_samples_trains_and_publishes_in_this_order() -> None:
+    fake = Fake()
+    metrics, batch = fake.steps()(1, show=True)
+    train = ("train", fake.loss, 0.5)
+    order = [
+        "to rollout",
+        "generate",
+        ("to trainer", False),
+        train,
+        ("shown", 11, 4),
+        ("publish", 1),
+    ]  # 3 firsts, the worst
+    assert fake.calls == order and not fake.rows  # who calls it logs it
+    assert batch.sequences == 6 and metrics["divergence/tokens_nonzero"] == 0 and metrics["reward/mean"] == 1
+    assert metrics["policy/version_lag"] == 0 and "divergence/first_mismatch" not in metrics
+    phases = {f"time/{name}" for name in ("handover", "sample", "score", "train", "publish")}
+    assert {name for name in metrics if name.startswith("time/")} == phases
+    _, batch = fake.steps()(2, show=False)
+    assert set(batch.versions.tolist()) == {1}
+
+
+def test_weights_that_lag_are_told() -> None:
+    fake = Fake()
+    fake.version = 4
+    assert fake.steps()(7, show=False)[0]["policy/version_lag"] == 2
+
+
+def test_a_bit_that_differs_is_logged_and_nothing_is_published() -> None:
+    fake = Fake()
+    fake.flip = 1
+    with pytest.raises(AlignmentError, match="step 1: sample 1, position 3, token 6"):
+        fake.steps()(1, show=False)
+    ((number, metrics),) = fake.rows
+    assert number == 11 and metrics["divergence/tokens_nonzero"] == 1 and metrics["phase"] == "grpo"
+    assert not any(call[0] == "publish" for call in fake.calls)
+
+
+def test_a_contrast_run_records_where_it_differs_and_goes_on() -> None:
+    fake = Fake()
+    fake.flip = 1
+    metrics, _ = fake.steps("record")(1, show=False)
+    assert metrics["divergence/first_mismatch"]["position"] == 3 and fake.calls[-1] == ("publish", 1)
+
+
+class Told(contextlib.nullcontext[None]):
+    """A bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self.lines.append(f"{done}/{total} {note.split('  ')[1]}")
+
+
+def loop(fake: Fake, bar: Told, found: Sequence[float], save_at: int, eval_every: int, saved: list[Progress]) -> Loop:
+    accuracies, step = iter(found), fake.steps()
+    checkpoints: Any = SimpleNamespace(
+        settle=lambda: None, due=lambda step, last: step == save_at, save=lambda state, digest: saved.append(state)
+    )
+    return Loop(
+        step=step,
+        stream=fake,  # type: ignore[arg-type]
+        evaluate=lambda: Evaluation(next(accuracies), 0.0),
+        speeds=lambda batch, seconds: {"speed/step_tokens_per_s": 1.0},
+        trainer=fake,
+        cards=fake,
+        journal=step.journal,
+        checkpoints=checkpoints,
+        bar=bar,  # type: ignore[arg-type]
+        steps=4,
+        eval_every=eval_every,
+    )
+
+
+def test_the_loop_evaluates_and_saves_where_that_is_due() -> None:
+    fake, bar, saved = Fake(), Told(), list[Progress]()
+    assert loop(fake, bar, (0.25, 0.5, 0.75), 3, 2, saved).run(Progress()) == (0.25, 0.75)
+    assert [number for number, _ in fake.rows] == [10, 11, 12, 13, 14, 15]
+    evaluated = {number: row["eval/accuracy"] for number, row in fake.rows if "eval/accuracy" in row}
+    assert evaluated == {10: 0.25, 12: 0.5, 15: 0.75}  # after the last step once
+    assert bar.lines == ["1/4 accuracy 0.250", "2/4 accuracy 0.500", "3/4 accuracy 0.500", "4/4 accuracy 0.500"]
+    (state,) = saved
+    assert (state.step, state.cursor, state.tokens_compared, state.accuracy) == (3, 9, 36, (0.25,))
+    assert fake.calls[0] == ("publish", 0)
+
+
+def test_the_loop_goes_on_where_a_checkpoint_was() -> None:
+    """The problems after its cursor, and no second evaluation before."""
+    fake = Fake()
+    run = loop(fake, Told(), (0.5,), 9, 0, []).run
+    assert run(replace(Progress(), step=3, cursor=9, accuracy=(0.125,))) == (0.125, 0.5)
+    assert [number for number, _ in fake.rows] == [14, 15] and fake.cursor == 12
+    assert fake.calls[0] == ("publish", 3) and fake.calls[-1] == ("publish", 4)
