@@ -1,0 +1,166 @@
+"""GPU dispatch, without a word from the host: counts by blocks of tokens, then places, then copies of rows.
+
+A block of `count_kernel` says how many of its tokens chose each expert. From all of these counts every block of `place_kernel`
+finds where the rows of each expert begin and how many come before its own: a few kilobytes that stay in L2.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
+from kernels.ops.dispatch import Slots
+
+
+@triton.jit
+def choices(ids, t0, tokens, first, experts, R: tl.constexpr, K: tl.constexpr, W: tl.constexpr):
+    """int32 [R, W]: 1 where a token of the block chose one of this rank's experts."""
+    token = t0 + tl.arange(0, R)
+    expert = tl.arange(0, W)
+    chosen = tl.zeros((R, W), tl.int32)
+    for i in tl.static_range(K):
+        e = tl.load(ids + token.to(tl.int64) * K + i, mask=token < tokens, other=-1) - first
+        chosen += ((expert[None, :] == e[:, None]) & (expert < experts)[None, :]).to(tl.int32)
+    return chosen
+
+
+@triton.jit(do_not_specialize=["tokens", "first"])
+def count_kernel(ids, counts, tokens, first, experts, R: tl.constexpr, K: tl.constexpr, W: tl.constexpr):
+    block = tl.program_id(0)
+    chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
+    tl.store(counts + block * W + tl.arange(0, W), tl.sum(chosen, 0))
+
+
+@triton.jit(do_not_specialize=["tokens", "first", "blocks", "leaves", "capacity"])
+def place_kernel(
+    ids,
+    counts,
+    of,
+    token,
+    starts,
+    bounds,
+    block_expert,
+    groups,
+    tokens,
+    first,
+    experts,
+    blocks,
+    leaves,
+    capacity,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    block = tl.program_id(0)
+    expert = tl.arange(0, W)
+    total = tl.zeros((W,), tl.int32)
+    before = tl.zeros((W,), tl.int32)
+    for b0 in range(0, blocks, CHUNK):
+        b = b0 + tl.arange(0, CHUNK)
+        n = tl.load(counts + b[:, None] * W + expert[None, :], mask=(b < blocks)[:, None], other=0)
+        total += tl.sum(n, 0)
+        before += tl.sum(tl.where((b < block)[:, None], n, 0), 0)
+    room = (total + ALIGN - 1) // ALIGN * ALIGN
+    start = tl.cumsum(room, 0) - room
+    chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
+    row = (start + before)[None, :] + tl.cumsum(chosen, 0) - chosen
+    t = block * R + tl.arange(0, R)
+    for i in tl.static_range(K):
+        e = tl.load(ids + t.to(tl.int64) * K + i, mask=t < tokens, other=-1) - first
+        own = (expert[None, :] == e[:, None]) & (chosen > 0)
+        place = tl.max(tl.where(own, row, -1), 1)
+        tl.store(of + t.to(tl.int64) * K + i, place, mask=t < tokens)
+        tl.store(token + place, t, mask=(t < tokens) & (place >= 0))
+    if block == 0:
+        tl.store(starts + expert, start, mask=expert < experts)
+        tl.store(starts + experts, tl.sum(room, 0))
+    # rows that are nobody's, and the expert of each aligned block: expert by expert, shared among the blocks of tokens
+    for e in range(block, experts, tl.num_programs(0)):
+        mine = expert == e
+        begin = tl.sum(tl.where(mine, start, 0), 0)
+        count = tl.sum(tl.where(mine, total, 0), 0)
+        end = begin + (count + ALIGN - 1) // ALIGN * ALIGN
+        pad = begin + count + tl.arange(0, ALIGN)
+        tl.store(token + pad, -1, mask=pad < end)
+        for a in range(begin // ALIGN, end // ALIGN):
+            tl.store(block_expert + a, e)
+
+
+@triton.jit(do_not_specialize=["leaves"])
+def bounds_kernel(token, starts, bounds, groups, leaves, G: tl.constexpr):
+    """Rows of expert e whose token is below each group's offset: a binary search, as tokens ascend; those after the last are
+    nobody's, -1, and so are compared as they would stand after all tokens."""
+    e = tl.program_id(0)
+    g = tl.arange(0, G)
+    offset = tl.load(groups + g, mask=g <= leaves, other=0)
+    low = tl.zeros((G,), tl.int32) + tl.load(starts + e)
+    high = tl.zeros((G,), tl.int32) + tl.load(starts + e + 1)
+    end = high
+    while tl.max((low < high).to(tl.int32), 0) > 0:
+        middle = (low + high) // 2
+        found = tl.load(token + middle, mask=low < high, other=-1)
+        less = (found >= 0) & (found < offset)
+        low = tl.where((low < high) & less, middle + 1, low)
+        high = tl.where((low < high) & (less == 0), tl.minimum(middle, high), high)
+        high = tl.maximum(high, low)
+    tl.store(bounds + e.to(tl.int64) * (leaves + 1) + g, low.to(tl.int64), mask=g <= leaves)
+
+
+@triton.jit
+def gather_kernel(x, rows, of, n, K: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(x + t * n + i, mask=i < n)
+    for c in tl.static_range(K):
+        row = tl.load(of + t * K + c).to(tl.int64)
+        tl.store(rows + row * n + i, v, mask=(i < n) & (row >= 0))
+
+
+@triton.jit
+def gather_backward_kernel(d_rows, d_x, of, n, K: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for c in tl.static_range(K):
+        row = tl.load(of + t * K + c).to(tl.int64)
+        there = (i < n) & (row >= 0)
+        total += tl.load(d_rows + row * n + i, mask=there, other=0.0).to(tl.float32)
+    tl.store(d_x + t * n + i, total.to(d_x.dtype.element_ty), mask=i < n)
+
+
+def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: torch.Tensor, capacity: int) -> Slots:
+    tokens, k = ids.shape
+    W, R = next_power_of_2(experts), 16 if tokens <= 256 else 32
+    blocks = max(1, cdiv(tokens, R))
+    leaves = groups.numel() - 1
+    counts = ids.new_empty(blocks, W)
+    of, token = torch.empty_like(ids), ids.new_empty(capacity)
+    starts, block_expert = ids.new_empty(experts + 1), ids.new_empty(capacity // align)
+    bounds = groups.new_empty(experts, leaves + 1)
+    launch(count_kernel, (blocks,), ids, counts, tokens, first, experts, R, k, W, num_warps=4)
+    given = (ids, counts, of, token, starts, bounds, block_expert, groups)
+    sizes = (tokens, first, experts, blocks, leaves, capacity)
+    launch(place_kernel, (blocks,), *given, *sizes, R, k, W, align, min(64, next_power_of_2(blocks)), num_warps=4)
+    if torch.is_grad_enabled():
+        G = next_power_of_2(leaves + 1)
+        launch(bounds_kernel, (experts,), token, starts, bounds, groups, leaves, G, num_warps=1)
+    return Slots(of, token, starts, bounds, block_expert, align, first)
+
+
+def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
+    (tokens, k), n = slots.of.shape, x.shape[1]
+    rows = x.new_empty(slots.capacity, n)
+    if tokens:
+        launch(gather_kernel, (tokens, cdiv(n, 2048)), x, rows, slots.of, n, k, 2048, num_warps=4)
+    return rows
+
+
+def gather_backward(d_rows: torch.Tensor, slots: Slots) -> torch.Tensor:
+    (tokens, k), n = slots.of.shape, d_rows.shape[1]
+    d_x = d_rows.new_empty(tokens, n)
+    if tokens:
+        grid = (tokens, cdiv(n, 1024))
+        launch(gather_backward_kernel, grid, d_rows, d_x, slots.of, n, k, 1024, num_warps=4, enable_fp_fusion=False)
+    return d_x
