@@ -52,19 +52,23 @@ def place_kernel(
     W: tl.constexpr,
     ALIGN: tl.constexpr,
     CHUNK: tl.constexpr,
+    ALONE: tl.constexpr,
 ):
     block = tl.program_id(0)
     expert = tl.arange(0, W)
+    chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
     total = tl.zeros((W,), tl.int32)
     before = tl.zeros((W,), tl.int32)
-    for b0 in range(0, blocks, CHUNK):
-        b = b0 + tl.arange(0, CHUNK)
-        n = tl.load(counts + b[:, None] * W + expert[None, :], mask=(b < blocks)[:, None], other=0)
-        total += tl.sum(n, 0)
-        before += tl.sum(tl.where((b < block)[:, None], n, 0), 0)
+    if ALONE:
+        total = tl.sum(chosen, 0)
+    else:
+        for b0 in range(0, blocks, CHUNK):
+            b = b0 + tl.arange(0, CHUNK)
+            n = tl.load(counts + b[:, None] * W + expert[None, :], mask=(b < blocks)[:, None], other=0)
+            total += tl.sum(n, 0)
+            before += tl.sum(tl.where((b < block)[:, None], n, 0), 0)
     room = (total + ALIGN - 1) // ALIGN * ALIGN
     start = tl.cumsum(room, 0) - room
-    chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
     row = (start + before)[None, :] + tl.cumsum(chosen, 0) - chosen
     t = block * R + tl.arange(0, R)
     for i in tl.static_range(K):
@@ -76,16 +80,14 @@ def place_kernel(
     if block == 0:
         tl.store(starts + expert, start, mask=expert < experts)
         tl.store(starts + experts, tl.sum(room, 0))
-    # rows that are nobody's, and the expert of each aligned block: expert by expert, shared among the blocks of tokens
-    for e in range(block, experts, tl.num_programs(0)):
-        mine = expert == e
-        begin = tl.sum(tl.where(mine, start, 0), 0)
-        count = tl.sum(tl.where(mine, total, 0), 0)
-        end = begin + (count + ALIGN - 1) // ALIGN * ALIGN
-        pad = begin + count + tl.arange(0, ALIGN)
-        tl.store(token + pad, -1, mask=pad < end)
-        for a in range(begin // ALIGN, end // ALIGN):
-            tl.store(block_expert + a, e)
+        for j in range(0, ALIGN, 16):  # rows that are nobody's
+            pad = total[:, None] + j + tl.arange(0, 16)[None, :]
+            tl.store(token + start[:, None] + pad, -1, mask=pad < room[:, None])
+    used = tl.sum(room, 0) // ALIGN
+    for a0 in range(block * 64, used, tl.num_programs(0) * 64):
+        a = a0 + tl.arange(0, 64)
+        e = tl.sum(((start + room)[None, :] <= a[:, None] * ALIGN).to(tl.int32), 1)  # experts that end before it
+        tl.store(block_expert + a, e, mask=a < used)
 
 
 @triton.jit(do_not_specialize=["leaves"])
@@ -97,14 +99,13 @@ def bounds_kernel(token, starts, bounds, groups, leaves, G: tl.constexpr):
     offset = tl.load(groups + g, mask=g <= leaves, other=0)
     low = tl.zeros((G,), tl.int32) + tl.load(starts + e)
     high = tl.zeros((G,), tl.int32) + tl.load(starts + e + 1)
-    end = high
     while tl.max((low < high).to(tl.int32), 0) > 0:
         middle = (low + high) // 2
-        found = tl.load(token + middle, mask=low < high, other=-1)
+        open = low < high
+        found = tl.load(token + middle, mask=open, other=-1)
         less = (found >= 0) & (found < offset)
-        low = tl.where((low < high) & less, middle + 1, low)
-        high = tl.where((low < high) & (less == 0), tl.minimum(middle, high), high)
-        high = tl.maximum(high, low)
+        high = tl.where(open & (less == 0), middle, high)
+        low = tl.where(open & less, middle + 1, low)
     tl.store(bounds + e.to(tl.int64) * (leaves + 1) + g, low.to(tl.int64), mask=g <= leaves)
 
 
@@ -139,10 +140,13 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
     of, token = torch.empty_like(ids), ids.new_empty(capacity)
     starts, block_expert = ids.new_empty(experts + 1), ids.new_empty(capacity // align)
     bounds = groups.new_empty(experts, leaves + 1)
-    launch(count_kernel, (blocks,), ids, counts, tokens, first, experts, R, k, W, num_warps=4)
+    alone = blocks == 1
+    if not alone:
+        launch(count_kernel, (blocks,), ids, counts, tokens, first, experts, R, k, W, num_warps=4)
     given = (ids, counts, of, token, starts, bounds, block_expert, groups)
     sizes = (tokens, first, experts, blocks, leaves, capacity)
-    launch(place_kernel, (blocks,), *given, *sizes, R, k, W, align, min(64, next_power_of_2(blocks)), num_warps=4)
+    chunk = min(64, next_power_of_2(blocks))
+    launch(place_kernel, (blocks,), *given, *sizes, R, k, W, align, chunk, alone, num_warps=4)
     if torch.is_grad_enabled():
         G = next_power_of_2(leaves + 1)
         launch(bounds_kernel, (experts,), token, starts, bounds, groups, leaves, G, num_warps=1)
