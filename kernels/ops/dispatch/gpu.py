@@ -86,8 +86,8 @@ def place_kernel(
     used = tl.sum(room, 0) // ALIGN
     for a0 in range(block * 64, used, tl.num_programs(0) * 64):
         a = a0 + tl.arange(0, 64)
-        e = tl.sum(((start + room)[None, :] <= a[:, None] * ALIGN).to(tl.int32), 1)  # experts that end before it
-        tl.store(block_expert + a, e, mask=a < used)
+        owner = tl.sum(((start + room)[None, :] <= a[:, None] * ALIGN).to(tl.int32), 1)  # experts that end before it
+        tl.store(block_expert + a, owner, mask=a < used)
 
 
 @triton.jit(do_not_specialize=["leaves"])
