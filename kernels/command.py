@@ -25,6 +25,11 @@ def report(error: object) -> None:
     print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
 
 
+def warn(text: str) -> None:
+    """On stderr, at once."""
+    print("samebit: warning:", " ".join(text.splitlines()), file=sys.stderr, flush=True)
+
+
 def fail(error: object, code: int) -> NoReturn:
     report(error)
     sys.exit(code)

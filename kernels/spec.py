@@ -92,6 +92,7 @@ class OpSpec:
     gpu_accuracy: float | None = None  # where the GPU's order is less accurate than the CPU's
     scale: Callable[[Inputs], Outputs] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    devices: tuple[str, ...] = ("cpu", "cuda")  # ("cpu",): what it makes is made on the host, for every device
     row_inputs: tuple[str, ...] = ()  # dimension 0 is the rows, as it is of every output
     row_units: Callable[[Inputs], int] | None = None  # what a batch is made of, where that is not rows: sequences
     unit_rows: Callable[[Inputs, torch.Tensor], torch.Tensor] | None = None  # the rows of some units, concatenated
@@ -128,7 +129,10 @@ class OpSpec:
         return as_tuple(self.run(inputs))
 
     def dtypes_on(self, device: torch.device) -> tuple[torch.dtype, ...]:
-        """float32 and bfloat16 on a CPU; on a GPU bfloat16, and float32 where the op knows nothing else."""
+        """float32 and bfloat16 on a CPU; on a GPU bfloat16, and float32 where the op knows nothing else. None where it does not
+        run."""
+        if device.type not in self.devices:
+            return ()
         if device.type == "cpu" or torch.bfloat16 not in self.dtypes:
             return self.dtypes
         return (torch.bfloat16,)

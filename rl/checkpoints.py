@@ -1,22 +1,21 @@
 """The checkpoints of a run: when, with what, and which ones stay."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from kernels.model import ModelConfig
+from kernels.model.beside import Beside
 from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
 from rl.errors import RunError
 from rl.log import RunLog
-from trainer.checkpoint import complete, folder_name, folders
+from trainer.checkpoint import BESIDE, complete, folder_name, folders
 from trainer.folder import remove, temporary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,6 @@ class Checkpoints:
             remove(folder)
 
 
-def tokenizer_files(tokenizer: "PreTrainedTokenizerBase") -> dict[str, bytes]:
-    """What `save_pretrained` writes, by path in a checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {f"tokenizer/{p.name}": p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+def beside_files(beside: Beside, model: ModelConfig) -> dict[str, bytes]:
+    """What a checkpoint of float32 masters holds for `trainer.export`, by path."""
+    return {f"{BESIDE}/{name}": content for name, content in beside.contents(model, torch.float32).items()}

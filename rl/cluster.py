@@ -18,6 +18,7 @@ from torch.distributed import TCPStore
 
 from kernels.collectives.rendezvous import address_of, listen
 from kernels.model import ModelConfig
+from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
 from rl.config import ClusterSection, RunConfig
 from rl.errors import BAD_INPUT, RunError, UserError
@@ -196,9 +197,10 @@ class TrainerFleet:
         files = self.call("written", wait)
         return None if None in files else files
 
-    def save(self, directory: str) -> str:
-        """Writes the master weights as a Hugging Face model directory, if one is named; returns their digest."""
-        return self.call("save", directory)[0]
+    def save(self, directory: str, beside: Beside) -> str:
+        """Writes the master weights and what stands beside them as a Hugging Face model directory, if one is named; returns the
+        digest of the weights."""
+        return self.call("save", directory, beside)[0]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rl.config import RunConfig, unknown_key, validate
 from rl.errors import UserError
+from rl.model import resolved
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -41,7 +42,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("recipe", None)
-    return validate({str(key): value for key, value in values.items()})
+    return resolved(validate({str(key): value for key, value in values.items()}))
 
 
 def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:

@@ -24,11 +24,13 @@ class Section(BaseModel):
 class ModelSection(Section):
     path: Text | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
-    leaves: Positive = Field(
-        description="leaves of every contraction, a power of two: the largest TP the run may ever use"
+    leaves: Positive | None = Field(
+        description="leaves of every contraction, a power of two: the largest TP the run may ever use; null: as the contract "
+        "of the model in `path` says, or 8"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        description="of activations and of the rollout's weights; auto: float32 on a CPU, bfloat16 on a GPU"
+        description="of activations and of the rollout's weights; auto: as that contract says, or float32 on a CPU and "
+        "bfloat16 on a GPU"
     )
 
 

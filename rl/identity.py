@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from kernels.model.beside import VERSION
 from rl.config import RunConfig
 from rl.data import Source
 
@@ -37,23 +38,29 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.world_size",
 )
 CONTENT = "the data's content (sha256)"
+ENDS = "the ids that end a completion"
+ARITHMETIC = "the version of the arithmetic"
 
 
 def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
-    """Dotted keys and their values, as JSON has them; with `source`, also the checksum of its problems."""
+    """Dotted keys and their values, as JSON has them; with `source`, what it trains on, what ends an answer, and of which
+    version the arithmetic is."""
     values = config.model_dump(mode="json")
     values["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
     flat = {k: v for k, v in _flatten(values, "") if not any(k == f or k.startswith(f + ".") for f in FREE)}
-    return flat | ({CONTENT: _checksum(source)} if source else {})
+    if source is None:
+        return flat
+    return flat | {CONTENT: _checksum(source), ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """The first field of both whose values differ, with both values; "" where they are one run."""
+    theirs = {ARITHMETIC: 1, **theirs}  # what says nothing of it is older than the second version
     for key in mine:
         if key in theirs and theirs[key] != mine[key]:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
     for key in sorted(set(mine) ^ set(theirs)):
-        if key != CONTENT and key not in FREE:  # which a checkpoint of an earlier version may hold
+        if key not in (CONTENT, ENDS, ARITHMETIC, *FREE):  # which a checkpoint of an earlier version may hold
             there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
             return f"{key}={there} there, {key}={here} here"
     return ""

@@ -13,12 +13,13 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from kernels.command import warn
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl import align
 from rl.bar import Bar
-from rl.checkpoints import Checkpoints, tokenizer_files
+from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
 from rl.data import TRAIN, Judge, ProblemStream, Source, left_out, open_source
@@ -28,7 +29,7 @@ from rl.identity import identity
 from rl.log import RunLog, write_atomic
 from rl.memory import advised
 from rl.metrics import divergence
-from rl.model import model_config
+from rl.model import beside, model_config, remarks
 from rl.out_dir import check_out_dir, claim
 from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
@@ -97,8 +98,10 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         return {}
     ready = prepare(config)
     source, judge = ready.source, ready.judge
+    for line in remarks(config, ready.model):
+        warn(line)
     if config.dry_run:
-        print_plan(config, ready.model, ready.plan, console)
+        print_plan(config, ready.model, ready.plan, console, source)
         return {}
     if source.left_out:
         console.print(f"{len(source.train)} problems to train on, {len(source.held_out)} held out{left_out(source)}")
@@ -126,7 +129,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             console.print("no checkpoint yet: the run starts again")
         start -= state.seconds
         facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
-        files = tokenizer_files(source.tokenizer) if config.checkpoint.every else {}
+        saved = beside(config, ready.model, source.tokenizer)
+        files = beside_files(saved, ready.model) if config.checkpoint.every else {}
         checkpoints = Checkpoints(out_dir, config.checkpoint, trainer, ready.model, log, start, files, facts)
 
         contrast = config.numerics != "exact"
@@ -149,7 +153,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         stream = ProblemStream(source.train, config.seed, TRAIN)
         stream.cursor = state.cursor
         totals, after, peak = Totals(state.tokens_compared, state.tokens_nonzero), before, 0
-        sampling = train_sampling(config, source.tokenizer.eos_token_id)
+        sampling = train_sampling(config, source.tokenizer.ends)
         with Bar(console, "GRPO") as bar:
             for step in range(state.step + 1, config.steps + 1):
                 clock = Clock()
@@ -204,9 +208,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
         checkpoints.settle(wait=True)
         cards.to_trainer(weights_stay=False)
-        weights = trainer.save(str(out_dir / "model") if config.save_model else "")
-        if config.save_model:
-            source.tokenizer.save_pretrained(out_dir / "model")
+        weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
         summary = {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -242,7 +244,7 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, console
 def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, cards: Handover, console: Console) -> float:
     """Share of held-out problems answered right (reward 1), one sample each."""
     problems = source.held_out[: config.eval.problems]
-    sampling = eval_sampling(config, source.tokenizer.eos_token_id)
+    sampling = eval_sampling(config, source.tokenizer.ends)
     requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
     cards.to_rollout()
     completions = rollout.generate(requests)
@@ -305,7 +307,7 @@ def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport
                 "answer": g.problem.answer,
                 "reward": sample.reward,
                 "tokens": list(sample.completion.token_ids),
-                "token_texts": [str(source.tokenizer.decode([t])) for t in sample.completion.token_ids],
+                "token_texts": [source.tokenizer.decode([t], special=True) for t in sample.completion.token_ids],
                 "logprobs": [float(x) for x in batch.logprobs[rows]],
                 "trainer_logprobs": [float(x) for x in report.logprobs[rows]],
             }

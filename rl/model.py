@@ -1,44 +1,67 @@
 """Which model a run trains: a directory, or random weights of a given shape."""
 
-import math
 from dataclasses import replace
+from pathlib import Path
 
 from kernels.model import ModelConfig
-from kernels.model.weights import find
+from kernels.model.beside import LEAVES, Beside, Contract
+from kernels.model.fields import TOKENS
+from kernels.model.folder import ModelFolder
 from rl.config import RunConfig
 from rl.errors import UserError
+from rollout.tokenizer import Tokenizer
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """`config` with what the contract of its model says of leaves and dtype, where the user does not."""
+    section = config.model
+    own = _folder(section.path).contract if section.path else None
+    leaves = section.leaves or (own.leaves if own else LEAVES)
+    dtype = own.dtype if own and section.dtype == "auto" else section.dtype
+    return config.model_copy(update={"model": section.model_copy(update={"leaves": leaves, "dtype": dtype})})
+
+
+def contract_of(config: RunConfig, model: ModelConfig) -> Contract:
+    return Contract.of(model, config.dtype)
+
+
+def remarks(config: RunConfig, model: ModelConfig) -> list[str]:
+    """Where the run computes otherwise than its model's contract says: lines that name both."""
+    if not config.model.path:
+        return []
+    return _folder(config.model.path).remarks(contract_of(config, model), "model.leaves", "model.dtype")
+
+
+def beside(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer) -> Beside:
+    """What stands beside the weights that the run saves."""
+    return Beside(contract_of(config, model), tokenizer.fields, tokenizer.files)
 
 
 def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     """`vocabulary`: tokens of the tokenizer, or None where it is not known yet and the config must say."""
     section = config.model
+    leaves = section.leaves or LEAVES
     if section.path:
-        model = ModelConfig.from_directory(section.path, section.leaves)
-        find(model, section.path)
+        folder = _folder(section.path)
+        model = folder.model(leaves)
+        folder.tensors(model)
     else:
         hf = dict(section.hf)
-        for field, value in hf.items():
-            _check_field(field, value)
+        if ids := [name for name in TOKENS if hf.get(name) is not None]:
+            raise UserError(f"model.hf.{ids[0]}={hf[ids[0]]!r}: random weights have the ids of the data's tokenizer")
         if hf.get("vocab_size") is None:
             if vocabulary is None:
                 raise UserError("model.hf.vocab_size is null and there is no tokenizer to take it from")
-            unit = 4 * section.leaves  # every leaf of the vocabulary is a multiple of 4
+            unit = 4 * leaves  # every leaf of the vocabulary is a multiple of 4
             hf["vocab_size"] = -(-vocabulary // unit) * unit
-        model = ModelConfig.from_hf(hf, section.leaves)
+        model = ModelConfig.from_hf(hf, leaves, lambda field, value: f"model.hf.{field}={value}")
     if vocabulary is not None and vocabulary > model.vocab_size:
         raise UserError(f"the tokenizer has {vocabulary} tokens, the model's vocabulary {model.vocab_size}")
     model.check_shards(config.rollout.tp)
     return replace(model, numerics=config.numerics)
 
 
-_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
-_REALS = ("rms_norm_eps", "rope_theta")
-
-
-def _check_field(field: str, value: object) -> None:
-    count = field in _COUNTS or field.startswith("num_")
-    if value is None or not (count or field in _REALS):
-        return
-    kinds = int if count else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-        raise UserError(f"model.hf.{field}={value!r} must be a positive {'integer' if count else 'number'}")
+def _folder(path: str) -> ModelFolder:
+    if not Path(path).is_dir():
+        raise UserError(f"model.path={path} is no folder")
+    return ModelFolder(path)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kernels.device import check_cards
 from kernels.model import ModelConfig
 from rl.config import RunConfig, TrainerSection
+from rl.data import Source
 from rl.errors import UserError
 from rl.placement import Placement, place
 from rl.requests import check_sampling
@@ -25,6 +27,7 @@ from trainer.memory import TrainerMemory, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
+_SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 
@@ -208,7 +211,10 @@ def _placement(config: RunConfig, plan: Plan) -> str:
     )
 
 
-def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Console) -> None:
+def print_plan(
+    config: RunConfig, model: ModelConfig, plan: Plan, console: Console, source: Source | None = None
+) -> None:
+    """`source`: of the problems, where they were read."""
     algorithm, section = config.algorithm, config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     saved = 4 * plan.parameters if config.save_model else 0
@@ -261,10 +267,23 @@ def print_plan(config: RunConfig, model: ModelConfig, plan: Plan, console: Conso
             else f"{gib(saved)}: the model, and no checkpoint (checkpoint.every=0)",
         ),
         ("steps", f"{config.warmup.steps} supervised + {config.steps} GRPO"),
+        *_first_prompt(source),
     ]
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _first_prompt(source: Source | None) -> list[tuple[str, str]]:
+    """What the model reads, as text and as ids, and what ends its answers."""
+    if source is None:
+        return [("first prompt", "the data was not read: model.hf.vocab_size says all that a plan needs")]
+    ids, tokenizer = source.train[0].prompt_ids, source.tokenizer
+    text, some = tokenizer.decode(ids, special=True), " ".join(map(str, ids[:_SHOWN_IDS]))
+    text = text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + "..."
+    more = f" ... ({len(ids)} ids)" if len(ids) > _SHOWN_IDS else ""
+    shown = {"first prompt": f"{text!r}: ids {some}{more}", "an answer ends with": tokenizer.shown(tokenizer.ends)}
+    return [(what, escape(value)) for what, value in shown.items()]
 
 
 def gib(n: int) -> str:

@@ -16,29 +16,29 @@ def sample_seed(run_seed: int, purpose: str, step: int, problem: int, sample: in
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def train_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
-    """What is trained on; the trainer cuts its distribution by the same filters."""
+def train_sampling(config: RunConfig, ends: Sequence[int]) -> SamplingParams:
+    """What is trained on, up to any of `ends`; the trainer cuts its distribution by the same filters."""
     asked = config.rollout
     return SamplingParams(
         max_new_tokens=asked.max_new_tokens,
         temperature=asked.temperature,
-        stop_ids=(eos_id,),
+        stop_ids=tuple(ends),
         top_k=asked.top_k,
         top_p=asked.top_p,
         min_p=asked.min_p,
     )
 
 
-def eval_sampling(config: RunConfig, eos_id: int) -> SamplingParams:
+def eval_sampling(config: RunConfig, ends: Sequence[int]) -> SamplingParams:
     """Without filters."""
-    return SamplingParams(config.rollout.max_new_tokens, config.eval.temperature, stop_ids=(eos_id,))
+    return SamplingParams(config.rollout.max_new_tokens, config.eval.temperature, stop_ids=tuple(ends))
 
 
 def check_sampling(config: RunConfig) -> None:
     """UserError where the sampler would refuse what is asked of it: before the warm start, and not after it."""
     for section, sampling in (("rollout", train_sampling), ("eval", eval_sampling)):
         try:
-            sampling(config, 0)
+            sampling(config, ())
         except RequestError as error:
             raise UserError(f"{section}.{error}") from None
 

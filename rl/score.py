@@ -45,7 +45,7 @@ def judge_of(source: Source, reward: str | None) -> Judge:
 def score(problem: Problem, completions: Sequence[Completion], source: Source, judge: Judge) -> list[Sample]:
     samples = []
     for completion in completions:
-        text = str(source.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+        text = source.tokenizer.decode(completion.token_ids)
         samples.append(Sample(completion, text, _reward(judge, problem, text)))
     return samples
 

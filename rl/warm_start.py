@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from rl.bar import Bar
@@ -12,6 +11,7 @@ from rl.checkpoints import Checkpoints, Progress
 from rl.cluster import TrainerFleet
 from rl.config import RunConfig
 from rl.data import WARMUP, ProblemStream, Source
+from rl.data.draws import Draws
 from rl.pack import pack_supervised
 
 
@@ -39,11 +39,9 @@ def warm_start(
         for step in range(state.supervised, section.steps):
             now = time.perf_counter()
             problems = stream.take(section.sequences)
-            noise = np.random.Generator(np.random.Philox(key=[config.seed, step]))
-            wrong = noise.random(len(problems)) < section.wrong_frac
-            shown = [
-                p if not w else problems[noise.integers(len(problems))] for p, w in zip(problems, wrong, strict=True)
-            ]
+            noise = Draws(config.seed, step)
+            wrong = [noise.fraction() < section.wrong_frac for _ in problems]
+            shown = [problems[noise.below(len(problems))] if w else p for p, w in zip(problems, wrong, strict=True)]
             limit = config.rollout.max_new_tokens
             batch = pack_supervised(
                 [(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)]

@@ -22,7 +22,7 @@ from rich.table import Table
 from kernels.command import Parser, count, interruptible, output, progress
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
-from rollout.sampling import Request, SamplingParams
+from rollout.sampling import Request, SamplingParams, Top
 from rollout.scheduler import Limits, Scheduler
 from rollout.source import Source
 
@@ -42,7 +42,7 @@ def step(plan: Scheduler, version: int = 0) -> tuple[float, int]:
     begin = time.perf_counter()
     spans = plan.schedule()
     planned = time.perf_counter()
-    sampled = [(7, -1.0) for span in spans if span.samples]
+    sampled: list[tuple[int, float, Top]] = [(7, -1.0, ()) for span in spans if span.samples]
     resumed = time.perf_counter()
     plan.commit(spans, sampled, version)
     return time.perf_counter() - resumed + planned - begin, sum(span.stop - span.start for span in spans)

@@ -127,10 +127,12 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises RequestError if the request could never be served."""
-        vocab = self.runner.config.vocab_size
-        if request.prompt_ids and not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab:
-            raise RequestError(f"request {request.id}: a prompt id is outside the vocabulary of {vocab}")
         self.scheduler.check(request)
+        vocab = self.runner.config.vocab_size
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab:
+            raise RequestError(f"request {request.id}: a prompt id is outside the vocabulary of {vocab}")
+        if request.top > vocab:
+            raise RequestError(f"request {request.id}: top={request.top} is more than the vocabulary of {vocab}")
 
     def add(self, request: Request) -> None:
         self.check(request)
@@ -176,8 +178,8 @@ class Engine:
             (s.sequence, *result) for s, result in zip(launched.sampling, sampled, strict=True) if not s.sequence.ended
         ]
         done = self.scheduler.commit(launched.spans, sampled, self.version, scored)
-        for sequence, token, logprob in told:
-            self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version))
+        for sequence, token, logprob, top in told:
+            self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version, top))
         return done
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:

@@ -72,7 +72,8 @@ class News:
 
 def _request(fields: dict) -> Request:
     sampling: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["sampling"].items()}
-    return Request(fields["id"], tuple(fields["prompt_ids"]), SamplingParams(**sampling), fields["score_from"])
+    rest = fields["score_from"], fields["top"]
+    return Request(fields["id"], tuple(fields["prompt_ids"]), SamplingParams(**sampling), *rest)
 
 
 class Lockstep:
@@ -164,6 +165,8 @@ class Lockstep:
 
 
 def _turn(engine: Engine, source: Source, news: News) -> list[Completion]:
+    for request in news.requests:
+        engine.add(request)
     done = [c for request_id in news.aborts for c in engine.abort(request_id)]
     if news.forget:
         engine.forget()
@@ -174,8 +177,6 @@ def _turn(engine: Engine, source: Source, news: News) -> list[Completion]:
                 engine.load(source.weights(), 0)
         else:
             engine.sleep(1 if order == "release pages" else 2, in_flight="abort")
-    for request in news.requests:
-        engine.add(request)
     return done if engine.idle else done + engine.step()
 
 

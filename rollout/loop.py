@@ -11,7 +11,7 @@ import torch
 
 from rollout.lockstep import Lockstep, Memory, News
 from rollout.runner import RunnerError
-from rollout.sampling import Completion, Request, RequestError, Token
+from rollout.sampling import Completion, Request, Token
 
 Event = Token | Completion | Exception
 Sink = Callable[[Event], None]
@@ -41,6 +41,7 @@ class EngineLoop(threading.Thread):
         super().__init__(name="engine", daemon=True)
         self.ranks, self.watch = ranks, watch
         self.failure: Exception | None = None
+        self.turns = 0  # how often the engine has been at work
         self.on_failure: Callable[[], None] = lambda: None
         self._inbox: queue.SimpleQueue[tuple[Request, Sink] | int | Order | MemoryOrder] = queue.SimpleQueue()
         self._ordered: list[MemoryOrder] = []  # by the news that are being told
@@ -103,11 +104,7 @@ class EngineLoop(threading.Thread):
             elif isinstance(item, MemoryOrder):
                 self._ordered.append(item)
             elif isinstance(item, int):
-                kept = [r for r in requests if r.id != item]  # it came and went between two steps
-                if len(kept) < len(requests):
-                    self._end(item, RequestError(f"request {item}: aborted"))
-                    requests = kept
-                elif item in self._sinks:
+                if item in self._sinks:
                     aborts.append(item)
             elif isinstance(item, tuple):
                 request, sink = item
@@ -128,6 +125,7 @@ class EngineLoop(threading.Thread):
                 raise
             self._obeyed(error)
             return
+        self.turns += 1
         self._obeyed(None)
         for completion in completions:
             sink, left = self._sinks[completion.request_id]

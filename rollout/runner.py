@@ -4,10 +4,12 @@ A batch is launched and its results are read later: in between, the next batch i
 this one samples. They stay on the device for it (`Launched.tokens`).
 """
 
+import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -26,14 +28,46 @@ from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weight
 from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from rollout.graphs import DecodeGraphs, Row
 from rollout.memory import Reclaimable
-from rollout.sampling import SamplingParams
+from rollout.sampling import SamplingParams, Top
 from rollout.sequence import Sequence, Span
 
 _SCORED_ROWS = 256  # prompt tokens whose logits are in memory at once
+_RANKED_ROWS = 16  # rows of a whole vocabulary that are ranked at once, at some 24 bytes a token
+
+
+_NO_NUMBER = "no logit is a number; the weights or the activations overflowed"
 
 
 class RunnerError(RuntimeError):
     """The model produced no number to sample from."""
+
+
+class Scores(NamedTuple):
+    """Log-probs float32 [R] of the tokens of R rows; of the A rows that ask for them the K most likely ids int64 [A, K] and
+    their log-probs float32 [A, K], -inf where a filter keeps fewer."""
+
+    logprobs: torch.Tensor
+    ids: torch.Tensor | None = None
+    likely: torch.Tensor | None = None
+
+    def to_host(self) -> "Scores":
+        """Starts the way there."""
+        return Scores(_to_host(self.logprobs), *(None if t is None else _to_host(t) for t in self[1:]))
+
+    def read(self, spans: Many[Span]) -> list[tuple[float, Top]]:
+        """(log-prob, what its request asks for) of each row; `spans`: whose row it is."""
+        logprobs = self.logprobs.tolist()
+        if bad := [s for s, isnt in zip(spans, map(math.isnan, logprobs), strict=True) if isnt]:
+            raise RunnerError(f"request {bad[0].sequence.request.id}: {_NO_NUMBER}")
+        if self.ids is None or self.likely is None:
+            return [(logprob, ()) for logprob in logprobs]
+        ranked = zip(self.ids.tolist(), self.likely.tolist(), strict=True)
+        tops: list[Top] = []
+        for span in spans:
+            ids, likely = next(ranked) if span.sequence.request.top else ((), ())
+            pairs = list(zip(ids, likely, strict=True))[: span.sequence.request.top]
+            tops.append(tuple((i, logprob) for i, logprob in pairs if logprob > -math.inf))
+        return list(zip(logprobs, tops, strict=True))
 
 
 @dataclass(frozen=True)
@@ -43,8 +77,9 @@ class Launched:
     spans: list[Span]
     sampling: list[Span]  # those of them that sample, in order
     tokens: torch.Tensor  # int64 [len(sampling)], on the device
-    host: list[torch.Tensor]  # tokens, log-probs, and the prompt log-probs of each span that scores: on their way
-    ready: torch.cuda.Event | None  # when `host` is there; None: it is
+    host: torch.Tensor  # the same, on its way to the host
+    scores: list[Scores]  # likewise: of `sampling`, then of the prompt tokens of each span that scores
+    ready: torch.cuda.Event | None  # when these are there; None: they are
 
     def row(self, sequence: Sequence) -> int:
         """Which of `tokens` is its."""
@@ -54,17 +89,19 @@ class Launched:
     def _rows(self) -> dict[int, int]:
         return {id(span.sequence): row for row, span in enumerate(self.sampling)}
 
-    def results(self) -> tuple[list[tuple[int, float]], list[list[float]]]:
-        """Waits. (token, log-prob) for each span that samples, and the log-probs of the prompt tokens of each that scores."""
+    def results(self) -> tuple[list[tuple[int, float, Top]], list[list[tuple[float, Top]]]]:
+        """Waits. (token, log-prob, most likely ones) for each span that samples, and (log-prob, most likely ones) of the prompt
+        tokens of each that scores."""
         if self.ready:
             self.ready.synchronize()
-        tokens, logprobs, *scored = (t.tolist() for t in self.host)
+        tokens: list[int] = self.host.tolist()
         if min(tokens, default=0) < 0:
-            raise RunnerError(
-                f"request {self.sampling[tokens.index(min(tokens))].sequence.request.id}: no logit is a number; "
-                f"the weights or the activations overflowed"
-            )
-        return list(zip(tokens, logprobs, strict=True)), scored
+            span = self.sampling[tokens.index(min(tokens))]
+            raise RunnerError(f"request {span.sequence.request.id}: {_NO_NUMBER}")
+        drawn, *given = self.scores
+        sampled = [(token, *score) for token, score in zip(tokens, drawn.read(self.sampling), strict=True)]
+        scoring = [span for span in self.spans if span.scored]
+        return sampled, [g.read([span] * len(span.scored)) for g, span in zip(given, scoring, strict=True)]
 
 
 class Runner:
@@ -114,10 +151,10 @@ class Runner:
     def launch(self, spans: list[Span], before: Launched | None = None) -> Launched:
         """`before`: the batch launched before this one, if its results have not been read."""
         sampling = [s for s in spans if s.samples]
-        if self.graphs and all(s.samples and s.stop - s.start == 1 and not s.scored for s in spans):
+        if self.graphs and all(_decodes(s) for s in spans):
             last = before.tokens if before and any(s.pending for s in spans) else None
             tokens, logprobs = self.graphs.launch([_row(s, before) for s in spans], last)
-            return self._launched(spans, sampling, tokens, [logprobs])
+            return self._launched(spans, sampling, tokens, [Scores(logprobs)])
         spans = sorted(spans, key=lambda s: Layout.kind((s.start, s.stop)))
         sampling = [s for s in spans if s.samples]
         layout = Layout.paged(
@@ -130,17 +167,20 @@ class Runner:
         hidden = self._hidden(self._ids(spans, before), layout)
         scored = [self._scores(hidden, end - s.stop, s) for end, s in zip(ends, spans, strict=True) if s.scored]
         if not sampling:
-            return self._launched(
-                spans, sampling, hidden.new_empty(0, dtype=torch.int64), [hidden.new_empty(0), *scored]
-            )
+            nothing = hidden.new_empty(0, dtype=torch.int64)
+            return self._launched(spans, sampling, nothing, [Scores(nothing), *scored])
         drawn = [i if brief else end - 1 for i, (s, end) in enumerate(zip(spans, ends, strict=True)) if s.samples]
         params = [s.sequence.request.sampling for s in sampling]
         temperature = self._put([p.scale for p in params], torch.float32)
         seeds, positions = self._put([s.sequence.seed for s in sampling]), self._put([s.stop for s in sampling])
         greedy = self._put([p.greedy for p in params], torch.uint8)
         hidden, cut = hidden[self._put(drawn)], self._truncation(params)
-        tokens, logprobs = self._draw(hidden, temperature, seeds, positions, greedy, cut)
-        return self._launched(spans, sampling, tokens, [logprobs, *scored])
+        tokens, logprobs, logits, nodes = self._draw(hidden, temperature, seeds, positions, greedy, cut)
+        drawn_scores = Scores(logprobs)
+        if asking := [i for i, s in enumerate(sampling) if s.sequence.request.top]:
+            rows, most = self._put(asking), max(s.sequence.request.top for s in sampling)
+            drawn_scores = Scores(logprobs, *self._ranked(logits[rows], nodes[rows], temperature[rows], most))
+        return self._launched(spans, sampling, tokens, [drawn_scores, *scored])
 
     def _truncation(self, params: list[SamplingParams]) -> Truncation:
         """Of the rows that are cut; the others are left out."""
@@ -171,32 +211,31 @@ class Runner:
         return on_device(torch.tensor(values, dtype=dtype), self.device)
 
     def _launched(
-        self, spans: list[Span], sampling: list[Span], tokens: torch.Tensor, numbers: list[torch.Tensor]
+        self, spans: list[Span], sampling: list[Span], tokens: torch.Tensor, scores: list[Scores]
     ) -> Launched:
         """Starts the way of the results to the host."""
         if tokens.device.type == "cpu":
-            return Launched(spans, sampling, tokens, [tokens, *numbers], None)
-        host = []
-        for t in (tokens, *numbers):
-            host.append(torch.empty(t.shape, dtype=t.dtype, pin_memory=True))
-            host[-1].copy_(t, non_blocking=True)
-        ready = torch.cuda.Event()
+            return Launched(spans, sampling, tokens, tokens, scores, None)
+        scores = [s.to_host() for s in scores]
+        host, ready = _to_host(tokens), torch.cuda.Event()
         ready.record()
-        return Launched(spans, sampling, tokens, host, ready)
+        return Launched(spans, sampling, tokens, host, scores, ready)
 
-    def _scores(self, hidden: torch.Tensor, offset: int, span: Span) -> torch.Tensor:
-        """Log-probs float32 [len(span.scored)] of its prompt tokens; position p is row `offset + p` of `hidden`."""
-        scale, out = span.sequence.request.sampling.scale, []
+    def _scores(self, hidden: torch.Tensor, offset: int, span: Span) -> Scores:
+        """Of its prompt tokens `span.scored`; position p is row `offset + p` of `hidden`."""
+        scale, top, out = span.sequence.request.sampling.scale, span.sequence.request.top, []
         for first in range(span.scored.start, span.scored.stop, _SCORED_ROWS):
             places = range(first, min(first + _SCORED_ROWS, span.scored.stop))
             rows = self._put([offset + place - 1 for place in places])
             targets = self._put([span.sequence.tokens[place] for place in places])
-            out.append(self._given(hidden[rows], targets, self._put([scale] * len(places), torch.float32)))
-        return torch.cat(out)
+            out.append(self._given(hidden[rows], targets, self._put([scale] * len(places), torch.float32), top))
+        return Scores(*(torch.cat(parts) for parts in zip(*out, strict=True)))
 
-    def _given(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-        """Log-probs float32 [R] of tokens that are given: as `_draw`, where the rank that holds a token is its winner."""
-        logits = head_logits(self.config, self.outer, hidden)
+    def _given(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, top: int
+    ) -> tuple[torch.Tensor, ...]:
+        """Scores of tokens that are given: as `_draw`, where the rank that holds a token is its winner."""
+        logits = head_logits(self.config, self.outer, hidden, self.group.shard)
         shard, (rows, width) = self.group.shard, logits.shape
         leaves = self.config.leaves // shard.size
         nodes = vocab_nodes(logits, temperature, leaves)
@@ -204,7 +243,26 @@ class Runner:
         parts = self.group.all_gather(torch.cat([logits.gather(1, local[:, None]), nodes.view(rows, 2 * leaves)], 1))
         nodes = parts[:, :, 1:].transpose(0, 1).reshape(rows, self.config.leaves, 2)
         picked = parts[targets // width, torch.arange(rows, device=self.device), 0]
-        return vocab_logprob(nodes, picked.contiguous(), temperature)[0]
+        logprobs = vocab_logprob(nodes, picked.contiguous(), temperature)[0]
+        return (logprobs, *self._ranked(logits, nodes, temperature, top)) if top else (logprobs,)
+
+    def _ranked(
+        self, logits: torch.Tensor, nodes: torch.Tensor, temperature: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `most` most likely tokens of each row and their log-probs, (int64, float32) [R, most]: the first of all ranks'
+        first ones. logits float32 [R, V / S], nodes float32 [R, leaves, 2] of all ranks, temperature float32 [R]."""
+        shard, (rows, width) = self.group.shard, logits.shape
+        ids = torch.arange(width, device=logits.device)
+        few = min(most, width)
+        best = torch.cat([_order(part, ids).topk(few).indices for part in logits.split(_RANKED_ROWS)])
+        first = torch.stack([logits.gather(1, best), (best + shard.rank * width).int().view(torch.float32)], 2)
+        first = self.group.all_gather(first).transpose(0, 1).reshape(rows, -1, 2)
+        logits, ids = first[:, :, 0].contiguous(), first[:, :, 1].contiguous().view(torch.int32).long()
+        best = _order(logits, ids).topk(most).indices
+        picked, of_each = logits.gather(1, best), (t.repeat_interleave(most, 0) for t in (nodes, temperature))
+        nodes, temperature = of_each
+        logprobs = vocab_logprob(nodes, picked.view(-1), temperature)[0]
+        return ids.gather(1, best), logprobs.view(rows, most)
 
     def _hidden(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +281,8 @@ class Runner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step in which every sequence has one token; nothing of it leaves the device."""
         hidden = self._hidden(ids, layout)
-        return self._draw(hidden, temperature, seeds, layout.positions.long() + 1, greedy, truncation)
+        tokens, logprobs, *_ = self._draw(hidden, temperature, seeds, layout.positions.long() + 1, greedy, truncation)
+        return tokens, logprobs
 
     def _draw(
         self,
@@ -233,10 +292,11 @@ class Runner:
         positions: torch.Tensor,
         greedy: torch.Tensor,
         truncation: Truncation,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(token int64 [R], log-prob float32 [R]); a token of -1 where no logit was a number. Every rank draws from its part of
-        the vocabulary; the parts meet in one gather of winners and of the leaves of the log-sum-exp."""
-        logits = head_logits(self.config, self.outer, hidden)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(token int64 [R], log-prob float32 [R], this rank's logits, -inf where they are cut, the nodes of all ranks); a token
+        of -1 where no logit was a number. Every rank draws from its part of the vocabulary; the parts meet in one gather of
+        winners and of the leaves of the log-sum-exp."""
+        logits = head_logits(self.config, self.outer, hidden, self.group.shard)
         self._cut(logits, temperature, truncation)
         shard, (rows, width) = self.group.shard, logits.shape
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
@@ -250,7 +310,7 @@ class Runner:
         for other in parts[1:, :, :3]:  # a tie stays with the lower rank: the lowest token id
             best = torch.where((other[:, 0] > best[:, 0])[:, None], other, best)
         logprobs, _ = vocab_logprob(nodes, best[:, 1], temperature)
-        return best[:, 2].contiguous().view(torch.int32).long(), logprobs
+        return best[:, 2].contiguous().view(torch.int32).long(), logprobs, logits, nodes
 
     def _cut(self, logits: torch.Tensor, temperature: torch.Tensor, truncation: Truncation) -> None:
         """In place: -inf for what may not be drawn of this rank's part of the vocabulary. The filters look at whole rows, so
@@ -261,6 +321,22 @@ class Runner:
             whole = self.group.all_gather(mine).transpose(0, 1).reshape(len(part), -1)
             kept = part.kept(whole, temperature)[:, rank * width : (rank + 1) * width]
             logits[part.rows] = mine.masked_fill(kept == 0, -torch.inf)
+
+
+def _order(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """int64: a larger number for a larger logit and, among equals, for a lower id. No two are equal."""
+    bits = (logits + 0.0).view(torch.int32)  # -0 is 0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (rising.long() << 32) + (0x7FFFFFFF - ids)
+
+
+def _to_host(t: torch.Tensor) -> torch.Tensor:
+    return torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+
+
+def _decodes(span: Span) -> bool:
+    """Whether a graph of the decode step does all that is asked of it."""
+    return span.samples and span.stop - span.start == 1 and not span.scored and not span.sequence.request.top
 
 
 def _row(span: Span, before: Launched | None) -> Row:

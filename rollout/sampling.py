@@ -5,6 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+Top = tuple[tuple[int, float], ...]
+"""The most likely tokens of a place with their log-probs, by falling logit and, among equals, by rising id."""
+
 
 class RequestError(ValueError):
     """A request that cannot be served; one line that names the field and the number."""
@@ -27,7 +30,8 @@ class SamplingParams:
     recorded is then that of softmax(logits), as if there were no filter. `seed` keys the noise together with the token's
     position, so a request's tokens depend on nothing but its prompt, these parameters and the weights.
 
-    A text ends at the first of: a token of `stop_ids`; a text of `stop`, found in the text decoded so far; `max_new_tokens`.
+    A text ends at the first of: a token of `stop_ids`; a text of `stop`, found in the text decoded so far; `max_new_tokens`,
+    which may be 0: the prompt is computed, and scored where that is asked for.
     The end-of-text token of a model is a stop id like any other: who knows the tokenizer adds it, unless told to ignore it.
     """
 
@@ -42,8 +46,8 @@ class SamplingParams:
     min_p: float = 0.0  # tokens of at least this times the probability of the most likely one; 0: no limit
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.max_new_tokens < 0:
+            raise RequestError(f"max_new_tokens={self.max_new_tokens} must be at least 0")
         if not math.isfinite(self.temperature) or 0 < self.temperature < 1e-3 or self.temperature < 0:
             raise RequestError(
                 f"temperature={self.temperature} must be 0 (greedy) or a finite number of at least 0.001"
@@ -87,16 +91,22 @@ class SamplingParams:
 class Request:
     """`score_from`: also the log-probs of the prompt tokens from this place on, 1 at the least (the first token follows
     nothing). They are those of the sampling temperature over the whole vocabulary (nobody drew them, so no filter applies), and
-    have the bits that the trainer computes."""
+    have the bits that the trainer computes.
+
+    `top`: also the so many most likely tokens, of each place that is sampled (of the distribution drawn from, so fewer where a
+    filter keeps fewer) and of each that is scored (of the whole vocabulary)."""
 
     id: int  # chosen by the caller, unique among the requests in flight
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     score_from: int | None = None
+    top: int = 0
 
     def __post_init__(self) -> None:
         if self.score_from is not None and self.score_from < 1:
             raise RequestError(f"request {self.id}: score_from={self.score_from} must be at least 1")
+        if self.top < 0:
+            raise RequestError(f"request {self.id}: top={self.top} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Token:
     id: int
     logprob: float
     version: int  # of the weights that sampled it
+    top: Top = ()  # what its request asked for
 
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -128,4 +139,6 @@ class Completion:
     versions: tuple[
         int, ...
     ] = ()  # of each token, where the weights changed in flight; empty where `version` sampled all
+    top: tuple[Top, ...] = ()  # of each sampled token, where the request asked for it
+    prompt_top: tuple[Top, ...] = ()  # of each prompt token from score_from on, likewise
     cached_tokens: int = field(default=0, compare=False)  # of the prompt, that were not computed: no part of the result

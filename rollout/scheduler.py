@@ -17,7 +17,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from rollout.pages import PagePool
-from rollout.sampling import Completion, Request, RequestError
+from rollout.sampling import Completion, Request, RequestError, Top
 from rollout.sequence import Sequence, Span
 from rollout.text import Decode, TextStream
 
@@ -112,7 +112,7 @@ class Scheduler:
         self.running.clear()
         for sequence in self.waiting:
             if not sequence.sampled:
-                sequence.prompt_logprobs.clear()
+                sequence.forget_scores()
 
     def schedule(self) -> list[Span]:
         """The next batch, which is then taken for launched; not empty unless idle, or all that is left is pending. Running
@@ -151,12 +151,12 @@ class Scheduler:
     def commit(
         self,
         spans: list[Span],
-        sampled: list[tuple[int, float]],
+        sampled: list[tuple[int, float, Top]],
         version: int,
-        scored: Many[Many[float]] = (),
+        scored: Many[Many[tuple[float, Top]]] = (),
     ) -> list[Completion]:
-        """Takes the result of the oldest batch that is launched: one (token, log-prob) for each span that samples, and for each
-        span that scores the log-probs of those prompt tokens; returns what finished."""
+        """Takes the result of the oldest batch that is launched: one (token, log-prob, most likely ones) for each span that
+        samples, and for each span that scores (log-prob, most likely ones) of those prompt tokens; returns what finished."""
         results, scores = iter(sampled), iter(scored)
         finished = []
         for span in spans:
@@ -166,13 +166,13 @@ class Scheduler:
             sampled_here = next(results) if span.samples else None
             if sequence.ended:
                 continue
-            sequence.prompt_logprobs += given
-            sequence.scoring -= len(given)
-            if sampled_here is None:
+            sequence.take_scores(given)
+            if sampled_here is not None:
+                sequence.pending -= 1
+                sequence.append(*sampled_here, version)
+                self._publish(sequence)
+            elif sequence.samples or span.stop < sequence.prompt:
                 continue
-            sequence.pending -= 1
-            sequence.append(*sampled_here, version)
-            self._publish(sequence)
             if reason := sequence.finish_reason():
                 sequence.ended = True
                 self._drop(sequence)

@@ -1,9 +1,10 @@
 """One sample of a request while it is in flight."""
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from rollout.pages import Path
-from rollout.sampling import Completion, FinishReason, Request, sample_seed
+from rollout.sampling import Completion, FinishReason, Request, Top, sample_seed
 from rollout.text import TextStream
 
 
@@ -19,6 +20,8 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)  # of the weights that sampled each token
     prompt_logprobs: list[float] = field(default_factory=list)
+    top: list[Top] = field(default_factory=list)  # of each sampled token, where it is asked for
+    prompt_top: list[Top] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     published: int = 0  # tokens of `pages` that the cache has been told of
@@ -38,6 +41,11 @@ class Sequence:
         self.most = self.prompt + self.request.sampling.max_new_tokens
 
     @property
+    def samples(self) -> bool:
+        """Whether it is to have tokens beside its prompt, which else is only computed and scored."""
+        return self.most > self.prompt
+
+    @property
     def sampled(self) -> int:
         return len(self.tokens) - self.prompt
 
@@ -49,7 +57,7 @@ class Sequence:
     @property
     def complete(self) -> bool:
         """Nothing is left to launch, whatever the pending tokens are."""
-        return len(self.tokens) + self.pending == self.most
+        return self.length == self.most if self.samples else self.computed == self.prompt
 
     @property
     def scores_at(self) -> int | None:
@@ -65,16 +73,30 @@ class Sequence:
         must be computed for its hidden state."""
         return self.scores_at or self.length
 
-    def append(self, token: int, logprob: float, version: int) -> None:
+    def append(self, token: int, logprob: float, top: Top, version: int) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.request.top:
+            self.top.append(top)
         self.versions.append(version)
         if self.text:
             self.text.push(token)
 
+    def take_scores(self, given: Many[tuple[float, Top]]) -> None:
+        self.scoring -= len(given)
+        for logprob, top in given:
+            self.prompt_logprobs.append(logprob)
+            if self.request.top:
+                self.prompt_top.append(top)
+
+    def forget_scores(self) -> None:
+        self.prompt_logprobs.clear()
+        self.prompt_top.clear()
+
     def finish_reason(self) -> FinishReason | None:
-        if not self.logprobs:
-            return None
+        """After a token, or after all of a prompt that is only scored."""
+        if not self.samples:
+            return "length"
         if self.tokens[-1] in self.request.sampling.stop_ids or (self.text and self.text.matched is not None):
             return "stop"
         return "length" if len(self.tokens) == self.most else None
@@ -98,6 +120,8 @@ class Sequence:
             matched=matched,
             prompt_logprobs=tuple(self.prompt_logprobs),
             versions=tuple(self.versions) if len(set(self.versions)) > 1 else (),
+            top=tuple(self.top),
+            prompt_top=tuple(self.prompt_top),
             cached_tokens=self.cached or 0,
         )
 
@@ -113,7 +137,7 @@ class Span:
     sequence: Sequence
     start: int
     stop: int
-    samples: bool  # it reaches the last token
+    samples: bool  # it reaches the last token, and another is to follow
     pending: bool  # the last token is one that the step before this one samples
     scored: range  # places of the prompt tokens whose log-prob it gives: each follows a position that it computes
 
@@ -122,4 +146,5 @@ class Span:
         first = sequence.scores_at
         scored = _NOTHING if first is None else range(first, min(stop + 1, sequence.prompt))
         known = len(sequence.tokens)
-        return cls(sequence, sequence.computed, stop, stop == known + sequence.pending, stop > known, scored)
+        samples = sequence.samples and stop == known + sequence.pending
+        return cls(sequence, sequence.computed, stop, samples, stop > known, scored)

@@ -12,13 +12,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from kernels.command import MOST_THREADS, fail, report
+from kernels.command import MOST_THREADS, fail, report, warn
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
 from kernels.model import ConfigError, ModelConfig
@@ -34,6 +35,7 @@ from rollout.scheduler import Limits
 from rollout.source import Source
 
 _HOST_SHARE = 0.8  # of the memory that is free, for a server on a CPU that is told no number of pages
+_LAST_WORDS = 30.0  # seconds for a client to read the end of its answer
 _PROCESS = 2**30  # of a process on a GPU, beside its tensors: the CUDA context, kernels, graphs
 BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, UnsupportedError)
 
@@ -44,12 +46,15 @@ class ServeConfig:
 
     model: str | None = None  # a Hugging Face model directory
     tp: int = 1  # processes that share the model
-    leaves: int = 8  # of every sum: the largest tp that this model may ever be served with
-    dtype: str = "auto"  # float32, bfloat16; auto: the model's own
+    leaves: int = (
+        0  # of every sum: the largest tp that this model may ever be served with; 0: as its contract says, or 8
+    )
+    dtype: str = "auto"  # float32, bfloat16; auto: as its contract says, or the dtype of its tensors
     device: str = "auto"  # cpu, cuda
     threads: int = 0  # of each process; 0: the cores divided by tp, 8 at most
     host: str = "127.0.0.1"
     port: int = 30000  # 0: any free one
+    names: str | None = None  # what clients may call it beside host and localhost, by commas; "*": anything
     api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
     pages: int = 0  # of keys and values; 0: what there is room for, on a CPU at most max_running texts of 2,048 tokens
     gpu_memory_utilization: float = 0.9  # the share of a GPU that weights, activations and pages may take
@@ -60,11 +65,15 @@ class ServeConfig:
     prefill_chunk: int = 0  # of one text in one step; 0: a quarter of those on a CPU, all of them on a GPU
     max_queue: int = 1024  # samples in flight; one more is answered 429
     max_body: int = 16 * 2**20  # bytes
+    max_connections: int = 2048
+    header_seconds: float = 30.0  # for the headers of a request, and between two of a connection
+    body_seconds: float = 60.0  # for a body to arrive
     request_seconds: float = 600.0  # then a request is aborted and answered 504
     grace_seconds: float = 30.0  # for what runs, after SIGTERM
 
     def __post_init__(self) -> None:
-        least = {"tp": 1, "leaves": 1, "page_size": 1, "max_queue": 1, "max_body": 1}
+        least = {"tp": 1, "page_size": 1, "max_queue": 1, "max_body": 1, "max_connections": 1}
+        least |= {"header_seconds": 1, "body_seconds": 1}
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -79,6 +88,12 @@ class ServeConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ArgumentError(f"device={self.device} must be auto, cpu or cuda")
         _device(self.device)
+
+    @property
+    def known_names(self) -> frozenset[str]:
+        """What clients may call the server."""
+        told = (name.strip() for name in (self.names or "").lower().split(","))
+        return frozenset({"localhost", self.host.lower(), *filter(None, told)})
 
     @property
     def where(self) -> str:
@@ -154,18 +169,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(config: ServeConfig) -> int:
     try:
-        import uvicorn
-
         from rollout.server.app import build
+        from rollout.server.connections import server
         from rollout.server.metrics import Metrics
         from rollout.server.service import Service, ServiceLimits
     except ImportError as error:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
     source = Source.open(config.model, config.leaves, config.dtype, config.where)
     source.config.check_shards(config.tp, "tp", "leaves")
-    _ = source.end_ids  # an error of it, or of the tokenizer, is one before the weights
-    if source.words is not None:
-        source.words.encode("")  # the first changes the tokenizer; later ones come from several threads
+    for line in source.remarks:
+        warn(line)
     engine = config.engine(source)
     with _listen(config) as listener:
         if config.model is None:
@@ -182,20 +195,49 @@ def serve(config: ServeConfig) -> int:
             metrics = Metrics()
             loop = EngineLoop(ranks, metrics)
             key = config.api_key or os.environ.get("SAMEBIT_API_KEY") or None
-            limits = ServiceLimits(config.max_body, config.max_queue, config.request_seconds, api_key=key)
+            limits = ServiceLimits(
+                config.max_body, config.body_seconds, config.max_queue, config.request_seconds, api_key=key
+            )
             service = Service(source, loop, metrics, limits)
+            app = build(service, config.known_names, _info(config, source, engine))
+            http = server(app, _connections(config))
             freeze_heap()
-            options = uvicorn.Config(build(service), log_level="warning", lifespan="off", timeout_keep_alive=30)
             loop.start()
             try:
-                return asyncio.run(_until_told(uvicorn.Server(options), service, listener, config))
+                return asyncio.run(_until_told(http, service, listener, config))
             finally:
                 loop.stop()
                 loop.join(10)
 
 
+def _info(config: ServeConfig, source: Source, engine: EngineConfig) -> dict[str, Any]:
+    """What /server_info says of how the server was started."""
+    told = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "api_key"}
+    shape = {"device": engine.device, "pages": engine.pages, "version": _version(), **asdict(engine.limits)}
+    return {**told, **shape, "dtype": str(source.dtype).removeprefix("torch."), "leaves": source.config.leaves}
+
+
+def _version() -> str | None:
+    try:
+        return version("samebit")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return None
+
+
+def _connections(config: ServeConfig) -> Any:
+    from rollout.server.connections import ConnectionLimits
+
+    seconds = config.header_seconds, config.body_seconds + config.request_seconds + _LAST_WORDS
+    limits = ConnectionLimits(config.max_connections, *seconds).allowed()
+    if limits.most < config.max_connections:
+        _say(f"at most {limits.most} connections, not {config.max_connections}: the system allows no more open files")
+    return limits
+
+
 async def _until_told(server: Any, service: Any, listener: socket.socket, config: ServeConfig) -> int:
     """Serves until a signal, then until what runs is done, or until the engine fails."""
+    from rollout.server.connections import quiet
+
     here, told = asyncio.get_running_loop(), asyncio.Event()
     service.loop.on_failure = lambda: here.call_soon_threadsafe(told.set)
 
@@ -210,8 +252,12 @@ async def _until_told(server: Any, service: Any, listener: socket.socket, config
 
     for number in (signal.SIGTERM, signal.SIGINT):
         here.add_signal_handler(number, signalled)
+    quiet(here)
     server.capture_signals = contextlib.nullcontext  # uvicorn's own handlers would close at once
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    listener.listen(2048)  # may wait in the system, of which the event loop accepts some at a time
     _say(f"serving {service.source.name} on http://{config.host}:{listener.getsockname()[1]}")
     await asyncio.wait({serving, asyncio.create_task(told.wait())}, return_when=asyncio.FIRST_COMPLETED)
     deadline = time.monotonic() + config.grace_seconds

@@ -1,17 +1,18 @@
 """What is served: a Hugging Face model directory, or a tiny random model that needs no download."""
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from kernels.model import ConfigError, ModelConfig
-from kernels.model.weights import Parameter, find, initial, load, parameters
-from rollout.text import Decode
+from kernels.model.beside import DTYPES
+from kernels.model.folder import ModelFolder
+from kernels.model.weights import Parameter, initial, load, parameters
+from rollout.text import BYTE_LETTERS, Decode
+from rollout.tokenizer import Tokenizer
 
 TINY = ModelConfig(
     vocab_size=288,  # 256 bytes, the end of text, and room to be divisible
@@ -40,28 +41,27 @@ class Source:
     config: ModelConfig
     directory: str | None  # None: random weights of seed 0
     dtype: torch.dtype
-    tokenizer: str | None  # a tokenizer.json, as text
+    words: Tokenizer | None  # None: requests are ids, and so are answers
+    end_ids: tuple[int, ...] = ()  # tokens that end a text unless a request ignores them
+    remarks: tuple[str, ...] = ()  # from the contract of the directory: lines to be told
 
     @classmethod
-    def open(cls, directory: str | None, leaves: int = 8, dtype: str = "auto", device: str = "cpu") -> "Source":
-        """`dtype` auto: the directory's own; the tiny model takes that of the device. ConfigError where the directory holds no
-        model that can be served."""
+    def open(cls, directory: str | None, leaves: int = 0, dtype: str = "auto", device: str = "cpu") -> "Source":
+        """`leaves` 0 and `dtype` auto: those of the directory's contract, or else 8 leaves and the dtype of its tensors; for
+        the tiny model 8 leaves and the dtype of the device. ConfigError where the directory holds no model to serve."""
+        asked = None if dtype == "auto" else dtype
         if directory is None:
-            return cls(
-                "tiny", TINY, None, _dtype(dtype, "bfloat16" if device == "cuda" else "float32"), _byte_tokenizer()
-            )
-        path = Path(directory)
-        config = ModelConfig.from_directory(path, leaves)
-        find(config, path)
-        hf = json.loads((path / "config.json").read_text())
-        tokenizer = path / "tokenizer.json"
-        return cls(
-            path.resolve().name,
-            config,
-            str(path),
-            _dtype(dtype, hf.get("dtype") or hf.get("torch_dtype") or "float32"),
-            tokenizer.read_text() if tokenizer.exists() else None,
-        )
+            name = asked or ("bfloat16" if device == "cuda" else "float32")
+            if name not in DTYPES:
+                raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+            made = Tokenizer(_byte_tokenizer())
+            return cls("tiny", replace(TINY, leaves=leaves or 8), None, DTYPES[name], made, made.ends)
+        folder = ModelFolder(directory)
+        contract = folder.asked(leaves or None, asked)
+        config = folder.model(contract.leaves)
+        folder.tensors(config)
+        name, told, words = folder.path.resolve().name, tuple(folder.remarks(contract)), Tokenizer.of(folder)
+        return cls(name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told)
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Every parameter whole, one at a time."""
@@ -71,83 +71,24 @@ class Source:
     def tensors(self) -> int:
         return len(parameters(self.config))
 
-    @cached_property
+    @property
     def decode(self) -> Decode | None:
-        """The same function of the ids on every rank; None where there is no tokenizer.json."""
-        return self._decoder(special=False)
+        """The same function of the ids on every rank; None where there is no tokenizer."""
+        return self.words.decode if self.words else None
 
-    @cached_property
+    @property
     def decode_special(self) -> Decode | None:
         """The same, special tokens being text too."""
-        return self._decoder(special=True)
-
-    def _decoder(self, special: bool) -> Decode | None:
-        if self.tokenizer is None:
-            return None
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(self.tokenizer)
-
-        def decode(ids: Sequence[int]) -> str:
-            return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
-
-        return decode
-
-    @cached_property
-    def words(self) -> Any:
-        """The `transformers` tokenizer: text to ids, and the chat template. None where there is none."""
-        if self.tokenizer is None:
-            return None
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        if self.directory is None:
-            from tokenizers import Tokenizer
-
-            return PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(self.tokenizer), eos_token=EOS, chat_template=CHAT
-            )
-        try:
-            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
-        except Exception as error:  # whatever a damaged file makes `transformers` raise
-            raise ConfigError(
-                f"{self.directory}: no readable tokenizer: {' '.join(str(error).split())[:200]}"
-            ) from None
-
-    @cached_property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text unless a request ignores them: those of generation_config.json and config.json, and the
-        tokenizer's own."""
-        found: list[Any] = []
-        for name in ("generation_config.json", "config.json") if self.directory else ():
-            path = Path(str(self.directory), name)
-            if path.exists():
-                try:
-                    value = json.loads(path.read_text()).get("eos_token_id")
-                except (ValueError, AttributeError):
-                    raise ConfigError(f"{path} must hold a JSON object") from None
-                found += value if isinstance(value, list) else [value]
-        if self.words is not None:
-            found.append(self.words.eos_token_id)
-        return tuple(sorted({i for i in found if isinstance(i, int) and 0 <= i < self.config.vocab_size}))
+        return partial(self.words.decode, special=True) if self.words else None
 
 
-def _dtype(asked: str, found: str) -> torch.dtype:
-    name = str(found if asked == "auto" else asked).removeprefix("torch.")
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise ConfigError(f"dtype {name!r} is not supported; supported: float32, bfloat16 (dtype=NAME chooses)")
-    return known[name]
-
-
-def _byte_tokenizer() -> str:
+def _byte_tokenizer() -> Any:
     """Token i is byte i; 256 ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    letter = {i: chr(i) for r in (range(33, 127), range(161, 173), range(174, 256)) for i in r}
-    for byte in range(256):  # bytes that are no letter stand for themselves above them, as in GPT-2
-        letter.setdefault(byte, chr(256 + len([b for b in range(byte) if ord(letter[b]) > 255])))
-    tokenizer = Tokenizer(models.BPE(vocab={letter[i]: i for i in range(256)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in BYTE_LETTERS.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])
-    return str(tokenizer.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, chat_template=CHAT)

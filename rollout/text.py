@@ -1,15 +1,22 @@
 """Tokens to text while they are sampled, and the stop texts found in it."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, a pure function."""
 
+_PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))
+BYTE_LETTERS = {b: chr(b) for b in _PLAIN} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*_PLAIN}))}
+"""The letter that stands for a byte in vocabularies of bytes, as in GPT-2's: itself, or, where that is invisible, one above."""
+
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # the bytes so far end inside a character
+_INSIDE = 3  # tokens at most that a character may wait for: it has four bytes
+_CROWD = 8  # tokens without text of their own that are decoded together
 
 
 class TextStream:
-    """The text of a growing list of tokens, decoded a few tokens at a time.
+    """The text of a growing list of tokens, decoded a few tokens at a time: a token costs what it adds, however long the text.
 
     The text depends on the tokens alone, so every rank finds the same stop at the same token. What a token adds to the text is
     what decoding it after the tokens of the last step adds; a token that ends inside a character adds nothing until a later one
@@ -18,66 +25,87 @@ class TextStream:
 
     def __init__(self, decode: Decode, stops: Sequence[str] = (), keep_stop: bool = False) -> None:
         self.decode, self.stops, self.keep_stop = decode, stops, keep_stop
-        self.ids: list[int] = []
-        self.text = ""
-        self.matched: str | None = None  # the stop text that was found; `text` is cut before or, `keep_stop`, after it
-        self._shown = 0  # characters that `take` has given
-        self._context = self._read = 0  # ids[context:read] are in the text, and are decoded again before what follows
+        self.matched: str | None = None  # the stop text that was found; the text ends before or, `keep_stop`, after it
+        self.length = 0  # characters of all tokens so far
+        self._held = ""  # the end of the text, that may be the beginning of a stop
+        self._ids: list[int] = []  # those of the last step, which are in the text, and those after it, which are not
+        self._read = 0  # how many are in the text
+        self._before = ""  # what these decode to
+        self._begun = [0] * len(stops)  # letters of each stop that the text ends with
+        self._borders = [_borders(stop) for stop in stops]
 
-    def push(self, token: int) -> None:
-        self.ids.append(token)
-        self._extend(final=False)
+    def push(self, token: int) -> str:
+        """What can be shown now: text that is complete and cannot become part of a stop."""
+        if self.matched is not None:
+            return ""
+        self._ids.append(token)
+        return self._show(self._new(final=False))
 
-    def finish(self) -> None:
-        """No token follows: what is left inside a character becomes a replacement character."""
-        if self.matched is None:
-            self._extend(final=True)
+    def finish(self) -> str:
+        """The rest. No token follows: what is left inside a character becomes a replacement character."""
+        if self.matched is not None:
+            return ""
+        shown = self._show(self._new(final=True)) + self._held
+        self._held = ""
+        return shown
 
-    def take(self) -> str:
-        """What was added since the last call and cannot become part of a stop text."""
-        end = len(self.text)
-        if self.matched is None:
-            end -= max((_overlap(self.text, stop) for stop in self.stops), default=0)
-        return self._show(max(end, self._shown))
-
-    def rest(self) -> str:
-        """What was added since the last call of `take`, after `finish`."""
-        return self._show(len(self.text))
-
-    def _show(self, end: int) -> str:
-        new, self._shown = self.text[self._shown : end], max(self._shown, end)
+    def _new(self, final: bool) -> str:
+        stop, after = len(self._ids), self.decode(self._ids)
+        crowd = stop - self._read > _CROWD
+        if after.endswith(_UNFINISHED) and not final:
+            if not crowd:
+                return ""
+            stop -= _INSIDE  # what is before these is no character that anything could complete
+            after = self.decode(self._ids[:stop])
+        new = after[len(self._before) :]
+        if new:
+            self._ids, self._read = self._ids[self._read :], stop - self._read
+            self._before = self.decode(self._ids[: self._read])
+        elif crowd and stop == len(self._ids):
+            self._ids.pop()  # one of a row of tokens without text, such as ends of text that are ignored
         return new
 
-    def _extend(self, final: bool) -> None:
-        before = self.decode(self.ids[self._context : self._read])
-        after = self.decode(self.ids[self._context :])
-        if len(after) <= len(before) or (after.endswith(_UNFINISHED) and not final):
-            return
-        start = len(self.text)
-        self.text += after[len(before) :]
-        self._context, self._read = self._read, len(self.ids)
-        found = [(at, i) for i, stop in enumerate(self.stops) if (at := self._find(stop, start)) >= 0]
+    def _show(self, new: str) -> str:
+        text, start = self._held + new, self.length - len(self._held)
+        found = [(end - len(stop), i) for i, stop in enumerate(self.stops) if (end := self._end(i, new))]
+        self.length += len(new)
         if found:  # the earliest; of those that begin together, the first named
             at, i = min(found)
-            self.matched = self.stops[i]
-            self.text = self.text[: at + len(self.matched) * self.keep_stop]
+            self.matched, self._held = self.stops[i], ""
+            return text[: at + len(self.matched) * self.keep_stop - start]
+        shown = len(text) - max(self._begun, default=0)
+        self._held = text[shown:]
+        return text[:shown]
 
-    def _find(self, stop: str, start: int) -> int:
-        return self.text.find(stop, max(0, start - len(stop) + 1))
+    def _end(self, i: int, new: str) -> int:
+        """Where the i-th stop first ends in `new`, counted from the beginning of the text; 0: it does not. The automaton of
+        Knuth, Morris and Pratt (1977): a letter costs the same however long the stop is."""
+        stop, borders, begun = self.stops[i], self._borders[i], self._begun[i]
+        if not begun and stop[0] not in new:
+            return 0
+        for place, letter in enumerate(new, self.length + 1):
+            while begun and stop[begun] != letter:
+                begun = borders[begun]
+            begun += stop[begun] == letter
+            if begun == len(stop):
+                return place
+        self._begun[i] = begun
+        return 0
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that is a beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-length:]):
-            return length
-    return 0
+@lru_cache(maxsize=256)
+def _borders(stop: str) -> list[int]:
+    """For each number of letters of `stop`: the longest shorter beginning of it that these end with."""
+    borders, length = [0, 0], 0
+    for letter in stop[1:]:
+        while length and stop[length] != letter:
+            length = borders[length]
+        length += stop[length] == letter
+        borders.append(length)
+    return borders
 
 
 def decode_all(decode: Decode, ids: Sequence[int], stops: Sequence[str] = ()) -> str:
     """The text of a finished sample, as its stream gave it, cut before the stop text that ended it."""
     stream = TextStream(decode, stops)
-    for token in ids:
-        stream.push(token)
-    stream.finish()
-    return stream.text
+    return "".join([*map(stream.push, ids), stream.finish()])

@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernels.command import Parser, count, interruptible, output, report, threads
+from kernels.command import Parser, count, interruptible, output, report, threads, warn
 from kernels.device import choose_device
 from kernels.model.weights import save
 from rollout.arguments import ArgumentError
@@ -271,7 +271,9 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument("--model", help="a Hugging Face model directory; without it a tiny random model is verified")
     parser.add_argument("--json", type=output, help="write the rows to this file")
     parser.add_argument("--new", type=count, default=16, help="tokens to sample for each request")
-    parser.add_argument("--leaves", type=count, default=8, help="of every sum: the largest tp of this model")
+    parser.add_argument(
+        "--leaves", type=count, default=0, help="of every sum: the largest tp; default: as the model says"
+    )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1))
@@ -285,6 +287,8 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     try:
         device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True))
         source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
+        for line in source.remarks:
+            warn(line)
         if source.config.max_positions <= asked.new:
             raise ArgumentError(f"--new {asked.new} does not fit the model's {source.config.max_positions} positions")
         about = f"{source.name}, {source.config.parameter_count:,} parameters, {source.dtype}, {device}"

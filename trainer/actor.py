@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import join
 from kernels.model import ModelConfig
+from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
 from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
 from kernels.tree import WHOLE
@@ -85,9 +86,10 @@ class TrainerRank(PublishingRank):
         """The file of the last snapshot, None while it is being written. Raises CheckpointError where that failed."""
         return self.writer.result(wait)
 
-    def save(self, directory: str) -> str:
-        """Rank 0 writes the master weights as a Hugging Face model directory, one tensor in memory at a time, whole or not at
-        all (no `directory`: they are read alone), and returns their digest (others: ""). A collective."""
+    def save(self, directory: str, beside: Beside) -> str:
+        """Rank 0 writes the master weights as a Hugging Face model directory, with what stands `beside` them, one tensor in
+        memory at a time, whole or not at all (no `directory`: they are read alone), and returns their digest (others: ""). A
+        collective."""
         if self.rank:
             for _ in self.trainer.weights():
                 pass
@@ -101,7 +103,7 @@ class TrainerRank(PublishingRank):
 
         if directory:
             with whole_folder(Path(directory)) as folder:
-                save(self.config, observed(), folder)
+                save(self.config, observed(), folder, beside=beside)
         else:
             for _ in observed():
                 pass

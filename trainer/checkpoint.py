@@ -3,7 +3,7 @@
     step-00000450/
         rank-0-of-2.safetensors    this rank's rows of every parameter: weight.NAME, first.NAME, second.NAME, float32
         rank-1-of-2.safetensors    (master weights and both moments of AdamW)
-        tokenizer/...              where the run has one
+        model/...                  what a model directory holds beside its weights: config.json, tokenizer, ...
         checkpoint.json            shape of the model, step, what the run adds, and size and SHA-256 of every file above
 
 The folder appears by a rename when all of it is on the disk. Rows of a tensor are found in whichever files hold them, so
@@ -30,6 +30,7 @@ from trainer.folder import publish
 
 MANIFEST = "checkpoint.json"
 PARTS = ("weight", "first", "second")
+BESIDE = "model"
 _FORMAT = 1
 
 

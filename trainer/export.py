@@ -1,10 +1,10 @@
 """`python -m trainer.export CHECKPOINT OUT_DIR`: the weights of a checkpoint as a Hugging Face model directory.
 
-`transformers` loads what it writes: config.json, safetensors of at most 5 GB each with their index, and the tokenizer where
-the run had one. One tensor is in memory at a time; the folder is there whole or not at all.
+`transformers` loads what it writes: safetensors of at most 5 GB each with their index, config.json with the contract, and all
+that the run's model said of tokens (tokenizer, chat template, generation_config.json). One tensor is in memory at a time; the
+folder is there whole or not at all.
 """
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +13,11 @@ import torch
 
 from kernels.command import Parser, fail, interruptible
 from kernels.model import ConfigError
+from kernels.model.beside import DTYPES, Beside, name_of
 from kernels.model.weights import Leaves, Parameter, digest, parameters, save, slice_digests
 from kernels.tree import WHOLE
-from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, read_rows, verify
+from trainer.checkpoint import BESIDE, MANIFEST, Checkpoint, CheckpointError, folders, read, read_rows, verify
 from trainer.folder import whole
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
@@ -31,6 +30,13 @@ def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
 def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes: int = 5 * 10**9) -> str:
     """Writes `out_dir`, whole or not at all, and returns the SHA-256 of its weights (`kernels.model.weights.digest`)."""
     digests: Leaves = {}
+    if not (checkpoint.folder / BESIDE).is_dir():
+        raise CheckpointError(
+            f"{checkpoint.folder} has no folder {BESIDE}: the earlier version that wrote it can export it"
+        )
+    beside = Beside.read(checkpoint.folder / BESIDE)
+    if dtype != torch.float32:  # the masters' last bits are gone, so activations need none
+        beside = beside.computed_in(name_of(dtype))
 
     def rounded() -> Iterator[tuple[Parameter, torch.Tensor]]:
         for parameter, tensor in weights(checkpoint):
@@ -39,10 +45,7 @@ def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes
             yield parameter, held
 
     with whole(out_dir) as folder:
-        save(checkpoint.model, rounded(), folder, dtype, file_bytes)
-        for file in checkpoint.files:
-            if file.name.startswith("tokenizer/"):
-                shutil.copyfile(checkpoint.folder / file.name, folder / Path(file.name).name)
+        save(checkpoint.model, rounded(), folder, dtype, file_bytes, beside)
     return digest(digests)
 
 

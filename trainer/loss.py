@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from kernels.ops import exp
+
 Objective = Literal["policy", "likelihood"]
 
 
@@ -25,7 +27,7 @@ def policy_loss(
     On the update that follows sampling the two log-probs are the same bits, so the ratio is exactly 1 and the gradient is
     -A, with no second forward pass for "old" log-probs.
     """
-    ratio = torch.exp(logprobs - rollout)
+    ratio = exp(logprobs - rollout)
     clipped = torch.where(advantages >= 0, ratio > 1 + clip.high, ratio < 1 - clip.low)
     bound = torch.where(advantages >= 0, 1 + clip.high, 1 - clip.low)
     return -torch.where(clipped, bound, ratio) * advantages, clipped

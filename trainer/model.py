@@ -15,6 +15,7 @@ from kernels.model import (
     forward,
     position_table,
     remembered,
+    token_logprobs,
 )
 from kernels.model.weights import parameters
 from kernels.ops import Truncation
@@ -96,9 +97,8 @@ class TrainerModel(nn.Module):
         """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
         the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut."""
         hidden = self.hidden(token_ids, layout)
-        targets = token_ids[rows]
-        logprob = self.config.ops.linear_logprob
-        return logprob(hidden[rows - 1], self.head, targets, temperatures, self.config.leaves, row_groups, truncation)
+        of_rows = (token_ids[rows], temperatures, row_groups, truncation)
+        return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
 
     def hidden(self, token_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """What the LM head reads: [T, H] in the dtype of activations."""

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
 from kernels.ops import adamw, fold_rows, square_rows
+from kernels.scalars import sqrt_f32
 from kernels.tree import Counter, fold
 from trainer.host import Passage, clear, host_tensor
 from trainer.model import TrainerModel
@@ -121,7 +122,7 @@ class Optimizer:
         if self.tied:
             gradients = self._add({"embed": gradients["embed"]}, {"embed": gradients.pop("head")}) | gradients
         squares = self._squares(gradients)
-        norm = fold(list(squares.values()), operator.add).sqrt().item()
+        norm = sqrt_f32(fold(list(squares.values()), operator.add).item())
         if not math.isfinite(norm):
             bad = next((name for name, s in squares.items() if not s.isfinite().all()), "all tensors together")
             raise TrainerError(

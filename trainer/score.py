@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.command import Parser, count, fail, interruptible, output, threads
+from kernels.command import Parser, count, fail, interruptible, output, threads, warn
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
-from kernels.model import ConfigError, Layout, ModelConfig
-from kernels.model.weights import find
+from kernels.model import ConfigError, Layout
+from kernels.model.beside import DTYPES
+from kernels.model.folder import ModelFolder
 from kernels.ops import Truncation
 from kernels.tree import TreeError
 from trainer.batch import BatchError
@@ -87,8 +88,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)
     parser.add_argument("out", type=output)
-    parser.add_argument("--leaves", type=count, default=8)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
+    parser.add_argument("--leaves", type=count, help="of every sum; default: as the model's contract says, or 8")
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: as the contract says, or float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=threads, default=2)
     args = parser.parse_args()
@@ -102,12 +103,16 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    config = ModelConfig.from_directory(args.model, args.leaves)
-    find(config, args.model)
+    folder = ModelFolder(args.model)
+    contract = folder.asked(args.leaves, args.dtype, otherwise="float32")
+    for line in folder.remarks(contract, "--leaves", "--dtype"):
+        warn(line)
+    config = folder.model(contract.leaves)
+    folder.tensors(config)
     batch = read(args.batch, config.vocab_size)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        how = TrainerConfig(1, 1, dtype=getattr(torch, args.dtype))
+        how = TrainerConfig(1, 1, dtype=DTYPES[contract.dtype])
         trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), args.model)
         with open(args.out, "wb") as out:
             np.save(out, score(trainer, batch))

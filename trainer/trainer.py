@@ -138,7 +138,7 @@ class Trainer:
         else:
             losses = likelihood_loss(logprobs)
         weighted = losses * tensor(part.weights)
-        weighted.sum().backward()  # what follows waits for the device
+        weighted.backward(torch.ones_like(weighted))  # as their sum's would be; what follows waits for the device
         return logprobs.detach().cpu().numpy(), float(weighted.detach().double().sum()), int(clipped.sum())
 
     def _check_finite(self, logprobs: np.ndarray, loss: float) -> None:

@@ -25,6 +25,7 @@ _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-tra
 
 _DTYPES = {
     "float": torch.float32,
+    "double": torch.float64,
     "int64_t": torch.int64,
     "int32_t": torch.int32,
     "uint32_t": torch.int32,
@@ -45,7 +46,7 @@ def _compiler() -> str:
 
 
 def _sources() -> list[Path]:
-    return sorted(_ROOT.glob("ops/*/cpu.c"))
+    return [_ROOT / "cpu/environment.c", *sorted(_ROOT.glob("ops/*/cpu.c"))]
 
 
 def _processor() -> str:
@@ -107,7 +108,7 @@ def _prototypes() -> dict[str, list[tuple[str, torch.dtype | type]]]:
 def call(name: str, *args: torch.Tensor | int | float, strided: bool = False) -> None:
     """Runs C function `name`: a tensor is passed as its address (contiguous, unless `strided`), a scalar as int64 or
     float32, and the number of threads last. Every argument is checked against the definition. Raises UnsupportedError for
-    another dtype or layout, MemoryError where the function reports it."""
+    another dtype or layout, and where this thread does not compute as IEEE 754 says; MemoryError where the function does."""
     raw: list[object] = []
     elements = 0
     for (label, kind), arg in zip(_prototypes()[name], args, strict=True):
@@ -124,6 +125,11 @@ def call(name: str, *args: torch.Tensor | int | float, strided: bool = False) ->
             raw.append(ctypes.c_int64(arg))
         else:
             raise UnsupportedError(f"{name}: {label} must be {kind}, got {arg!r}")
+    if not library().is_ieee():
+        raise UnsupportedError(
+            f"{name}: this thread flushes subnormals to zero or does not round to nearest; undo torch.set_flush_denormal, or "
+            f"find the library that was built with -ffast-math"
+        )
     function = getattr(library(), name)
     function.restype = ctypes.c_int if name == "matmul" else None
     threads = torch.get_num_threads() if elements > _SERIAL else 1

@@ -10,6 +10,7 @@ from kernels.model.decoder import (
     head_logits,
     position_table,
     remembered,
+    token_logprobs,
 )
 from kernels.model.layout import Layout, PagedCache, on_device
 
@@ -27,4 +28,5 @@ __all__ = [
     "on_device",
     "position_table",
     "remembered",
+    "token_logprobs",
 ]

@@ -1,18 +1,13 @@
 """The shape of a decoder, read from and written to a Hugging Face `config.json`."""
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
 from kernels.model.operations import OPERATIONS, Numerics, Operations
 from kernels.ops.rope import RopeScaling
 from kernels.tree import is_power_of_two
-
-
-class ConfigError(ValueError):
-    """A model that cannot run as asked; one line that names the numbers."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +54,8 @@ class ModelConfig:
             raise ConfigError(f"model.leaves={self.leaves} must be a power of two")
         if self.numerics not in OPERATIONS:
             raise ConfigError(f"numerics={self.numerics} must be one of {', '.join(OPERATIONS)}")
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "max_positions",
-        )
-        for name in sizes:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
+        for name in (*sizes, "max_positions"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"the model's {name} is {getattr(self, name)!r}; it must be a positive integer")
         if self.heads % self.kv_heads:
@@ -78,14 +64,10 @@ class ModelConfig:
             raise ConfigError(f"head_dim {self.head_dim} is not a multiple of 16")
         for what, extent in self._contractions():
             if extent % self.leaves:
+                most = math.gcd(self.leaves, *(e for _, e in self._contractions()))
                 raise ConfigError(
-                    f"{what} {extent} is not divisible by model.leaves={self.leaves}: set model.leaves to a divisor"
+                    f"{what} {extent} is not divisible by model.leaves={self.leaves}: this model takes at most {most} leaves"
                 )
-        if self.vocab_size // self.leaves % 4:
-            raise ConfigError(
-                f"vocabulary {self.vocab_size} over model.leaves={self.leaves} leaves parts of "
-                f"{self.vocab_size // self.leaves}, which is not a multiple of 4: pad the vocabulary or lower model.leaves"
-            )
 
     def _contractions(self) -> list[tuple[str, int]]:
         return [
@@ -93,7 +75,6 @@ class ModelConfig:
             ("intermediate_size", self.intermediate_size),
             ("heads * head_dim", self.heads * self.head_dim),
             ("kv_heads * head_dim", self.kv_heads * self.head_dim),
-            ("vocabulary", self.vocab_size),
         ]
 
     def check_shards(self, size: int, key: str = "rollout.tp", leaves: str = "model.leaves") -> None:
@@ -111,6 +92,13 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and of the head as they are held: a multiple of 4 ids for each leaf. Those from vocab_size on
+        are zeros and stand for no token: their logits are -inf (`kernels.ops.exclude_padding`), and no file has them."""
+        unit = 4 * self.leaves
+        return -(-self.vocab_size // unit) * unit
+
+    @property
     def ops(self) -> Operations:
         return OPERATIONS[self.numerics]
 
@@ -123,89 +111,50 @@ class ModelConfig:
         return self.layers * layer + (1 if self.tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any], leaves: int) -> "ModelConfig":
-        """From the fields of a Hugging Face config of one of FAMILIES."""
+    def from_hf(cls, hf: dict[str, Any], leaves: int, said: Said | None = None) -> "ModelConfig":
+        """From the fields of a Hugging Face config of one of FAMILIES; ConfigError for one that is not understood. `said`: what
+        the user calls a field."""
+        said = said or (lambda field, value: f"the model's {field} is {value}; it")
         kind = hf.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
-        if family is None:
+        if family is None or not isinstance(kind, str):
             raise ConfigError(
-                f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
+                f"model_type {shown(kind)} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
             )
-        # where there are both, transformers takes the first
-        rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-        if not isinstance(rope, dict):
-            raise ConfigError(f"the model's rope parameters are {rope!r}; they must be an object")
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        window = hf.get("sliding_window", family.sliding_window)
-        if hf.get("use_sliding_window", True) is False or (window or 0) >= (hf.get("max_position_embeddings") or 0):
-            window = None  # it never cuts
-        refused = {
-            "rope_type": rope_type not in ("default", "llama3") and rope_type,
-            "attention_bias": hf.get("attention_bias"),
-            "mlp_bias": hf.get("mlp_bias"),
-            "sliding_window": window,
-            "hidden_act": hf.get("hidden_act", "silu") != "silu" and hf["hidden_act"],
-            "quantization_config": hf.get("quantization_config"),
-        }
-        for field, value in refused.items():
-            if value:
-                raise ConfigError(f"{kind} with {field}={value!r} is not supported")
-        theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
-        for name, number in {"rope_theta": theta, "rms_norm_eps": hf.get("rms_norm_eps", 1.0)}.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-                raise ConfigError(f"the model's {name} is {number!r}; it must be a positive number")
-        init_std = hf.get("initializer_range")
-        init_std = 0.02 if init_std is None else init_std
-        if isinstance(init_std, bool) or not isinstance(init_std, int | float) or not 0 <= init_std < math.inf:
-            raise ConfigError(f"the model's initializer_range is {init_std!r}; it must be a number from 0 up")
-        tied = hf.get("tie_word_embeddings") or False
-        if not isinstance(tied, bool):
-            raise ConfigError(f"the model's tie_word_embeddings is {tied!r}; it must be true or false")
         try:
-            return cls(
-                vocab_size=hf["vocab_size"],
-                hidden_size=hf["hidden_size"],
-                intermediate_size=hf["intermediate_size"],
-                layers=hf["num_hidden_layers"],
-                heads=hf["num_attention_heads"],
-                kv_heads=hf["num_key_value_heads"],
-                head_dim=hf.get("head_dim") or family.head_dim or hf["hidden_size"] // hf["num_attention_heads"],
-                max_positions=hf["max_position_embeddings"],
-                rms_eps=hf["rms_norm_eps"],
-                rope_theta=float(theta),
-                tied=tied,
-                leaves=leaves,
-                init_std=init_std,
-                model_type=kind,
-                rope_scaling=_scaling(rope) if rope_type == "llama3" else None,
-            )
+            counts = {name: whole(hf, name, said) for name in COUNTS if name != "head_dim"}
+            rms_eps = real("rms_norm_eps", hf["rms_norm_eps"], said, most=1.0)
+            theta, scaling = rope_of(kind, hf, said)
         except KeyError as missing:
             raise ConfigError(f"the model config has no field {missing}") from None
-        except (TypeError, ZeroDivisionError):  # of the head_dim that a config leaves out
-            raise ConfigError(
-                f"the model's hidden_size is {hf['hidden_size']!r} and num_attention_heads is "
-                f"{hf['num_attention_heads']!r}; both must be positive integers"
-            ) from None
-
-    @classmethod
-    def from_directory(cls, directory: str | Path, leaves: int) -> "ModelConfig":
-        path = Path(directory) / "config.json"
-        try:
-            hf = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist: a model directory holds a config.json") from None
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from None
-        if not isinstance(hf, dict):
-            raise ConfigError(f"{path} must hold a JSON object")
-        return cls.from_hf(hf, leaves)
+        check_understood(kind, hf, said)
+        if window := _window(hf, family):
+            raise ConfigError(f"{kind} with sliding_window={shown(window)} is not supported")
+        init_std = hf.get("initializer_range")
+        tied = hf.get("tie_word_embeddings") or False
+        if not isinstance(tied, bool):
+            raise ConfigError(f"{said('tie_word_embeddings', shown(tied))} must be true or false")
+        heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
+        own = hf.get("head_dim") is not None
+        return cls(
+            vocab_size=counts["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=counts["intermediate_size"],
+            layers=counts["num_hidden_layers"],
+            heads=heads,
+            kv_heads=counts["num_key_value_heads"],
+            head_dim=whole(hf, "head_dim", said) if own else family.head_dim or hidden // heads,
+            max_positions=counts["max_position_embeddings"],
+            rms_eps=rms_eps,
+            rope_theta=theta,
+            tied=tied,
+            leaves=leaves,
+            init_std=0.02 if init_std is None else real("initializer_range", init_std, said, zero=True),
+            model_type=kind,
+            rope_scaling=scaling,
+        )
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        if self.rope_scaling:
-            rope |= {"rope_type": "llama3"} | {hf: getattr(self.rope_scaling, ours) for ours, hf in _SCALING.items()}
         fields = {
             "architectures": [self.family.architecture],
             "model_type": self.model_type,
@@ -219,7 +168,7 @@ class ModelConfig:
             "max_position_embeddings": self.max_positions,
             "rms_norm_eps": self.rms_eps,
             "rope_theta": self.rope_theta,
-            "rope_parameters": rope,
+            "rope_parameters": rope_to_hf(self.rope_theta, self.rope_scaling),
             "tie_word_embeddings": self.tied,
             "hidden_act": "silu",
             "initializer_range": self.init_std,
@@ -232,19 +181,10 @@ class ModelConfig:
         return fields
 
 
-_SCALING = {
-    "factor": "factor",
-    "low": "low_freq_factor",
-    "high": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
-}
-
-
-def _scaling(rope: dict[str, Any]) -> RopeScaling:
-    values = {ours: rope[hf] for ours, hf in _SCALING.items()}
-    for value, hf in zip(values.values(), _SCALING.values(), strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigError(f"the model's rope {hf} is {value!r}; it must be a positive number")
-    if values["low"] >= values["high"]:
-        raise ConfigError(f"the model's rope low_freq_factor {values['low']} must be below high {values['high']}")
-    return RopeScaling(**values)
+def _window(hf: dict[str, Any], family: Family) -> Any:
+    """The sliding window of a config; None where there is none, or it never cuts."""
+    window = hf.get("sliding_window", family.sliding_window)
+    if hf.get("use_sliding_window", True) is False or window is None:
+        return None
+    number = isinstance(window, int | float) and not isinstance(window, bool)
+    return None if number and window >= hf["max_position_embeddings"] else window

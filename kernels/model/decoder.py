@@ -11,6 +11,7 @@ the tree. Weights are in that dtype or are float32 masters, which every op round
 `config.ops` says whose matmul and attention run: all of the above is about `numerics=exact`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,18 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache, attend
-from kernels.ops import add_bias, add_rms_norm, embedding, norm_rope, rms_norm, rope_table, swiglu
+from kernels.ops import (
+    Truncation,
+    add_bias,
+    add_rms_norm,
+    embedding,
+    exclude_padding,
+    norm_rope,
+    rms_norm,
+    rope_table,
+    swiglu,
+)
+from kernels.tree import WHOLE, Shard
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class LayerWeights:
 class OuterWeights:
     """What stands outside the layers, on one shard."""
 
-    embed: torch.Tensor  # [V / S, H]
+    embed: torch.Tensor  # [V / S, H]; V the rows that are held (`ModelConfig.vocab_rows`)
     norm: torch.Tensor  # [H]
     head: torch.Tensor  # [V / S, H]
 
@@ -100,7 +112,7 @@ def decoder_layer(
     held = cache.keep(index, (k, v), layout) if cache else (k, v)
     if layout.wanted is not None and index == config.layers - 1:  # of the others only keys and values are read
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
-    a = attend(attention, q, (k, v), held, layout, D**-0.5)
+    a = attend(attention, q, (k, v), held, layout, math.sqrt(1 / D))
     delta = row_parallel(a.reshape(-1, heads * D), weights.o)
 
     h, x = _add_and_norm(x, delta, weights.mlp_norm, config, layout)
@@ -150,6 +162,24 @@ def forward(
     return _add_and_norm(x, delta, outer.norm, config, layout)[0]
 
 
-def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor) -> torch.Tensor:
-    """float32 logits [R, V / S] of this shard's part of the vocabulary: unrounded roots of the matmul tree."""
-    return config.ops.matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)
+def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor, shard: Shard = WHOLE) -> torch.Tensor:
+    """float32 logits [R, vocab_rows / S] of this shard's part of the vocabulary: unrounded roots of the matmul tree, and -inf
+    for what is no token."""
+    logits = config.ops.matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)
+    exclude_padding(logits, config.vocab_size, shard.rank * logits.shape[1])
+    return logits
+
+
+def token_logprobs(
+    config: ModelConfig,
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    groups: torch.Tensor | None = None,
+    truncation: Truncation | None = None,
+) -> torch.Tensor:
+    """float32 [R]: log-probs of `targets` [R] given final hidden states [R, H], with their gradient: what a sampler computes
+    from `head_logits`, whoever holds which part of them. `groups`, `truncation`: as of `kernels.ops.linear_logprob`."""
+    of_rows = (targets, temperature, config.leaves, groups, truncation, config.vocab_size)
+    return config.ops.linear_logprob(hidden, head, *of_rows)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,13 +14,16 @@ from itertools import chain, islice
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from kernels.model.config import ConfigError, ModelConfig
+from kernels.model.beside import Beside, Contract
+from kernels.model.config import ModelConfig
 from kernels.model.decoder import LayerWeights, OuterWeights
+from kernels.model.fields import ConfigError
+from kernels.model.stored import INDEX, SINGLE, stored_tensors
 from kernels.model.tensor_file import write_tensors
+from kernels.ops import normal
 from kernels.tree import Shard
 
 
@@ -31,10 +36,20 @@ class Parameter:
     columns: int  # 0 for a vector
     hf_names: tuple[str, ...]
     axis: int | None  # tensor-parallel axis; None: every rank holds it whole
+    padding: int = 0  # the last of these rows, zeros that no file has
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(self.sections), self.columns) if self.columns else (sum(self.sections),)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Rows of each Hugging Face tensor in a file."""
+        return (*self.sections[:-1], self.sections[-1] - self.padding)
+
+    def pad(self, stored: torch.Tensor) -> torch.Tensor:
+        """The rows that are held, of those in files."""
+        return torch.cat([stored, stored.new_zeros(self.padding, *stored.shape[1:])]) if self.padding else stored
 
     def shard(self, whole: torch.Tensor, shard: Shard) -> torch.Tensor:
         """This rank's part, contiguous: each section cut on its own, so that a rank holds whole heads."""
@@ -47,7 +62,7 @@ class Parameter:
     def part(self, shard: Shard) -> "Parameter":
         """The shape of what `shard` holds."""
         if self.axis == 0:
-            return replace(self, sections=tuple(shard.part(s, self.name) for s in self.sections))
+            return replace(self, sections=tuple(shard.part(s, self.name) for s in self.sections), padding=0)
         return replace(self, columns=shard.part(self.columns, self.name)) if self.axis == 1 else self
 
 
@@ -55,7 +70,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     """Every parameter, in a fixed order. A tied head is no parameter."""
     H, I, D = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.heads * D, config.kv_heads * D
-    out = [Parameter("embed", (config.vocab_size,), H, ("model.embed_tokens.weight",), 0)]
+    rows, padding = (config.vocab_rows,), config.vocab_rows - config.vocab_size
+    out = [Parameter("embed", rows, H, ("model.embed_tokens.weight",), 0, padding)]
     for i in range(config.layers):
         at, hf = f"layers.{i}.", f"model.layers.{i}."
         qkv = [f"{hf}self_attn.{x}_proj" for x in "qkv"]
@@ -76,7 +92,7 @@ def parameters(config: ModelConfig) -> list[Parameter]:
         ]
     out.append(Parameter("norm", (H,), 0, ("model.norm.weight",), None))
     if not config.tied:
-        out.append(Parameter("head", (config.vocab_size,), H, ("lm_head.weight",), 0))
+        out.append(Parameter("head", rows, H, ("lm_head.weight",), 0, padding))
     return out
 
 
@@ -92,17 +108,15 @@ def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
 def initial(config: ModelConfig, seed: int, soonest: bool = False) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Random weights, float32: norms 1, biases 0, matrices normal with standard deviation init_std (o and down divided by
     sqrt(2 layers), Radford et al. 2019, section 2.3). Each tensor's noise is keyed by (seed, name), so it depends on
-    neither order nor sharding; numpy's Philox gives the same bits on every machine. Drawn by up to 8 threads, as many tensors
-    ahead; in the order of `parameters`, or, `soonest`, in one that lets no thread wait."""
+    neither order nor sharding (`kernels.ops.normal`). Drawn by up to 8 threads, as many tensors ahead; in the order of
+    `parameters`, or, `soonest`, in one that lets no thread wait."""
 
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
             return (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
-        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
-        scale = config.init_std / (2 * config.layers) ** 0.5 if parameter.axis == 1 else config.init_std
-        noise = generator.standard_normal(parameter.shape, dtype=np.float32)  # without the interpreter
-        noise *= np.float32(scale)
-        return torch.from_numpy(noise)
+        deviation = config.init_std / math.sqrt(2 * config.layers) if parameter.axis == 1 else config.init_std
+        shape = (sum(parameter.stored), parameter.columns)
+        return parameter.pad(normal(shape, seed, zlib.crc32(parameter.name.encode()), deviation))
 
     workers, todo = min(8, os.cpu_count() or 1), list(parameters(config))
     if soonest:
@@ -124,33 +138,31 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
-    """The safetensors file of every tensor that `config` asks for, or ConfigError: a file that cannot be read, a tensor that
-    is missing, has another shape or is quantized. Reads headers only."""
-    directory = Path(directory)
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{directory} holds no .safetensors file")
-    where: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, str] = {}
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    tensor = file.get_slice(name)
-                    where[name], shapes[name], dtypes[name] = path, tuple(tensor.get_shape()), tensor.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+    """The safetensors file of every tensor that `config` asks for. ConfigError: a file that cannot be read, a tensor that is
+    missing, has another shape or is quantized, or one inside a layer that no parameter reads. Reads headers only."""
+    stored = stored_tensors(Path(directory))
     for parameter in parameters(config):
         columns = (parameter.columns,) if parameter.columns else ()
-        for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
-            if name not in where:
+        for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
+            if name not in stored:
                 raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
-            if shapes[name] != (rows, *columns):
-                raise ConfigError(f"{where[name]}: {name} is {shapes[name]}, the config says {(rows, *columns)}")
-            if dtypes[name] not in _FLOATS:
-                raise ConfigError(f"{where[name]}: {name} is {dtypes[name]}; taken are {', '.join(_FLOATS)}")
+            tensor = stored[name]
+            if tensor.shape != (rows, *columns):
+                raise ConfigError(f"{tensor.path}: {name} is {tensor.shape}, the config says {(rows, *columns)}")
+            if tensor.dtype not in _FLOATS:
+                raise ConfigError(f"{tensor.path}: {name} is {tensor.dtype}; taken are {', '.join(_FLOATS)}")
+    where = {name: tensor.path for name, tensor in stored.items()}
+    _check_unread(config, where)
     return where
+
+
+def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
+    """A bias or a norm inside a layer of the config would change its numbers; other heads and further layers would not."""
+    read = {name for parameter in parameters(config) for name in parameter.hf_names}
+    layer = re.compile(r"model\.layers\.(\d{1,9})\.(?!.*\.inv_freq$)")
+    for name in sorted(where.keys() - read):
+        if (match := layer.match(name)) and int(match[1]) < config.layers:
+            raise ConfigError(f"{where[name]} holds {name}, which a {config.model_type} of this config has no use for")
 
 
 def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
@@ -162,23 +174,26 @@ def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter
             return file.get_tensor(name)
 
     for parameter in parameters(config):
-        yield parameter, torch.cat([read(name) for name in parameter.hf_names])
+        yield parameter, parameter.pad(torch.cat([read(name) for name in parameter.hf_names]))
 
 
 def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
     """Rows start .. stop of `parameter`, from the files that `find` found, and no others: nothing is whole in memory."""
     pieces, first = [], 0
-    for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
+    for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
         a, b = max(start, first) - first, min(stop, first + rows) - first
         if a < b:
             with safe_open(where[name], "pt") as file:
                 pieces.append(file.get_slice(name)[a:b])
         first += rows
+    if stop > first:
+        pieces.append(torch.zeros(stop - max(start, first), *parameter.shape[1:]))
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
 
 def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {n: t.contiguous() for n, t in zip(parameter.hf_names, whole.split(parameter.sections), strict=True)}
+    stored = whole[: sum(parameter.stored)].split(parameter.stored)
+    return {n: t.contiguous() for n, t in zip(parameter.hf_names, stored, strict=True)}
 
 
 def save(
@@ -187,12 +202,13 @@ def save(
     directory: str | Path,
     dtype: torch.dtype | None = None,
     file_bytes: int = 5 * 10**9,
+    beside: Beside | None = None,
 ) -> None:
-    """A Hugging Face model directory that `transformers` loads: config.json, and model.safetensors or, where that would
-    exceed `file_bytes`, numbered files and their index.
+    """A Hugging Face model directory that `transformers` loads: model.safetensors or, where that would exceed `file_bytes`,
+    numbered files and their index, and what stands beside them: config.json with the contract, and what is said of tokens.
 
     `whole`: every parameter, in the order of `parameters`, one in memory at a time; rounded to `dtype` (None: that of the
-    first).
+    first). `beside` (None: nothing is known of tokens, and the contract is that of `dtype`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -202,7 +218,7 @@ def save(
     files: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for parameter in parameters(config):
-        for name, rows in zip(parameter.hf_names, parameter.sections, strict=True):
+        for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
             shape = (rows, *parameter.shape[1:])
             size += prod(shape) * dtype.itemsize
             if size > file_bytes and files[-1]:
@@ -212,15 +228,14 @@ def save(
     tensors = (item for p, tensor in chain([first], arriving) for item in to_hf(p, tensor.to(dtype)).items())
     count, where = len(files), {}
     for i, shapes in enumerate(files, 1):
-        name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+        name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
         write_tensors(directory / name, shapes, dtype, islice(tensors, len(shapes)))
         where |= dict.fromkeys(shapes, name)
     if count > 1:
         total = sum(prod(shape) for shapes in files for shape in shapes.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    name = str(dtype).removeprefix("torch.")
-    (directory / "config.json").write_text(json.dumps(config.to_hf(name), indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (beside or Beside(Contract.of(config, dtype))).write(config, dtype, directory)
 
 
 Leaves = dict[tuple[str, int], str]

@@ -5,16 +5,18 @@ from kernels.ops.adamw import adamw
 from kernels.ops.add_bias import add_bias
 from kernels.ops.attention import attention
 from kernels.ops.embedding import embedding
+from kernels.ops.exp import exp
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
 from kernels.ops.norm_rope import norm_rope
+from kernels.ops.normal import normal
 from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
-from kernels.ops.rope import rope, rope_table
+from kernels.ops.rope import cos_sin, rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
-from kernels.ops.truncate import Truncation, kept_tokens, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, kept_tokens, truncate
 
 __all__ = [
     "Truncation",
@@ -22,13 +24,17 @@ __all__ = [
     "add_bias",
     "add_rms_norm",
     "attention",
+    "cos_sin",
     "embedding",
+    "exclude_padding",
+    "exp",
     "fold_rows",
     "gumbel_argmax",
     "kept_tokens",
     "linear_logprob",
     "matmul",
     "norm_rope",
+    "normal",
     "rms_norm",
     "rope",
     "rope_table",

@@ -3,7 +3,7 @@
 import torch
 
 from kernels.device import gradient_dtype
-from kernels.ops.truncate import Truncation, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, truncate
 from kernels.vendor.matmul import matmul, product
 
 ROWS = 2048
@@ -18,12 +18,15 @@ def linear_logprob(
     leaves: int,
     groups: torch.Tensor | None = None,
     truncation: Truncation | None = None,
+    vocabulary: int | None = None,
 ) -> torch.Tensor:
     """As `kernels.ops.linear_logprob`; float32 logits too."""
     truncation = Truncation.none() if truncation is None else truncation
+    vocabulary = head.shape[0] if vocabulary is None else vocabulary
     if x.is_cuda:
-        return _LinearLogprob.apply(x, head, targets, temperature, truncation)
+        return _LinearLogprob.apply(x, head, targets, temperature, truncation, vocabulary)
     logits = matmul(x, head, leaves, groups=groups, out_dtype=torch.float32)
+    exclude_padding(logits, vocabulary)
     truncate(logits, temperature, truncation)
     return torch.log_softmax(logits / temperature[:, None], 1).gather(1, targets[:, None])[:, 0]
 
@@ -33,7 +36,7 @@ class _LinearLogprob(torch.autograd.Function):
     is one leaf."""
 
     @staticmethod
-    def forward(ctx, x, head, targets, temperature, truncation):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, head, targets, temperature, truncation, vocabulary):  # type: ignore[no-untyped-def]
         from kernels.ops.logprob import gpu  # triton, which a machine without a GPU may lack
 
         vocab = head.shape[0]
@@ -44,6 +47,7 @@ class _LinearLogprob(torch.autograd.Function):
         for first in range(0, len(x), ROWS):
             rows = slice(first, first + ROWS)
             logits = product(x[rows], weight, torch.float32)
+            exclude_padding(logits, vocabulary)
             if len(truncation):
                 truncate(logits, temperature[rows], truncation.take(first, first + ROWS))
             tiles.append(gpu.tiles_of(logits, temperature[rows], 1, values[rows]))
@@ -64,4 +68,4 @@ class _LinearLogprob(torch.autograd.Function):
         d_logits = gpu.logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, 1)[:, :vocab]
         dx = product(d_logits, head.to(x.dtype), x.dtype)
         d_head = product(d_logits.T, x, torch.float32).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
-        return dx, d_head, None, None, None
+        return dx, d_head, None, None, None, None

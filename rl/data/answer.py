@@ -2,7 +2,10 @@
 fast a machine is would end the claim that a run is the same everywhere."""
 
 import logging
+import math
+import operator
 import re
+from functools import reduce
 from typing import Any
 
 import sympy
@@ -50,14 +53,14 @@ def _bits(e: Any) -> float:
         return 64.0
     parts = [_bits(a) for a in e.args]
     if isinstance(e, sympy.Add | sympy.Mul):
-        return sum(parts)
+        return reduce(operator.add, parts)
     if isinstance(e, sympy.Pow):
         exponent = e.args[1]
         if isinstance(exponent, sympy.Rational):
             return parts[0] * max(1.0, abs(float(exponent))) if parts[1] <= 32 else float("inf")
         if not exponent.is_number:
-            return sum(parts)
-        return parts[0] * 2.0 ** parts[1] if parts[1] <= 16 else float("inf")
+            return reduce(operator.add, parts)
+        return parts[0] * (1 << math.ceil(parts[1])) if parts[1] <= 16 else float("inf")
     if isinstance(e, _GROWS):
         return 64.0 + max(parts) if max(parts) <= 128 else float("inf")
     return max(parts, default=0.0) if isinstance(e, _COLLECTS) else float("inf")

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rl.data.draws import Draws
+from rollout.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,11 @@ class Source:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     judge: Judge
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Tokenizer
     left_out: int = 0  # problems of neither, because their prompts are too long
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
-        ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
-        return (*ids, self.tokenizer.eos_token_id)
+        return self.tokenizer.completion(problem.solution)
 
 
 class ProblemStream:
@@ -48,15 +45,16 @@ class ProblemStream:
 
     def __init__(self, problems: Sequence[Problem], seed: int, name: int) -> None:
         self._problems, self._key, self.cursor = problems, (seed, name), 0
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._epoch = -1
+        self._order: list[int] = []
 
     def take(self, count: int) -> list[Problem]:
         out = []
         for _ in range(count):
             epoch, at = divmod(self.cursor, len(self._problems))
             if epoch != self._epoch:
-                bits = np.random.Philox(key=[self._key[0], self._key[1] << 32 | epoch])
-                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(len(self._problems))
+                seed, name = self._key
+                self._epoch, self._order = epoch, Draws(seed, name << 32 | epoch).permutation(len(self._problems))
             out.append(self._problems[self._order[at]])
             self.cursor += 1
         return out

@@ -5,15 +5,13 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl.config import JsonlSection, ReasoningGymSection, RunConfig
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import Problem, Source
 from rl.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rollout.tokenizer import Tokenizer
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cannot
 _HELD_OUT = 8  # one prompt in eight, by its checksum, is never trained on
@@ -27,7 +25,7 @@ def open_source(config: RunConfig) -> Source:
     else:
         source = _jsonl(config.data, own)
     for problem in (*source.train, *source.held_out):
-        if not problem.prompt_ids:
+        if not problem.prompt or not problem.prompt_ids:  # ids there may be: a begin of text
             raise UserError(f"the prompt of problem {problem.id!r} is empty: data.prompt={config.data.prompt!r}")
     if not source.train or not source.held_out:
         hint = "give more problems" if not source.left_out else "raise data.max_prompt_tokens"
@@ -43,7 +41,7 @@ def left_out(source: Source) -> str:
     return f", {source.left_out} left out for prompts above data.max_prompt_tokens" if source.left_out else ""
 
 
-def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedTokenizerBase | None") -> Source:
+def _reasoning_gym(config: ReasoningGymSection, seed: int, own: Tokenizer | None) -> Source:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
@@ -74,7 +72,7 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
 
     def problem(prompt: str) -> Problem:
         entry = unique[prompt]
-        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        ids = tokenizer.encode(prompt)
         return Problem(prompt, prompt, ids, entry["answer"], entry["answer"], entry)
 
     def judge(problem: Problem, text: str) -> float:
@@ -86,7 +84,7 @@ def _reasoning_gym(config: ReasoningGymSection, seed: int, own: "PreTrainedToken
     return Source(train, held_out, judge, tokenizer)
 
 
-def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Source:
+def _jsonl(config: JsonlSection, own: Tokenizer | None) -> Source:
     from rl.data.answer import same_answer
 
     train_records, held_records = _read_files(config)
@@ -97,7 +95,7 @@ def _jsonl(config: JsonlSection, own: "PreTrainedTokenizerBase | None") -> Sourc
     def problem(record: Mapping[str, Any]) -> Problem:
         prompt = _fill(config.prompt, question=record[config.question])
         answer = record[config.answer].rpartition(config.marker)[2].strip().replace(",", "")
-        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        ids = tokenizer.encode(prompt)
         return Problem(record["where"], prompt, ids, answer, record[config.answer], record)
 
     def judge(problem: Problem, text: str) -> float:

@@ -1,48 +1,42 @@
 """Tokenizers: the model's own, or one made from the data."""
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
+from kernels.model.folder import ModelFolder
 from rl.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rollout.tokenizer import Tokenizer
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
-def from_model(path: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    if not Path(path).is_dir():
-        raise UserError(f"model.path={path} is no folder")
-    if not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+def from_model(path: str) -> Tokenizer:
+    """The tokenizer of a model directory; UserError where it has none, or none of its ids ends a text."""
+    tokenizer = Tokenizer.of(ModelFolder(path))
+    if tokenizer is None:
         raise UserError(f"model.path={path} holds no tokenizer (tokenizer.json)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # the library raises a bare Exception for a file it cannot read
-        raise UserError(f"model.path={path}: its tokenizer cannot be loaded: {error}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"model.path={path}: its tokenizer has no eos_token, which ends a completion")
+    if tokenizer.end is None:
+        raise UserError(
+            f"model.path={path}: neither its tokenizer nor its configs name an eos token, which ends a completion"
+        )
     return tokenizer
 
 
-def of_characters(texts: Iterable[str]) -> "PreTrainedTokenizerBase":
+def of_characters(texts: Iterable[str]) -> Tokenizer:
     """One token for each character that occurs in `texts`, in code-point order."""
     characters = sorted({c for text in texts for c in text})
     vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *characters))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return _wrap(tokenizer)
 
 
-def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016, over bytes) trained on `texts`: no text is unknown to it."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -55,8 +49,11 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenize
     return _wrap(tokenizer)
 
 
-def _wrap(tokenizer: Tokenizer) -> "PreTrainedTokenizerBase":
+def _wrap(tokenizer: Backend) -> Tokenizer:
     from transformers import PreTrainedTokenizerFast
 
     unknown = {"unk_token": UNKNOWN} if tokenizer.token_to_id(UNKNOWN) is not None else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, **unknown)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left", **unknown
+    )
+    return Tokenizer(words)

@@ -1,1 +1,1 @@
-"""The engine behind HTTP: `/generate` as SGLang's, `/v1` as OpenAI's, health and metrics."""
+"""The engine behind HTTP: as SGLang's server, OpenAI's and vLLM's, with health and metrics."""

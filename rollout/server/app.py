@@ -1,157 +1,199 @@
-"""The routes, and what stands before each: the key, the size of the body, errors of one shape."""
+"""The routes, their document, and errors of one shape."""
 
-import asyncio
-import contextlib
-import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, cast
 
 from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Client
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from rollout.server.fields import BadRequest, Fields, parse
-from rollout.server.native import generate
+from rollout.server.bodies import (
+    AbortBody,
+    BadRequest,
+    Body,
+    ChatBody,
+    CompletionsBody,
+    EmptyBody,
+    GenerateBody,
+    MemoryBody,
+    Model,
+    TokensBody,
+    parse,
+)
+from rollout.server.gate import Gate, error_body, refusal
+from rollout.server.native import Generate
 from rollout.server.openai import Chat, Completions
-from rollout.server.service import Call, GivenUp, Service
+from rollout.server.service import Answer, Call, GivenUp, Service, Streamed
+from rollout.server.tokens import Tokens
 
-_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
+ANSWERS: dict[str, tuple[type[Body], Any]] = {  # path: (body, what makes an `Answer` of the service and one)
+    "/generate": (GenerateBody, Generate),
+    "/v1/completions": (CompletionsBody, Completions),
+    "/v1/chat/completions": (ChatBody, Chat),
+    "/inference/v1/generate": (TokensBody, Tokens),
+}
 
-_LAST_WORDS = 5.0  # seconds to send why a stream was given up
+_PROBE = 20.0  # seconds in which an engine that works has done a step
 
 
-def build(service: Service) -> FastAPI:
-    app = FastAPI(title="samebit", docs_url=None, redoc_url=None, openapi_url=None)
+def build(
+    service: Service, names: frozenset[str] = frozenset({"localhost"}), info: Mapping[str, Any] | None = None
+) -> Gate:
+    """`names`: what the server may be called; `info`: what /server_info tells of how it was started."""
+    app = FastAPI(title="samebit", docs_url=None, redoc_url=None)
+    _tells(app, service, dict(info or {}))
+    changes = _changes(app, service)
+    for path, (body, make) in ANSWERS.items():
+        app.post(path, summary=(body.__doc__ or "").partition("\n")[0], openapi_extra=_document(body))(
+            _answering(service, body, make)
+        )
+    _errors(app)
+    bodies = [body for body, _ in ANSWERS.values()] + [AbortBody, EmptyBody, MemoryBody]
+    _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    document = app.openapi()
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+    return Gate(app, names, service.limits.api_key, changes)
+
+
+_REF = "#/components/schemas/{model}"
+
+
+def _document(body: type[Body]) -> dict[str, Any]:
+    return {"requestBody": {"content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}}}
+
+
+def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
+    """What is read, and changes nothing."""
 
     @app.get("/health")
     async def health() -> Response:
+        """Whether requests are taken."""
         if service.asleep and not service.draining and service.loop.failure is None:
             return JSONResponse({"status": "asleep"}, 503)
-        if service.loop.failure is not None:
-            return refusal(BadRequest(f"the engine has stopped: {service.loop.failure}", 503))
-        return JSONResponse({"status": "draining" if service.draining else "ok"}, 503 if service.draining else 200)
+        if service.draining and service.loop.failure is None:
+            return JSONResponse({"status": "draining"}, 503)
+        service.check_awake()
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/health_generate")
+    async def health_generate() -> Response:
+        """Whether the engine does a step, for a token if it is idle."""
+        service.check_awake()
+        if not await service.works(_PROBE):
+            raise BadRequest(f"the engine did no step in {_PROBE:g} s", 503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
-    async def metrics(client: Client) -> Response:
-        check_key(service, client)
+    async def metrics() -> Response:
+        """For Prometheus."""
         service.metrics.state(service.loop)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
-    async def models(client: Client) -> Response:
-        check_key(service, client)
+    async def models() -> Response:
         model = {"id": service.source.name, "object": "model", "created": 0, "owned_by": "samebit"}
-        model["max_model_len"] = service.source.config.max_positions
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse(
+            {"object": "list", "data": [{**model, "max_model_len": service.source.config.max_positions}]}
+        )
 
-    @app.get("/get_model_info")
-    async def model_info(client: Client) -> Response:
-        check_key(service, client)
+    def model() -> dict[str, Any]:
         directory, version = service.source.directory or service.source.name, str(service.engine.version)
-        info = {"model_path": directory, "tokenizer_path": directory, "is_generation": True, "weight_version": version}
-        return JSONResponse(info)
+        return {"model_path": directory, "tokenizer_path": directory, "is_generation": True, "weight_version": version}
 
-    @app.api_route("/flush_cache", methods=["GET", "POST"])
-    async def flush_cache(client: Client) -> Response:
-        check_key(service, client)
+    @app.get("/model_info")
+    @app.get("/get_model_info")
+    async def model_info() -> Response:
+        return JSONResponse(model())
+
+    @app.get("/server_info")
+    @app.get("/get_server_info")
+    async def server_info() -> Response:
+        """How it was started, and how it is."""
+        state = {"in_flight": service.in_flight, "asleep": service.asleep, "draining": service.draining}
+        return JSONResponse({**info, **model(), "internal_states": [state]})
+
+
+def _changes(app: FastAPI, service: Service) -> frozenset[str]:
+    """What changes the state of the server, and its paths: `Gate` says for whom."""
+    paths: list[str] = []
+
+    def changing(path: str, body: type[Model]) -> Callable[[Callable[[Model], Awaitable[Response]]], None]:
+        def add(work: Callable[[Model], Awaitable[Response]]) -> None:
+            async def route(client: Client) -> Response:
+                try:
+                    return await work(await service.take(client, lambda given: parse(body, given or b"{}")))
+                except ClientDisconnect:
+                    return Response(status_code=499)
+
+            app.post(path, name=work.__name__, description=work.__doc__, openapi_extra=_document(body))(route)
+
+        paths.append(path)
+        return add
+
+    @changing("/flush_cache", EmptyBody)
+    async def flush_cache(body: EmptyBody) -> Response:
+        """Empties the prefix cache."""
         service.loop.forget()
         return Response("Cache flushed.\n", media_type="text/plain")
 
-    @app.post("/release_memory_occupation")
-    async def release(client: Client) -> Response:
-        """Body {"tags": ["kv_cache"]}: keys and values alone; without tags the weights too."""
+    @changing("/abort_request", AbortBody)
+    async def abort_request(body: AbortBody) -> Response:
+        """Ends the requests whose rid begins with `rid`, or all; they are answered with what they have."""
+        if not body.rid and not body.abort_all:
+            raise BadRequest("send rid, the beginning of those to abort, or abort_all=true")
+        service.abort("" if body.abort_all else body.rid)
+        return Response()
 
-        async def work(body: Fields) -> dict[str, Any]:
-            tags = occupied(body)
-            if tags == {"weights"}:
-                raise BadRequest('tags=["weights"]: the weights are released with "kv_cache", not without')
-            await service.release("weights" in tags)
-            return {}
+    @changing("/release_memory_occupation", MemoryBody)
+    async def release(body: MemoryBody) -> Response:
+        """Of keys and values, with the tag weights of these too."""
+        if set(body.tags) == {"weights"}:
+            raise BadRequest('tags=["weights"]: the weights are released with "kv_cache", not without')
+        await service.release("weights" in body.tags)
+        return JSONResponse({})
 
-        return await respond(service, client, work)
+    @changing("/resume_memory_occupation", MemoryBody)
+    async def resume(body: MemoryBody) -> Response:
+        """All of it."""
+        await service.resume()
+        return JSONResponse({})
 
-    @app.post("/resume_memory_occupation")
-    async def resume(client: Client) -> Response:
-        async def work(body: Fields) -> dict[str, Any]:
-            occupied(body)
-            await service.resume()
-            return {}
-
-        return await respond(service, client, work)
-
-    @app.post("/generate")
-    async def native(client: Client) -> Response:
-        return await respond(service, client, lambda body: generate(body, service, client))
-
-    @app.post("/v1/completions")
-    async def completions(client: Client) -> Response:
-        return await respond(service, client, lambda body: Completions(service).answer(body, client))
-
-    @app.post("/v1/chat/completions")
-    async def chat(client: Client) -> Response:
-        return await respond(service, client, lambda body: Chat(service).answer(body, client))
-
-    @app.exception_handler(BadRequest)
-    async def refused(_: Client, error: BadRequest) -> Response:
-        return refusal(error)
-
-    @app.exception_handler(404)
-    async def unknown(client: Client, _: Exception) -> Response:
-        return refusal(BadRequest(f"there is no {client.url.path}", 404))
-
-    @app.exception_handler(405)
-    async def method(client: Client, _: Exception) -> Response:
-        return refusal(BadRequest(f"{client.url.path} does not take {client.method}", 405))
-
-    return app
+    return frozenset(paths)
 
 
-async def respond(service: Service, client: Client, work: Callable[[Fields], Awaitable[Any]]) -> Response:
-    check_key(service, client)
-    try:
-        body = await read(client, service.limits.body_bytes, service.limits.seconds)
-        answer = await work(await service.aside(parse, body))
-    except (GivenUp, ClientDisconnect):
-        return Response(status_code=499)  # nobody reads it
-    if isinstance(answer, tuple):
-        return Events(*answer)
-    return JSONResponse(answer)
+def _answering(service: Service, body: type[Body], make: Callable[[Service, Any], Answer]) -> Any:
+    """A route that asks the engine."""
+
+    def read(given: bytes) -> Answer:
+        return make(service, parse(body, given))
+
+    async def route(client: Client) -> Response:
+        try:
+            answer = await service.take(client, read)
+            call = service.call(answer, client)
+            if answer.stream:
+                return Events(call, _lines(call, cast(Streamed, answer)))
+            content = await service.write(answer.whole, await call.completions(), call.seconds)
+        except (GivenUp, ClientDisconnect):
+            return Response(status_code=499)  # nobody reads it
+        return Response(content, media_type="application/json")
+
+    return route
 
 
-def occupied(body: Fields) -> set[str]:
-    """The tags of a body: all where there are none."""
-    tags = set(body.texts("tags", 2)) or {"weights", "kv_cache"}
-    body.done()
-    if unknown := sorted(tags - {"weights", "kv_cache"}):
-        raise BadRequest(f'tags has {unknown[0]!r}; tags: "kv_cache", "weights"')
-    return tags
-
-
-def check_key(service: Service, client: Client) -> None:
-    key = service.limits.api_key
-    given = client.headers.get("authorization", "").encode()
-    if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-        raise BadRequest("the API key is missing or wrong: send Authorization: Bearer KEY", 401)
-
-
-async def read(client: Client, limit: int, seconds: float) -> bytes:
-    too_large = BadRequest(f"the body is larger than {limit} bytes", 413)
-    length = client.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in client.stream():
-                body += part
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise BadRequest(f"the body took more than {seconds:g} s to arrive", 408) from None
-    return bytes(body)
+async def _lines(call: Call, answer: Streamed) -> AsyncIterator[str]:
+    write = call.service.write
+    for line in await write(answer.opening):
+        yield line
+    async for events in call.events():
+        for line in await write(answer.chunks, events, call.seconds):
+            yield line
+    for line in await write(answer.closing):
+        yield line
 
 
 class Events(StreamingResponse):
@@ -174,22 +216,24 @@ class Events(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(
-                TimeoutError
-            ):  # a client that no longer reads holds its call no longer than any other
-                async with asyncio.timeout(self.call.service.limits.seconds + _LAST_WORDS):
-                    await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         finally:
             self.call.close()
 
 
-def error_body(error: BadRequest) -> dict[str, Any]:
-    kind = _KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(Exception)
+    async def failed(_: Client, error: Exception) -> Response:
+        return refusal(BadRequest(f"the server failed, and its log says where: {type(error).__name__}", 500))
 
+    @app.exception_handler(BadRequest)
+    async def refused(_: Client, error: BadRequest) -> Response:
+        return refusal(error)
 
-def refusal(error: BadRequest) -> JSONResponse:
-    headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-    if error.status == 413:
-        headers["connection"] = "close"  # the rest of the body is not read
-    return JSONResponse(error_body(error), error.status, headers)
+    @app.exception_handler(404)
+    async def unknown(client: Client, _: Exception) -> Response:
+        return refusal(BadRequest(f"there is no {client.url.path}", 404))
+
+    @app.exception_handler(405)
+    async def method(client: Client, _: Exception) -> Response:
+        return refusal(BadRequest(f"{client.url.path} does not take {client.method}", 405))

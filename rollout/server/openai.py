@@ -1,276 +1,283 @@
-"""`/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's: the `openai` client works, streaming too.
+"""`/v1/completions` and `/v1/chat/completions` as OpenAI's: the `openai` client works, streaming too.
 
-`seed` is the sampling seed (42 where it is absent); `top_k`, `min_p`, `stop_token_ids` and `ignore_eos` are taken as well. What
-would change the distribution and is not supported is refused, not ignored.
+A seed that is absent is drawn, for each prompt another, and stands in the answer: with it the same answer comes again. `echo`
+shows the prompt, with `logprobs` its log-probs too, and with `max_tokens` 0 nothing else: a text is scored. Log-probs are of
+the temperature asked for. The most likely tokens are of the distribution drawn from, so fewer where a filter keeps fewer.
 """
 
-import json
+import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
-from starlette.requests import Request as Client
+from pydantic_core import to_json
 
-from rollout.sampling import Completion, Request, RequestError, SamplingParams, Token
-from rollout.server.fields import BadRequest, Fields, is_integer
-from rollout.server.native import as_ids, filters
+from rollout.sampling import Completion, Request, Token, Top
+from rollout.server.bodies import BadRequest, ChatBody, CompletionsBody, OpenAIBody
 from rollout.server.sample import Sample
-from rollout.server.service import Call, Service, whole
+from rollout.server.service import Service
+from rollout.text import Decode, TextStream, decode_all
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0.0,),
-    "presence_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
-    "logit_bias": ({},),
-    "user": (),
-    "metadata": (),
-    "store": (),
-    "service_tier": (),
-    "safety_identifier": (),
-    "prompt_cache_key": (),
-}
-NEUTRAL_COMPLETIONS: dict[str, tuple[Any, ...]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
-NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (),
-}
-_LENGTH = 1 << 40
+OneBody = TypeVar("OneBody", bound=OpenAIBody)
 
 
-class Endpoint:
-    """What the two endpoints share: a body into requests, events into chunks."""
+@dataclass(frozen=True)
+class Prompt:
+    ids: tuple[int, ...]
+    given: str | None = None  # as it came, if as text
+    decode: Decode | None = None
+
+    @cached_property
+    def text(self) -> str:
+        """Of ids that are of the vocabulary, which is not said of what came."""
+        return self.given if self.given is not None else decode_all(self.decode, self.ids) if self.decode else ""
+
+
+def drawn_seed() -> int:
+    """One that a client's JSON keeps, whose numbers may be float64."""
+    return secrets.randbelow(2**53)
+
+
+def check_model(asked: str | None, service: Service) -> None:
+    if asked not in (None, service.source.name, "default"):
+        raise BadRequest(f"model {asked!r} is not served; served: {service.source.name!r}", 404)
+
+
+class Endpoint(Generic[OneBody]):
+    """What the two have in common (`service.Answer`): a body into requests, events into chunks."""
 
     object: str
     chunk_object: str
     prefix: str
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
-
-    async def answer(self, body: Fields, client: Client) -> Any:
-        """What to answer: a JSON value, or a Call with the events of a stream."""
-        model = body.text("model", self.service.source.name)
-        if model not in (self.service.source.name, "default"):
-            raise BadRequest(f"model {model!r} is not served; served: {self.service.source.name!r}", 404)
-        stream = body.boolean("stream")
-        options = Fields(body.any("stream_options", {}), "stream_options")
-        usage = options.boolean("include_usage")
-        options.neutral({"include_obfuscation": ()})
-        options.done()
-        prompts, logprobs = await self.service.aside(self.prompts, body)
-        requests = self.requests(body, prompts)
-        call = self.service.call(requests, client)
-        head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
-            "object": self.chunk_object if stream else self.object,
+    def __init__(self, service: Service, body: OneBody) -> None:
+        check_model(body.model, service)
+        self.service, self.body, self.stream = service, body, body.stream
+        self.prompts: list[Prompt] = []
+        self.requests: list[Request] = []
+        for prompt in self.read():
+            self.prompts.append(prompt)
+            self.requests.append(self._request(prompt))
+        name = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.names = [name] * len(self.requests)
+        self.head: dict[str, Any] = {
+            "id": name,
+            "object": self.chunk_object if body.stream else self.object,
             "created": int(time.time()),
-            "model": self.service.source.name,
-            "system_fingerprint": f"samebit-weights-{self.service.engine.version}",
+            "model": service.source.name,
+            "system_fingerprint": f"samebit-weights-{service.engine.version}",
+            "seed": self.requests[0].sampling.seed,
         }
-        if stream:
-            return call, self.events(call, head, logprobs, usage)
-        completions = await call.completions()
-        by_id = {r.id: r for r in requests}
-        samples = [Sample(self.service.source, by_id[c.request_id]).whole(c) for c in completions]
-        choices = [
-            {"index": i, **self.choice(sample, logprobs), "finish_reason": c.finish_reason}
-            for i, (c, sample) in enumerate(zip(completions, samples, strict=True))
-        ]
-        return {**head, "choices": choices, "usage": usage_of(requests, completions)}
+        if body.stream and body.stream_options.include_usage:
+            self.head["usage"] = None
+        self._samples = [Sample(service.source, r) for r in self.requests for _ in range(r.sampling.n)]
+        self._prompt_of = [i for i, r in enumerate(self.requests) for _ in range(r.sampling.n)]
+        keys = [(r.id, i) for r in self.requests for i in range(r.sampling.n)]
+        self._numbers = {key: number for number, key in enumerate(keys)}
 
-    def prompts(self, body: Fields) -> tuple[list[tuple[int, ...]], bool]:
-        """(prompts, whether log-probs are wanted)."""
+    def read(self) -> Iterator[Prompt]:
+        """One by one, so that what cannot be served ends it."""
         raise NotImplementedError
 
-    def choice(self, sample: Sample, logprobs: bool) -> dict[str, Any]:
+    def most(self, prompt: Prompt) -> int:
+        """New tokens of one sample."""
         raise NotImplementedError
 
-    def delta(self, text: str, sample: Sample, logprobs: bool) -> dict[str, Any]:
+    def extras(self) -> tuple[int | None, int]:
+        """`score_from` and `top` of the requests."""
         raise NotImplementedError
 
-    def opening(self) -> dict[str, Any] | None:
-        """What is said of a sample before its first token."""
-        return None
-
-    def most(self, body: Fields, prompt: tuple[int, ...]) -> int:
+    def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+        """What a choice holds of a whole sample."""
         raise NotImplementedError
 
-    def requests(self, body: Fields, prompts: list[tuple[int, ...]]) -> list[Request]:
-        stops = body.integers("stop_token_ids", 64)
-        ends = () if body.boolean("ignore_eos") else self.service.source.end_ids
-        made = {
-            "temperature": body.number("temperature", 1.0),
-            "seed": body.integer("seed", 42, 0, 2**63 - 1),
-            "stop_ids": tuple(sorted({*stops, *ends})),
-            "stop": body.texts("stop", 16),
-            "n": body.integer("n", 1, 1, self.service.limits.samples),
-            **filters(body),
+    def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
+        """The same of what a stream adds."""
+        raise NotImplementedError
+
+    def before(self, prompt: Prompt) -> dict[str, Any] | None:
+        """The same of what it begins with."""
+        raise NotImplementedError
+
+    def _request(self, prompt: Prompt) -> Request:
+        body, service = self.body, self.service
+        seed = drawn_seed() if body.seed is None else body.seed
+        sampling = body.sampling(self.most(prompt), seed, service.source.end_ids, service.limits.samples)
+        return service.request(prompt.ids, sampling, *self.extras())
+
+    def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
+        head = to_json({**self.head, "usage": self._usage(completions)})
+        choices = []
+        for number, (sample, c) in enumerate(zip(self._samples, completions, strict=True)):
+            fields = self.shown(sample.whole(c), self.prompts[self._prompt_of[number]])
+            choices.append(to_json(self._choice(number, fields, c.finish_reason)))
+        return head[:-1] + b',"choices":[' + b",".join(choices) + b"]}"
+
+    def opening(self) -> list[str]:
+        out = []
+        for number, prompt in enumerate(self._prompt_of):
+            if (fields := self.before(self.prompts[prompt])) is not None:
+                out.append(self._chunk(number, fields, None))
+        return out
+
+    def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
+        numbers = [self._numbers[event.request_id, event.sample] for event in events]
+        for number, event in zip(numbers, events, strict=True):
+            self._samples[number].hear(event)
+        out = []
+        for number in dict.fromkeys(numbers):
+            sample = self._samples[number]
+            if not sample.done and not sample.fresh:
+                continue  # inside a character or a stop: its log-prob comes with what follows
+            reason = sample.done.finish_reason if sample.done else None
+            text, tokens = sample.news()
+            out.append(self._chunk(number, self.added(text, sample, tokens), reason))
+        return out
+
+    def closing(self) -> list[str]:
+        if not self.body.stream_options.include_usage:
+            return []
+        done = [sample.done for sample in self._samples if sample.done]
+        return [to_json({**self.head, "choices": [], "usage": self._usage(done)}).decode()]
+
+    def _choice(self, number: int, fields: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        seed = self.requests[self._prompt_of[number]].sampling.seed
+        return {"index": number, **fields, "finish_reason": reason, "seed": seed}
+
+    def _chunk(self, number: int, fields: dict[str, Any], reason: str | None) -> str:
+        return to_json({**self.head, "choices": [self._choice(number, fields, reason)]}).decode()
+
+    def _usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        prompt, new = sum(len(r.prompt_ids) for r in self.requests), sum(len(c.token_ids) for c in completions)
+        cached = {c.request_id: c.cached_tokens for c in reversed(completions) if c.sample == 0}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         }
-        lengths = [self.most(body, prompt) for prompt in prompts]
-        body.neutral(NEUTRAL)
-        body.done()
-        try:
-            return [
-                Request(self.service.next_id(), prompt, SamplingParams(new, **made))
-                for prompt, new in zip(prompts, lengths, strict=True)
-            ]
-        except RequestError as error:
-            raise BadRequest(str(error)) from None
-
-    async def events(self, call: Call, head: dict[str, Any], logprobs: bool, usage: bool) -> AsyncIterator[str]:
-        samples: dict[tuple[int, int], Sample] = {}
-        numbers: dict[tuple[int, int], int] = {}
-        for request in call.requests:
-            for i in range(request.sampling.n):
-                numbers[request.id, i] = len(numbers)
-                samples[request.id, i] = Sample(self.service.source, request)
-        if usage:
-            head = {**head, "usage": None}
-
-        def chunk(number: int, fields: dict[str, Any], reason: str | None) -> str:
-            choice = {"index": number, **fields, "finish_reason": reason}
-            return json.dumps({**head, "choices": [choice]})
-
-        if opening := self.opening():
-            for number in numbers.values():
-                yield chunk(number, opening, None)
-        completions: list[Completion] = []
-        async for event in call.events():
-            key = event.request_id, event.sample
-            sample = samples[key]
-            if isinstance(event, Token):
-                text, reason = sample.token(event), None
-                if not text and not (logprobs and self.service.source.decode is None):
-                    continue  # inside a character or a stop: its log-prob comes with what follows
-            else:
-                text, reason = sample.end(), str(event.finish_reason)
-                completions.append(event)
-            fields = self.delta(text, sample, logprobs)
-            sample.told = len(sample.ids)
-            yield chunk(numbers[key], fields, reason)
-        if usage:
-            yield json.dumps({**head, "choices": [], "usage": usage_of(list(call.requests), completions)})
-
-    def texts(self, ids: list[int]) -> list[str]:
-        decode = self.service.source.decode
-        return [decode([i]) if decode else f"token_id:{i}" for i in ids]
 
 
-class Completions(Endpoint):
+class Completions(Endpoint[CompletionsBody]):
     object = chunk_object = "text_completion"
     prefix = "cmpl"
 
-    def prompts(self, body: Fields) -> tuple[list[tuple[int, ...]], bool]:
-        value = body.any("prompt")
-        if not isinstance(value, (str, list)):
-            raise BadRequest("prompt must be a string or a list of integers, or a list of such")
-        many = isinstance(value, list) and bool(value) and not all(is_integer(v) for v in value)
-        prompts = [as_ids(p, "prompt", self.service) for p in (value if many else [value])]
-        if len(prompts) > self.service.limits.queue:
-            raise BadRequest(f"prompt holds {len(prompts)} prompts; at most {self.service.limits.queue} are taken")
-        logprobs = body.integer("logprobs", None, 0, 1)
-        body.neutral(NEUTRAL_COMPLETIONS)
-        return prompts, logprobs is not None
+    def read(self) -> Iterator[Prompt]:
+        value: Any = self.body.prompt
+        if self.body.echo and self.body.stream and self.body.logprobs is not None:
+            raise BadRequest("echo=true with logprobs is not streamed: send stream=false")
+        many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
+        if many and len(value) > self.service.limits.queue:
+            raise BadRequest(f"prompt holds {len(value)} prompts; at most {self.service.limits.queue} are taken")
+        return map(self._prompt, value if many else [value])
 
-    def most(self, body: Fields, prompt: tuple[int, ...]) -> int:
-        return int(body.integer("max_tokens", 16, 1, _LENGTH))
+    def _prompt(self, value: str | list[int]) -> Prompt:
+        if isinstance(value, str):
+            return Prompt(self.service.words.encode(value), value)
+        return Prompt(tuple(value), decode=self.service.source.decode)
 
-    def choice(self, sample: Sample, logprobs: bool) -> dict[str, Any]:
-        return {"text": sample.shown, "logprobs": self.logprobs(sample) if logprobs else None}
+    def most(self, prompt: Prompt) -> int:
+        return self.body.max_tokens
 
-    def delta(self, text: str, sample: Sample, logprobs: bool) -> dict[str, Any]:
-        return {"text": text, "logprobs": self.logprobs(sample) if logprobs else None}
+    def extras(self) -> tuple[int | None, int]:
+        return (1 if self.body.echo and self.body.logprobs is not None else None), self.body.logprobs or 0
 
-    def logprobs(self, sample: Sample) -> dict[str, Any]:
+    def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+        before = prompt.text if self.body.echo else ""
+        logprobs = self._logprobs(sample, slice(None), len(before))
+        if self.body.echo and logprobs and sample.done:
+            ids, values = prompt.ids, [None, *sample.done.prompt_logprobs]
+            tops = sample.done.prompt_top or ((),) * (len(ids) - 1)
+            given = self._columns(ids, values, [(), *tops], self._offsets(ids))
+            logprobs = {name: None if part is None else given[name] + part for name, part in logprobs.items()}
+        return {"text": before + sample.text, "logprobs": logprobs}
+
+    def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
+        return {"text": text, "logprobs": self._logprobs(sample, tokens, 0)}
+
+    def before(self, prompt: Prompt) -> dict[str, Any] | None:
+        return {"text": prompt.text, "logprobs": None} if self.body.echo else None
+
+    def _logprobs(self, sample: Sample, tokens: slice, start: int) -> dict[str, Any] | None:
+        if self.body.logprobs is None:
+            return None
+        offsets = [start + offset for offset in sample.offsets[tokens]]
+        return self._columns(sample.ids[tokens], sample.logprobs[tokens], sample.top[tokens], offsets)
+
+    def _columns(
+        self, ids: Sequence[int], logprobs: Sequence[float | None], tops: Sequence[Top], offsets: list[int]
+    ) -> dict[str, Any]:
+        """Beside the most likely tokens stands the one itself; of several with one name the likeliest."""
+        likely: list[dict[str, float] | None] = []
+        for token, logprob, top in zip(ids, logprobs, tops, strict=True):
+            named: dict[str, float] = {}
+            for i, p in top if logprob is None else (*top, (token, logprob)):
+                named.setdefault(self._name(i), p)
+            likely.append(named or None)
         return {
-            "tokens": self.texts(sample.ids[sample.told :]),
-            "token_logprobs": sample.logprobs[sample.told :],
-            "top_logprobs": None,
-            "text_offset": None,
+            "tokens": [self._name(i) for i in ids],
+            "token_logprobs": list(logprobs),
+            "top_logprobs": likely if self.body.logprobs else None,
+            "text_offset": offsets,
         }
 
+    def _offsets(self, ids: Sequence[int]) -> list[int]:
+        """Of each token of a prompt in its text."""
+        decode = self.service.source.decode
+        stream, out = TextStream(decode) if decode else None, []
+        for i in ids:
+            out.append(stream.length if stream else 0)
+            if stream:
+                stream.push(i)
+        return out
 
-class Chat(Endpoint):
+    def _name(self, token: int) -> str:
+        name = self.service.words.name(token)
+        return f"bytes:{name}" if name.startswith("\\x") else name
+
+
+class Chat(Endpoint[ChatBody]):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def prompts(self, body: Fields) -> tuple[list[tuple[int, ...]], bool]:
-        messages = body.any("messages")
-        if not isinstance(messages, list) or not messages:
-            raise BadRequest("messages must be a list of at least one message")
-        plain = [self.message(m, i) for i, m in enumerate(messages)]
-        words = self.service.source.words
-        if words is None or not getattr(words, "chat_template", None):
-            raise BadRequest("this model has no chat template: use /v1/completions")
-        extra = body.any("chat_template_kwargs", {})
-        if not isinstance(extra, dict) or {"tokenize", "conversation", "chat_template"} & set(extra):
-            raise BadRequest("chat_template_kwargs must be an object of the template's own arguments")
-        try:
-            text = words.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **extra)
-        except Exception as error:  # whatever a template raises for messages that it does not take
-            raise BadRequest(
-                f"the chat template refuses these messages: {' '.join(str(error).split())[:300]}"
-            ) from None
-        logprobs = body.boolean("logprobs")
-        body.neutral(NEUTRAL_CHAT)
-        return [tuple(words.encode(whole(text), add_special_tokens=False))], logprobs
+    def read(self) -> Iterator[Prompt]:
+        if self.body.top_logprobs and not self.body.logprobs:
+            raise BadRequest("top_logprobs needs logprobs=true")
+        messages = [message.model_dump() for message in self.body.messages]
+        yield Prompt(self.service.words.chat(messages, self.body.chat_template_kwargs))
 
-    def message(self, value: Any, place: int) -> dict[str, str]:
-        if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-            raise BadRequest(f"messages[{place}] must be an object with a role")
-        content = value.get("content")
-        if isinstance(content, list):
-            texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
-            whole_text = len(texts) == len(content) and all(isinstance(t, str) for t in texts)
-            content = "".join(map(str, texts)) if whole_text else None
-        if not isinstance(content, str):
-            raise BadRequest(f"messages[{place}].content must be text")
-        return {"role": value["role"], "content": content}
-
-    def most(self, body: Fields, prompt: tuple[int, ...]) -> int:
+    def most(self, prompt: Prompt) -> int:
         """All the room there is, unless told."""
-        new = body.integer("max_completion_tokens", body.integer("max_tokens", None, 1, _LENGTH), 1, _LENGTH)
-        pool = self.service.engine.pool
-        room = min(self.service.source.config.max_positions, pool.pages * pool.page_size) - len(prompt)
-        return int(new or max(room, 1))
+        body, pool = self.body, self.service.engine.pool
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        room = min(self.service.source.config.max_positions, pool.pages * pool.page_size) - len(prompt.ids)
+        return max(room, 1) if asked is None else asked
 
-    def choice(self, sample: Sample, logprobs: bool) -> dict[str, Any]:
-        message = {"role": "assistant", "content": sample.shown, "refusal": None}
-        return {"message": message, "logprobs": self.logprobs(sample) if logprobs else None}
+    def extras(self) -> tuple[int | None, int]:
+        return None, self.body.top_logprobs
 
-    def opening(self) -> dict[str, Any] | None:
+    def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+        message = {"role": "assistant", "content": sample.text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(sample, slice(None))}
+
+    def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}, "logprobs": self._logprobs(sample, tokens)}
+
+    def before(self, prompt: Prompt) -> dict[str, Any] | None:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def delta(self, text: str, sample: Sample, logprobs: bool) -> dict[str, Any]:
-        return {
-            "delta": {"content": text} if text else {},
-            "logprobs": self.logprobs(sample) if logprobs else None,
-        }
+    def _logprobs(self, sample: Sample, tokens: slice) -> dict[str, Any] | None:
+        if not self.body.logprobs:
+            return None
+        rows = zip(sample.ids[tokens], sample.logprobs[tokens], sample.top[tokens], strict=True)
+        content = [{**self._entry(i, p), "top_logprobs": [self._entry(*one) for one in top]} for i, p, top in rows]
+        return {"content": content, "refusal": None}
 
-    def logprobs(self, sample: Sample) -> dict[str, Any]:
-        texts = self.texts(sample.ids[sample.told :])
-        pairs = zip(texts, sample.logprobs[sample.told :], strict=True)
-        return {
-            "content": [
-                {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-                for text, logprob in pairs
-            ]
-        }
-
-
-def usage_of(requests: list[Request], completions: list[Completion]) -> dict[str, Any]:
-    prompt, new = sum(len(r.prompt_ids) for r in requests), sum(len(c.token_ids) for c in completions)
-    cached = {c.request_id: c.cached_tokens for c in reversed(completions) if c.sample == 0}
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": new,
-        "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
-    }
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        spelled = self.service.words.bytes_of(token)
+        name = self.service.words.name(token)
+        return {"token": name, "logprob": logprob, "bytes": None if spelled is None else list(spelled)}

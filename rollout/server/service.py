@@ -1,42 +1,63 @@
-"""Requests from clients into the engine's thread and events back; who is refused, and when a request is given up."""
+"""Requests from clients into the engine's thread and events back; who is refused, and when a request is given up.
+
+Nothing but waiting happens in the event loop: bodies and texts are read, and answers written, in threads.
+"""
 
 import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from starlette.requests import Request as Client
 
 from rollout.lockstep import Memory
 from rollout.loop import EngineLoop, Event, MemoryOrder
-from rollout.sampling import Completion, Request, RequestError, Token
-from rollout.server.fields import BadRequest
+from rollout.sampling import Completion, Request, RequestError, SamplingParams, Token
+from rollout.server.bodies import BadRequest
 from rollout.server.metrics import Metrics
+from rollout.server.words import Words
 from rollout.source import Source
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+_BODIES = 16  # of the largest size, that are in memory at once
+
 
 @dataclass(frozen=True)
 class ServiceLimits:
     body_bytes: int = 16 * 2**20
+    body_seconds: float = 60.0  # for a body to arrive
     queue: int = 1024  # samples in flight, waiting or running; one more is answered 429
     seconds: float = 600.0  # of one request; then it is aborted and answered 504
     samples: int = 128  # of one request
     api_key: str | None = None
 
 
-def whole(text: str) -> str:
-    """A JSON string may hold what is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRequest("a text holds half of a surrogate pair, which is no character") from None
-    return text
+class Answer(Protocol):
+    """One call, read: what it asks of the engine, and how the client is told, in JSON. No method runs in the event loop."""
+
+    requests: Sequence[Request]
+    names: Sequence[str]  # of each request, by which a client aborts it
+    stream: bool
+
+    def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
+        """The completions are in the order of the requests, the samples of each side by side."""
+
+
+class Streamed(Answer, Protocol):
+    """One that can be told in events."""
+
+    def opening(self) -> list[str]:
+        """Before the first token."""
+
+    def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
+        """What has happened since the last call."""
+
+    def closing(self) -> list[str]: ...
 
 
 class GivenUp(Exception):
@@ -46,13 +67,13 @@ class GivenUp(Exception):
 class Service:
     def __init__(self, source: Source, loop: EngineLoop, metrics: Metrics, limits: ServiceLimits) -> None:
         self.source, self.loop, self.metrics, self.limits = source, loop, metrics, limits
-        self.engine = loop.ranks.engine
+        self.words, self.engine = Words(source), loop.ranks.engine
         self.draining = False
         self.asleep = False  # its memory is released
         self.calls: set[Call] = set()
         self._ids = itertools.count()
-        self._reader = ThreadPoolExecutor(4, "reader")
-        self._reading = 0
+        self._readers, self._writers = ThreadPoolExecutor(4, "reader"), ThreadPoolExecutor(4, "writer")
+        self._reading = self._body_bytes = 0
 
     @property
     def in_flight(self) -> int:
@@ -61,44 +82,97 @@ class Service:
     def next_id(self) -> int:
         return next(self._ids)
 
-    async def aside(
+    async def take(self, client: Client, work: Callable[[bytes], Result]) -> Result:
+        """What `work` makes of the body, in a thread."""
+        limit, seconds = self.limits.body_bytes, self.limits.body_seconds
+        too_large = BadRequest(f"the body is larger than {limit} bytes", 413)
+        length = client.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds) as arriving:
+                async for part in client.stream():
+                    body += part
+                    self._body_bytes += len(part)
+                    if len(body) > limit:
+                        raise too_large
+                    if self._body_bytes > _BODIES * limit:
+                        raise self._refused(f"{self._body_bytes} bytes of bodies are being read")
+                arriving.reschedule(None)
+                return await self.read(work, bytes(body))
+        except TimeoutError:
+            raise BadRequest(f"the body took more than {seconds:g} s to arrive", 408) from None
+        finally:
+            self._body_bytes -= len(body)
+
+    async def read(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """`work` in a thread: a text of megabytes takes seconds to read, and nobody else shall wait for it."""
         if self._reading >= self.limits.queue:
-            self.metrics.refused.inc()
-            raise BadRequest(f"{self._reading} requests are being read, of at most {self.limits.queue}: try later", 429)
+            raise self._refused(f"{self._reading} requests are being read, of at most {self.limits.queue}")
         self._reading += 1
         try:
-            return await asyncio.wrap_future(self._reader.submit(work, *args, **kwargs))
+            return await _aside(self._readers, work, *args, **kwargs)
         finally:
             self._reading -= 1
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        if self.source.words is None:
-            raise BadRequest("this model has no tokenizer: send token ids")
-        return tuple(self.source.words.encode(whole(text)))
+    async def write(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """The same for what was admitted, which waits for nobody's reading."""
+        return await _aside(self._writers, work, *args, **kwargs)
 
-    def call(self, requests: Sequence[Request], client: Client) -> "Call":
-        """Puts all of them into the engine, or none."""
-        if self.draining:
-            raise BadRequest("the server is shutting down", 503)
+    def _refused(self, why: str) -> BadRequest:
+        self.metrics.refused.inc()
+        return BadRequest(f"{why}: try later", 429)
+
+    def request(
+        self, ids: Sequence[int], sampling: SamplingParams, score_from: int | None = None, top: int = 0
+    ) -> Request:
+        """Refuses what can never be served. In any thread."""
+        made = Request(self.next_id(), tuple(ids), sampling, score_from, top)
+        try:
+            self.engine.check(made)
+        except RequestError as error:
+            raise BadRequest(str(error).removeprefix(f"request {made.id}: ")) from None
+        return made
+
+    def check_awake(self) -> None:
         if self.loop.failure is not None:
             raise BadRequest(f"the engine has stopped: {self.loop.failure}", 503)
+        if self.draining:
+            raise BadRequest("the server is shutting down", 503)
         if self.asleep:
             raise BadRequest("the memory is released: POST /resume_memory_occupation first", 503)
-        samples = sum(r.sampling.n for r in requests)
-        for request in requests:
-            try:
-                self.engine.check(request)
-            except RequestError as error:
-                raise BadRequest(str(error).removeprefix(f"request {request.id}: ")) from None
+
+    def call(self, answer: Answer, client: Client) -> "Call":
+        """Puts all of its requests into the engine, or none."""
+        self.check_awake()
+        samples = sum(r.sampling.n for r in answer.requests)
         if samples > self.limits.queue:
             raise BadRequest(f"{samples} samples in one call are more than the queue of {self.limits.queue}")
         if self.in_flight + samples > self.limits.queue:
-            self.metrics.refused.inc()
-            raise BadRequest(f"{self.in_flight} samples are in flight, of at most {self.limits.queue}: try later", 429)
-        return Call(self, requests, client)
+            raise self._refused(f"{self.in_flight} samples are in flight, of at most {self.limits.queue}")
+        return Call(self, answer, client)
+
+    def abort(self, prefix: str) -> None:
+        """Ends the requests whose names begin with it, as "abort" with what they have."""
+        for call in self.calls:
+            for request, name in zip(call.requests, call.names, strict=True):
+                if name.startswith(prefix):
+                    self.loop.abort(request.id)
+
+    async def works(self, seconds: float) -> bool:
+        """Whether the engine does a step within that time: of what it is at, or for a token that is asked for here."""
+        before, now = self.loop.turns, asyncio.get_running_loop().time
+        if not self.in_flight:
+            self.loop.submit(Request(self.next_id(), (0,), SamplingParams(1)), lambda event: None)
+        end = now() + seconds
+        while self.loop.turns == before and self.loop.failure is None and now() < end:
+            await asyncio.sleep(0.02)
+        return self.loop.turns > before and self.loop.failure is None
 
     async def release(self, weights: bool) -> None:
         """Gives the memory of keys and values back, with `weights` that of the weights too. 409 while requests run."""
@@ -128,12 +202,18 @@ class Service:
             raise BadRequest(f"there is too little memory: {' '.join(str(error).split())[:300]}", 503)
 
 
+async def _aside(
+    threads: Executor, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    return await asyncio.wrap_future(threads.submit(work, *args, **kwargs))
+
+
 class Call:
     """Requests of one HTTP call while they are in the engine. `close` must be called, whatever happens."""
 
-    def __init__(self, service: Service, requests: Sequence[Request], client: Client) -> None:
-        self.service, self.requests = service, requests
-        self.left = sum(r.sampling.n for r in requests)
+    def __init__(self, service: Service, answer: Answer, client: Client) -> None:
+        self.service, self.requests, self.names = service, answer.requests, answer.names
+        self.left = sum(r.sampling.n for r in self.requests)
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self._begin = loop.time()
@@ -143,12 +223,14 @@ class Call:
         self._deadline = loop.call_later(seconds, self._queue.put_nowait, late)
         self._closed = False
         service.calls.add(self)
-        service.metrics.admitted(requests)
+        service.metrics.admitted(self.requests)
+        stream = answer.stream
 
         def sink(event: Event) -> None:
-            loop.call_soon_threadsafe(self._queue.put_nowait, event)
+            if stream or not isinstance(event, Token):
+                loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
-        for request in requests:
+        for request in self.requests:
             service.loop.submit(request, sink)
 
     @property
@@ -164,24 +246,27 @@ class Call:
         """The server ends."""
         self._queue.put_nowait(BadRequest("the request was aborted: the server is shutting down", 503))
 
-    async def events(self) -> AsyncIterator[Token | Completion]:
-        """Until all samples have ended. BadRequest where they could not be."""
+    async def events(self) -> AsyncIterator[list[Token | Completion]]:
+        """What has happened since the last was taken, until all samples have ended. BadRequest where they could not be."""
         while self.left:
-            event = await self._queue.get()
+            event, batch = await self._queue.get(), []
+            while not isinstance(event, Exception):
+                batch.append(event)
+                self.left -= isinstance(event, Completion)
+                if self._queue.empty():
+                    break
+                event = self._queue.get_nowait()
+            if batch:
+                yield batch
             if isinstance(event, GivenUp | BadRequest):
                 raise event
             if isinstance(event, Exception):
                 raise BadRequest(f"the engine failed: {' '.join(str(event).split())[:300]}", 500)
-            if isinstance(event, Completion):
-                self.left -= 1
-                if event.finish_reason == "abort":
-                    raise BadRequest("the request was aborted", 500)
-            yield event
 
     async def completions(self) -> list[Completion]:
         """In the order of the requests, the samples of each side by side."""
         try:
-            done = [event async for event in self.events() if isinstance(event, Completion)]
+            done = [event async for batch in self.events() for event in batch if isinstance(event, Completion)]
         finally:
             self.close()
         order = {request.id: i for i, request in enumerate(self.requests)}

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # Threads that wait must not spin: 4 threads on a machine with fewer free cores would take a thousand times as long. OpenMP
 # reads this when torch is loaded.
@@ -12,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from kernels.spec import OpSpec
 
 _COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=20, **_COMMON)
@@ -31,6 +34,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief" if torch.cuda
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what no device but the host makes, on any other device."""
+    items[:] = [item for item in items if _runs_there(getattr(getattr(item, "callspec", None), "params", {}))]
+
+
+def _runs_there(params: dict[str, Any]) -> bool:
+    spec = params.get("spec")
+    return not isinstance(spec, OpSpec) or params.get("device", "cpu") in spec.devices
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -1,4 +1,4 @@
-"""exp, exp2 and log of `samebit.h`: to the bit what the oracle defines, and their error in ulp.
+"""exp, exp2 and log of `samebit.h`: to the bit what the oracle defines, and their error in ulp; exp and log of `wide.h`.
 
 One ulp is the spacing of float32 at the true value (2^-149 where that is subnormal); the truth is numpy's longdouble.
 """
@@ -121,3 +121,39 @@ def test_row_dot_uses_16_lanes(scalars: ctypes.CDLL, n: int) -> None:
     scalars.apply_row_dot.restype = ctypes.c_float
     address = [v.ctypes.data_as(ctypes.c_void_p) for v in (a, b)]
     assert F4(scalars.apply_row_dot(*address, ctypes.c_int64(n))) == oracle.row_dot(a, b)
+
+
+# float64 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "low", "high", "bound"),
+    [
+        ("exp_f64", np.exp, -10.0, 10.0, 1.0),
+        ("exp_f64", np.exp, -600.0, 600.0, 1.0),
+        ("log_f64", np.log, 1e-6, 1e6, 2.0),
+    ],
+)
+def test_ulp_of_float64(
+    scalars: ctypes.CDLL, name: str, truth: Callable, low: float, high: float, bound: float
+) -> None:
+    x = np.random.default_rng(0).uniform(low, high, 200_000)
+    y, t = apply(scalars, name, x), truth(x.astype(LD))
+    assert float((np.abs(y - t) / np.spacing(np.abs(t).astype("f8"))).max()) <= bound
+
+
+def test_the_logarithm_of_the_normal_tail_is_rounded_correctly(scalars: ctypes.CDLL) -> None:
+    """-ln(1 - u) for all 2^24 values of u, to float32. Half an ulp of longdouble decides none of them."""
+    u = np.arange(1 << 24) * 2.0**-24
+    truth = np.log1p(-u.astype(LD))
+    assert_same_bits(
+        torch.from_numpy(-apply(scalars, "log_f64", 1 - u).astype(F4) + F4(0)),
+        torch.from_numpy((-truth).astype(F4) + F4(0)),
+        "-ln(1 - u)",
+    )
+    middle = truth.astype(F4).astype(LD)
+    for sign in (-1, 1):
+        border = (middle + np.nextafter(truth.astype(F4), F4(sign * np.inf)).astype(LD)) / 2
+        assert (np.abs(truth - border) > np.abs(truth) * LD(2) ** -60)[1:].all(), (
+            "a truth too close to half-way to be told"
+        )

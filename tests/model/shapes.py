@@ -53,6 +53,10 @@ SHAPES = {
         TINY, hidden_size=128, heads=2, kv_heads=1, layers=1, rope_theta=1e6, rms_eps=1e-5, leaves=4
     ),
     "three layers": replace(TINY, layers=3, heads=6, kv_heads=2, tied=True),
+    "61 ids": replace(TINY, vocab_size=61, kv_heads=4, leaves=4),  # 64 are held, and the last leaf ends in padding
+    "37 ids, tied": replace(
+        TINY, vocab_size=37, tied=True, kv_heads=4, leaves=8
+    ),  # 64 are held: three leaves are padding
     "qwen2": replace(TINY, model_type="qwen2", tied=True, heads=6, kv_heads=2),
     "llama": replace(TINY, model_type="llama", head_dim=32),
     "llama 3.1": replace(
@@ -70,7 +74,8 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Iterator[tuple[Paramet
     """Float32: matrices of standard deviation 2 / sqrt(columns), embedding and norms around 1."""
     for p in parameters(config):
         x = noise(seed, p.name, p.shape)
-        yield p, 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x
+        x = 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x
+        yield p, p.pad(x[: sum(p.stored)])
 
 
 def prompts(config: ModelConfig, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
@@ -94,4 +99,6 @@ def packed_logits(
         return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
     ids = torch.tensor([t for s in sequences for t in s])
-    return head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype))
+    logits = head_logits(config, outer, forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype))
+    assert (logits[:, config.vocab_size :] == -torch.inf).all()
+    return logits[:, : config.vocab_size]

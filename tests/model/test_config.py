@@ -1,11 +1,17 @@
 """A model that cannot run exactly is refused at the door, in one line with the numbers."""
 
+import math
+import struct
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from kernels.model import ConfigError, ModelConfig
+from kernels.model.fields import COUNTS
 from kernels.model.weights import parameters
 from tests.model.shapes import EIGHT, SHAPES, TINY
 
@@ -47,12 +53,16 @@ def test_hugging_face_fields_round_trip(name: str) -> None:
         ({"rope_parameters": LLAMA3 | {"low_freq_factor": 9}}, "low_freq_factor 9 must be below high 4"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "no field 'factor'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not supported"),
-        ({"rope_scaling": 5}, "rope parameters are 5; they must be an object"),
+        ({"rope_scaling": 5}, "rope parameters is 5; it must be an object"),
         ({"rope_theta": "x", "rope_parameters": ...}, "rope_theta is 'x'; it must be a positive number"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None; it must be a positive number"),
         (
             {"quantization_config": {"quant_method": "fp8"}},
             "quantization_config={'quant_method': 'fp8'} is not supported",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "factor": 4.0}},
+            "rope_parameters.factor=4.0 is not supported with",
         ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"num_hidden_layers": ...}, "no field 'num_hidden_layers'"),
@@ -60,7 +70,6 @@ def test_hugging_face_fields_round_trip(name: str) -> None:
         ({"num_attention_heads": 5}, "5 attention heads are not a multiple of 2 key-value heads"),
         ({"intermediate_size": 63}, "intermediate_size 63 is not divisible by model.leaves=2"),
         ({"hidden_size": 33}, "hidden_size 33 is not divisible by model.leaves=2"),
-        ({"vocab_size": 60}, "leaves parts of 30, which is not a multiple of 4"),
     ],
     ids=str,
 )
@@ -114,5 +123,131 @@ def test_shards() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameter_count(name: str) -> None:
     config = SHAPES[name]
-    count = sum(sum(p.sections) * (p.columns or 1) for p in parameters(config))
+    count = sum(sum(p.stored) * (p.columns or 1) for p in parameters(config))
     assert config.parameter_count == count
+
+
+# fields that are not understood -------------------------------------------------------------------------------------------
+
+PUBLISHED = {  # configs of the hub as they are, but for their sizes
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        "max_window_layers": 36,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "use_cache": True,
+        "use_sliding_window": False,
+    },
+    "qwen2": {"max_window_layers": 28, "sliding_window": 131072, "use_mrope": False, "use_sliding_window": False},
+    "llama": {"mlp_bias": False, "pretraining_tp": 1, "rope_scaling": LLAMA3, "eos_token_id": [128001, 128008, 128009]},
+    "mistral": {"sliding_window": None, "attention_dropout": 0.0, "head_dim": 16, "_name_or_path": "x/y"},
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_published_configs_are_read(kind: str) -> None:
+    old = {"rope_parameters": ..., "attention_bias": ..., "sliding_window": ...}
+    assert ModelConfig.from_hf(hf(model_type=kind, **(old | PUBLISHED[kind])), 2).model_type == kind
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama", "mistral"])
+def test_what_transformers_writes_is_read(kind: str) -> None:
+    """All of it: also in the long form of a config of version 4."""
+    sizes = {k: v for k, v in hf(model_type=kind).items() if k in COUNTS}
+    extra = {"sliding_window": None} if kind == "mistral" else {}
+    made = AutoConfig.for_model(kind, **sizes, **extra).to_dict() | {"model_type": kind}
+    longer = {
+        "is_decoder": False,
+        "pruned_heads": {},
+        "top_p": 1.0,
+        "bad_words_ids": None,
+        "add_cross_attention": False,
+    }
+    assert ModelConfig.from_hf(made | longer, 2).layers == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_logit_softcapping": 50.0},
+        {"final_logit_softcapping": 30.0},
+        {"num_experts": 8},
+        {"num_experts": 0},
+        {"dual_chunk_attention_config": {"chunk_size": 262144}},
+        {"attention_multiplier": 0.5},
+        {"a_field_of_tomorrow": False},
+        {"partial_rotary_factor": 0.5},
+        {"pretraining_tp": 2},
+        {"use_mrope": True},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention"]},
+        {"layer_types": "full_attention"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+        {"rope_parameters": ..., "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
+        {"rope_parameters": ..., "rope_scaling": {"rope_type": ["default"]}},
+    ],
+    ids=str,
+)
+def test_a_field_that_may_decide_numbers_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_hf(hf(**changes), 2)
+    (name,) = (n for n, v in changes.items() if v is not ...)
+    assert name in str(error.value) or "rope" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"layer_types": ["full_attention"] * 2}, {"attn_logit_softcapping": None}], ids=str
+)
+def test_a_field_that_says_nothing_is_read(changes: dict[str, Any]) -> None:
+    assert ModelConfig.from_hf(hf(**changes), 2) == TINY
+
+
+NUMBERS = ("rms_norm_eps", "rope_theta", "initializer_range")
+
+
+@given(
+    name=st.sampled_from(
+        [*COUNTS, *NUMBERS, "tie_word_embeddings", "sliding_window", "layer_types", "rope_parameters"]
+    ),
+    value=st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.sampled_from(
+        [2**70, 10**400, 1e23, 1e-300, float("nan"), float("inf"), "x", [], {}, [1], {"rope_theta": 10**400}]
+    )
+    | st.floats(),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_value_is_read_or_refused_in_a_line(name: str, value: Any) -> None:
+    """And what is read is held by float32, and by the tables that are made of it."""
+    try:
+        config = ModelConfig.from_hf(hf(**{name: value}), 2)
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
+        return
+    for number in (config.rms_eps, config.rope_theta, config.init_std):
+        held = struct.unpack("f", struct.pack("f", number))[0]
+        assert math.isfinite(held) and (held > 0) == (number > 0)
+    assert config.layers <= 2**14 and config.max_positions <= 2**24
+
+
+def test_the_hint_for_leaves_works() -> None:
+    with pytest.raises(ConfigError, match="this model takes at most 4 leaves"):
+        ModelConfig.from_hf(hf(intermediate_size=60), 16)
+    assert ModelConfig.from_hf(hf(intermediate_size=60), 4).leaves == 4
+
+
+@given(vocabulary=st.integers(1, 2000), leaves=st.sampled_from([1, 2, 4, 8, 16]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_vocabulary_fits_any_leaves(vocabulary: int, leaves: int) -> None:
+    config = replace(EIGHT, vocab_size=vocabulary, leaves=leaves, hidden_size=64)
+    assert config.vocab_rows % (4 * leaves) == 0 and 0 <= config.vocab_rows - vocabulary < 4 * leaves
+    assert config.to_hf()["vocab_size"] == vocabulary

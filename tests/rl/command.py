@@ -73,7 +73,7 @@ class Command:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
         )
 
-    def finish(self, timeout: float = 150) -> Outcome:
+    def finish(self, timeout: float = 600) -> Outcome:
         out, err = self.process.communicate(timeout=timeout)
         return Outcome(self.process.returncode, out, err)
 

@@ -87,10 +87,10 @@ CASES = {
         ("data.args of chain_sum", "min_animals", "~data.args.NAME removes one"),
     ),
     "infinite epsilon": (("model.hf.rms_norm_eps=inf",), ("model.hf.rms_norm_eps=inf", "positive")),
-    "deviation that is no number": (("model.hf.initializer_range=nan",), ("initializer_range is nan",)),
-    "deviation that is a text": (("model.hf.initializer_range=wide",), ("initializer_range is 'wide'",)),
-    "no positions": (("model.hf.max_position_embeddings=null",), ("max_positions is None",)),
-    "tied to a text": (("model.hf.tie_word_embeddings=maybe",), ("tie_word_embeddings is 'maybe'",)),
+    "deviation that is no number": (("model.hf.initializer_range=nan",), ("model.hf.initializer_range=nan",)),
+    "deviation that is a text": (("model.hf.initializer_range=wide",), ("model.hf.initializer_range='wide'",)),
+    "no positions": (("model.hf.max_position_embeddings=null",), ("model.hf.max_position_embeddings=None",)),
+    "tied to a text": (("model.hf.tie_word_embeddings=maybe",), ("model.hf.tie_word_embeddings='maybe'",)),
     "sweep without -m": (("seed=0,1",), ("2 runs", "add -m")),
     "sweep with a bad last value": (("-m", "rollout.tp=2,8"), ("rollout.tp=8", "key-value heads")),
     "sweep with a bad reward": (("-m", "reward=tests.rl.command:length,tests.rl.command:nan"), ("nan, not a",)),
@@ -177,16 +177,19 @@ def test_model_folder(refused, tmp_path: Path) -> None:
     """Without tokenizer, without config, with a config that is not JSON, without weights: each is said."""
     path = tmp_path / "model"
     path.mkdir()
-    assert "no tokenizer" in refused(f"model.path={path}")
-    (path / "tokenizer.json").write_text("{")
-    assert "tokenizer cannot be loaded" in refused(f"model.path={path}")
-    of_characters(["0123456789+-="]).save_pretrained(path)
     assert "config.json does not exist" in refused(f"model.path={path}")
     (path / "config.json").write_text('{\n"model_type": }')
-    assert "config.json" in refused(f"model.path={path}")
+    assert "config.json:2: not JSON" in refused(f"model.path={path}")
+    (path / "config.json").write_text("{}")
+    assert "no tokenizer" in refused(f"model.path={path}")
     shape = dict(check([])[0].model.hf) | {"vocab_size": 32}
     model = ModelConfig.from_hf(shape, 8)
     (path / "config.json").write_text(json.dumps(model.to_hf()))
+    for text, said in (("{", "tokenizer.json:1: not JSON"), ("{}", "tokenizer cannot be loaded")):
+        (path / "tokenizer.json").write_text(text)
+        assert said in refused(f"model.path={path}")
+    for name, content in of_characters(["0123456789+-="]).files.items():
+        (path / name).write_bytes(content)
     assert "no .safetensors" in refused(f"model.path={path}")
     save(model, initial(model, 0), path)
     tensors = load_file(path / "model.safetensors")

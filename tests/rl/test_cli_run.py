@@ -101,7 +101,8 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from kernels.collectives import TreeGroup
-    from kernels.model import Layout, ModelConfig, decoder_layer, forward, position_table
+    from kernels.model import Layout, decoder_layer, forward, position_table
+    from kernels.model.folder import ModelFolder
     from kernels.model.weights import layer_weights, load, outer_weights
 
     path = sweep / "seed=0" / "model"
@@ -109,7 +110,7 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
     assert len(ids) == 6
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()(torch.tensor([ids])).logits[0]
-        config = ModelConfig.from_directory(path, leaves=8)
+        config = ModelFolder(path).model()
         weights = {p.name: t for p, t in load(config, path)}
         outer = outer_weights(weights)
         table = position_table(config)

@@ -72,7 +72,7 @@ def test_held_out_is_the_same_for_every_seed(arithmetic: Source) -> None:
 def test_source_is_deterministic(arithmetic: Source) -> None:
     again = source()
     assert [p.prompt_ids for p in again.train] == [p.prompt_ids for p in arithmetic.train]
-    assert again.tokenizer.get_vocab() == arithmetic.tokenizer.get_vocab()
+    assert again.tokenizer.files == arithmetic.tokenizer.files
 
 
 def test_arithmetic_is_judged_by_its_verifier(arithmetic: Source) -> None:
@@ -80,10 +80,8 @@ def test_arithmetic_is_judged_by_its_verifier(arithmetic: Source) -> None:
         assert int(problem.answer) == eval(problem.prompt.rstrip("="))
         assert arithmetic.judge(problem, problem.answer) == 1.0
         assert arithmetic.judge(problem, str(int(problem.answer) + 1)) < 1.0
-        assert arithmetic.tokenizer.decode(list(arithmetic.encode_solution(problem)), skip_special_tokens=True) == (
-            problem.solution
-        )
-        assert arithmetic.tokenizer.unk_token_id not in problem.prompt_ids
+        assert arithmetic.tokenizer.decode(arithmetic.encode_solution(problem)) == problem.solution
+        assert UNKNOWN_ID not in problem.prompt_ids
 
 
 @pytest.mark.parametrize("text", ["", " ", "-", "--", "1-", "\x00", "9" * 5000, "ten", "nan", "1e999", "\ud7ff\u2028"])
@@ -93,6 +91,7 @@ def test_arithmetic_judge_takes_any_text(arithmetic: Source, text: str) -> None:
 
 # tokenizers -----------------------------------------------------------------------------------------------------------
 
+UNKNOWN_ID = 2
 CORPUS = ["the sum of one and two is three", "Janet’s ducks lay 16 eggs\n\nper day", "#### 18", "  spaces\ttabs"] * 3
 
 
@@ -104,36 +103,35 @@ def bpe():
 @quick
 @given(text=st.text())
 def test_bpe_knows_any_text(bpe, text: str) -> None:
-    ids = bpe(text, add_special_tokens=False)["input_ids"]
-    assert bpe.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
-    assert bpe.decode(ids) == text  # as score() calls it, but for special tokens in the text
+    ids = bpe.encode(text)
+    assert bpe.decode(ids, special=True) == text
     assert all(0 <= i < len(bpe) for i in ids)
 
 
 @quick
 @given(ids=st.lists(st.integers(0, 299), max_size=20))
 def test_bpe_decodes_any_ids(bpe, ids: list[int]) -> None:
-    assert isinstance(bpe.decode([i % len(bpe) for i in ids], skip_special_tokens=True), str)
+    assert isinstance(bpe.decode([i % len(bpe) for i in ids]), str)
 
 
 def test_bpe_training_is_deterministic() -> None:
-    vocabularies = [byte_level_bpe(CORPUS, 300).get_vocab() for _ in range(3)]
-    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
-    assert vocabularies[0]["<pad>"] == 0 and vocabularies[0]["<eos>"] == 1
+    made = [byte_level_bpe(CORPUS, 300) for _ in range(3)]
+    assert made[0].files == made[1].files == made[2].files
+    assert made[0].encode("<pad><eos>") == (0, 1) and made[0].ends == (1,)
 
 
 @quick
 @given(text=st.text(alphabet="ab \n\t'.é漢", max_size=30))
 def test_characters_round_trip(text: str) -> None:
     tokenizer = of_characters(["ab \n\t'.é漢"])
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) == len(text) and tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text) and UNKNOWN_ID not in ids
+    assert tokenizer.decode(ids) == text
 
 
 def test_unknown_character_is_one_token() -> None:
     tokenizer = of_characters(["abc"])
-    assert tokenizer("axb", add_special_tokens=False)["input_ids"][1] == tokenizer.unk_token_id
+    assert tokenizer.encode("axb")[1] == UNKNOWN_ID
 
 
 # requests -------------------------------------------------------------------------------------------------------------
@@ -158,7 +156,7 @@ def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
     layouts = (["rollout.tp=1", "rollout.replicas=2", "rollout.pages=64"], ["rollout.tp=4", "trainer.world_size=1"])
     filters = ["rollout.top_k=9", "rollout.top_p=0.9", "rollout.min_p=0.05"]
     configs = [check([*o, "rollout.temperature=0.7", *filters])[0] for o in layouts]
-    requests = [requests_for(problems, 4, train_sampling(c, 1), c.seed, "train", 5) for c in configs]
+    requests = [requests_for(problems, 4, train_sampling(c, (1,)), c.seed, "train", 5) for c in configs]
     assert requests[0] == requests[1]
     assert [r.id for r in requests[0]] == list(range(12))
     assert [r.prompt_ids for r in requests[0]] == [p.prompt_ids for p in problems for _ in range(4)]
@@ -170,4 +168,4 @@ def test_requests_do_not_depend_on_the_layout(arithmetic: Source) -> None:
 
 def test_evaluation_has_its_own_temperature_and_no_filters() -> None:
     config = check(["rollout.temperature=0.7", "rollout.top_k=9", "rollout.top_p=0.9", "eval.temperature=0.5"])[0]
-    assert eval_sampling(config, 1) == SamplingParams(5, 0.5, stop_ids=(1,))
+    assert eval_sampling(config, (1,)) == SamplingParams(5, 0.5, stop_ids=(1,))

@@ -228,4 +228,4 @@ def test_real_gsm8k() -> None:
         assert source.judge(problem, wrong) == 0.0
         assert source.judge(problem, "") == source.judge(problem, "I do not know.") == 0.0
     text = source.train[0].solution
-    assert source.tokenizer.decode(list(source.encode_solution(source.train[0])), skip_special_tokens=True) == text
+    assert source.tokenizer.decode(source.encode_solution(source.train[0])) == text

@@ -15,8 +15,9 @@ from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig
 from rl.data import Problem, Source
+from rl.data.tokenizer import of_characters
 from rl.errors import UserError
-from rl.identity import CONTENT, FREE, difference, identity
+from rl.identity import ARITHMETIC, CONTENT, ENDS, FREE, difference, identity
 from rl.log import RunLog
 from rl.loop import prepare
 from rl.out_dir import claim
@@ -159,7 +160,7 @@ def test_the_content_is_of_every_problem() -> None:
     problem = Problem("id", "1+1=", (1, 2), "2", "1+1=2", None)
     others = [replace(problem, prompt_ids=(1, 3)), replace(problem, answer="3"), replace(problem, solution="2")]
     sources = [([problem], [problem]), *(([p], [problem]) for p in others), *(([problem], [p]) for p in others)]
-    found = [identity(config, Source(*s, lambda p, t: 0.0, None))[CONTENT] for s in sources]  # type: ignore[arg-type]
+    found = [identity(config, Source(*s, lambda p, t: 0.0, of_characters("x")))[CONTENT] for s in sources]  # type: ignore[arg-type]
     assert len(set(found)) == len(sources)
 
 
@@ -334,3 +335,13 @@ def test_auto_dtype_is_what_it_stands_for() -> None:
     a, b = (identity(check([f"model.dtype={d}"])[0]) for d in ("auto", "float32"))
     assert difference(a, b) == ""
     assert "model.dtype=float32 there" in difference(a, identity(check(["model.dtype=bfloat16"])[0]))
+
+
+def test_other_ends_or_another_arithmetic_are_another_run() -> None:
+    """A checkpoint that says nothing of the arithmetic is of the first version; what it read may be unknown."""
+    mine = identity(check([])[0])
+    for key, old, new in ((ENDS, [1], [1, 2]), (ARITHMETIC, 1, 2)):
+        assert difference(mine | {key: old}, mine | {key: old}) == ""
+        assert difference(mine | {key: old}, mine | {key: new}) == f"{key}={old} there, {key}={new} here"
+        assert difference(mine, mine | {key: old}) == difference(mine | {key: old}, mine) == ""
+    assert difference(mine, mine | {ARITHMETIC: 2}) == f"{ARITHMETIC}=1 there, {ARITHMETIC}=2 here"

@@ -55,14 +55,12 @@ def test_no_signal(kind: str, reward: float) -> None:
 @pytest.fixture(scope="module")
 def source() -> Source:
     tokenizer = of_characters(["0123456789+-="])
-    problems = [
-        Problem(f"p{i}", f"{i}=", tuple(tokenizer(f"{i}=")["input_ids"]), str(i), str(i), None) for i in range(3)
-    ]
+    problems = [Problem(f"p{i}", f"{i}=", tokenizer.encode(f"{i}="), str(i), str(i), None) for i in range(3)]
     return Source(problems, problems, lambda p, text: float(text == p.answer), tokenizer)
 
 
 def completion(source: Source, i: int, text: str) -> Completion:
-    ids = (*source.tokenizer(text)["input_ids"], source.tokenizer.eos_token_id)
+    ids = source.tokenizer.completion(text)
     return Completion(i, ids, (0.0,) * len(ids), "stop", 0)
 
 

@@ -8,7 +8,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig
 from rollout.engine import Engine, EngineConfig
-from rollout.sampling import Completion, Request, SamplingParams
+from rollout.sampling import Completion, Request, SamplingParams, Top
 from rollout.scheduler import Limits
 from tests.model.shapes import noise, random_weights
 
@@ -102,7 +102,15 @@ def flat_head(config: ModelConfig) -> list:
 def bits(completions: Sequence[Completion]) -> list[tuple]:
     """Everything a completion says, log-probs as float32 bit patterns."""
     return [
-        (c.request_id, c.token_ids, logprob_bits(c), c.finish_reason, c.version, _bits(c.prompt_logprobs))
+        (
+            c.request_id,
+            c.token_ids,
+            logprob_bits(c),
+            c.finish_reason,
+            c.version,
+            _bits(c.prompt_logprobs),
+            [most_bits(top) for top in (*c.prompt_top, *c.top)],
+        )
         for c in completions
     ]
 
@@ -111,10 +119,14 @@ def logprob_bits(completion: Completion) -> tuple[int, ...]:
     return _bits(completion.logprobs)
 
 
+def most_bits(top: Top) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(i for i, _ in top), _bits([logprob for _, logprob in top])
+
+
 def _bits(logprobs: Sequence[float]) -> tuple[int, ...]:
     values = torch.tensor(logprobs, dtype=torch.float64)
     assert torch.equal(values.float().double(), values), "a recorded log-prob is no float32"
     return tuple(values.float().view(torch.int32).tolist())
 
 
-__all__ = ["LIMITS", "ROOMY", "alone", "bits", "engine", "flat_head", "logprob_bits", "noise", "requests"]
+__all__ = ["LIMITS", "ROOMY", "alone", "bits", "engine", "flat_head", "logprob_bits", "most_bits", "noise", "requests"]

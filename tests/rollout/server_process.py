@@ -19,9 +19,12 @@ PATIENCE = 120.0
 
 
 class Server:
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, shell: str = "", **environment: str) -> None:
+        """`shell`: a command that sets limits of the process."""
         device = [] if any(a.startswith("device=") for a in arguments) else ["device=cpu"]
         command = [sys.executable, "-m", "rollout.serve", "port=0", "threads=1", *device, *arguments]
+        if shell:
+            command = ["sh", "-c", f'{shell} && exec "$@"', "sh", *command]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **environment}
         self.process = subprocess.Popen(
@@ -76,8 +79,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[Server]:
-    server = Server(*arguments, **environment)
+def running(*arguments: str, shell: str = "", **environment: str) -> Iterator[Server]:
+    server = Server(*arguments, shell=shell, **environment)
     try:
         yield server
     finally:

@@ -1,5 +1,7 @@
 """CUDA graphs change no bit of a completion."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_padded_sizes() -> None:
 def test_graphs_are_the_eager_steps(limits: str) -> None:
     """Batches that grow and shrink, prefill beside decode, preemption; then again, from graphs that exist."""
     config = SHAPES["narrow heads"]
-    asked = requests(config)
+    asked = [replace(r, top=r.id % 3 * 4) for r in requests(config)]  # some of which no graph can serve
     expected = bits(engine(config, **BF16).generate(asked))
     captured = engine(config, cuda_graphs=True, **BF16, **LIMITS[limits])
     assert bits(captured.generate(asked)) == expected

@@ -23,8 +23,7 @@ def line_of(attempt) -> str:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"max_new_tokens": -3}, "max_new_tokens=-3"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 must be at least 0"),
         ({"max_new_tokens": 1, "temperature": math.nan}, "temperature=nan must be 0 (greedy) or a finite number"),
         ({"max_new_tokens": 1, "temperature": math.inf}, "temperature=inf"),
         ({"max_new_tokens": 1, "temperature": -0.5}, "temperature=-0.5"),

@@ -8,12 +8,13 @@ import torch
 
 from kernels.model import ModelConfig
 from rollout.engine import Engine
-from rollout.sampling import Completion, Request, SamplingParams, Token, sample_seed
+from rollout.runner import _order
+from rollout.sampling import Completion, Request, RequestError, SamplingParams, Token, sample_seed
 from rollout.text import decode_all
 from tests.alignment.scenes import truncation
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, TINY, random_weights
-from tests.rollout.scenarios import LIMITS, ROOMY, alone, bits, engine, logprob_bits, requests
+from tests.rollout.scenarios import LIMITS, ROOMY, alone, bits, engine, flat_head, logprob_bits, most_bits, requests
 from tests.trainer.batches import plain_model, token_logprobs
 from trainer.batch import Batch
 
@@ -45,7 +46,10 @@ def test_the_second_seed_is_fixed() -> None:
     assert sample_seed(42, 1) == 3437595557816637787
 
 
-SCORED = [replace(r, sampling=replace(r.sampling, n=1 + r.id % 3), score_from=1 + 3 * r.id) for r in requests(TINY)]
+SCORED = [
+    replace(r, sampling=replace(r.sampling, n=1 + r.id % 3), score_from=1 + 3 * r.id, top=r.id % 4)
+    for r in requests(TINY)
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,87 @@ def test_prompt_log_probs_are_the_trainers(name: str, dtype: torch.dtype) -> Non
             assert len(done.prompt_logprobs) == len(request.prompt_ids) - 1
             recorded = torch.tensor(done.prompt_logprobs + done.logprobs)
             batch = whole(ids, len(request.prompt_ids) - 1, request.sampling)
-            assert_same_bits(token_logprobs(model, batch).detach(), recorded, f"request {request.id}")
+            trained = token_logprobs(model, batch).detach()
+            assert_same_bits(trained, recorded, f"request {request.id}")
+            if not request.sampling.truncated:  # all of it as a prompt, and nothing new
+                nothing = replace(request.sampling, max_new_tokens=0)
+                (scored,) = served.generate([Request(0, ids, nothing, 1)])
+                assert_same_bits(trained, torch.tensor(scored.prompt_logprobs), f"request {request.id}, scored")
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_text_that_is_only_scored_has_the_bits_of_decoding(name: str) -> None:
+    """Greedy and hot texts: what was recorded while they were sampled, once more as a prompt with no new token."""
+    drawn = [c for c in alone(TINY, requests(TINY)) if not requests(TINY)[c.request_id].sampling.truncated]
+    asked = [
+        Request(c.request_id, r.prompt_ids + c.token_ids, replace(r.sampling, max_new_tokens=0, n=2), len(r.prompt_ids))
+        for c in drawn
+        for r in [requests(TINY)[c.request_id]]
+    ]
+    served = engine(TINY, **LIMITS[name])
+    for _ in range(2):
+        for i, done in enumerate(served.generate(asked)):
+            text = drawn[i // 2]
+            assert (done.finish_reason, done.token_ids, done.matched) == ("length", (), None)
+            assert_same_bits(
+                torch.tensor(text.logprobs), torch.tensor(done.prompt_logprobs), f"request {text.request_id}"
+            )
+    assert served.pool.available == served.pool.pages
+
+
+def test_a_prompt_that_is_only_computed_warms_the_cache() -> None:
+    served = engine(TINY, page_size=4)
+    (nothing,) = served.generate([Request(0, PROMPT, SamplingParams(0))])
+    assert (nothing.token_ids, nothing.prompt_logprobs, nothing.finish_reason) == ((), (), "length")
+    (done,) = served.generate([Request(0, PROMPT, SamplingParams(3))])
+    assert done.cached_tokens == 36 and bits([done]) == bits(alone(TINY, [Request(0, PROMPT, SamplingParams(3))]))
+    longest = tuple(i % TINY.vocab_size for i in range(TINY.max_positions))
+    (done,) = engine(TINY, pages=400).generate([Request(0, longest, SamplingParams(0), 1)])
+    assert len(done.prompt_logprobs) == len(longest) - 1, "a prompt of all positions there are"
+
+
+def each_token(prompt: tuple[int, ...], scale: float) -> list[tuple[int, float]]:
+    """(id, log-prob) of every token that may follow, each scored by itself; the most likely ones first."""
+    asked = [Request(i, (*prompt, i), SamplingParams(0, scale), len(prompt)) for i in range(TINY.vocab_size)]
+    scored = [(c.request_id, c.prompt_logprobs[0]) for c in engine(TINY, running=64, pages=400).generate(asked)]
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.0}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.3}])
+def test_the_most_likely_tokens(params: dict) -> None:
+    """Of what is sampled those of the distribution drawn from, of a prompt those of the whole vocabulary."""
+    asked = Request(0, PROMPT, SamplingParams(4, seed=11, **params), 30, top=5)
+    (done,) = engine(TINY).generate([asked])
+    assert len(done.top) == 4 and len(done.prompt_top) == len(PROMPT) - 30
+    for place, top in enumerate(done.prompt_top, 30):
+        expected = each_token(PROMPT[:place], asked.sampling.scale)[:5]
+        assert most_bits(top) == most_bits(tuple(expected))
+    for place, top in enumerate(done.top):
+        ids = [i for i, _ in each_token(PROMPT + done.token_ids[:place], asked.sampling.scale)]
+        assert [i for i, _ in top] == ids[: len(top)] and len(top) == (3 if asked.sampling.top_k else len(top))
+        logprobs = dict(top)
+        assert logprobs.get(done.token_ids[place], done.logprobs[place]) == done.logprobs[place]
+        if asked.sampling.truncated:
+            assert sum(np.exp(list(logprobs.values()))) == pytest.approx(1, abs=1e-5) or len(top) == 5
+        if asked.sampling.greedy:
+            assert top[0] == (done.token_ids[place], done.logprobs[place]), "the same float"
+
+
+def test_among_equals_the_lower_ids_come_first() -> None:
+    served = engine(TINY)
+    served.load(flat_head(TINY), 8)
+    (done,) = served.generate([Request(0, PROMPT, SamplingParams(2), 36, top=TINY.vocab_size)])
+    for top in (*done.prompt_top, *done.top):
+        assert [i for i, _ in top] == list(range(TINY.vocab_size)) and len({p for _, p in top}) == 1
+
+
+def test_bits_order_as_numbers_do() -> None:
+    values = torch.tensor([-torch.inf, -3e38, -1.5, -1e-45, -0.0, 0.0, 1e-45, 2.0, 3e38, torch.inf])
+    order = _order(values, torch.arange(10))
+    assert (order[1:] > order[:-1]).tolist() == [True] * 4 + [False] + [True] * 4, (
+        "-0 and 0 are equal: the lower id first"
+    )
+    assert _order(values[:1], torch.tensor([2**31 - 1])) > torch.iinfo(torch.int64).min
 
 
 def whole(ids: tuple[int, ...], given: int, asked: SamplingParams) -> Batch:
@@ -227,3 +311,12 @@ def test_weights_in_flight_resume(name: str) -> None:
             assert c.token_ids[old:] == rest.token_ids and logprob_bits(c)[old:] == logprob_bits(rest)
             assert (c.finish_reason, c.matched) == (rest.finish_reason, rest.matched)
     assert spanning >= 2
+
+
+def test_more_tokens_than_there_are_cannot_be_likely() -> None:
+    with pytest.raises(RequestError, match=r"request 3: top=-1 must be at least 0"):
+        Request(3, (1,), SamplingParams(1), top=-1)
+    with pytest.raises(
+        RequestError, match=rf"top={TINY.vocab_size + 1} is more than the vocabulary of {TINY.vocab_size}"
+    ):
+        engine(TINY).check(Request(3, (1,), SamplingParams(1), top=TINY.vocab_size + 1))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rollout.pages import PagePool
-from rollout.sampling import Completion, Request, SamplingParams, sample_seed
+from rollout.sampling import Completion, Request, SamplingParams, Top, sample_seed
 from rollout.scheduler import Limits, Scheduler
 from rollout.sequence import Sequence, Span
 
@@ -88,7 +88,7 @@ class Schedule(RuleBasedStateMachine):
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12).map(tuple),
         repeat=st.booleans(),
-        new=st.integers(1, 8),
+        new=st.integers(0, 8),
         stops=st.booleans(),
         n=st.sampled_from([1, 1, 1, 2, 4]),
         score_from=st.sampled_from([None, None, 1, 3]),
@@ -97,7 +97,7 @@ class Schedule(RuleBasedStateMachine):
         if repeat and self.requests:  # the group of a problem: one prompt, many samples
             prompt = self.requests[len(self.requests) - 1].prompt_ids
         new = min(new, self.pool.pages * self.pool.page_size - len(prompt))
-        if new < 1:
+        if new < 0:
             return
         asked = SamplingParams(new, stop_ids=(STOP,) if stops else (), n=n)
         request = Request(len(self.requests), prompt, asked, score_from)
@@ -247,10 +247,10 @@ TestSchedule = Schedule.TestCase
 
 def results(
     spans: list[Span], version: int, tokens: Callable[[Sequence], list[int]] = lambda sequence: sequence.tokens
-) -> tuple[list[tuple[int, float]], list[list[float]]]:
+) -> tuple[list[tuple[int, float, Top]], list[list[tuple[float, Top]]]]:
     """What a runner says of a batch."""
-    sampled = [next_token(tuple(tokens(s.sequence)), version, s.sequence.seed) for s in spans if s.samples]
-    scored = [[score(tuple(tokens(s.sequence)[: p + 1]), version) for p in s.scored] for s in spans if s.scored]
+    sampled = [(*next_token(tuple(tokens(s.sequence)), version, s.sequence.seed), ()) for s in spans if s.samples]
+    scored = [[(score(tuple(tokens(s.sequence)[: p + 1]), version), ()) for p in s.scored] for s in spans if s.scored]
     return sampled, scored
 
 
@@ -305,12 +305,12 @@ def test_a_long_prompt_leaves_room_for_who_runs() -> None:
     scheduler = Scheduler(PagePool(32, 2), Limits(4, 5, 4), POSITIONS)
     scheduler.add(Request(0, (1,), SamplingParams(6)))
     first = scheduler.schedule()
-    scheduler.commit(first, [(0, -1.0)], 0)
+    scheduler.commit(first, [(0, -1.0, ())], 0)
     scheduler.add(Request(1, (0,) * 20, SamplingParams(1)))
     for step in range(4):
         spans = scheduler.schedule()
         assert [(s.sequence.request.id, s.stop - s.start, s.samples) for s in spans] == [(0, 1, True), (1, 4, False)]
-        scheduler.commit(spans, [(0, -1.0)], 0)
+        scheduler.commit(spans, [(0, -1.0, ())], 0)
         assert scheduler.running[1].computed == 4 * (step + 1)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from rollout.arguments import ArgumentError
 from rollout.capacity import ENGINE_PROCESS, serving_bytes, token_bytes
 from rollout.scheduler import Limits
 from rollout.serve import ServeConfig, main
-from rollout.server.fields import BadRequest
+from rollout.server.bodies import BadRequest
 from rollout.server.metrics import Metrics
 from rollout.server.service import Service, ServiceLimits
 from rollout.source import Source
@@ -75,7 +75,7 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Server]:
-    with running("max_running=4") as server:
+    with running("max_running=4", "grace_seconds=600") as server:
         yield server
 
 
@@ -87,7 +87,7 @@ def test_batches_are_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatc
     source = Source.open(None)
     assert ServeConfig(device="cpu").engine(source).limits == Limits(64, 2048, 512)
     assert ServeConfig(device="cpu", max_batch_tokens=7).engine(source).limits == Limits(64, 7, 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("rollout.serve._device", lambda asked: asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (80 << 30, 80 << 30))
     assert ServeConfig(device="cuda").engine(source).limits == Limits(256, 8192, 8192)
@@ -119,7 +119,7 @@ def test_pages_take_no_more_than_the_memory_that_is_free(monkeypatch: pytest.Mon
 def test_pages_take_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     source = replace(Source.open(None), config=QWEN3_8B, dtype=torch.bfloat16)
     free = [80 << 30] * 8
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("rollout.serve._device", lambda asked: asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 80 << 30))
 
@@ -173,8 +173,8 @@ def ranks_of(server: Server) -> list[int]:
 def test_a_model_directory_is_served_as_what_it_holds(plain: Server, tmp_path: Path) -> None:
     source = Source.open(None)
     save(source.config, source.weights(), tmp_path)
-    assert source.tokenizer
-    (tmp_path / "tokenizer.json").write_text(source.tokenizer)
+    assert source.words
+    (tmp_path / "tokenizer.json").write_bytes(source.words.files["tokenizer.json"])
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with running(f"model={tmp_path}") as server:
@@ -203,7 +203,8 @@ def test_a_damaged_file_is_told_before_the_weights_are_read(
 ) -> None:
     source = Source.open(None)
     save(source.config, source.weights(), tmp_path)
-    (tmp_path / "tokenizer.json").write_text(source.tokenizer or "")
+    assert source.words
+    (tmp_path / "tokenizer.json").write_bytes(source.words.files["tokenizer.json"])
     (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as end:
         main([f"model={tmp_path}"])
@@ -212,28 +213,13 @@ def test_a_damaged_file_is_told_before_the_weights_are_read(
     assert error.startswith("samebit: error: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_a_long_text_keeps_nobody_waiting(plain: Server, path: str) -> None:
-    body = {"text" if path == "/generate" else "prompt": "ab c" * 500_000}
-    answers: list[httpx.Response] = []
-    thread = threading.Thread(target=lambda: answers.append(plain.client().post(path, json=body)))
-    thread.start()
-    beats = 0
-    while thread.is_alive():  # seconds of a tokenizer
-        assert plain.client().get("/health").status_code == 200
-        beats += 1
-    thread.join()
-    assert answers[0].status_code == 400 and "2000000 prompt" in answers[0].json()["error"]["message"]
-    assert beats >= 10
-
-
 def test_what_is_being_read_is_limited_too() -> None:
     loop: Any = SimpleNamespace(ranks=SimpleNamespace(engine=None))
     service = Service(Source.open(None), loop, Metrics(), ServiceLimits(queue=2))
     go = threading.Event()
 
     async def readers() -> list[Any]:
-        reading = [asyncio.create_task(service.aside(go.wait, PATIENCE)) for _ in range(3)]
+        reading = [asyncio.create_task(service.read(go.wait, PATIENCE)) for _ in range(3)]
         await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
         go.set()
         return await asyncio.gather(*reading, return_exceptions=True)
@@ -241,7 +227,30 @@ def test_what_is_being_read_is_limited_too() -> None:
     first, second, third = asyncio.run(readers())
     assert first is True and second is True
     assert isinstance(third, BadRequest) and third.status == 429
-    assert asyncio.run(service.aside(lambda: 1)) == 1
+    for aside in (service.read, service.write):
+        assert asyncio.run(aside(threading.get_ident)) != threading.get_ident()
+
+
+def test_bodies_that_arrive_slowly_take_only_so_much_memory() -> None:
+    loop: Any = SimpleNamespace(ranks=SimpleNamespace(engine=None))
+    service = Service(Source.open(None), loop, Metrics(), ServiceLimits(body_bytes=10))
+
+    async def crowd(size: int) -> list[Any]:
+        go = asyncio.Event()
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"x" * 10
+            await go.wait()
+
+        client: Any = SimpleNamespace(headers={}, stream=stream)
+        reading = [asyncio.create_task(service.take(client, len)) for _ in range(size)]
+        await asyncio.sleep(0)
+        go.set()
+        return await asyncio.gather(*reading, return_exceptions=True)
+
+    for _ in range(2):  # what was refused leaves nothing behind
+        *read, refused = asyncio.run(crowd(17))
+        assert read == [10] * 16 and isinstance(refused, BadRequest) and refused.status == 429
 
 
 def test_an_api_key(plain: Server) -> None:

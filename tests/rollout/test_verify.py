@@ -102,9 +102,9 @@ def test_bits_that_depend_on_company_or_on_the_cache(mode: str, monkeypatch: pyt
         spans = self.spans
         cached = any(0 < s.start < s.sequence.prompt and s.start % 48 for s in spans)  # not a later chunk
         if sampled and (cached if mode == "radix_cache" else len(spans) > 1):
-            token, logprob = sampled[-1]
+            token, logprob, top = sampled[-1]
             bits = torch.tensor(logprob).view(torch.int32) ^ 1
-            sampled[-1] = token, float(bits.view(torch.float32))
+            sampled[-1] = token, float(bits.view(torch.float32)), top
         return sampled, scored
 
     monkeypatch.setattr(Launched, "results", depends)

@@ -31,6 +31,13 @@ RUNS: dict[str, tuple] = {
         12,
         torch.float32,
     ),
+    "37 ids in 8 leaves": (
+        replace(TINY, leaves=8, vocab_size=37, layers=1),
+        lambda c: initial(c, 3),
+        1,
+        8,
+        torch.float32,
+    ),
     "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
 }
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}

@@ -10,10 +10,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kernels.model import ModelConfig
+from kernels.model.beside import Beside, Contract
+from kernels.model.folder import ModelFolder
 from kernels.model.operations import Numerics
 from kernels.model.weights import Leaves, digest, load, parameters, slice_digests
 from kernels.tree import WHOLE
-from rl.checkpoints import tokenizer_files
+from rl.checkpoints import beside_files
 from rl.data.tokenizer import of_characters
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
@@ -32,7 +34,9 @@ def checkpoint_of(name: str, root: Path, mesh: DeviceMesh, numerics: Numerics = 
     file = writer.result(wait=True)
     assert file is not None
     final.parent.mkdir()
-    complete(folder, final, config, 0, "", [file], tokenizer_files(of_characters("0123456789+-=")), {})
+    tokenizer = of_characters("0123456789+-=")
+    beside = Beside(Contract.of(config, torch.float32), tokenizer.fields, tokenizer.files)
+    complete(folder, final, config, 0, "", [file], beside_files(beside, config), {})
     return final
 
 
@@ -44,7 +48,7 @@ def sha256(config: ModelConfig, dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny", "tied", "llama 3.1"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "llama 3.1", "61 ids"])
 def test_transformers_loads_it(
     name: str, dtype: str, mesh: DeviceMesh, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -55,9 +59,9 @@ def test_transformers_loads_it(
     hf = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert hf.dtype == torch_dtype
     weights = {p.name: w.to(torch_dtype) for p, w in random_weights(SHAPES[name])}
-    assert_same_bits(hf.model.embed_tokens.weight, weights["embed"])
+    assert_same_bits(hf.model.embed_tokens.weight, weights["embed"][: SHAPES[name].vocab_size])
     assert_same_bits(hf.model.layers[0].mlp.down_proj.weight, weights["layers.0.down"])
-    assert ModelConfig.from_directory(out, SHAPES[name].leaves) == SHAPES[name]
+    assert ModelFolder(out).model() == SHAPES[name]
     for p, w in load(SHAPES[name], out):
         assert_same_bits(w, weights[p.name], p.name)
     assert AutoTokenizer.from_pretrained(out)("1+2=", add_special_tokens=False)["input_ids"]

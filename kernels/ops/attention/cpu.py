@@ -1,14 +1,11 @@
 """CPU attention: see cpu.c."""
 
-import math
-
 import torch
 
 from kernels.cpu import call
 from kernels.ops.attention import Pages
+from kernels.scalars import LOG2_E
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
-
-_LOG2_E = math.log2(math.e)
 
 
 def forward(
@@ -24,7 +21,7 @@ def forward(
         out,
         lse,
         *(T, pages.table.shape[1], pages.size, heads, keys.shape[1], head_dim, KEY_BLOCK, KEY_SPLIT),
-        scale * _LOG2_E,
+        scale * LOG2_E,
     )
     return out.to(q.dtype), lse
 
@@ -43,5 +40,5 @@ def backward(
     wide = [t.float().contiguous() for t in (q, keys, values, out, lse, d_out)]
     d_q, d_k, d_v = (torch.empty_like(wide[i]) for i in range(3))
     sizes = (starts.numel() - 1, heads, kv_heads, head_dim)
-    call("attention_backward", *wide, starts, d_q, d_k, d_v, *sizes, scale, scale * _LOG2_E)
+    call("attention_backward", *wide, starts, d_q, d_k, d_v, *sizes, scale, scale * LOG2_E)
     return d_q.to(q.dtype), d_k.to(keys.dtype), d_v.to(values.dtype)

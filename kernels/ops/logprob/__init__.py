@@ -36,32 +36,39 @@ def linear_logprob(
     leaves: int,
     groups: torch.Tensor | None = None,
     truncation: Truncation | None = None,
+    vocabulary: int | None = None,
 ) -> torch.Tensor:
     """log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
 
     x [R, n], head [V, n] (a float32 head against a bfloat16 x is a master weight, as in matmul), targets int64 [R],
     temperature float32 [R] -> float32 [R]. The logits are float32 roots of the matmul tree, never rounded to bfloat16: the
     same numbers the sampler draws from. `groups`: int64 row offsets [G + 1]. Rows of `truncation` take the softmax over the
-    tokens that their filters keep (a target that is not kept: -inf); which these are is a constant to the gradient.
+    tokens that their filters keep (a target that is not kept: -inf); which these are is a constant to the gradient. Rows of the
+    head from `vocabulary` on (default V) stand for no token, as in `exclude_padding`, and have a gradient of zeros.
 
     Invariant to the number and position of rows; equal to the vocabulary-sharded path above.
     """
     if head.shape[0] % leaves:
         raise UnsupportedError(f"log-prob: a vocabulary of {head.shape[0]} is not divisible by {leaves} leaves")
+    vocabulary = head.shape[0] if vocabulary is None else vocabulary
+    if not 0 < vocabulary <= head.shape[0]:
+        raise UnsupportedError(f"log-prob: a vocabulary of {vocabulary} in a head of {head.shape[0]} rows")
     if groups is None and head.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError("log-prob: the head needs a gradient, so `groups` must say where each group ends")
     keep = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
     truncation = truncation if truncation is not None and len(truncation) else None
-    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups, keep, truncation)
+    return _LinearLogprob.apply(x, head, targets, temperature, leaves, groups, keep, truncation, vocabulary)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, head, targets, temperature, leaves, groups, keep, truncation):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, head, targets, temperature, leaves, groups, keep, truncation, vocabulary):  # type: ignore[no-untyped-def]
         op = same_device("logprob", x, head)
-        logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), targets, temperature, leaves, keep, truncation)
+        of_rows = (targets, temperature, leaves, keep, truncation, vocabulary)
+        logprob, lse, ctx.kept = op.linear(x, head.to(x.dtype), *of_rows)
         ctx.save_for_backward(x, head, targets, temperature, lse, groups)
         ctx.leaves, ctx.truncation, ctx.head_dtype = leaves, truncation, gradient_dtype(head)
+        ctx.vocabulary = vocabulary
         return logprob
 
     @staticmethod
@@ -79,5 +86,6 @@ class _LinearLogprob(torch.autograd.Function):
             groups.contiguous() if ctx.needs_input_grad[1] else None,
             kept,
             ctx.truncation,
+            ctx.vocabulary,
         )
-        return dx, None if d_head is None else d_head.to(ctx.head_dtype), None, None, None, None, None, None
+        return dx, None if d_head is None else d_head.to(ctx.head_dtype), *[None] * 7

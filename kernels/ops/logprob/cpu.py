@@ -5,7 +5,7 @@ import torch
 from kernels.cpu import call
 from kernels.device import UnsupportedError
 from kernels.ops.matmul import input_gradient, matmul, weight_gradient
-from kernels.ops.truncate import Truncation, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, truncate
 from kernels.tree import is_power_of_two
 
 
@@ -34,17 +34,24 @@ def linear(
     leaves: int,
     keep: bool,
     truncation: Truncation | None,
+    vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor, None]:
     """(log-probability, log-sum-exp) of each target. Nothing is kept for the gradient."""
-    logits = _logits(x, head, temperature, leaves, truncation)
+    logits = _logits(x, head, temperature, leaves, truncation, vocabulary)
     picked = logits.gather(1, targets[:, None])[:, 0]
     return *logprob(nodes(logits, temperature, leaves), picked, temperature), None
 
 
 def _logits(
-    x: torch.Tensor, head: torch.Tensor, temperature: torch.Tensor, leaves: int, truncation: Truncation | None
+    x: torch.Tensor,
+    head: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    truncation: Truncation | None,
+    vocabulary: int,
 ) -> torch.Tensor:
     logits = matmul(x.detach(), head.detach(), leaves, out_dtype=torch.float32)
+    exclude_padding(logits, vocabulary)
     if truncation is not None:
         truncate(logits, temperature, truncation)
     return logits
@@ -61,8 +68,9 @@ def backward(
     groups: torch.Tensor | None,
     kept: None,
     truncation: Truncation | None,
+    vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    logits = _logits(x, head, temperature, leaves, truncation)
+    logits = _logits(x, head, temperature, leaves, truncation, vocabulary)
     of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))
     call("vocab_backward", logits, *of_rows, *logits.shape)
     d_logits = logits.to(x.dtype)

@@ -11,7 +11,8 @@ turns them in place into the gradient of the logits, again bf16, and multiplies 
     d[v] = -(g (e[v] 2^((m - lse) log2 e)))        d[target] = g (1 - 2^((z[target] - lse) log2 e)), z in float32
 
 Rows that draw from a part of the vocabulary have their logits in memory, a few rows at a time: those that are not kept become
--inf, whose exponential is 0, and what is left for the gradient looks like that of any other row.
+-inf, whose exponential is 0, and what is left for the gradient looks like that of any other row. Of a head with rows that stand
+for no token, the tile that both kinds share is computed again without them; tiles of nothing else are (-inf, 0).
 """
 
 from dataclasses import replace
@@ -28,7 +29,7 @@ from kernels.gpu.launch import launch as run
 from kernels.ops.matmul import grouped, many_rows, order
 from kernels.ops.matmul.gpu import contract
 from kernels.ops.matmul.ring import BK, reachable
-from kernels.ops.truncate import Truncation, truncate
+from kernels.ops.truncate import Truncation, exclude_padding, truncate
 from kernels.tree import leaf_bounds
 
 TILE = 128
@@ -198,9 +199,11 @@ def linear(
     leaves: int,
     keep: bool = False,
     truncation: Truncation | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
     """(log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
     (rows, n), vocab = x.shape, head.shape[0]
+    vocabulary = vocab if vocabulary is None else vocabulary
     if rows == 0:
         return temperature.new_empty(0), temperature.new_empty(0), None
     fused, count = _fused(x, head, leaves), cdiv(vocab // leaves, TILE)
@@ -219,15 +222,47 @@ def linear(
             parts=leaves,
             vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), picked, tiles),
         )
+        _exclude_padding(x, head, temperature, leaves, vocabulary, values, tiles)
     elif cut < rows:
         logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
+        exclude_padding(logits, vocabulary)
         picked = logits.gather(1, targets[:, None])[:, 0]
         tiles = tiles_of(logits, temperature, leaves, values)
     if truncation is not None:
         for part in truncation.parts():
-            _truncated_rows(x, head, targets, temperature, leaves, part, values, tiles, picked)
+            _truncated_rows(x, head, targets, temperature, leaves, part, vocabulary, values, tiles, picked)
     kept = None if values is None else Exponentials(values, tiles, picked)
     return *logprob(merged(tiles, leaves), picked, temperature), kept
+
+
+def _exclude_padding(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    vocabulary: int,
+    values: torch.Tensor | None,
+    tiles: torch.Tensor,
+) -> None:
+    """Writes in the last two the tiles that hold ids from `vocabulary` on, as `tiles_of` makes them of logits of -inf."""
+    width = head.shape[0] // leaves
+    leaf, column = divmod(vocabulary, width)
+    if leaf == leaves:
+        return
+    first = leaf * (tiles.shape[1] // leaves) + column // TILE
+    tiles[:, first:, 0], tiles[:, first:, 1] = -torch.inf, 0.0
+    if values is not None:
+        values[:, first * TILE :] = 0.0
+    if column % TILE == 0:
+        return
+    start = vocabulary - column % TILE
+    ids = head[start : min(start + TILE, (leaf + 1) * width)]
+    logits = contract(x, ids, leaf_bounds(x.shape[1], leaves), torch.float32)
+    exclude_padding(logits, vocabulary, start)
+    some = None if values is None else values.new_empty(len(x), TILE)
+    tiles[:, first : first + 1] = tiles_of(logits, temperature, 1, some)
+    if values is not None:
+        values[:, first * TILE : (first + 1) * TILE] = some
 
 
 def _truncated_rows(
@@ -237,6 +272,7 @@ def _truncated_rows(
     temperature: torch.Tensor,
     leaves: int,
     part: Truncation,
+    vocabulary: int,
     values: torch.Tensor | None,
     tiles: torch.Tensor,
     picked: torch.Tensor,
@@ -244,6 +280,7 @@ def _truncated_rows(
     """Writes the rows of `part` in the last three."""
     rows = part.rows
     logits = contract(x[rows], head, leaf_bounds(x.shape[1], leaves), torch.float32)
+    exclude_padding(logits, vocabulary)
     truncate(logits, temperature[rows], replace(part, rows=torch.arange(len(part), device=rows.device)))
     picked[rows] = logits.gather(1, targets[rows][:, None])[:, 0]
     some = None if values is None else values.new_empty(len(part), values.shape[1])
@@ -314,13 +351,14 @@ def backward(
     groups: torch.Tensor | None,
     kept: Exponentials | None,
     truncation: Truncation | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`kept` is used up: a second gradient of one forward passes None, and the exponentials are computed again."""
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
     if kept is None:
-        kept = linear(x, head, targets, temperature, leaves, keep=True, truncation=truncation)[2]
+        kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
     width = vocab // leaves
     padded = d_logits.shape[1] // leaves

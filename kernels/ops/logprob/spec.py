@@ -4,6 +4,7 @@ import torch
 
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
+from kernels.ops.truncate import exclude_padding
 from kernels.spec import Inputs, OpSpec, Sharding, Work, offsets, spread
 
 
@@ -80,10 +81,12 @@ VOCAB = OpSpec(
 
 def _make_linear(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
     rows, vocab, n = case["rows"], case["columns"] * case["leaves"], case["leaf"] * case["leaves"]
+    vocabulary = max(1, vocab - case["padding"])
     return {
         "x": spread((rows, n), generator, device, dtype, octaves=1),
         "head": spread((vocab, n), generator, device, dtype, octaves=1) * n**-0.5,
-        "targets": torch.randint(0, vocab, (rows,), generator=generator).to(device),
+        "vocabulary": vocabulary,
+        "targets": torch.randint(0, vocabulary, (rows,), generator=generator).to(device),
         "temperature": _temperature(rows, generator, device),
         "leaves": case["leaves"],
         "groups": offsets(rows, case["groups"], generator).to(device),
@@ -91,21 +94,23 @@ def _make_linear(case, generator, device, dtype) -> Inputs:  # type: ignore[no-u
 
 
 def _linear(i: Inputs) -> torch.Tensor:
-    return linear_logprob(i["x"], i["head"], i["targets"], i["temperature"], i["leaves"], i["groups"])
+    of_rows = (i["targets"], i["temperature"], i["leaves"], i["groups"])
+    return linear_logprob(i["x"], i["head"], *of_rows, vocabulary=i["vocabulary"])
 
 
 def _linear_reference(i: Inputs) -> torch.Tensor:
-    z = torch.einsum("rk,vk->rv", i["x"], i["head"]) / i["temperature"][:, None]
+    z = torch.einsum("rk,vk->rv", i["x"], i["head"][: i["vocabulary"]]) / i["temperature"][:, None]
     return (z - z.exp().sum(1, keepdim=True).log()).gather(1, i["targets"][:, None])[:, 0]
 
 
 def _head_shard(i: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
-    head = i["head"][shard.range(i["head"].shape[0])]
-    return {**i, "head": head, "vocab_leaves": i["leaves"] // shard.size}
+    rows = shard.range(i["head"].shape[0])
+    return {**i, "head": i["head"][rows], "first_id": rows.start, "vocab_leaves": i["leaves"] // shard.size}
 
 
 def _shard_nodes(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     logits = matmul(i["x"], i["head"], i["leaves"], out_dtype=torch.float32)
+    exclude_padding(logits, i["vocabulary"], i["first_id"])
     return vocab_nodes(logits, i["temperature"], i["vocab_leaves"]), logits
 
 
@@ -119,11 +124,11 @@ LINEAR = OpSpec(
     make=_make_linear,
     run=_linear,
     reference=_linear_reference,
-    scale=lambda i: 1 + (i["x"].abs() @ i["head"].abs().T / i["temperature"][:, None]).amax(1),
+    scale=lambda i: 1 + (i["x"].abs() @ i["head"][: i["vocabulary"]].abs().T / i["temperature"][:, None]).amax(1),
     cases=(
-        {"rows": 1, "columns": 1, "leaf": 1, "leaves": 1, "groups": 1},
-        {"rows": 21, "columns": 12, "leaf": 10, "leaves": 8, "groups": 5},
-        {"rows": 40, "columns": 33, "leaf": 16, "leaves": 4, "groups": 8},
+        {"rows": 1, "columns": 1, "leaf": 1, "leaves": 1, "groups": 1, "padding": 0},
+        {"rows": 21, "columns": 12, "leaf": 10, "leaves": 8, "groups": 5, "padding": 0},
+        {"rows": 40, "columns": 33, "leaf": 16, "leaves": 4, "groups": 8, "padding": 40},
     ),
     space={
         "rows": (1, 2, 7, 20),
@@ -131,6 +136,7 @@ LINEAR = OpSpec(
         "leaf": (1, 5, 16),
         "leaves": (1, 2, 4, 8),
         "groups": (1, 2, 3, 5, 7, 8),
+        "padding": (0, 1, 9),
     },
     claims=("batch", "position", "padding", "shard", "groups", "threads", "alignment", "strides"),
     accuracy=2.0,
@@ -147,9 +153,11 @@ LINEAR = OpSpec(
         backward=3.0,
     ),
     vendor=lambda i: (
-        (i["x"] @ i["head"].T / i["temperature"][:, None]).log_softmax(1).gather(1, i["targets"][:, None])[:, 0]
+        (i["x"] @ i["head"][: i["vocabulary"]].T / i["temperature"][:, None])
+        .log_softmax(1)
+        .gather(1, i["targets"][:, None])[:, 0]
     ),
     describe=lambda c: f"rows {c['rows']}, vocabulary {c['columns'] * c['leaves']}, n {c['leaf'] * c['leaves']}",
-    bench=({"rows": 512, "columns": 512, "leaf": 32, "leaves": 8, "groups": 8},),
+    bench=({"rows": 512, "columns": 512, "leaf": 32, "leaves": 8, "groups": 8, "padding": 0},),
 )
 SPECS = (VOCAB, LINEAR)

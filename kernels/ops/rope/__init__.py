@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels.device import UnsupportedError, same_device
+from kernels.ops.rope import cpu as host
+from kernels.scalars import root_of_power
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,38 @@ class RopeScaling:
     high: float
     original_positions: int
 
-    def __call__(self, frequency: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frequency: float) -> float:
+        """In float64, one IEEE 754 operation after another."""
         turns = self.original_positions * frequency / (2 * math.pi)  # within the original context
-        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        kept = min(max((turns - self.low) / (self.high - self.low), 0.0), 1.0)
         return frequency * (kept + (1 - kept) / self.factor)
 
 
 def rope_table(
     positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cosine, sine), float32 [positions, head_dim / 2], of position * theta^(-2 i / head_dim), the frequencies scaled by
-    `scaling`; computed in float64 on the CPU and rounded once, so every device reads the same bits."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    """(cosine, sine), float32 [positions, head_dim / 2] on the CPU, of position * theta^(-2 i / head_dim), the frequencies
+    scaled by `scaling`.
+
+    Every device reads the bits that the host made, and every host makes the same: a frequency is the float64 nearest to the
+    power, an angle the float64 nearest to the product, and `cos_sin` rounds once.
+    """
+    frequencies = [root_of_power(theta, i, head_dim) for i in range(0, head_dim, 2)]
     if scaling:
-        frequency = scaling(frequency)
-    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
-    return angle.cos().float(), angle.sin().float()
+        frequencies = [scaling(f) for f in frequencies]
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    return cos_sin(angles)
+
+
+def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The float32 nearest to cos and sin of float64 angles in 0 .. 2^40, of any shape, on the CPU.
+
+    Computed to 2^-74 of the value: only one that lies closer than that to half-way between two float32 could be rounded the
+    other way, and then on every machine. Elementwise: invariant to everything.
+    """
+    if angles.dtype != torch.float64:
+        raise UnsupportedError(f"cos_sin takes angles in float64, got {angles.dtype}")
+    return host.cos_sin(angles)
 
 
 def rope(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,14 @@
 /* Rotary position embedding: the pair (x[i], x[i + D/2]) turns by the angle of its position; `sign` -1 turns back. */
-#include "samebit.h"
+#include "wide.h"
+
+/* angle, cosine, sine [n]. */
+void cos_sin_table(const double *angle, float *cosine, float *sine, int64_t n, int64_t threads) {
+    PARALLEL_FOR
+    for (int64_t start = 0; start < n; start += 1024) {
+        int64_t stop = start + 1024 < n ? start + 1024 : n;
+        SIMD for (int64_t i = start; i < stop; i++) cos_sin(angle[i], cosine + i, sine + i);
+    }
+}
 
 /* x, y [tokens, heads, D]; cosine, sine [positions, D / 2]; position [tokens]. */
 void rope(const float *x, const float *cosine, const float *sine, const int32_t *position, float *y, int64_t tokens,

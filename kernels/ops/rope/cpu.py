@@ -1,9 +1,15 @@
-"""CPU rope: see cpu.c."""
+"""CPU rope, and the table that every device reads: see cpu.c."""
 
 import torch
 
 from kernels.cpu import call
 from kernels.device import UnsupportedError
+
+
+def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    cosine, sine = torch.empty(angles.shape), torch.empty(angles.shape)
+    call("cos_sin_table", angles.contiguous(), cosine, sine, angles.numel())
+    return cosine, sine
 
 
 def rotate(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kernels.ops.rope import rope, rope_table
+from kernels.ops.rope import cos_sin, rope, rope_table
 from kernels.spec import Inputs, OpSpec, Sharding, Work, concatenated, spread
 
 _THETA = 10000.0
@@ -78,4 +78,36 @@ ROPE = OpSpec(
     vendor=_vendor,
     bench=({"rows": 2048, "heads": 16, "head_dim": 64},),
 )
-SPECS = (ROPE,)
+
+
+def _angles(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    """Of every size up to 2^20, the first 0."""
+    octave = torch.randint(-30, 21, (case["rows"], case["n"]), generator=generator)
+    angles = torch.rand(octave.shape, generator=generator, dtype=torch.float64).ldexp(octave)
+    angles[:, 0] = 0
+    return {"angles": angles.to(device)}
+
+
+def _cos_sin(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = i["angles"].numpy().astype(np.longdouble)
+    cosine, sine = (torch.from_numpy(f(wide).astype("f8")) for f in (np.cos, np.sin))
+    return cosine, sine
+
+
+COS_SIN = OpSpec(
+    name="cos_sin",
+    make=_angles,
+    run=lambda i: cos_sin(i["angles"]),
+    reference=_cos_sin,
+    cases=({"rows": 1, "n": 1}, {"rows": 19, "n": 64}, {"rows": 300, "n": 333}),
+    space={"rows": (1, 2, 7, 20), "n": (1, 2, 8, 15, 16, 17, 40)},
+    claims=("batch", "position", "padding", "threads", "alignment", "strides"),
+    accuracy=0.5,  # rounded correctly
+    dtypes=(torch.float32,),
+    devices=("cpu",),
+    row_inputs=("angles",),
+    work=lambda c, size: Work(250.0 * c["rows"] * c["n"], 16.0 * c["rows"] * c["n"]),
+    vendor=lambda i: (i["angles"].cos().float(), i["angles"].sin().float()),
+    bench=({"rows": 4096, "n": 64},),
+)
+SPECS = (ROPE, COS_SIN)

@@ -1,4 +1,4 @@
-"""Top-k, top-p and min-p: which tokens a sampler may draw."""
+"""Which tokens a sampler may draw: those of the vocabulary that top-k, top-p and min-p keep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,3 +75,10 @@ def truncate(logits: torch.Tensor, temperature: torch.Tensor, truncation: Trunca
     for part in truncation.parts():
         some = logits[part.rows]
         logits[part.rows] = some.masked_fill(part.kept(some, temperature) == 0, -torch.inf)
+
+
+def exclude_padding(logits: torch.Tensor, vocabulary: int, first_id: int = 0) -> None:
+    """In place: -inf for the ids from `vocabulary` on of logits [R, V], the ids first_id .. first_id + V. What is not a token
+    is then never drawn and adds +0 to every sum of exponentials, wherever shards and leaves end."""
+    if first_id + logits.shape[1] > vocabulary:
+        logits[:, max(vocabulary - first_id, 0) :] = -torch.inf

@@ -22,6 +22,7 @@ from kernels.ops import (
     adamw,
     attention,
     embedding,
+    exp,
     gumbel_argmax,
     kept_tokens,
     linear_logprob,
@@ -235,6 +236,10 @@ def noise(ids: int) -> Call:
     return lambda g: (sample_gpu.noise_words(12345, 678, ids, CUDA),)
 
 
+def exponentials(n: int) -> Call:
+    return lambda g: with_gradients(exp, g, numbers(g, n, dtype=f32, octaves=4))
+
+
 SMALL: dict[str, Call] = {
     "matmul 1 row": product(1, 200, 64, 1),
     "matmul 17 rows, 8 leaves": product(17, 200, 512, 8),
@@ -267,6 +272,7 @@ SMALL: dict[str, Call] = {
     "sums": sums(150, 33, 10, 140, 150),
     "fold": folded(8, 3001),
     "noise": noise(1100),
+    "exp": exponentials(1100),
 }
 
 HIDDEN = {"0.6B": (1024, 3072), "8B": (4096, 12288)}

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels.ops import Truncation, exclude_padding
 from kernels.ops.logprob import gpu, linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul, order
 from kernels.tree import leaf_bounds
@@ -97,3 +98,29 @@ def test_a_leaf_of_tokens_that_may_not_be_drawn():
     without = vocab_nodes(torch.cat([logits[:, :300], logits[:, 900:]], 1), temperature, 2)
     for a, b in zip(*(vocab_logprob(n, logits[:, 3].clone(), temperature) for n in (nodes, without)), strict=True):
         assert_same_bits(a, b, "without the leaf")
+
+
+@pytest.mark.parametrize(
+    "R,n,V,leaves,tokens", [(300, 1024, 8 * 1000, 8, 7991), (64, 512, 64, 8, 37), (9, 512, 4096, 4, 2600)]
+)
+def test_rows_of_the_head_that_are_no_token(R, n, V, leaves, tokens, monkeypatch):
+    """Fused or not they are excluded alike, and have no gradient; whole tiles and whole leaves of them too."""
+    x, head, _, t = case(R, n, V)
+    targets, g = torch.randint(tokens, (R,), device="cuda"), torch.randn(R, device="cuda")
+    groups = torch.tensor([0, R // 2, R], device="cuda")
+    logits = matmul(x, head, leaves, out_dtype=f32)
+    exclude_padding(logits, tokens)
+    want = vocab_logprob(vocab_nodes(logits, t, leaves), logits.gather(1, targets[:, None])[:, 0], t)
+    cut = Truncation(*(torch.tensor(v, device="cuda") for v in ([1, 4], [5, 0], [1.0, 0.9], [0.0, 0.0])))
+    found = []
+    for fused in (True, False):
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(gpu, "_fused", lambda *_: False)
+            assert_same_bits(gpu.linear(x, head, targets, t, leaves, fused, None, tokens)[:2], want, f"fused {fused}")
+            a, b = x.clone().requires_grad_(), head.clone().requires_grad_()
+            y = linear_logprob(a, b, targets, t, leaves, groups, cut, tokens)
+            y.nan_to_num(neginf=0.0).backward(g)
+            found.append([y.detach(), a.grad, b.grad])
+            assert not b.grad[tokens:].any()
+    assert_same_bits(found[0], found[1], "fused against not")

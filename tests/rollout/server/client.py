@@ -10,11 +10,13 @@ from rollout.source import Source
 from tests.rollout.server_process import Server
 
 SOURCE = Source.open(None)
+JSON = {"content-type": "application/json"}
 TEXT = "The quick brown fox jumps over the lazy dog. "
 
 
 def post(server: Server, path: str, body: Any, status: int = 200) -> Any:
-    answer = server.client().post(path, content=json.dumps(body))  # not json=, which refuses what is no text
+    """With json.dumps, and not json=, which refuses what is no text."""
+    answer = server.client().post(path, content=json.dumps(body), headers=JSON)
     assert answer.status_code == status, answer.text
     return answer.json()
 

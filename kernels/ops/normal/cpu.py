@@ -1,0 +1,11 @@
+"""Normal numbers: see cpu.c."""
+
+import torch
+
+from kernels.cpu import call
+
+
+def normal(shape: tuple[int, ...], seed: int, name: int, deviation: float) -> torch.Tensor:
+    out = torch.empty(shape)
+    call("normal", seed, name, deviation, out, out.numel())
+    return out

@@ -1,0 +1,203 @@
+"""Which calls leave a bit to a library that rounds as it likes, and where such a call may stand all the same.
+
+torch and numpy compute elementary functions and sums by vector libraries that choose their code by CPU (MKL, SLEEF, SVML),
+Python by libm. What IEEE 754 rounds (+, -, x, /, `math.sqrt`, conversions), whole numbers, and copies are the same everywhere
+and are not looked at. `test_exact_maths.py` asks `refused` about every file that may decide a bit, and allows what is here.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ALLOWED = {  # why: "file, function, what"
+    "whole numbers: counts, lengths, offsets, digests modulo 2^64; int64, or Python's": (
+        "kernels/model/fingerprint.py fingerprint .sum",
+        "kernels/model/layout.py _offsets np.cumsum",
+        "kernels/model/layout.py Layout.packed sum",
+        "kernels/model/ahead.py _serve .cumsum",
+        "kernels/model/ahead.py _train sum",
+        "kernels/model/weights.py Parameter.shape sum",
+        "kernels/model/weights.py initial sum",
+        "kernels/model/weights.py to_hf sum",
+        "kernels/model/weights.py save sum",
+        "kernels/ops/embedding/cpu.py scatter .cumsum",
+        "kernels/ops/embedding/cpu.py scatter torch.bincount",
+        "rl/data/answer.py _is_cheap sum",
+        "rl/loop.py _align np.cumsum",
+        "rl/loop.py _evaluate sum",
+        "rl/loop.py _shown np.cumsum",
+        "rl/pack.py pack .sum",
+        "rl/pack.py pack_supervised .sum",
+        "rl/plan.py _check_cards sum",
+        "rl/prove.py against sum",
+        "rl/publish.py _added sum",
+        "rl/publish.py _digest sum",
+        "rollout/differences.py compare sum",
+        "rollout/graphs.py PageTable.update sum",
+        "rollout/memory.py Reclaimable.__init__ sum",
+        "rollout/receiver.py Receiver.received .sum",
+        "rollout/server/openai.py Endpoint._usage sum",
+        "rollout/server/tokens.py Tokens.whole sum",
+        "rollout/server/service.py Call.__init__ sum",
+        "rollout/server/service.py Service.call sum",
+        "rollout/server/service.py Service.in_flight sum",
+        "rollout/verify.py Verification.radix_cache sum",
+        "rollout/verify.py Verification.tp sum",
+        "rollout/verify.py Verification.trainer sum",
+        "rollout/verify.py main sum",
+        "trainer/batch.py Batch.response_rows np.cumsum",
+        "trainer/batch.py Batch.take np.cumsum",
+        "trainer/batch.py StepReport.merge np.cumsum",
+        "trainer/batch.py _fits .sum",
+        "trainer/batch.py cut_by_tokens .sum",
+        "trainer/optimizer.py Optimizer._squares sum",
+        "trainer/score.py read .sum",
+        "trainer/score.py score np.cumsum",
+        "trainer/trainer.py Trainer._backward np.cumsum",
+    ),
+    "probabilities as whole multiples of 2^-40, below 2^60 in all": ("kernels/ops/truncate/cpu.py kept .cumsum",),
+    "of tensors that hold anything: launches are compiled and none runs": ("kernels/model/ahead.py _train .sum",),
+    "the largest number that a field may be": ("kernels/model/fields.py  **",),
+    "fractions: whole numbers, which Python multiplies exactly": ("kernels/scalars.py root_of_power **",),
+    "a proposal that whole numbers confirm or correct": ("kernels/scalars.py root_of_power math.pow",),
+    "numpy's Philox alone, whose words numpy keeps from version to version (NEP 19)": (
+        "rl/data/draws.py Draws.__init__ random.Philox",
+    ),
+    "the project's own matmul and log-prob, by another name": (
+        "kernels/model/decoder.py head_logits .matmul",
+        "kernels/ops/logprob/__init__.py _LinearLogprob.forward .linear",
+    ),
+    "the loss that is reported; a step asks only whether it is finite, which no order of the sum changes": (
+        "trainer/batch.py StepReport.merge sum",
+        "trainer/trainer.py Trainer._backward .sum",
+    ),
+    "metrics, charts, and seconds: shown, and read by nothing that computes": (
+        "rl/charts.py running_mean sum",
+        "rl/charts.py stacked_chart sum",
+        "rl/charts.py ticks **",
+        "rl/charts.py ticks math.log10",
+        "rl/loop.py _describe .mean",
+        "rl/loop.py _describe .std",
+        "rl/loop.py _describe np.mean",
+        "rl/metrics.py _pearson .mean",
+        "rl/metrics.py _pearson .sum",
+        "rl/metrics.py _pearson np.sqrt",
+        "rl/metrics.py divergence **",
+        "rl/metrics.py divergence .mean",
+        "rl/metrics.py divergence .sum",
+        "rl/metrics.py divergence np.exp",
+        "rl/metrics.py divergence np.expm1",
+        "rl/report.py _compared sum",
+        "rl/report.py _tiles sum",
+        "rl/speed.py speeds .sum",
+        "rl/speed.py step_flops .sum",
+        "rl/token_view.py worst_sample math.exp",
+        "trainer/batch.py StepReport.merge np.average",
+    ),
+    "chooses what is tried; whatever it is has one result": (
+        "rl/prove.py  import random",
+        "rl/prove.py main random.sample",
+        "rollout/verify.py  import random",
+        "rollout/verify.py Verification._together random.randint",
+        "rollout/verify.py Verification._together random.shuffle",
+    ),
+}
+
+
+def _names(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+_FUNCTIONS = _names(  # of a library, or methods of a tensor, which then have no argument
+    """exp exp2 expm1 log log2 log10 log1p sqrt rsqrt cbrt sin cos tan asin acos atan atan2 arcsin arccos arctan arctan2 sinh
+    cosh tanh sigmoid logit erf erfc erfinv gamma lgamma pow power float_power reciprocal silu gelu softplus logaddexp hypot
+    dist deg2rad rad2deg degrees radians sinc angle"""
+)
+_SUMS = _names(  # in an order of the library's choosing, of whatever
+    """sum nansum mean nanmean std var average cumsum cumprod logcumsumexp prod norm dot vdot inner tensordot matmul mm mv bmm
+    addmm addmv baddbmm einsum linear softmax log_softmax softmin logsumexp normalize layer_norm group_norm conv1d conv2d
+    scaled_dot_product_attention cross_entropy cosine_similarity cov corrcoef trapezoid convolve correlate interp quantile
+    percentile bincount histogram index_add index_add_ scatter_add scatter_add_"""
+)
+_RANDOM = _names(  # a stream that nobody promises, or a generator that the whole process shares
+    """rand randn randint random choice choices shuffle permutation normal normal_ uniform uniform_ standard_normal bernoulli
+    bernoulli_ multinomial exponential_ randperm default_rng Philox RandomState sample gauss manual_seed seed"""
+)
+_AMBIENT = {
+    "set_flush_denormal",
+    "set_default_dtype",
+    "set_float32_matmul_precision",
+    "compile",
+}  # changes how others compute
+_REFUSED = _FUNCTIONS | _SUMS | _RANDOM | _AMBIENT
+_LIBRARIES = {"math", "np", "numpy", "torch", "F", "functional", "special", "linalg", "fft", "random"}
+_IMPORTS = {"cmath", "random", "scipy", "statistics"}
+_EXACT = {
+    "math.sqrt",
+    "math.prod",
+    "np.random",
+    "numpy.random",
+}  # the nearest float64 (IEEE 754); whole numbers; a module
+
+
+class Use(NamedTuple):
+    function: str  # the outermost one that it stands in, with its class; "" outside
+    name: str
+    line: int
+
+
+def refused(tree: ast.Module) -> Iterator[Use]:
+    """Every use of such a function, sum, stream or switch, of `**` where a side is no whole number, and of `@`."""
+    for function, node in _nodes(tree, ""):
+        if (name := _name(node)) and name not in _EXACT:
+            yield Use(function, name, node.lineno)  # type: ignore[attr-defined]
+
+
+def _nodes(tree: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
+    for child in ast.iter_child_nodes(tree):
+        inside = function
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            outermost = not function or isinstance(tree, ast.ClassDef)
+            inside = ".".join(filter(None, (function, child.name))) if outermost else function
+        yield inside, child
+        yield from _nodes(child, inside)
+
+
+def _name(node: ast.AST) -> str:
+    match node:
+        case ast.Attribute(value=ast.Name(id=root) | ast.Attribute(attr=root), attr=name) if root in _LIBRARIES:
+            return f"{root}.{name}" if name in _REFUSED else ""
+        case ast.Call(func=ast.Attribute(attr=name), args=args):
+            elementary = name.rstrip("_") in _FUNCTIONS and not args
+            method = elementary or name in _SUMS or (name in _RANDOM and name[-1] == "_")
+            return f".{name}" if method and not _name(node.func) else ""
+        case ast.Call(func=ast.Name(id="sum" | "pow" as name)):
+            return name
+        case ast.BinOp(op=ast.Pow(), left=left, right=right):
+            whole = all(isinstance(n, ast.Constant) and isinstance(n.value, int) for n in (left, right))
+            return "" if whole else "**"
+        case ast.AugAssign(op=ast.Pow()):
+            return "**"
+        case ast.BinOp(op=ast.MatMult()) | ast.AugAssign(op=ast.MatMult()):
+            return "@"
+        case ast.Import(names=names):
+            return next((f"import {n.name}" for n in names if n.name.partition(".")[0] in _IMPORTS), "")
+        case ast.ImportFrom(module=str(module), names=names) if module.partition(".")[0] in _LIBRARIES | _IMPORTS:
+            strange = module.partition(".")[0] in _IMPORTS
+            return next((f"{module}.{n.name}" for n in names if strange or n.name in _REFUSED), "")
+        case _:
+            return ""
+
+
+_C_CALL = re.compile(
+    r"\b((?:__builtin_)?(?:exp|exp2|expm1|exp10|log|log2|log10|log1p|pow|cbrt|hypot|sin|cos|tan|asin|acos|atan|atan2|sinh|cosh|tanh"
+    r"|erf|erfc|lgamma|tgamma|rsqrt|rand|srand|random|drand48)[fl]?|_mm\d*_(?:rcp|rsqrt|exp|log|reduce)\w*|vrecpe\w*|vrsqrte\w*)\s*\("
+)
+_C_SWITCH = re.compile(r"\breduction\s*\(|fast-math|\bFP_CONTRACT\b|\bfloat_control\b|_MM_SET_\w+|\bfesetround\b")
+
+
+def refused_in_c(text: str) -> list[str]:
+    """libm's functions but for fma and sqrt, which IEEE 754 rounds; estimates; sums by OpenMP; switches of the arithmetic."""
+    code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+    return [match[1] for match in _C_CALL.finditer(code)] + [match[0] for match in _C_SWITCH.finditer(code)]
