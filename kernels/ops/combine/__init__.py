@@ -29,8 +29,8 @@ def combine(
         raise UnsupportedError(f"combine: {leaves} leaves, a power of two, must divide {slots.experts} experts")
     if y.shape[0] != slots.capacity or weights.shape != slots.of.shape or ids.shape != slots.of.shape:
         raise UnsupportedError(
-            f"combine: y {tuple(y.shape)}, weights {tuple(weights.shape)}, ids {tuple(ids.shape)} for {slots.capacity} slots of "
-            f"choices {tuple(slots.of.shape)}"
+            f"combine: y {tuple(y.shape)}, weights {tuple(weights.shape)}, ids {tuple(ids.shape)} for {slots.capacity} slots "
+            f"of choices {tuple(slots.of.shape)}"
         )
     return _Combine.apply(y, weights, ids, slots, leaves, out_dtype or y.dtype)
 

@@ -26,7 +26,9 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
 
 
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
-    return x[slots.token.long().clamp(min=0)]
+    rows, used = x.new_zeros(slots.capacity, x.shape[1]), slots.token >= 0
+    rows[used] = x[slots.token[used].long()]
+    return rows
 
 
 def gather_backward(d_rows: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -16,9 +16,9 @@ def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tenso
     x [capacity, K] as `gather` lays it out, w [experts * N, K]; a float32 w against a bfloat16 x is a master weight. Rows that
     are nobody's hold anything, in x and in y.
 
-    Gradients: dx one chain over n; dw float32, over the rows of an expert, one leaf for each group of tokens (`slots.bounds`); an
-    expert that no token chose has a gradient of +0. Invariant to the routing of other tokens, to `align`, and dw to the split of
-    the batch into aligned sets of groups.
+    Gradients: dx one chain over n; dw float32, over the rows of an expert, one leaf for each group of tokens (`slots.bounds`);
+    an expert that no token chose has a gradient of +0. Invariant to the routing of other tokens, to `align`, and dw to the
+    split of the batch into aligned sets of groups.
     """
     _check(x, w, slots)
     if x.shape[0] != slots.capacity:

@@ -176,9 +176,7 @@ def consumer(
         if MORE:
             v = gl.zeros([64, BN], gl.float32, ACC)
             for i in range(groups.sets):
-                v, stage, phase = subtree(
-                    ring, a, parked, stage, phase, 0, bounds, i * L, groups.leaves, L, True
-                )
+                v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, i * L, groups.leaves, L, True)
                 node = flat(v)
                 mine = parked_sets + gl.arange(0, size, node.type.layout)
                 level = 0

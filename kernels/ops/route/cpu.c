@@ -8,13 +8,12 @@ static float folded(float *v, int64_t W) { /* halves are added until one is left
     return v[0];
 }
 
-static float number(float x) { return x == x ? x : -INFINITY; }
+static float rank(float x) { return x == x ? x : INFINITY; } /* what is no number comes first */
 
-static float exponentials(const float *logits, float *e, int64_t experts) { /* returns nothing of use but fills e; -inf stays 0 */
+static void exponentials(const float *logits, float *e, int64_t experts) {
     float top = -INFINITY;
-    for (int64_t j = 0; j < experts; j++) top = number(logits[j]) > top ? number(logits[j]) : top;
-    for (int64_t j = 0; j < experts; j++) e[j] = exp_f32(number(logits[j]) - top);
-    return top;
+    for (int64_t j = 0; j < experts; j++) top = rank(logits[j]) > top ? rank(logits[j]) : top;
+    for (int64_t j = 0; j < experts; j++) e[j] = exp_f32(logits[j] - top);
 }
 
 void route(const float *logits, int32_t *ids, float *weights, float *scratch, int64_t rows, int64_t experts, int64_t W, int64_t k,
@@ -30,7 +29,7 @@ void route(const float *logits, int32_t *ids, float *weights, float *scratch, in
             for (int64_t j = 0; j < experts; j++) {
                 int taken = 0;
                 for (int64_t c = 0; c < i; c++) taken |= chosen[c] == j;
-                if (!taken && (best < 0 || number(x[j]) > number(x[best]))) best = j;
+                if (!taken && (best < 0 || rank(x[j]) > rank(x[best]))) best = j;
             }
             int64_t at = i;
             for (; at > 0 && chosen[at - 1] > best; at--) chosen[at] = chosen[at - 1];

@@ -10,20 +10,20 @@ from kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 @triton.jit
 def exponentials(logits, row, expert, rows, experts):
-    """(logits, e^(logit - max)) [R, W]: -inf and 0 past the last expert and where a logit is no number."""
+    """(what is compared, e^(logit - max)) [R, W]: a logit that is no number counts as infinity; 0 past the last expert."""
     inside = (row < rows)[:, None] & (expert < experts)[None, :]
     x = tl.load(logits + row[:, None].to(tl.int64) * experts + expert[None, :], mask=inside, other=float("-inf"))
-    x = tl.where(x == x, x, float("-inf"))
-    return x, tl.where((expert < experts)[None, :], exp_f32(x - tl.max(x, 1)[:, None]), 0.0)
+    rank = tl.where(x == x, x, float("inf"))
+    return rank, tl.where((expert < experts)[None, :], exp_f32(x - tl.max(rank, 1)[:, None]), 0.0)
 
 
 @triton.jit
-def chosen_of(x, expert, experts, K: tl.constexpr):
+def chosen_of(rank, expert, experts, K: tl.constexpr):
     """int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id."""
-    free = (expert < experts)[None, :] & (x == x)
+    free = (expert < experts)[None, :] & (rank == rank)
     for _ in tl.static_range(K):
-        best = tl.max(tl.where(free, x, float("-inf")), 1)
-        first = tl.min(tl.where(free & (x == best[:, None]), expert[None, :], 1 << 30), 1)
+        best = tl.max(tl.where(free, rank, float("-inf")), 1)
+        first = tl.min(tl.where(free & (rank == best[:, None]), expert[None, :], 1 << 30), 1)
         free = free & (expert[None, :] != first[:, None])
     return ((expert < experts)[None, :] & (free == 0)).to(tl.int32)
 
@@ -34,8 +34,8 @@ def route_kernel(
 ):
     row = tl.program_id(0) * R + tl.arange(0, R)
     expert = tl.arange(0, W)
-    x, e = exponentials(logits, row, expert, rows, experts)
-    chosen = chosen_of(x, expert, experts, K)
+    rank, e = exponentials(logits, row, expert, rows, experts)
+    chosen = chosen_of(rank, expert, experts, K)
     total = fold(tl.where(chosen > 0, e, 0.0) if NORMALIZE else e)
     share = tl.div_rn(e, tl.broadcast_to(total[:, None], (R, W)))
     at = row[:, None].to(tl.int64) * K + tl.cumsum(chosen, 1) - 1
@@ -70,7 +70,7 @@ def backward_kernel(
         if NORMALIZE:
             share = tl.where(own, tl.load(weights + at, mask=row < rows, other=0.0)[:, None], share)
     if not NORMALIZE:
-        x, e = exponentials(logits, row, expert, rows, experts)
+        _, e = exponentials(logits, row, expert, rows, experts)
         share = tl.div_rn(e, tl.broadcast_to(fold(e)[:, None], (R, W)))
     d = share * (g - fold(share * g)[:, None])
     to = d_logits + row[:, None].to(tl.int64) * experts + expert[None, :]
