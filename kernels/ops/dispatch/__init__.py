@@ -48,6 +48,17 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
     return same_device("dispatch", ids, groups).dispatch(ids.contiguous(), first, experts, align, groups, rows)
 
 
+def route_and_dispatch(
+    logits: torch.Tensor, k: int, normalize: bool, first: int, experts: int, align: int
+) -> tuple[torch.Tensor, torch.Tensor, Slots]:
+    """Does `route` and `dispatch` in one call, to the same bits, where no gradient is asked for; returns (ids, weights, slots),
+    the slots without bounds of groups."""
+    tokens = logits.shape[0]
+    room = capacity(tokens, k, experts, align)
+    implementation = same_device("dispatch", logits)
+    return implementation.route_and_dispatch(logits.contiguous(), k, normalize, first, experts, align, room)
+
+
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
     """rows[s] = x[slots.token[s]]: x [T, n] -> [capacity, n]; a row that is nobody's holds anything.
 

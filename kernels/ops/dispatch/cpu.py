@@ -4,6 +4,7 @@ import torch
 
 from kernels.cpu import call
 from kernels.ops.dispatch import Slots
+from kernels.ops.route.cpu import forward as route
 
 
 def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: torch.Tensor, capacity: int) -> Slots:
@@ -23,6 +24,14 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
     block_expert = torch.full((capacity // align,), -1, dtype=torch.int32)
     block_expert[: int(blocks.sum())] = torch.repeat_interleave(torch.arange(experts), blocks).int()
     return Slots(of, token, starts.int(), bounds, block_expert, align, first)
+
+
+def route_and_dispatch(
+    logits: torch.Tensor, k: int, normalize: bool, first: int, experts: int, align: int, capacity: int
+) -> tuple[torch.Tensor, torch.Tensor, Slots]:
+    ids, weights = route(logits, k, normalize)
+    whole = torch.tensor([0, logits.shape[0]])
+    return ids, weights, dispatch(ids, first, experts, align, whole, capacity)
 
 
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -11,8 +11,8 @@ from kernels.ops.swiglu.gpu import forward as swiglu
 
 
 def align_of(tokens: int) -> int:
-    """Rows that an expert's are padded to. One expert has at most one row of a token, so of few tokens a block holds all."""
-    return next((n for n in (16, 32, 64) if tokens <= n), 64 if tokens <= 512 else many_rows.ROWS)
+    """Rows that an expert's are padded to: a block's, about as many as an expert has where each token has one in sixteen."""
+    return 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 768 else many_rows.ROWS
 
 
 def _check(*tensors: torch.Tensor) -> None:

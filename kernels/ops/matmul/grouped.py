@@ -270,7 +270,9 @@ def launch(
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
     experts, leaves = (bounds.shape[0] if bounds.dim() == 2 else 1), bounds.shape[-1] - 1
-    BN = BN or (256 if leaves == 1 and M * N >= WIDE else 128)  # of one leaf no node waits: registers for a wider tile
+    BN = BN or (
+        256 if leaves == 1 and experts * M * N >= WIDE else 128
+    )  # of one leaf no node waits: registers for a wider tile
     grid = (min(blocks, experts * rows * cdiv(N, BN)),)
     L = min(most, next_power_of_2(leaves))
     sets = cdiv(leaves, L)

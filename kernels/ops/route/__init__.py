@@ -10,8 +10,8 @@ def route(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, 
 
     logits float32 [T, E], unrounded -> (ids int32 [T, k], weights float32 [T, k]). With e_j = exp(logit_j - max):
     weight_i = e_i / sum_j e_j over all experts, or, where `normalize` (`norm_topk_prob`), over the chosen ones. The sum has the
-    order of the experts: E, padded with zeros to a power of two, folded by halves. A logit that is NaN is chosen before all others
-    and makes every weight NaN.
+    order of the experts: E, padded with zeros to a power of two, folded by halves. A logit that is NaN is chosen before all
+    others and makes every weight NaN.
 
     Gradient: of the logits, through the weights; the choice has none. Invariant to T and to the position of a row.
     Raises UnsupportedError unless 0 < k <= E.
