@@ -96,12 +96,15 @@ def place_kernel(
     room, start = layout_of(total, ALIGN)
     row = (start + before)[None, :] + tl.cumsum(chosen, 0) - chosen
     t = block * R + tl.arange(0, R)
-    for i in tl.static_range(K):
-        e = tl.load(ids + t.to(tl.int64) * K + i, mask=t < tokens, other=-1) - first
-        own = (expert[None, :] == e[:, None]) & (chosen > 0)
-        place = tl.max(tl.where(own, row, -1), 1)
-        tl.store(of + t.to(tl.int64) * K + i, place, mask=t < tokens)
-        tl.store(token + place, t, mask=(t < tokens) & (place >= 0))
+    below = tl.zeros((R,), tl.int32)
+    for i in tl.static_range(K):  # ids ascend: a choice stands behind those of the ranks before
+        at = t.to(tl.int64) * K + i
+        e = tl.load(ids + at, mask=t < tokens, other=1 << 30) - first
+        below += (e < 0).to(tl.int32)
+        tl.store(of + at, -1, mask=(t < tokens) & ((e < 0) | (e >= experts)))
+    to = of + t.to(tl.int64)[:, None] * K + below[:, None] + tl.cumsum(chosen, 1) - 1
+    tl.store(to, row, mask=chosen > 0)
+    tl.store(token + row, tl.broadcast_to(t[:, None], (R, W)), mask=chosen > 0)
     write_layout(token, starts, block_expert, total, room, start, 0, experts, block, W, ALIGN)
 
 
@@ -226,7 +229,8 @@ def route_and_dispatch(
     made = _made(ids, whole, first, experts, align, capacity)
     given = (logits, ids, weights, made.of, made.token, made.starts, made.block_expert, tokens, width, first, experts)
     shape = (k, next_power_of_2(width), next_power_of_2(tokens), normalize, align)
-    launch(route_and_place_kernel, (1,), *given, *shape, num_warps=1 if tokens == 1 else 4, enable_fp_fusion=False)
+    warps = min(8, next_power_of_2(tokens))
+    launch(route_and_place_kernel, (1,), *given, *shape, num_warps=warps, enable_fp_fusion=False)
     return ids, weights, made
 
 
