@@ -1,4 +1,10 @@
-"""Which implementation of an op runs: the one of the tensor's device, or an error."""
+"""Which implementation of an op runs: the one of the tensor's device and, on a GPU, of the card's family. Or an error.
+
+| device | modules of `kernels/ops/NAME`, the first that is there |
+|---|---|
+| cpu | cpu |
+| a card of the Hopper family | hopper (Gluon: TMA and wgmma; it may take kernels of portable), portable (plain Triton) |
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,22 +15,34 @@ from types import ModuleType
 
 import torch
 
-_MODULE = {"cpu": "cpu", "cuda": "gpu"}
+from kernels.gpu import card as cards
+from kernels.gpu.card import FAMILIES, Card, card_of
 
-
-def stand_in(device_type: str, module: str) -> None:
-    """Sends tensors of `device_type` to the implementations in `module` for the rest of this process, which must run none of
-    them: gpu/ahead.py compiles what they would launch."""
-    _MODULE[device_type] = module
-    implementation.cache_clear()
+MODULES = {"cpu": ("cpu",), "hopper": ("hopper", "portable")}
+"""By device or family of cards: the modules of an op that may implement it, the first one that the op has."""
 
 
 class UnsupportedError(RuntimeError):
-    """An op, shape, dtype or device that has no exact implementation. There is no fallback."""
+    """Says that an op, shape, dtype, device or card has no exact implementation. There is no fallback."""
 
 
-CAPABILITIES = {(9, 0): "Hopper"}
-"""Of the cards that have GPU kernels."""
+def stand_in(device_type: str, card: Card) -> None:
+    """Sends tensors of `device_type` to the implementations for `card` for the rest of this process, which must run none of
+    them: gpu/ahead.py compiles what they would launch."""
+    cards.stand_in(device_type, card)
+    implementation.cache_clear()
+
+
+def family_of(card: Card, where: str = "card") -> str:
+    """Returns the family whose kernels a card runs; UnsupportedError, which names the card, where there are none."""
+    if card.family is None:
+        known = ", ".join(f"{a}.{b} ({family.capitalize()})" for (a, b), family in FAMILIES.items())
+        major, minor = card.capability
+        raise UnsupportedError(
+            f"{where} is {card.name} of compute capability {major}.{minor}; the GPU kernels are for {known}: use "
+            f"device=cpu, or hide that card with CUDA_VISIBLE_DEVICES"
+        )
+    return card.family
 
 
 def check_cards() -> None:
@@ -33,19 +51,14 @@ def check_cards() -> None:
         raise UnsupportedError(
             "device=cuda: torch sees no CUDA device: use device=cpu, or install a torch for this driver"
         )
-    for card in range(torch.cuda.device_count()):
-        name, (major, minor) = torch.cuda.get_device_name(card), torch.cuda.get_device_capability(card)
-        if (major, minor) not in CAPABILITIES:
-            known = ", ".join(f"{a}.{b} ({family})" for (a, b), family in CAPABILITIES.items())
-            raise UnsupportedError(
-                f"card {card} is {name} of compute capability {major}.{minor}; the GPU kernels are for {known}: use "
-                f"device=cpu, or hide that card with CUDA_VISIBLE_DEVICES"
-            )
+    for index in range(torch.cuda.device_count()):
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        family_of(Card(name, capability, 0, 0), f"card {index}")  # sizes are read where a kernel needs them
     import_module("kernels.gpu.dialect")  # refuses a Triton that it does not know
 
 
 def choose_device(asked: str, say: Callable[[str], None]) -> str:
-    """cpu or cuda. `auto`: the GPU where there is one; `say` is told why a card that is there is not used."""
+    """Returns cpu or cuda. `auto`: the GPU where there is one; `say` is told why a card that is there is not used."""
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return "cpu"
     try:
@@ -59,33 +72,36 @@ def choose_device(asked: str, say: Callable[[str], None]) -> str:
 
 
 @cache
-def implementation(op: str, device_type: str) -> ModuleType:
-    """The module `kernels.ops.<op>.<cpu|gpu>`."""
-    name = f"kernels.ops.{op}.{_MODULE.get(device_type, device_type)}"
-    if device_type not in _MODULE or find_spec(name) is None:
-        have = [d for d, m in _MODULE.items() if find_spec(f"kernels.ops.{op}.{m}")]
-        raise UnsupportedError(
-            f"{op} has no exact implementation for device {device_type!r}; it runs on {', '.join(have)}"
-        )
-    return import_module(name)
+def implementation(op: str, device: torch.device) -> ModuleType:
+    """Returns the module that implements `op` on a device; UnsupportedError, which names both, where there is none."""
+    if device.type == "cuda" or cards.stands_for(device.type):
+        where = family_of(card_of(device))
+        what = f"{where.capitalize()} cards"
+    else:
+        where, what = device.type, f"device {device.type!r}"
+    for module in MODULES.get(where, ()):
+        if find_spec(name := f"kernels.ops.{op}.{module}"):
+            return import_module(name)
+    have = [d for d, modules in MODULES.items() if any(find_spec(f"kernels.ops.{op}.{m}") for m in modules)]
+    raise UnsupportedError(f"{op} has no exact implementation for {what}; it runs on {', '.join(have)}")
 
 
 def same_device(op: str, *tensors: torch.Tensor) -> ModuleType:
-    """The implementation for tensors that must all be on one device."""
+    """Returns the implementation for tensors that must all be on one device."""
     kinds = {t.device for t in tensors}
     if len(kinds) != 1:
         raise UnsupportedError(f"{op}: tensors on {sorted(map(str, kinds))}; put them on one device")
-    return implementation(op, tensors[0].device.type)
+    return implementation(op, tensors[0].device)
 
 
 def gradient_dtype(weight: torch.Tensor) -> torch.dtype:
-    """Of the gradient that an op returns for `weight`: float32 for a float32 master, and for a copy of it that was rounded
-    beforehand and says so (`Tensor.grad_dtype`). To be asked in the forward pass: what autograd saved has forgotten it."""
+    """Returns the dtype of the gradient that an op returns for `weight`: float32 for a float32 master, and for a copy of it that
+    was rounded beforehand and says so (`Tensor.grad_dtype`). Ask in the forward pass: what autograd saved has forgotten it."""
     return (weight.grad_dtype or weight.dtype) if weight.is_leaf else weight.dtype
 
 
 def check_groups(op: str, groups: torch.Tensor, rows: int) -> None:
-    """UnsupportedError unless `groups` are int64 offsets 0 <= ... <= rows, ascending, of at least one group."""
+    """Raises UnsupportedError unless `groups` are int64 offsets 0 <= ... <= rows, ascending, of at least one group."""
     offsets = groups.tolist()
     ascending = all(a <= b for a, b in pairwise(offsets))
     if groups.dtype != torch.int64 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or not ascending:

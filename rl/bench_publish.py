@@ -16,13 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import address_of
-from kernels.command import fail, interruptible
-from kernels.model import ModelConfig
-from kernels.model.reshard import fsdp_rows
-from kernels.model.weights import parameters
+from kernels.host.command import fail, interruptible
+from kernels.model import ModelConfig, costs, served
 from kernels.tree import Shard
+from kernels.weights.bucket import Ticket
+from kernels.weights.reshard import fsdp_rows
 from rl.cluster import Ranks, RolloutFleet, TrainerFleet, rendezvous, rollout_ranks, session, wait_for_start
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
@@ -47,7 +46,7 @@ class Masters(PublishingRank):
             p.name: torch.randn(
                 len(fsdp_rows(p.shape[0], rank, size)), *p.shape[1:], device=device, generator=generator
             )
-            for p in parameters(model)
+            for p in served(model)
         }
         self.publisher = Publisher(model, rank, size, dtype, device, store)
 
@@ -81,10 +80,10 @@ def _measure(overrides: list[str], console: Console) -> None:
         wait_for_start((masters, *replicas), config.cluster.timeout)
         trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
         size = sum(
-            prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in parameters(model)
+            prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in served(model)
         ) * len(placement.rollout)
         table = Table(
-            title=f"{model.parameter_count:,} parameters as {config.dtype}, cards {placement.trainer} to "
+            title=f"{costs.parameter_count(model):,} parameters as {config.dtype}, cards {placement.trainer} to "
             f"{placement.rollout}, buckets of 2 x {HALF >> 20} MiB",
             title_justify="left",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kernels.model import ModelConfig
-from kernels.model.beside import Beside
+from kernels.weights.beside import Beside
 from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
 from rl.errors import RunError

@@ -18,8 +18,8 @@ from torch.distributed import TCPStore
 
 from kernels.collectives.rendezvous import address_of, listen
 from kernels.model import ModelConfig
-from kernels.model.beside import Beside
-from kernels.model.tensor_file import WrittenFile
+from kernels.weights.beside import Beside
+from kernels.weights.tensor_file import WrittenFile
 from rl.config import ClusterSection, RunConfig
 from rl.errors import BAD_INPUT, RunError, UserError
 from rl.family import TAG, end, family, guarded

@@ -1,18 +1,21 @@
 """From the command line to a checked config: recipes, overrides and sweeps, and one clear line for each mistake."""
 
-import difflib
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from rl.command_line import quoted, readable
 from rl.config import RunConfig, unknown_key, validate
 from rl.errors import UserError
 from rl.model import resolved
@@ -48,26 +51,41 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
     """Every config that `overrides` stand for (one, or all of a sweep), or UserError for the first mistake. The runs of a sweep
     have folders of their own."""
-    register_recipes()
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(_first_line(error)) from None
+    overrides = readable(overrides)
     configs = []
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        base = _base()
+    with _composing() as loader:
+        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        base = compose("train")
         for override in parsed:
             _check_key(override, base)
+        if own := [o.input_line or "" for o in parsed if _is_hydra(o)]:  # Hydra composes its own config when it runs
+            compose("train", overrides=own, return_hydra_config=True)
         for combination in itertools.product(*(_values(o) for o in parsed if not _is_hydra(o))):
-            try:
-                config = to_run_config(compose("train", overrides=list(combination)))
-            except (HydraException, OmegaConfBaseException) as error:
-                raise UserError(_first_line(error)) from None
+            config = to_run_config(compose("train", overrides=list(combination)))
             if sweep:
                 out_dir = str(Path(config.out_dir) / sweep_name(overrides, combination))
                 config = config.model_copy(update={"out_dir": out_dir})
             configs.append(config)
     return configs
+
+
+def check_keys(overrides: Sequence[str]) -> None:
+    """Raises UserError for the first override that names no key or choice: of a config that is shown, values may be missing."""
+    with _composing() as loader:
+        base = compose("train")
+        for override in OverridesParser.create(loader).parse_overrides(readable(overrides)):
+            _check_key(override, base)
+
+
+@contextlib.contextmanager
+def _composing() -> Iterator[ConfigLoader]:
+    """Opens Hydra over configs/, whose errors are one line."""
+    register_recipes()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        try:
+            yield GlobalHydra.instance().config_loader()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_first_line(error)) from None
 
 
 def sweep_name(command_line: Sequence[str], job: Sequence[str]) -> str:
@@ -78,18 +96,22 @@ def sweep_name(command_line: Sequence[str], job: Sequence[str]) -> str:
     return ",".join(own).lstrip("+").replace("/", "_") or "run"
 
 
-def _base() -> DictConfig:
-    return compose("train")
-
-
 def _is_hydra(override: Override) -> bool:
-    return override.key_or_group.partition(".")[0] in ("hydra", "hydra/launcher", "hydra/sweeper")
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
-def _values(override: Override) -> Iterator[str]:
-    if override.is_sweep_override():
-        return (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
-    return iter([_addable(override)])
+def _values(override: Override) -> list[str]:
+    """Lists the overrides that one stands for."""
+    if not override.is_sweep_override():
+        return [_addable(override)]
+    line, key = override.input_line, override.key_or_group
+    if not override.is_discrete_sweep():
+        raise UserError(f"{line}: an interval has no values of its own: give them, or a range")
+    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        why = "" if key in _groups() else f": {key} is no group; glob chooses among {', '.join(sorted(_groups()))}"
+        raise UserError(f"{line} stands for no value{why}")
+    return values
 
 
 def _addable(override: Override) -> str:
@@ -98,25 +120,24 @@ def _addable(override: Override) -> str:
     return "++" + line if line.startswith("data.") and not override.is_sweep_override() else line
 
 
-def for_hydra(overrides: Sequence[str]) -> list[str]:
-    """What `check` composed, for Hydra to compose."""
-    return [_addable(override) for override in OverridesParser.create().parse_overrides(list(overrides))]
+def for_hydra(overrides: Sequence[str], out_dir: str) -> list[str]:
+    """Writes what `check` composed, for Hydra to compose in the `out_dir` that it found: the default names a time."""
+    parsed = OverridesParser.create().parse_overrides(readable(overrides))
+    if any(o.is_sweep_override() for o in parsed if o.key_or_group == "out_dir"):
+        return [_addable(o) for o in parsed]
+    return [*(_addable(o) for o in parsed if o.key_or_group != "out_dir"), quoted("out_dir", out_dir)]
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONFIGS.iterdir() if path.is_dir()] + ["recipe"]
 
 
 def _check_key(override: Override, base: DictConfig) -> None:
     key = override.key_or_group
-    if key == "recipe":
+    if key in _groups():
+        known = recipe_names() if key == "recipe" else sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
         for line in _values(override):
-            name = line.partition("=")[2]
-            if name not in recipe_names():
-                raise UserError(f"unknown recipe {name!r}; known recipes: {', '.join(recipe_names())}")
-        return
-    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    if key in groups:
-        for line in _values(override):
-            name = line.partition("=")[2]
-            known = sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
-            if name not in known:
+            if (name := line.partition("=")[2]) not in known:
                 raise UserError(f"unknown {key} {name!r}; known: {', '.join(known)}")
         return
     if _is_hydra(override) or override.is_add() or override.is_force_add():
@@ -126,14 +147,14 @@ def _check_key(override: Override, base: DictConfig) -> None:
     for i, part in enumerate([*path, last]):
         if not isinstance(section, DictConfig) or part not in section:
             if path and path[0] == "data":
-                return  # see _values
+                return  # see _addable
             known = sorted(map(str, section)) if isinstance(section, DictConfig) else []
-            close = difflib.get_close_matches(part, known, 1)
-            hint = f" (did you mean {'.'.join([*key.split('.')[:i], close[0]])}?)" if close else ""
-            raise UserError(unknown_key(".".join(key.split(".")[: i + 1]), known) + hint)
+            raise UserError(unknown_key(".".join(key.split(".")[: i + 1]), known, key))
         section = section[part] if not OmegaConf.is_missing(section, part) else None
 
 
 def _first_line(error: Exception) -> str:
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("    "))
-    return text.split(" full_key:")[0].split("Set the environment variable")[0].strip()
+    for end in (" full_key:", "Set the environment variable", "Config search path:", "See https://"):
+        text = text.split(end)[0]
+    return text.strip()

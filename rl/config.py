@@ -1,13 +1,17 @@
 """The schema of a run: every key with its type, range and meaning. `configs/*.yaml` holds the values."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from kernels.command import MOST_THREADS
+from kernels.host.command import MOST_THREADS
+from rl.command_line import at_home
+from rl.data.template import typed
 from rl.errors import UserError
+from rl.keys import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -17,12 +21,23 @@ Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+def _at_home(path: str) -> str:
+    try:
+        return at_home(path)
+    except ValueError as error:
+        raise PydanticCustomError("home", "{reason}", {"reason": str(error)}) from None
+
+
+Folder = Annotated[Text, AfterValidator(_at_home)]
+Typed = Annotated[str, AfterValidator(typed)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
-    path: Text | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
+    path: Folder | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
     leaves: Positive | None = Field(
         description="leaves of every contraction, a power of two: the largest TP the run may ever use; null: as the contract "
@@ -125,18 +140,20 @@ class ReasoningGymSection(Section):
     task: str = Field(description="name of a reasoning-gym dataset")
     args: dict[str, Any] = Field(description="its parameters")
     pattern: str = Field(description="regular expression: keeps the questions it matches; its groups fill `prompt`")
-    prompt: str = Field(description="template over the groups of `pattern`")
-    problems: Positive = Field(description="problems to draw before the held-out ones are set apart")
+    prompt: Typed = Field(description="template over the groups of `pattern`; a typed \\n is a line break")
+    problems: Annotated[int, Field(gt=0, le=10**7)] = Field(
+        description="problems to draw before the held-out ones are set apart"
+    )
 
 
 class JsonlSection(Section):
     kind: Literal["jsonl"]
-    path: Text = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
+    path: Folder = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
     question: str = Field(description="field of the question")
     answer: str = Field(description="field of the worked answer; the result follows `marker`")
-    marker: Text
-    prompt: str = Field(description="template over {question}")
-    vocab_size: Positive = Field(
+    marker: Annotated[Typed, Field(min_length=1)]
+    prompt: Typed = Field(description="template over {question}; a typed \\n is a line break")
+    vocab_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
         description="of the byte-level BPE that is trained where the model brings no tokenizer"
     )
     max_prompt_tokens: Positive = Field(description="longer prompts are left out; the run says how many")
@@ -151,8 +168,8 @@ def _resume(value: object) -> object:
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     steps: Natural = Field(description="GRPO steps")
-    out_dir: Text
-    resume: Annotated[str, BeforeValidator(_resume)] = Field(
+    out_dir: Folder
+    resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
     save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
@@ -201,9 +218,26 @@ def validate(values: dict[str, Any]) -> RunConfig:
         raise UserError(f"{key}={first['input']!r}: {said}") from None
 
 
-def unknown_key(key: str, known: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    return f"unknown key {key!r}; {f'keys of {parent}' if parent else 'keys'}: {', '.join(known)}"
+def unknown_key(key: str, known: list[str], asked: str = "") -> str:
+    """What to say of `key`, the part of `asked` that is not there; `known`: the keys beside it."""
+    parent, everywhere = key.rpartition(".")[0], list(_all_keys(RunConfig))
+    if key in everywhere:
+        hint = f" (a key of another {parent}=NAME)"
+    else:
+        close = nearest(asked or key, everywhere)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return f"unknown key {key!r}{hint}; {f'keys of {parent}' if parent else 'keys'}: {', '.join(known)}"
+
+
+def _all_keys(section: Any, path: str = "") -> Iterator[str]:
+    """Every dotted key, of any choice."""
+    for name, field in section.model_fields.items():
+        choices = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
+        below = [c for c in choices if issubclass(c, Section)]
+        for choice in below:
+            yield from _all_keys(choice, f"{path}{name}.")
+        if not below:
+            yield f"{path}{name}"
 
 
 def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kernels.model.beside import VERSION
+from kernels.weights.beside import VERSION
 from rl.config import RunConfig
 from rl.data import Source
 

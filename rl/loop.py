@@ -13,17 +13,18 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from kernels.command import warn
+from kernels.host.command import warn
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl import align
-from rl.bar import Bar
+from rl.bar import Bar, Waiting
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import TRAIN, Judge, ProblemStream, Source, left_out, open_source
+from rl.data import TRAIN, ProblemStream, Source, left_out, open_source
 from rl.errors import RunError
+from rl.evaluate import evaluate
 from rl.handover import Handover
 from rl.identity import identity
 from rl.log import RunLog, write_atomic
@@ -35,9 +36,11 @@ from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.publish import publish
 from rl.report import write_report
-from rl.requests import eval_sampling, requests_for, train_sampling
+from rl.requests import requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
-from rl.score import Group, group, judge_of, score
+from rl.rewards.golds import check_golds
+from rl.rewards.reward import Reward, open_reward
+from rl.score import Group, group
 from rl.speed import speeds
 from rl.warm_start import warm_start
 from trainer.batch import Batch, StepReport
@@ -68,15 +71,17 @@ class Totals:
 @dataclass(frozen=True)
 class Prepared:
     source: Source
-    judge: Judge
+    reward: Reward
     model: ModelConfig
     plan: Plan
     identity: dict[str, Any]
+    warnings: tuple[str, ...]  # one line each
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """All that a run needs before a process starts or a file is written; raises a BAD_INPUT error."""
-    source = open_source(config)
+def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
+    """All that a run needs before a process of it starts or a file is written; says on `console` what takes long. Raises a
+    BAD_INPUT error."""
+    source = open_source(config, console)
     model = model_config(config, len(source.tokenizer))
     longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
     plan = make_plan(config, model, longest)
@@ -86,7 +91,10 @@ def prepare(config: RunConfig) -> Prepared:
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    return Prepared(source, judge_of(source, config.reward), model, plan, mine)
+    reward = open_reward(config.reward, source)
+    with Waiting(console, f"judging the gold solutions by {reward.name}"):
+        golds = check_golds(source, reward, by_tokens=config.model.path is not None)
+    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))
 
 
 def run(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -96,9 +104,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         model = model_config(config, None)  # a plan needs no data
         print_plan(config, model, make_plan(config, model, prompt_tokens=_prompt_budget(config)), console)
         return {}
-    ready = prepare(config)
-    source, judge = ready.source, ready.judge
-    for line in remarks(config, ready.model):
+    ready = prepare(config, console)
+    source, reward = ready.source, ready.reward
+    for line in (*remarks(config, ready.model), *ready.warnings):
         warn(line)
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, source)
@@ -109,13 +117,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(advised(config, ready.plan))
         out_dir = stack.enter_context(claim(Path(config.out_dir)))
-        begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
+        with Waiting(console, "reading the checkpoint"):
+            begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
         rows, completions = logged(begin, out_dir)
         if config.device == "cuda":
             _compile(config, ready.model, console)
-        rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
+        with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):
+            rollout, trainer = stack.enter_context(cluster(config, ready.model, begin.checkpoint))
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
@@ -145,8 +155,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         state = warm_start(config, source, trainer, state, checkpoints, record, console)
         _publish(trainer, rollout, state.step, console)
         if not state.accuracy:
-            state = replace(state, accuracy=(_evaluate(config, source, rollout, cards, console),))
-            record(config.warmup.steps, {"phase": "grpo", "eval/accuracy": state.accuracy[0]})
+            first = evaluate(config, source, reward, rollout, cards, console)
+            state = replace(state, accuracy=(first.accuracy,))
+            record(config.warmup.steps, {"phase": "grpo", **first.metrics()})
         (before,) = state.accuracy
         checkpoints.settle()
 
@@ -164,7 +175,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 now = clock.lap("handover", now)
                 sampled = rollout.generate(requests)
                 now = clock.lap("sample", now)
-                groups = group(problems, sampled, source, judge, config.algorithm.advantage)
+                groups = group(problems, sampled, source, reward, config.algorithm.advantage)
                 batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
                 now = clock.lap("score", now)
                 cards.to_trainer(weights_stay=False)
@@ -186,7 +197,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     ready.model, batch, clock.seconds, config.trainer.world_size, config.device == "cuda"
                 )
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                    metrics["eval/accuracy"] = _evaluate(config, source, rollout, cards, console)
+                    metrics |= evaluate(config, source, reward, rollout, cards, console).metrics()
                 record(config.warmup.steps + step, metrics)
                 if step == config.steps or (step - 1) % 10 == 0:
                     shown = _shown(source, groups, batch, report)
@@ -204,8 +215,9 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     checkpoints.save(state, trainer.digest())
                 bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
         if config.steps:
-            after = _evaluate(config, source, rollout, cards, console)
-            record(config.warmup.steps + config.steps + 1, {"phase": "grpo", "eval/accuracy": after})
+            last = evaluate(config, source, reward, rollout, cards, console)
+            record(config.warmup.steps + config.steps + 1, {"phase": "grpo", **last.metrics()})
+            after = last.accuracy
         checkpoints.settle(wait=True)
         cards.to_trainer(weights_stay=False)
         weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
@@ -213,6 +225,7 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "weights_sha256": weights,
             "eval_accuracy_before": before,
             "eval_accuracy_after": after,
+            "judged_by": reward.name,
             "tokens_compared": totals.tokens_compared,
             "tokens_nonzero": totals.tokens_nonzero,
             "steps": config.steps,
@@ -239,21 +252,6 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, console
         console.print(f"publishing the weights of version {version}: {done} of {of} buckets")
 
     publish(trainer, rollout, version, progress)
-
-
-def _evaluate(config: RunConfig, source: Source, rollout: RolloutFleet, cards: Handover, console: Console) -> float:
-    """Share of held-out problems answered right (reward 1), one sample each."""
-    problems = source.held_out[: config.eval.problems]
-    sampling = eval_sampling(config, source.tokenizer.ends)
-    requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
-    cards.to_rollout()
-    completions = rollout.generate(requests)
-    right = [score(p, [c], source, source.judge)[0].reward >= 1 for p, c in zip(problems, completions, strict=True)]
-    accuracy = sum(right) / len(right)
-    console.print(
-        f"held-out accuracy {accuracy:.3f} ({sum(right)} of {len(right)}, temperature {config.eval.temperature})"
-    )
-    return accuracy
 
 
 def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]:

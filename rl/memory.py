@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.host.memory import available_memory
 from rl.config import RunConfig
 from rl.errors import BAD_INPUT, RunError
 from rl.plan import Plan, gib, make_plan
-from rollout.capacity import available_memory
 
 _FAILED = re.compile(
     r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|MemoryError", re.IGNORECASE

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kernels.model import ModelConfig
-from kernels.model.beside import LEAVES, Beside, Contract
 from kernels.model.fields import TOKENS
-from kernels.model.folder import ModelFolder
+from kernels.weights.beside import LEAVES, Beside, Contract
+from kernels.weights.folder import ModelFolder
 from rl.config import RunConfig
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer

@@ -13,13 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernels.device import check_cards
-from kernels.model import ModelConfig
+from kernels.host.memory import available_memory
+from kernels.model import ModelConfig, costs
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.placement import Placement, place
 from rl.requests import check_sampling
-from rollout.capacity import ENGINE_PROCESS, available_memory, serving_bytes, token_bytes, weights_bytes
+from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from rollout.scheduler import Limits
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
@@ -28,6 +29,7 @@ from trainer.memory import TrainerMemory, trainer_memory
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
 _SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
+_MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 
@@ -74,6 +76,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     section, rollout = config.trainer, config.rollout
     check_sampling(config)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
+    _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
     micro_batches, tokens = _micro_batches(section, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
@@ -103,27 +106,35 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         rows=tokens * rollout.max_new_tokens // length,
         micro_batches=micro_batches,
     )
-    checkpoint = 3 * 4 * model.parameter_count if config.checkpoint.every else 0  # weights and two moments
+    checkpoint = costs.checkpoint_bytes(model) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
         colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
-        parameters=model.parameter_count,
+        parameters=costs.parameter_count(model),
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
-        weights_bytes=weights_bytes(model, rollout.tp, width),
-        kv_bytes=kv_tokens * token_bytes(model, rollout.tp, width),
+        weights_bytes=costs.weight_bytes(model, rollout.tp, width),
+        kv_bytes=kv_tokens * costs.token_bytes(model, rollout.tp, width),
         serving_bytes=serving_bytes(model, limits, rollout.tp, width),
         kv_tokens=kv_tokens,
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * model.parameter_count * config.save_model,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * config.save_model,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _check_sequences(config: RunConfig) -> None:
+    section, warmup = config.algorithm, config.warmup.sequences
+    made = f"algorithm.prompts_per_step={section.prompts_per_step} x algorithm.group_size={section.group_size}"
+    for what, count in ((made, section.prompts_per_step * section.group_size), (f"warmup.sequences={warmup}", warmup)):
+        if count > _MOST_SEQUENCES:
+            raise UserError(f"{what}: {count:,} sequences in one step are above {_MOST_SEQUENCES:,}")
 
 
 def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser, fail, output
+from kernels.host.command import Parser, fail, output
 from rl.align import AlignmentError
 from rl.bar import Bar
 from rl.cluster import session

@@ -9,8 +9,8 @@ import time
 import uuid
 from collections.abc import Callable
 
-from kernels.model.fingerprint import unsigned
-from kernels.model.weights import parameters
+from kernels.model import served
+from kernels.weights.fingerprint import unsigned
 from rl.cluster import RolloutFleet, TrainerFleet, gather
 from rl.errors import RunError
 
@@ -56,7 +56,7 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
         if time.perf_counter() - shown > _SLOW:
             shown = time.perf_counter()
             progress(number + 1, total)
-    names = [p.name for p in parameters(rollout.model)]
+    names = [p.name for p in served(rollout.model)]
     sent = _added(trainer.call("end_publication"))
     for receiver, held in zip(rollout.receivers, rollout.call("received"), strict=True):
         for name, mine, theirs in zip(names, sent, held, strict=True):
@@ -76,7 +76,7 @@ def _added(parts: list[list[list[int]]]) -> list[list[int]]:
 
 def _digest(rollout: RolloutFleet, sent: list[list[int]]) -> str:
     lines = []
-    for parameter, shards in zip(parameters(rollout.model), sent, strict=True):
+    for parameter, shards in zip(served(rollout.model), sent, strict=True):
         whole = shards[0] if parameter.axis is None else unsigned(sum(shards))
         lines.append(f"{parameter.name} {whole:016x}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()

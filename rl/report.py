@@ -167,7 +167,7 @@ def _curves(rows: Sequence[Row], summary: Row) -> str:
         ),
         line_chart(
             "Held-out accuracy",
-            "share of answers that are right",
+            "share of answers that are right" + (f", by {by}" if (by := summary.get("judged_by")) else ""),
             [Series("accuracy", _accuracy(rows, summary), 1, dots=True)],
             ceiling=1.0,
             percent=True,

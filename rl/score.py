@@ -1,15 +1,12 @@
 """From completions to groups with rewards and advantages."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.data import Judge, Problem, Source
-from rl.errors import UserError
+from rl.data import Problem, Source
+from rl.rewards.reward import Reward
 from rollout.sampling import Completion
-
-_LARGEST = 1e30  # of a reward: advantages are float32
 
 
 @dataclass(frozen=True)
@@ -28,39 +25,12 @@ class Group:
     advantages: tuple[float, ...]
 
 
-def judge_of(source: Source, reward: str | None) -> Judge:
-    """The data's own verifier, or the user's `module:function`."""
-    if reward is None:
-        return source.judge
-    module, _, function = reward.partition(":")
-    try:
-        judge = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise UserError(f"reward={reward!r} (module:function): {type(error).__name__}: {error}") from None
-    for text in (source.train[0].solution, ""):  # found wrong now, not after the warm start
-        _reward(judge, source.train[0], text)
-    return judge
-
-
-def score(problem: Problem, completions: Sequence[Completion], source: Source, judge: Judge) -> list[Sample]:
+def score(problem: Problem, completions: Sequence[Completion], source: Source, reward: Reward) -> list[Sample]:
     samples = []
     for completion in completions:
         text = source.tokenizer.decode(completion.token_ids)
-        samples.append(Sample(completion, text, _reward(judge, problem, text)))
+        samples.append(Sample(completion, text, reward(problem, text)))
     return samples
-
-
-def _reward(judge: Judge, problem: Problem, text: str) -> float:
-    try:
-        reward = float(judge(problem, text))
-    except Exception as error:
-        kind = type(error).__name__
-        raise UserError(f"the reward raised {kind}: {error}; problem {problem.id!r}, completion {text!r}") from error
-    if not math.isfinite(reward):
-        raise UserError(f"the reward is {reward}, not a number; problem {problem.id!r}, completion {text!r}")
-    if abs(reward) > _LARGEST:
-        raise UserError(f"the reward is {reward}, beyond {_LARGEST}; problem {problem.id!r}, completion {text!r}")
-    return reward
 
 
 def advantages(rewards: Sequence[float], kind: str) -> tuple[float, ...]:
@@ -84,12 +54,12 @@ def advantages(rewards: Sequence[float], kind: str) -> tuple[float, ...]:
 
 
 def group(
-    problems: Sequence[Problem], completions: Sequence[Completion], source: Source, judge: Judge, kind: str
+    problems: Sequence[Problem], completions: Sequence[Completion], source: Source, reward: Reward, kind: str
 ) -> list[Group]:
     """Groups of len(completions) / len(problems) consecutive completions."""
     size = len(completions) // len(problems)
     groups = []
     for i, problem in enumerate(problems):
-        samples = score(problem, completions[i * size : (i + 1) * size], source, judge)
+        samples = score(problem, completions[i * size : (i + 1) * size], source, reward)
         groups.append(Group(problem, tuple(samples), advantages([s.reward for s in samples], kind)))
     return groups

@@ -2,23 +2,11 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from kernels.model import ModelConfig
+from kernels.model import ModelConfig, costs
 from trainer.batch import Batch
 
 PEAK_FLOPS = 989.4e12
 """Of one H100 or H200 (SXM) in bfloat16 without sparsity, from NVIDIA's data sheet: the GPUs that the kernels are for."""
-
-
-def step_flops(model: ModelConfig, batch: Batch) -> float:
-    """Of forward and backward, as the model needs them, not what checkpointing adds: 6 for each parameter that multiplies and
-    each token, and 6 heads head_dim length^2 a layer for causal attention."""
-    weights = model.parameter_count - (
-        0 if model.tied else model.vocab_size * model.hidden_size
-    )  # the embedding gathers
-    squares = float(np.square(batch.lengths, dtype=np.float64).sum())
-    return 6.0 * weights * len(batch.token_ids) + 6.0 * model.layers * model.heads * model.head_dim * squares
 
 
 def speeds(
@@ -26,7 +14,7 @@ def speeds(
 ) -> dict[str, float]:
     """`seconds`: of the phases `time/sample` and `time/train`; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix
     B) on a GPU alone."""
-    flops = step_flops(model, batch) / (seconds["time/train"] * ranks)
+    flops = costs.training_flops(model, batch.lengths) / (seconds["time/train"] * ranks)
     out = {
         "speed/sample_tokens_per_s": float(batch.responses.sum()) / seconds["time/sample"],
         "speed/train_tokens_per_s": len(batch.token_ids) / seconds["time/train"],

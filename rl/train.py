@@ -12,9 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from kernels.command import fail
+from kernels.host.command import fail
 from rl.align import AlignmentError
-from rl.compose import CONFIGS, check, for_hydra, register_recipes, sweep_name, to_run_config
+from rl.command_line import readable, split
+from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
@@ -27,13 +28,13 @@ def main() -> None:
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"
     )  # which aborts on SIGTERM; read when ray is imported
     register_recipes()
-    flags, overrides = ([a for a in sys.argv[1:] if a.startswith("-") is flag] for flag in (True, False))
     try:
-        # Hydra's own flags (--cfg, --help, ...) show configs; everything else must be a config that runs
-        if set(flags) <= {"-m", "--multirun"}:
-            runs = _check_runs(overrides, sweep=bool(flags))
-        else:
-            runs = overrides
+        flags, overrides, shows = split(sys.argv[1:])
+        if shows:  # a config, or help: by Hydra
+            check_keys(overrides)
+            sys.argv[1:] = [readable([a])[0] if a in overrides else a for a in sys.argv[1:]]
+            return _hydra_main()
+        runs = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
     except BAD_INPUT as error:
         fail(error, 2)
     except KeyboardInterrupt:
@@ -55,16 +56,13 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
             finished = 0
             for config in configs:
                 try:
-                    prepare(config)
+                    prepare(config, Console(highlight=False))
                 except FinishedError:  # the sweep goes on with the others
                     finished += 1
                     if finished == len(configs):
                         raise
-            if not any(
-                o.lstrip("+").startswith("out_dir=") for o in overrides
-            ):  # one for all, though their times differ
-                overrides = [*overrides, f"out_dir={Path(configs[0].out_dir).parent}"]
-        return for_hydra(overrides)
+        out_dir = Path(configs[0].out_dir)
+        return for_hydra(overrides, str(out_dir.parent if sweep else out_dir))
     from rl.loop import run
 
     for config in configs:  # by Hydra a sweep would leave its folder

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 
 from kernels.collectives import TreeGroup, peer_memory
-from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import join
 from kernels.model import ModelConfig
+from kernels.weights.bucket import Ticket
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request

@@ -7,9 +7,9 @@ token's log-prob and is exact.
 
 import torch
 
-from kernels.command import count, interruptible, progress
-from kernels.model.weights import initial
-from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
+from kernels.bench.peer import BENCH_MODEL, Comparison, arguments, median_seconds, peer
+from kernels.host.command import count, interruptible, progress
+from kernels.weights.initial import initial
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
@@ -40,7 +40,7 @@ def main() -> None:
     if args.device == "cuda":
         if not torch.cuda.is_available():
             parser.error("--device cuda: this machine has no CUDA device; leave it out for the CPU's table")
-        from rollout.bench_gpu import run
+        from kernels.bench.serving import run
 
         run(args)
         return

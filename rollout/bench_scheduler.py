@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.command import Parser, count, interruptible, output, progress
+from kernels.host.command import Parser, count, interruptible, output, progress
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams, Top

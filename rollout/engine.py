@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, Parameter
+from kernels.model import ModelConfig, Parameter
+from kernels.weights.digest import Leaves
 from rollout.pages import PagePool
 from rollout.runner import Launched, Runner, RunnerError
 from rollout.sampling import Completion, Request, RequestError, Token

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.collectives.bucket import Ticket, Wire, wait_for_wires
-from kernels.model.fingerprint import fingerprint, unsigned
-from kernels.model.reshard import Bucket, buckets, extent, shard_rows
-from kernels.model.weights import parameters
+from kernels.model import served
+from kernels.weights.bucket import Ticket, Wire, wait_for_wires
+from kernels.weights.fingerprint import fingerprint, unsigned
+from kernels.weights.reshard import Bucket, buckets, extent, shard_rows
 from rollout.engine import Engine, InFlight
 from rollout.memory import Reclaimable
 
@@ -88,7 +88,7 @@ class Receiver:
     def received(self) -> list[int]:
         """The fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
         runner, out = self.engine.runner, []
-        for p in parameters(runner.config):
+        for p in served(runner.config):
             held = self._target[p.name]
             column = runner.group.shard.rank * held.shape[1] if p.axis == 1 else 0
             sums = [

@@ -18,14 +18,18 @@ from kernels.model import (
     Layout,
     ModelConfig,
     PagedCache,
+    Parameter,
     decoder_layer,
     forward,
     head_logits,
+    layer_weights,
     on_device,
+    outer_weights,
     position_table,
+    served,
 )
-from kernels.model.weights import Leaves, Parameter, layer_weights, outer_weights, parameters, slice_digests
 from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
+from kernels.weights.digest import Leaves, slice_digests
 from rollout.graphs import DecodeGraphs, Row
 from rollout.memory import Reclaimable
 from rollout.sampling import SamplingParams, Top
@@ -127,7 +131,7 @@ class Runner:
         self.cache = PagedCache(**self.page_memory.tensors)
         cosine, sine = position_table(config)
         self.table = (cosine.to(device), sine.to(device))
-        shapes = {p.name: p.part(group.shard).shape for p in parameters(config)}
+        shapes = {p.name: p.part(group.shard).shape for p in served(config)}
         self.weight_memory = Reclaimable(shapes, dtype, device)
         self.weights = self.weight_memory.tensors
         self.outer = outer_weights(self.weights)
@@ -143,7 +147,7 @@ class Runner:
     def digests(self) -> Leaves:
         """SHA-256 of every slice held."""
         out: Leaves = {}
-        for p in parameters(self.config):
+        for p in served(self.config):
             out |= slice_digests(self.config, p, self.weights[p.name], self.group.shard)
         return out
 

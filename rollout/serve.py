@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from kernels.command import MOST_THREADS, fail, report, warn
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
-from kernels.model import ConfigError, ModelConfig
+from kernels.host.command import MOST_THREADS, fail, report, warn
+from kernels.host.memory import available_memory
+from kernels.model import ConfigError, ModelConfig, costs
 from kernels.model.ahead import Serving, prepare
 from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
-from rollout.capacity import ENGINE_PROCESS, available_memory, token_bytes, tokens_that_fit, weights_bytes
+from rollout.capacity import ENGINE_PROCESS, tokens_that_fit
 from rollout.engine import EngineConfig, freeze_heap
 from rollout.lockstep import Lockstep, RankError
 from rollout.loop import EngineLoop
@@ -120,7 +121,7 @@ class ServeConfig:
         room = int((self.gpu_memory_utilization * min(total) - taken) / -(-self.tp // cards)) - _PROCESS
         tokens = tokens_that_fit(model, limits, self.tp, width, room)
         if tokens < self.page_size:
-            weights, most = weights_bytes(model, self.tp, width) / 2**30, max(room, 0) / 2**30
+            weights, most = costs.weight_bytes(model, self.tp, width) / 2**30, max(room, 0) / 2**30
             raise ArgumentError(
                 f"{weights:.1f} GiB of weights, activations of {limits.max_batch_tokens} tokens and pages do not fit in the "
                 f"{most:.1f} GiB of a card that each process may take: raise tp or gpu_memory_utilization, or lower "
@@ -139,8 +140,8 @@ class ServeConfig:
         fit = tokens_that_fit(model, limits, self.tp, width, room) // self.page_size
         if fit < max(self.pages, 1):
             weights, page = (
-                weights_bytes(model, 1, width) / 2**30,
-                token_bytes(model, 1, width) * self.page_size / 2**20,
+                costs.weight_bytes(model, 1, width) / 2**30,
+                costs.token_bytes(model, 1, width) * self.page_size / 2**20,
             )
             raise ArgumentError(
                 f"{weights:.1f} GiB of weights, activations of {limits.max_batch_tokens} tokens, logits of "
@@ -186,7 +187,7 @@ def serve(config: ServeConfig) -> int:
         threads = config.threads or max(1, min(8, (os.cpu_count() or 1) // config.tp))
         tokens = f"room for {engine.pages * engine.page_size:,} tokens"
         _say(
-            f"loading {source.name}: {source.config.parameter_count:,} parameters, {source.dtype}, tp={config.tp}, {tokens}"
+            f"loading {source.name}: {costs.parameter_count(source.config):,} parameters, {source.dtype}, tp={config.tp}, {tokens}"
         )
         if config.where == "cuda":
             serving = Serving(config.tp, config.page_size, engine.limits.max_running, source.config.max_positions)

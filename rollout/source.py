@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from kernels.model import ConfigError, ModelConfig
-from kernels.model.beside import DTYPES
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import Parameter, initial, load, parameters
+from kernels.model import ConfigError, ModelConfig, Parameter, saved
+from kernels.weights.beside import DTYPES
+from kernels.weights.files import load
+from kernels.weights.folder import ModelFolder
+from kernels.weights.initial import initial
 from rollout.text import BYTE_LETTERS, Decode
 from rollout.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ class Source:
 
     @property
     def tensors(self) -> int:
-        return len(parameters(self.config))
+        return len(saved(self.config))
 
     @property
     def decode(self) -> Decode | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels.model import ConfigError
-from kernels.model.folder import GENERATION, VOCABULARIES, ModelFolder
+from kernels.weights.folder import GENERATION, VOCABULARIES, ModelFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

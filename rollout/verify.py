@@ -30,9 +30,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernels.command import Parser, count, interruptible, output, report, threads, warn
 from kernels.device import choose_device
-from kernels.model.weights import save
+from kernels.host.command import Parser, count, interruptible, output, report, threads, warn
+from kernels.model import costs
+from kernels.weights.files import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
 from rollout.engine import Engine, EngineConfig
@@ -291,7 +292,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
             warn(line)
         if source.config.max_positions <= asked.new:
             raise ArgumentError(f"--new {asked.new} does not fit the model's {source.config.max_positions} positions")
-        about = f"{source.name}, {source.config.parameter_count:,} parameters, {source.dtype}, {device}"
+        about = f"{source.name}, {costs.parameter_count(source.config):,} parameters, {source.dtype}, {device}"
         hint = "" if asked.model else " (a tiny random model: --model DIR for another)"
         console.print(f"verifying {about}{hint}", soft_wrap=True)
         verification = Verification(source, asked.trials, asked.new, asked.threads, device)

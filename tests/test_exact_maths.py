@@ -14,7 +14,10 @@ FILES = [
     for pattern in (
         *(
             f"{room}/**/*.py"
-            for room in ("rl", "trainer", "rollout", "kernels/model", "kernels/collectives", "kernels/cpu")
+            for room in (
+                *("rl", "trainer", "rollout"),
+                *(f"kernels/{room}" for room in ("model", "weights", "collectives", "cpu")),
+            )
         ),
         *(f"kernels/ops/**/{name}.py" for name in ("__init__", "cpu")),
         *(f"kernels/{name}.py" for name in ("device", "scalars", "tree")),

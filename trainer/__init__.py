@@ -1,0 +1,7 @@
+"""Turns a batch into new weights."""
+
+import runpy
+from pathlib import Path
+
+_packages = runpy.run_path(str(Path(__file__).resolve().parent.parent / "kernels" / "packages.py"))
+_packages["check_packages"](("kernels",))

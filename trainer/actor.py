@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import join
-from kernels.model import ModelConfig
-from kernels.model.beside import Beside
-from kernels.model.tensor_file import WrittenFile
-from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
+from kernels.model import ModelConfig, Parameter
 from kernels.tree import WHOLE
+from kernels.weights.beside import Beside
+from kernels.weights.bucket import Ticket
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.files import save
+from kernels.weights.initial import initial
+from kernels.weights.tensor_file import WrittenFile
 from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder

@@ -9,10 +9,10 @@ import argparse
 import torch
 from rich.console import Console
 
-from kernels.command import count, interruptible, progress
+from kernels.bench.peer import BENCH_MODEL, Comparison, arguments, median_seconds, peer
+from kernels.host.command import count, interruptible, progress
 from kernels.model import Layout
-from kernels.model.weights import initial
-from kernels.timing import BENCH_MODEL, Comparison, arguments, median_seconds, peer
+from kernels.weights.initial import initial
 from trainer.model import TrainerModel
 
 

@@ -23,9 +23,9 @@ import torch
 from safetensors import safe_open
 
 from kernels.model import ModelConfig
-from kernels.model.reshard import fsdp_rows
-from kernels.model.tensor_file import WrittenFile
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
+from kernels.weights.reshard import fsdp_rows
+from kernels.weights.tensor_file import WrittenFile
 from trainer.folder import publish
 
 MANIFEST = "checkpoint.json"

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import torch
 
-from kernels.command import Parser, fail, interruptible
-from kernels.model import ConfigError
-from kernels.model.beside import DTYPES, Beside, name_of
-from kernels.model.weights import Leaves, Parameter, digest, parameters, save, slice_digests
+from kernels.host.command import Parser, fail, interruptible
+from kernels.model import ConfigError, Parameter, saved
 from kernels.tree import WHOLE
+from kernels.weights.beside import DTYPES, Beside, name_of
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.files import save
 from trainer.checkpoint import BESIDE, MANIFEST, Checkpoint, CheckpointError, folders, read, read_rows, verify
 from trainer.folder import whole
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Every master weight, float32, one at a time."""
-    for parameter in parameters(checkpoint.model):
+    for parameter in saved(checkpoint.model):
         rows = parameter.shape[0]
         yield parameter, read_rows(checkpoint, "weight", parameter.name, rows, 0, rows)
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.model import ModelConfig
+from kernels.model import ModelConfig, costs
 from trainer.host import PIECE
 from trainer.optimizer import Offload
 from trainer.recompute import Checkpointing
 
 _DEPTH = 3  # pieces that pass through the device at once
-_TILE = 128  # columns of a tile of the head
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,6 @@ class TrainerMemory:
     activations: int  # saved by one micro-batch, the head's exponentials among them
     peak: int  # of the device in a step
     host: int  # masters, moments and waiting gradients in host memory
-
-
-def saved_elements(model: ModelConfig, checkpointing: Checkpointing) -> int:
-    """Elements that one layer saves of each token for its backward pass."""
-    H, I, D = model.hidden_size, model.intermediate_size, model.head_dim
-    q, kv = model.heads * D, model.kv_heads * D
-    if checkpointing == "layer":
-        return 2 * H  # the residual stream and the delta to it
-    kept = 2 * H + (q + 2 * kv) + q + 2 * I  # residuals, qkv, attention's output, gate and up
-    return kept if checkpointing == "selective" else kept + 2 * H + q + kv + I  # norms, q and k turned, their product
 
 
 def trainer_memory(
@@ -56,33 +45,24 @@ def trainer_memory(
     micro_batches: int,
 ) -> TrainerMemory:
     """`tokens` and `rows` (response tokens): of the fullest micro-batch on one rank; `micro_batches`: of one step."""
-    width, H, V = dtype.itemsize, model.hidden_size, model.vocab_size
-    table = V * H
-    own = model.parameter_count
-    held = own + (table if model.tied else 0)  # a tied head is held a second time
-    outer = 2 * table + H
-    layer = (held - outer) // model.layers
-    masters, pair = 4 * held // world_size, 2 * moments.itemsize * own // world_size
-    sets = max(i.bit_count() for i in range(micro_batches))  # gradients that wait for their sibling
+    width, table = dtype.itemsize, costs.table_elements(model)
+    own, held = costs.parameter_count(model), costs.trainer_elements(model)
+    outer, layer = costs.outer_elements(model), costs.layer_elements(model)
+    masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
+    sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload]
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
-    fixed = on_device + waiting + 4 * model.max_positions * model.head_dim
+    fixed = on_device + waiting + costs.position_table_bytes(model)
 
-    full = saved_elements(model, "none")
-    saved = width * tokens * saved_elements(model, checkpointing) * model.layers + width * tokens * H
-    if device == "cuda":
-        head = rows * (2 * V + 8 * V // _TILE + 4 * width * H)
-    else:
-        head = rows * (8 * V + 2 * width * H)
+    saved = width * tokens * (costs.saved_elements(model, checkpointing) + model.hidden_size)
+    head = costs.logprob_bytes(model, rows, width, device == "cuda")
     fetched = width * layer if world_size > 1 or offload == "all" else 0  # FSDP2 brings the next layer beforehand
     gathered = width * (outer + layer) + fetched
-    works = 4 * layer + width * tokens * (
-        3 * model.intermediate_size + 2 * H
-    )  # gradients of a layer, and of its inputs
+    works = 4 * layer + width * tokens * costs.backward_elements(model)  # gradients of a layer, and of its inputs
     if checkpointing == "layer":
-        works += width * tokens * full
+        works += width * tokens * costs.layer_saved_elements(model)
     backward = 4 * table + max(gathered + works, width * outer + fetched + 8 * layer)  # packed once it is resharded
     last = 8 * outer
     inner = reduced - 4 * outer // world_size if offload != "all" else 0

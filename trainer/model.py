@@ -6,18 +6,18 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
-    Again,
-    LayerWeights,
     Layout,
     ModelConfig,
     OuterWeights,
+    Recompute,
     decoder_layer,
     forward,
+    layer_parameters,
+    no_recompute,
     position_table,
-    remembered,
     token_logprobs,
+    trained,
 )
-from kernels.model.weights import parameters
 from kernels.ops import Truncation
 from trainer.recompute import Checkpointing, Forgetting
 
@@ -32,14 +32,11 @@ def gradients_in_float32(module: nn.Module) -> None:
 class Block(nn.Module):
     """Holds one layer's weights."""
 
-    def __init__(
-        self, config: ModelConfig, index: int, shapes: dict[str, tuple[int, ...]], checkpointing: Checkpointing
-    ) -> None:
+    def __init__(self, config: ModelConfig, index: int, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.config, self.index, self.checkpointing = config, index, checkpointing
-        for name in LayerWeights.__dataclass_fields__:
-            shape = shapes.get(f"layers.{index}.{name}")  # not every family has every tensor
-            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
+        for parameter in layer_parameters(config, index):
+            self.register_parameter(parameter.name, nn.Parameter(torch.empty(parameter.shape)))
 
     def forward(
         self, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]
@@ -57,11 +54,11 @@ class Block(nn.Module):
         delta: torch.Tensor | None,
         layout: Layout,
         table: tuple[torch.Tensor, torch.Tensor],
-        again: Again = remembered,
+        recompute: Recompute = no_recompute,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradients_in_float32(self)
-        weights = LayerWeights(**{name: getattr(self, name) for name in LayerWeights.__dataclass_fields__})
-        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, None, table, again)
+        weights = dict(self.named_parameters(recurse=False))
+        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, None, table, recompute)
 
 
 class TrainerModel(nn.Module):
@@ -77,11 +74,11 @@ class TrainerModel(nn.Module):
         """`dtype` of activations; the parameters are float32 masters, and so are their gradients."""
         super().__init__()
         self.config, self.dtype = config, dtype
-        shapes = {p.name: p.shape for p in parameters(config)}
+        shapes = {p.name: p.shape for p in trained(config)}
         self.embed = nn.Parameter(torch.empty(shapes["embed"]))
         self.norm = nn.Parameter(torch.empty(shapes["norm"]))
         self.head = nn.Parameter(torch.empty(shapes["embed"]))
-        self.layers = nn.ModuleList(Block(config, i, shapes, checkpointing) for i in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, i, checkpointing) for i in range(config.layers))
         with torch.device("cpu"):
             self.table = position_table(config)
 

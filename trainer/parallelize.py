@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from kernels.collectives import TreeGroup, peer_memory, reduce_scatter
+from kernels.collectives import TreeGroup, peer_memory
 from trainer.host import host_tensor
 from trainer.model import TrainerModel
 
@@ -19,7 +19,7 @@ class TreeReduceScatter:
 
     def __init__(self, mesh: DeviceMesh, on_host: bool) -> None:
         """A collective."""
-        self._peers = peer_memory(mesh.get_group())
+        self._ranks = TreeGroup(mesh.get_group(), peer_memory(mesh.get_group()))
         # Gradients on the way to the host must be on the stream that takes them there, which only the output is.
         self._in_place = mesh.size() == 1 and not on_host
         self._input: torch.Tensor | None = None
@@ -41,7 +41,7 @@ class TreeReduceScatter:
         op: object,
         async_op: bool = False,
     ) -> None:
-        reduce_scatter(output_tensor, input_tensor, group, self._peers)
+        self._ranks.reduce_scatter(output_tensor, input_tensor)
 
 
 def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) -> None:

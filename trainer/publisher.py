@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from kernels.collectives.bucket import SharedBucket, Ticket, Wire, wait_for_wires
-from kernels.model import ModelConfig
-from kernels.model.fingerprint import fingerprint, unsigned
-from kernels.model.reshard import Bucket, buckets, extent
-from kernels.model.weights import parameters
+from kernels.model import ModelConfig, served
+from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
+from kernels.weights.fingerprint import fingerprint, unsigned
+from kernels.weights.reshard import Bucket, buckets, extent
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Publisher:
         self._rows, self._far = rows, [r for r in receivers if r.card != card]
         self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
         self._bucket = SharedBucket(_half(self._plan, self.dtype), self.device)
-        self._place = {p.name: i for i, p in enumerate(parameters(self.model))}
+        self._place = {p.name: i for i, p in enumerate(served(self.model))}
         self._sums = torch.zeros(len(self._place), shards, dtype=torch.int64, device=self.device)
         self._sending: tuple[list[dist.Work], list[dist.Work]] = [], []
         self._under_way = True

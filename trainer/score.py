@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.command import Parser, count, fail, interruptible, output, threads, warn
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
+from kernels.host.command import Parser, count, fail, interruptible, output, threads, warn
 from kernels.model import ConfigError, Layout
-from kernels.model.beside import DTYPES
-from kernels.model.folder import ModelFolder
 from kernels.ops import Truncation
 from kernels.tree import TreeError
+from kernels.weights.beside import DTYPES
+from kernels.weights.folder import ModelFolder
 from trainer.batch import BatchError
 from trainer.trainer import Trainer, TrainerConfig
 

@@ -9,9 +9,9 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig
-from kernels.model.reshard import fsdp_rows
-from kernels.model.weights import Parameter, find, parameters, read_rows
+from kernels.model import Layout, ModelConfig, Parameter, saved, served, trained
+from kernels.weights.files import find, read_rows
+from kernels.weights.reshard import fsdp_rows
 from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
@@ -180,7 +180,7 @@ class Trainer:
         self._check_onloaded()
         named = dict(self.model.named_parameters())
         out = {}
-        for parameter in parameters(self.model.config):
+        for parameter in trained(self.model.config):
             held = (named[parameter.name].detach().to_local(), *self.optimizer.moments(parameter.name))
             out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
         return out
@@ -188,7 +188,7 @@ class Trainer:
     def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
         """Every parameter of which this rank holds rows start .. stop, and these, in place."""
         named = dict(self.model.named_parameters())
-        for parameter in parameters(self.model.config):
+        for parameter in trained(self.model.config):
             mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
             if mine:
                 yield parameter, mine.start, mine.stop, named[parameter.name].detach().to_local()
@@ -200,14 +200,14 @@ class Trainer:
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """This rank's rows of every parameter, float32, in place."""
+        """This rank's rows of all that is served, float32, in place."""
         self._check_onloaded()
         named = dict(self.model.named_parameters())
-        return {p.name: named[p.name].detach().to_local() for p in parameters(self.model.config)}  # type: ignore[operator]
+        return {p.name: named[p.name].detach().to_local() for p in served(self.model.config)}  # type: ignore[operator]
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
-        """Every parameter whole, float32, one at a time, on every rank. A collective."""
+        """All that is saved, whole, float32, one at a time, on every rank. A collective."""
         self._check_onloaded()
         named = dict(self.model.named_parameters())
-        for parameter in parameters(self.model.config):
+        for parameter in saved(self.model.config):
             yield parameter, gather(named[parameter.name].detach())

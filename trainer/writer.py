@@ -6,7 +6,7 @@ from threading import Thread
 
 import torch
 
-from kernels.model.tensor_file import WrittenFile, write_tensors
+from kernels.weights.tensor_file import WrittenFile, write_tensors
 from trainer.checkpoint import CheckpointError
 
 

@@ -6,10 +6,8 @@ Nothing here adds in another order than the tree: a rank first has all the parts
 import triton
 import triton.language as tl
 
-REDUCE = tl.constexpr(0)
-SCATTER = tl.constexpr(1)
-GATHER = tl.constexpr(2)
-WHOLE = tl.constexpr(3)
+REDUCE, SCATTER, GATHER, WHOLE = (tl.constexpr(kind) for kind in range(4))
+"""What a kernel does: see `stream_kernel`."""
 
 
 @triton.jit

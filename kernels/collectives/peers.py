@@ -12,13 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 
-from kernels.collectives.group import saved_by_slices
-from kernels.collectives.peer_kernels import stream_kernel, tagged_kernel
+from kernels.collectives.peer_kernels import GATHER, REDUCE, SCATTER, WHOLE, stream_kernel, tagged_kernel
+from kernels.collectives.transport import worth_slicing
 from kernels.gpu.launch import cdiv, launch
 from kernels.tree import Shard
-
-REDUCE, SCATTER, GATHER, WHOLE = range(4)
-"""What a kernel does, as `peer_kernels` has it."""
 
 COUNTERS = 1024  # blocks of a tagged launch, at most
 TAGGED = 1 << 19  # words a rank may send in one tagged call, to all others together
@@ -28,12 +25,12 @@ SLOT_WORDS = 16384  # of all ranks in one slot of one block
 
 
 class PeerError(RuntimeError):
-    """Peer memory cannot carry this; the message says what can."""
+    """Says what peer memory cannot carry, and what can."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a message is cut up. No bit depends on it."""
+    """Says how a message is cut up. No bit depends on it."""
 
     tagged: bool
     piece: int
@@ -45,33 +42,35 @@ class Launch:
 
 @dataclass(frozen=True)
 class Areas:
-    """Byte offsets in the memory of a rank, all zero at first."""
+    """Byte offsets in the memory of a rank, which is all zero at first."""
 
     size: int
 
     @property
     def capacity(self) -> int:
-        """Words that one rank may send to one other in a tagged call."""
+        """The words that one rank may send to one other in a tagged call."""
         return TAGGED // max(1, self.size - 1) // 16 * 16
 
     @property
     def stride(self) -> int:
-        """Words of one rank in one slot."""
+        """The words of one rank in one slot."""
         return SLOT_WORDS // self.size
 
     def offsets(self) -> tuple[int, int, int, int, int]:
-        """Of the tagged boxes, the parts, the rounded sums and the flags; and the end."""
+        """Returns where the tagged boxes, the parts, the rounded sums and the flags begin; and the end."""
         boxes = 2 * self.size * self.capacity * 8
         slots = BLOCKS * SLOTS * SLOT_WORDS * 4
         return 0, boxes, boxes + slots, boxes + 2 * slots, boxes + 2 * slots + 4 * BLOCKS * self.size
 
 
 class PeerMemory:
-    """Memory of this rank that the others write in, theirs that this rank writes in, and the kernels over both.
+    """A transport over memory of this rank that the others write in, and theirs that this rank writes in.
 
     `PeerMemory(group)` is a collective: one rank per card, all on one host, CUDA devices that reach each other. It takes
     fixed memory (`Areas`; 150 MB for two ranks), whatever the size of the messages, which stream through it.
     """
+
+    capturable = True
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         shard = Shard(dist.get_rank(group), dist.get_world_size(group))
@@ -97,53 +96,54 @@ class PeerMemory:
         self._steps = torch.zeros(BLOCKS, dtype=torch.int32, device=device)
 
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Tree sum over ranks of float32 `partial` (any shape), rounded once to `dtype`; the same on every rank."""
+        """Sums over ranks, on the tree, float32 `partial` (any shape), rounded once to `dtype`; the same on every rank."""
         if partial.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise PeerError(
                 f"all_reduce of {partial.dtype} to {dtype}: it adds float32, rounded to a type of 2 or 4 bytes"
             )
         x = self._flat(partial)
         out = torch.empty(partial.shape, dtype=dtype, device=self.device)
-        self.launch(REDUCE, x, out.view(-1), x.numel(), self.all_reduce_launch(x.numel()))
+        self.launch(REDUCE.value, x, out.view(-1), x.numel(), self.all_reduce_launch(x.numel()))
         return out
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        """[size, *x.shape]: the tensor of every rank, in rank order; any dtype."""
+        """Returns the tensor of every rank, [size, *x.shape], in rank order; any dtype."""
         words = {1: torch.int8, 2: torch.int16}.get(x.element_size(), torch.int32)
         flat = self._flat(x).view(words)
         out = torch.empty((self.shard.size, *x.shape), dtype=x.dtype, device=self.device)
-        self.launch(GATHER, flat, out.view(-1).view(words), flat.numel(), self.gather_launch(flat.numel()))
+        self.launch(GATHER.value, flat, out.view(-1).view(words), flat.numel(), self.gather_launch(flat.numel()))
         return out
 
     def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor) -> None:
-        """output [n] = tree sum over ranks of their r-th part of `input` [size * n], both float32."""
+        """Writes into output [n] the tree sum over ranks of their r-th part of input [size * n], both float32."""
         x, n = self._flat(input), output.numel()
         if {x.dtype, output.dtype} != {torch.float32} or x.numel() != self.shard.size * n:
             raise PeerError(f"reduce_scatter: {x.dtype} of {x.numel()} into {n} x {self.shard.size} ranks")
         out = output if output.is_contiguous() else torch.empty(n, dtype=output.dtype, device=self.device)
-        self.launch(SCATTER, x, self._flat(out), n, self.stream_launch(n))
+        self.launch(SCATTER.value, x, self._flat(out), n, self.stream_launch(n))
         if out is not output:
             output.copy_(out.view_as(output))
 
     def all_reduce_launch(self, n: int) -> Launch:
-        """By size alone: words that carry their own tag; then everything to everyone; then slices and rounded slices."""
+        """Chooses by size alone: words that carry their own tag; then everything to everyone; then slices and rounded slices."""
         size = self.shard.size
         if n * (size - 1) <= 1 << 17:
             return Launch(True, 256 if n <= 1 << 14 else 512, 4)
-        if saved_by_slices(n, size) <= 1 << 20:
+        if not worth_slicing(n, size):
             return Launch(False, 2048 // max(1, size // 8), 8, whole=True)
         return self.stream_launch(-(-n // size))
 
     def gather_launch(self, n: int) -> Launch:
+        """Chooses for n words of each rank."""
         return Launch(True, 256, 4) if n * (self.shard.size - 1) <= 1 << 17 else self.stream_launch(n)
 
     def stream_launch(self, n: int) -> Launch:
-        """For slices of n elements."""
+        """Chooses for slices of n elements."""
         piece = min(4096, Areas(self.shard.size).stride)
         return Launch(False, piece, 8, lag=1 if n <= 2 * BLOCKS * piece else 2)
 
     def launch(self, kind: int, x: torch.Tensor, out: torch.Tensor, n: int, how: Launch) -> None:
-        """One kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank (GATHER)."""
+        """Runs one kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank (GATHER)."""
         rank, size = self.shard.rank, self.shard.size
         if not n:
             return
@@ -154,8 +154,8 @@ class PeerMemory:
                 arguments = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
                 launch(tagged_kernel, grid, *arguments, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
                 return
-            kind = WHOLE if how.whole and kind == REDUCE else kind
-            slice_ = cdiv(n, 16 * size) * 16 if kind == REDUCE else n
+            kind = WHOLE.value if how.whole and kind == REDUCE.value else kind
+            slice_ = cdiv(n, 16 * size) * 16 if kind == REDUCE.value else n
             grid = (min(how.blocks, BLOCKS, cdiv(slice_, how.piece)),)
             arguments = (x, out, self._parts, self._rounded, self._flags, self._steps, n, slice_, rank, size)
             stride = Areas(size).stride

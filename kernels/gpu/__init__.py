@@ -1,1 +1,8 @@
-"""What GPU implementations share: `arithmetic` (exp, log, folds and the noise, in Triton) and `workspace` (counters)."""
+"""What GPU implementations share.
+
+card.py        the card: family, multiprocessors, shared memory, read from the device
+launch.py      launches a compiled kernel without its host cost; dialect.py names what Triton's versions call differently
+arithmetic.py  exp, log, folds and the noise, in Triton; workspace.py arrival counters
+hopper/        the ring of Hopper's kernels, a toolkit beside the ops that use it
+driver.py      memory straight from the CUDA driver; ahead.py compiles for a card that need not be there
+"""

@@ -20,26 +20,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from kernels.gpu.card import Card
+
 
 class CompileError(RuntimeError):
-    """A process that compiles ended: one line."""
+    """Says in one line why a process that compiles ended."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A function to call in every process: `module:function`, and its arguments, which json can hold."""
+    """Names a function to call in every process: `module:function`, and its arguments, which json can hold."""
 
     name: str
     arguments: dict[str, Any]
 
     def call(self) -> None:
+        """Calls it in this process."""
         module, _, function = self.name.partition(":")
         getattr(importlib.import_module(module), function)(**self.arguments)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of it that spill, -1
+    """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of it that spill, -1
     where the tool that tells is not there. `error`: why it does not compile."""
 
     kernel: str
@@ -51,13 +54,14 @@ class Compiled:
     error: str = ""
 
 
-class _Card:
-    """What Triton asks of a driver before it launches, for a card that is not there."""
+class _Driver:
+    """Answers what Triton asks of a driver before it launches, for a card that is not there."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, card: Card) -> None:
         from triton.backends.compiler import GPUTarget
 
-        self.target = GPUTarget("cuda", capability, 32)
+        major, minor = card.capability
+        self.target = GPUTarget("cuda", 10 * major + minor, 32)
 
     def get_current_target(self) -> Any:
         return self.target
@@ -79,17 +83,17 @@ class _Card:
 
 def compile_ahead(
     source: Source,
-    capability: int,
+    card: Card,
     workers: int,
-    told: Callable[[Compiled, int], None],
+    report: Callable[[Compiled, int], None],
     each_kernel_once: bool = False,
     path: str = "",
 ) -> list[Compiled]:
-    """Compiles what `source` launches for a card of compute capability `capability` (90: Hopper) in `workers` processes, and
-    returns a row for each variant. `told(row, known)` is called as each is done; `known`: variants found so far.
+    """Compiles what `source` launches on `card`, which need not be there, in `workers` processes, and returns a row for each
+    variant. `report(row, known)` is called as each is done; `known`: variants found so far.
     `each_kernel_once`: the first variant of each kernel alone. `path`: folders to put before PYTHONPATH (another Triton)."""
     with tempfile.TemporaryDirectory() as folder:
-        order = {"source": asdict(source), "capability": capability, "once": each_kernel_once, "folder": folder}
+        order = {"source": asdict(source), "card": asdict(card), "once": each_kernel_once, "folder": folder}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         paths = [path, *(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
@@ -99,7 +103,7 @@ def compile_ahead(
             subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) for _ in range(workers)
         ]
         try:
-            done = _gather(running, Path(folder), told)
+            done = _gather(running, Path(folder), report)
             if any(process.returncode for process in running):
                 log.seek(0)
                 lines = log.read().splitlines()
@@ -113,7 +117,7 @@ def compile_ahead(
                 process.wait()
 
 
-def _gather(running: list[Any], folder: Path, told: Callable[[Compiled, int], None]) -> list[Compiled]:
+def _gather(running: list[Any], folder: Path, report: Callable[[Compiled, int], None]) -> list[Compiled]:
     done: list[Compiled] = []
     read: set[str] = set()
 
@@ -122,7 +126,7 @@ def _gather(running: list[Any], folder: Path, told: Callable[[Compiled, int], No
             if file.name not in read:
                 read.add(file.name)
                 done.append(Compiled(**json.loads(file.read_text())))
-                told(done[-1], sum(1 for _ in folder.glob("*.claim")))
+                report(done[-1], sum(1 for _ in folder.glob("*.claim")))
 
     while any(process.poll() is None for process in running):
         collect()
@@ -135,7 +139,9 @@ def _work(order: dict[str, Any]) -> None:
     """Calls the source in this process and compiles the launches that no other process has claimed."""
     from triton.runtime import driver
 
-    driver.set_active(_Card(order["capability"]))
+    given = order["card"]
+    card = Card(**{**given, "capability": tuple(given["capability"])})
+    driver.set_active(_Driver(card))
     import torch
 
     from kernels import device
@@ -143,7 +149,7 @@ def _work(order: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     torch.cuda.is_current_stream_capturing = lambda: False  # asked of a driver that is not there
-    device.stand_in("cpu", "gpu")
+    device.stand_in("cpu", card)
     folder = Path(order["folder"])
 
     def take(launch: Any) -> None:

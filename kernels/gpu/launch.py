@@ -68,6 +68,11 @@ def head_boxes(t: torch.Tensor, tokens: int, columns: int | None = None) -> Desc
     return _descriptor(t.data_ptr(), t.dtype, (T, heads * D), (t.stride(0), 1), tokens, columns or D)
 
 
+def heads_contiguous(t: torch.Tensor) -> torch.Tensor:
+    """Returns [rows, heads, head_dim] with heads and head_dim contiguous, a copy where they are not; the row stride is free."""
+    return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
+
+
 class Launch(NamedTuple):
     """One launch as it was asked for."""
 

@@ -1,32 +1,39 @@
-"""The one model definition, its weights on disk and in shards, and the layouts it runs under."""
+"""The one model definition: its shape, its blocks, their parameters and costs, and the layouts it runs under."""
 
+from kernels.model.blocks import Recompute, no_recompute
 from kernels.model.config import ConfigError, ModelConfig
-from kernels.model.decoder import (
-    Again,
-    LayerWeights,
-    OuterWeights,
-    decoder_layer,
-    forward,
-    head_logits,
-    position_table,
-    remembered,
-    token_logprobs,
-)
+from kernels.model.decoder import decoder_layer, forward, head_logits, position_table, token_logprobs
 from kernels.model.layout import Layout, PagedCache, on_device
+from kernels.model.parameter import Parameter
+from kernels.model.parameters import (
+    OuterWeights,
+    layer_parameters,
+    layer_weights,
+    outer_weights,
+    saved,
+    served,
+    trained,
+)
 
 __all__ = [
-    "Again",
     "ConfigError",
-    "LayerWeights",
     "Layout",
     "ModelConfig",
     "OuterWeights",
     "PagedCache",
+    "Parameter",
+    "Recompute",
     "decoder_layer",
     "forward",
     "head_logits",
+    "layer_parameters",
+    "layer_weights",
+    "no_recompute",
     "on_device",
+    "outer_weights",
     "position_table",
-    "remembered",
+    "saved",
+    "served",
     "token_logprobs",
+    "trained",
 ]

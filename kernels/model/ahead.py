@@ -8,17 +8,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import kernels
+from kernels.collectives import TreeGroup
+from kernels.gpu.card import Card, card_of
 from kernels.model.config import ModelConfig
 from kernels.model.decoder import decoder_layer, forward, head_logits
 from kernels.model.layout import Layout, PagedCache
-from kernels.model.weights import layer_weights, outer_weights, parameters
+from kernels.model.parameters import layer_weights, outer_weights, served, trained
 from kernels.ops import adamw, gumbel_argmax, linear_logprob, square_rows, sum_rows, vocab_logprob, vocab_nodes
 from kernels.tree import KEY_SPLIT, Shard
 
@@ -30,7 +32,7 @@ MOST_WORKERS = 16
 
 @dataclass(frozen=True)
 class Serving:
-    """What an engine will be asked for; None where a process only trains."""
+    """Says what an engine will be asked for; None where a process only trains."""
 
     tp: int
     page_size: int
@@ -46,8 +48,7 @@ def prepare(
 
     from kernels.gpu.ahead import Compiled, Source, compile_ahead
 
-    major, minor = torch.cuda.get_device_capability()
-    capability = 10 * major + minor
+    card = card_of(torch.device("cuda", torch.cuda.current_device()))
     arguments = {
         "hf": config.to_hf(),
         "leaves": config.leaves,
@@ -55,32 +56,31 @@ def prepare(
         "serving": serving and vars(serving),
         "training": training,
     }
-    done = Path(knobs.cache.dir) / f"samebit-{_key(arguments, capability)}"
+    done = Path(knobs.cache.dir) / f"samebit-{_key(arguments, card)}"
     if done.exists():
         return
     workers = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
-    name = torch.cuda.get_device_name()
-    say(f"compiling GPU kernels for {name}, {workers} at a time; they are kept in {knobs.cache.dir}")
+    say(f"compiling GPU kernels for {card.name}, {workers} at a time; they are kept in {knobs.cache.dir}")
     shown = 0
 
-    def told(row: Compiled, known: int) -> None:
+    def report(row: Compiled, known: int) -> None:
         nonlocal shown
         shown += 1
         if shown % 20 == 0:
             say(f"compiled {shown} kernels of the {known} found so far")
 
-    rows = compile_ahead(Source("kernels.model.ahead:launches", arguments), capability, workers, told)
+    rows = compile_ahead(Source("kernels.model.ahead:launches", arguments), card, workers, report)
     say(f"compiled {len(rows)} kernels")
     if not any(row.error for row in rows):  # else the launch itself will say what is wrong
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
 
 
-def _key(arguments: dict[str, Any], capability: int) -> str:
+def _key(arguments: dict[str, Any], card: Card) -> str:
     """Names everything that the compiled kernels depend on: these sources, the versions, the card and the shapes."""
     import triton
 
-    digest = hashlib.sha256(json.dumps([arguments, capability, triton.__version__, torch.__version__]).encode())
+    digest = hashlib.sha256(json.dumps([arguments, asdict(card), triton.__version__, torch.__version__]).encode())
     root = Path(kernels.__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -88,7 +88,9 @@ def _key(arguments: dict[str, Any], capability: int) -> str:
 
 
 class _OneOf:
-    """Stands for the group of which a rank is the first: as many values as from all ranks, and no other rank."""
+    """A transport of the first of some ranks that are not there: as many values as from all of them."""
+
+    capturable = True
 
     def __init__(self, size: int) -> None:
         self.shard = Shard(0, size)
@@ -98,6 +100,9 @@ class _OneOf:
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return torch.empty(self.shard.size, *x.shape, dtype=x.dtype)
+
+    def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor) -> None:
+        """Leaves in `output` what it holds."""
 
 
 def launches(hf: dict[str, Any], leaves: int, dtype: str, serving: dict[str, int] | None, training: bool) -> None:
@@ -112,8 +117,8 @@ def launches(hf: dict[str, Any], leaves: int, dtype: str, serving: dict[str, int
 
 
 def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
-    group, page = _OneOf(serving.tp), serving.page_size
-    weights = {p.name: torch.empty(p.part(group.shard).shape, dtype=dtype) for p in parameters(config)}
+    group, page = TreeGroup(transport=_OneOf(serving.tp)), serving.page_size
+    weights = {p.name: torch.empty(p.part(group.shard).shape, dtype=dtype) for p in served(config)}
     most = min(serving.most_tokens, config.max_positions)
     pages = -(-most // page)
     shape = (config.layers, (pages + 1) * page, config.kv_heads // serving.tp, config.head_dim)
@@ -128,10 +133,10 @@ def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
 
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
             weight = layer_weights(weights, i)
-            return decoder_layer(config, group, weight, i, x, delta, layout, cache, table)  # type: ignore[arg-type]
+            return decoder_layer(config, group, weight, i, x, delta, layout, cache, table)
 
         ids = torch.zeros(int(ends[-1]) + 1, dtype=torch.int64)
-        hidden = forward(config, group, outer_weights(weights), run_layer, ids, layout, dtype)  # type: ignore[arg-type]
+        hidden = forward(config, group, outer_weights(weights), run_layer, ids, layout, dtype)
         rows = len(spans)
         logits = head_logits(config, outer_weights(weights), hidden[:rows])
         temperature, seeds = torch.ones(rows), torch.zeros(rows, dtype=torch.int64)
@@ -151,7 +156,7 @@ def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
 
 
 def _train(config: ModelConfig, dtype: torch.dtype) -> None:
-    weights = {p.name: torch.empty(p.shape, dtype=dtype) for p in parameters(config)}
+    weights = {p.name: torch.empty(p.shape, dtype=dtype) for p in trained(config)}
     for weight in weights.values():
         weight.requires_grad_()
         weight.grad_dtype = torch.float32
@@ -162,12 +167,11 @@ def _train(config: ModelConfig, dtype: torch.dtype) -> None:
         def run_layer(
             i: int, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout = layout
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            group, weight = _OneOf(1), layer_weights(weights, i)
-            return decoder_layer(config, group, weight, i, x, delta, layout, None, table)  # type: ignore[arg-type]
+            return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
         ids = torch.zeros(sum(lengths), dtype=torch.int64)
         outer = outer_weights(weights)
-        hidden = forward(config, _OneOf(1), outer, run_layer, ids, layout, dtype)  # type: ignore[arg-type]
+        hidden = forward(config, TreeGroup(), outer, run_layer, ids, layout, dtype)
         rows = sum(lengths) // 2
         groups = torch.tensor([0, rows])
         linear_logprob(

@@ -6,7 +6,7 @@ from typing import Any
 
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
 from kernels.model.operations import OPERATIONS, Numerics, Operations
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 from kernels.tree import is_power_of_two
 
 
@@ -101,14 +101,6 @@ class ModelConfig:
     @property
     def ops(self) -> Operations:
         return OPERATIONS[self.numerics]
-
-    @property
-    def parameter_count(self) -> int:
-        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
-        layer = qkv * (self.hidden_size + self.family.qkv_bias) + 2 * self.hidden_size
-        layer += self.heads * self.head_dim * self.hidden_size + 3 * self.intermediate_size * self.hidden_size
-        layer += 2 * self.head_dim * self.family.qk_norm
-        return self.layers * layer + (1 if self.tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], leaves: int, said: Said | None = None) -> "ModelConfig":

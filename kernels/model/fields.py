@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 
 
 class ConfigError(ValueError):
@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 CONTRACT = "samebit"
-"""The field in which a saved model says under which contract it was trained (`kernels.model.folder`)."""
+"""The field in which a saved model says under which contract it was trained (`kernels.weights.folder`)."""
 
 COUNTS = {  # of a Hugging Face config: the largest value that is taken
     "vocab_size": 2**31 - 1,  # ids are int32 on a GPU

@@ -1,4 +1,4 @@
-"""Whose ops the model calls, where torch has them too: `exact`, on the tree, or `fast`, the vendor's. All else is one code."""
+"""Whose ops the model calls, where torch has them too: `exact`, on the tree, or `fast`, inexact. All else is one code."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from kernels import ops, vendor
+from kernels import inexact, ops
 
 Numerics = Literal["exact", "fast"]
 
@@ -24,7 +24,7 @@ class Operations:
 OPERATIONS: Mapping[str, Operations] = MappingProxyType(
     {
         "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob),
-        "fast": Operations(vendor.matmul, vendor.attention, vendor.linear_logprob),
+        "fast": Operations(inexact.matmul, inexact.attention, inexact.linear_logprob),
     }
 )
 """By Numerics. What is promised of a run is promised of `exact`."""

@@ -1,5 +1,5 @@
 """Every operation that decides a bit. One folder an op: the public function with its autograd rule (`__init__`), the
-implementation of each device (`cpu.py` over `cpu.c`; `gpu.py`), and its spec."""
+implementation of each device and family of cards (`cpu.py` over `cpu.c`; `hopper`, `portable`), and its spec."""
 
 from kernels.ops.adamw import adamw
 from kernels.ops.add_bias import add_bias
@@ -8,11 +8,10 @@ from kernels.ops.embedding import embedding
 from kernels.ops.exp import exp
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
-from kernels.ops.norm_rope import norm_rope
+from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
 from kernels.ops.normal import normal
 from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
-from kernels.ops.rope import cos_sin, rope, rope_table
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
@@ -36,7 +35,6 @@ __all__ = [
     "norm_rope",
     "normal",
     "rms_norm",
-    "rope",
     "rope_table",
     "square_rows",
     "store_rows",

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kernels.command import Parser, fail
+from kernels.host.command import Parser, fail
 from recipes.multi_gpu.command import ROOT
 from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
 from recipes.multi_gpu.problems import write_problems

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.command import Parser, fail
+from kernels.host.command import Parser, fail
 from kernels.model import ModelConfig
 from kernels.tree import is_power_of_two
 from rl.compose import check

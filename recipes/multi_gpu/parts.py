@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernels.model import costs
 from recipes.multi_gpu.command import Ended, Running, run
 from recipes.multi_gpu.engine import model
 
@@ -228,7 +229,7 @@ def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> 
 def _offload(s: Setting, ranks: int) -> str:
     """The least that leaves room for 32 GiB of activations on each card."""
     for offload, bytes_each in (("none", 16), ("optimizer", 8)):
-        if model(s.layers).parameter_count * bytes_each / ranks / 2**30 + 32 < 0.9 * s.gib:
+        if costs.parameter_count(model(s.layers)) * bytes_each / ranks / 2**30 + 32 < 0.9 * s.gib:
             return offload
     return "all"
 

@@ -13,13 +13,16 @@ class Problem:
     id: str
     prompt: str
     prompt_ids: tuple[int, ...]
-    answer: str  # the result that a completion is judged by
+    answer: str  # the result that a completion is judged by; "" where the source knows none, but judges
     solution: str  # what a supervised step teaches; ends in the result
     record: Any  # the source's own record, for its verifier
 
 
 TRAIN, WARMUP = 0, 1
 """Names of the streams of a run's problems."""
+
+HELD_OUT = 8
+"""One problem in eight, by the checksum of its text, is never trained on."""
 
 Judge = Callable[[Problem, str], float]
 """(problem, completion text) -> reward; 1.0 is a correct answer."""
@@ -34,6 +37,8 @@ class Source:
     judge: Judge
     tokenizer: Tokenizer
     left_out: int = 0  # problems of neither, because their prompts are too long
+    verifier: str = "the data's verifier"  # what `judge` is called
+    warnings: tuple[str, ...] = ()  # one line each
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
         return self.tokenizer.completion(problem.solution)

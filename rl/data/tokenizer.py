@@ -1,15 +1,17 @@
 """Tokenizers: the model's own, or one made from the data."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from kernels.model.folder import ModelFolder
+from kernels.weights.folder import ModelFolder
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+_UNBROKEN = re.compile(r"\w{1000}|\s{1000}|[^\w\s]{1000}")  # training on a word takes the square of its length
 
 
 def from_model(path: str) -> Tokenizer:
@@ -45,8 +47,17 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     return _wrap(tokenizer)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text`, cut where a word does not end."""
+    start = 0
+    for run in _UNBROKEN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def _wrap(tokenizer: Backend) -> Tokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kernels.command import report
+from kernels.host.command import report
 
 _SPARE_FILES = 64  # that a process may open beside its connections, once it serves
 _TURNS = 5  # of the event loop, from accepting a connection to closing another for it

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import ModelConfig
-from kernels.model.weights import Parameter
+from kernels.model import ModelConfig, Parameter
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams, Token
 from rollout.scheduler import Limits

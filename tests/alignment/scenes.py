@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig
-from kernels.model.weights import Parameter, parameters
+from kernels.model import Layout, ModelConfig, Parameter, served
 from kernels.ops import Truncation
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams
@@ -51,7 +50,7 @@ ROOMY = {
 
 def weights(config: ModelConfig, device: str, seed: int = 0) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Float32, made on `device`: matrices of standard deviation 2 / sqrt(columns), embedding and norms around 1."""
-    for p in parameters(config):
+    for p in served(config):
         generator = torch.Generator(device).manual_seed(seed + zlib.crc32(p.name.encode()))
         x = torch.randn(p.shape, generator=generator, device=device)
         yield p, 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x

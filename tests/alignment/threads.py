@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kernels.collectives import TreeGroup
+from kernels.collectives.transport import fold_parts
 from kernels.tree import Shard
 
 PATIENCE = 300.0  # seconds that a rank waits for the others, compilations included
@@ -36,16 +37,23 @@ class Company:
         return self.gathered.clone()
 
 
-class ThreadGroup(TreeGroup):
-    """A TreeGroup without a process group: only the transport differs. It moves bytes and never adds, so no bit depends on
-    it; the sum over ranks is TreeGroup's own."""
+class Threads:
+    """A transport without a process group. It moves bytes and never adds: the sum over ranks is that of every other one."""
+
+    capturable = False
 
     def __init__(self, company: Company, rank: int) -> None:
-        super().__init__()
         self.company, self.shard = company, Shard(rank, company.size)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return self.company.exchange(self.shard.rank, x)
+
+    def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return fold_parts(self.all_gather(partial), dtype)
+
+    def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor) -> None:
+        parts = self.all_gather(input.view(self.shard.size, *output.shape))[:, self.shard.rank]
+        output.copy_(fold_parts(parts.contiguous(), torch.float32))
 
 
 def run_threads(size: int, work: Callable[[TreeGroup], Any]) -> list[Any]:
@@ -55,7 +63,7 @@ def run_threads(size: int, work: Callable[[TreeGroup], Any]) -> list[Any]:
     def rank(r: int) -> None:
         with company.baton:
             try:
-                results[r] = work(ThreadGroup(company, r))
+                results[r] = work(TreeGroup(transport=Threads(company, r)))
             except threading.BrokenBarrierError:  # another rank failed and says why
                 pass
             except BaseException as error:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives import TreeGroup
 from kernels.tree import TreeError
 
 WORLD = 4
@@ -54,20 +54,19 @@ def work() -> dict:
             out[size]["reduced"].append(group.all_reduce(strided[..., 0], torch.float32))
             output = torch.full(shape, torch.nan)
             whole = torch.stack([parts(shape)[rank] * 2.0**i for i in range(size)])
-            reduce_scatter(output, whole.flatten(), raw)
+            group.reduce_scatter(output, whole.flatten())
             out[size]["scattered"].append(output)
         out[size]["integers"] = group.all_gather(torch.tensor([[rank, -rank]], dtype=torch.int64))
         out["errors"][f"bf16 all_reduce over {size}"] = error_of(
             lambda g=group: g.all_reduce(torch.ones(4, dtype=torch.bfloat16), torch.float32)
         )
         out["errors"][f"bf16 reduce_scatter over {size}"] = error_of(
-            lambda g=raw, n=size: reduce_scatter(torch.ones(2), torch.ones(2 * n, dtype=torch.bfloat16), g)
+            lambda g=group, n=size: g.reduce_scatter(torch.ones(2), torch.ones(2 * n, dtype=torch.bfloat16))
         )
         out["errors"][f"sizes over {size}"] = error_of(
-            lambda g=raw, n=size: reduce_scatter(torch.ones(2), torch.ones(2 * n + 1), g)
+            lambda g=group, n=size: g.reduce_scatter(torch.ones(2), torch.ones(2 * n + 1))
         )
     three = dist.new_group([0, 1, 2])
     if rank < 3:
         out["errors"]["TreeGroup of 3"] = error_of(lambda: TreeGroup(three))
-        out["errors"]["reduce_scatter over 3"] = error_of(lambda: reduce_scatter(torch.ones(2), torch.ones(6), three))
     return out

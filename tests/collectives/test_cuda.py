@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives import TreeGroup
 from kernels.tree import fold
 from tests.bits import assert_same_bits
 from tests.collectives.processes import run_ranks
@@ -33,7 +33,7 @@ def on_one_card() -> list[torch.Tensor]:
     for shape in [(1,), (3, 5), (1000, 257)]:
         mine = wild(rank, shape).cuda()
         scattered = torch.empty(shape, device="cuda")
-        reduce_scatter(scattered, torch.stack([mine * 2.0**r for r in range(world)]), dist.group.WORLD)
+        group.reduce_scatter(scattered, torch.stack([mine * 2.0**r for r in range(world)]))
         results = [
             group.all_reduce(mine, torch.bfloat16),
             group.all_reduce(mine, torch.float32),

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives import TreeGroup
 from tests.bits import assert_same_bits
 from tests.collectives.processes import run_ranks
 from tests.collectives.ranks import wild
@@ -25,7 +25,7 @@ def work(cases: list[tuple[Shape, torch.dtype]]) -> list[list[torch.Tensor]]:
     for i, (shape, dtype) in enumerate(cases):
         mine = input_of(rank, i, shape)
         scattered = torch.empty(shape)
-        reduce_scatter(scattered, torch.stack([mine * 2.0**r for r in range(WORLD)]), dist.group.WORLD)
+        group.reduce_scatter(scattered, torch.stack([mine * 2.0**r for r in range(WORLD)]))
         out.append([group.all_reduce(mine, dtype), group.all_gather(mine.to(dtype)), scattered])
     return out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.command import Parser, count, interruptible, output, threads
+from kernels.host.command import Parser, count, interruptible, output, threads
 
 NUMBERS = {
     "kernels.bench": ("--threads",),

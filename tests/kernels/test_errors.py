@@ -38,6 +38,12 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.T
     return ops.attention(q, keys, values, packed(torch.tensor([q.shape[0]]), CPU), 1.0)
 
 
+def turn(heads: torch.Tensor, half: int) -> object:
+    """Rope alone, of a table of four positions."""
+    positions = torch.arange(len(heads), dtype=torch.int32)
+    return ops.norm_rope(heads, None, 0.0, (x(4, half), x(4, half)), positions, 1)
+
+
 def decode_gradient() -> None:
     """Two queries against a cache of six keys."""
     pages = packed(torch.tensor([6]), CPU)
@@ -78,15 +84,21 @@ REFUSED: list[Attempt] = [
     ("sum_rows: dtype", lambda: ops.sum_rows(x(5, 3, dtype=B16), upto(0, 5)), ("bfloat16",)),
     ("rms_norm: weight", lambda: ops.rms_norm(x(2, 8), x(7), 1e-6), ("8", "7")),
     ("rms_norm: no groups", lambda: ops.rms_norm(x(2, 8), w(8), 1e-6), ("groups",)),
-    ("rope: head_dim", lambda: ops.rope(x(2, 1, 8), x(4, 3), x(4, 3), ids(0, 1).int()), ("(2, 1, 8)", "6")),
-    ("rope: dimensions", lambda: ops.rope(x(2, 8), x(4, 4), x(4, 4), ids(0, 1).int()), ("(2, 8)",)),
+    ("norm_rope: head_dim", lambda: turn(x(2, 2, 8), 3), ("(2, 2, 8)", "6")),
+    ("norm_rope: dimensions", lambda: turn(x(2, 8), 4), ("(2, 8)",)),
+    ("norm_rope: heads", lambda: turn(x(2, 1, 8), 4), ("(2, 1, 8)", "1 key heads")),
+    ("norm_rope: positions", lambda: turn(x(9, 2, 8), 4), ("8", "table of 4")),
     ("swiglu: odd", lambda: ops.swiglu(x(2, 7)), ("(2, 7)",)),
     ("swiglu: dimensions", lambda: ops.swiglu(x(8)), ("(8,)",)),
     ("sample: shard", lambda: ops.gumbel_argmax(x(1, 4), x(1), ids(0), ids(0), ids(0).byte(), 6), ("6", "4")),
     ("a strided argument", lambda: call("square_rows", strided(5), x(5), 5, 1), ("square_rows", "(5,)")),
     ("an argument elsewhere", lambda: call("square_rows", x(5, 1).to("meta"), x(5), 5, 1), ("meta",)),
-    ("a device without an implementation", lambda: implementation("matmul", "meta"), ("matmul", "meta", "cpu")),
-    ("tensors apart", lambda: same_device("rope", x(1), x(1).to("meta")), ("rope", "cpu", "meta")),
+    (
+        "a device without an implementation",
+        lambda: implementation("matmul", torch.device("meta")),
+        ("matmul", "meta", "cpu"),
+    ),
+    ("tensors apart", lambda: same_device("exp", x(1), x(1).to("meta")), ("exp", "cpu", "meta")),
 ]
 OFF_THE_TREE: list[Attempt] = [
     ("matmul: leaves of K", lambda: ops.matmul(x(2, 10), x(3, 10), 4), ("10", "4 leaves")),

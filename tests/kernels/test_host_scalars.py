@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels.device import UnsupportedError
 from kernels.ops import adamw, exp, normal, rope_table
-from kernels.ops.rope import RopeScaling
+from kernels.ops.norm_rope import RopeScaling
 from kernels.scalars import LOG2_E, one_minus_power, root_of_power, sqrt_f32
 from tests.bits import assert_same_bits, sha256
 

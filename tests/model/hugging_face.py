@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kernels.model import ModelConfig
-from kernels.model.weights import parameters, to_hf
+from kernels.model import ModelConfig, saved
+from kernels.weights.files import to_hf
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -19,7 +19,7 @@ def reference(config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: t
     made = AutoConfig.for_model(fields.pop("model_type"), **fields)
     hf = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
     assert type(hf).__name__ == config.family.architecture
-    state = {n: t for p in parameters(config) for n, t in to_hf(p, weights[p.name]).items()}
+    state = {n: t for p in saved(config) for n, t in to_hf(p, weights[p.name]).items()}
     missing, unexpected = hf.load_state_dict(state, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if config.tied else [])
     hf.tie_weights()

@@ -7,9 +7,19 @@ from dataclasses import replace
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model import Layout, ModelConfig, decoder_layer, forward, head_logits, position_table
-from kernels.model.weights import Parameter, layer_weights, outer_weights, parameters
-from kernels.ops.rope import RopeScaling
+from kernels.model import (
+    Layout,
+    ModelConfig,
+    Parameter,
+    decoder_layer,
+    forward,
+    head_logits,
+    layer_weights,
+    outer_weights,
+    position_table,
+    served,
+)
+from kernels.ops.norm_rope import RopeScaling
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -72,7 +82,7 @@ def noise(seed: int, name: str, shape: Sequence[int]) -> torch.Tensor:
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Iterator[tuple[Parameter, torch.Tensor]]:
     """Float32: matrices of standard deviation 2 / sqrt(columns), embedding and norms around 1."""
-    for p in parameters(config):
+    for p in served(config):
         x = noise(seed, p.name, p.shape)
         x = 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x
         yield p, p.pad(x[: sum(p.stored)])

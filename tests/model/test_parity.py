@@ -92,6 +92,6 @@ def test_a_bias_is_added_before_the_product_is_rounded(monkeypatch: pytest.Monke
         dtypes.add(root.dtype)
         return add_bias(root, *args, **kwargs)
 
-    monkeypatch.setattr("kernels.model.decoder.add_bias", told)
+    monkeypatch.setattr("kernels.model.blocks.attention.add_bias", told)
     packed_logits(config, dict(by_name(config)), [[1, 2, 3]], torch.bfloat16)
     assert dtypes == {torch.float32}

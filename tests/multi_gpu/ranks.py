@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.collectives import TreeGroup
 from kernels.collectives.peers import PeerError, PeerMemory
 from kernels.tree import TreeError
 
@@ -55,7 +55,7 @@ def eager(group: TreeGroup) -> list[str]:
             check(f"all_gather {n} {dtype}", group.all_gather(x[rank].to(dtype)), torch.stack(x).to(dtype))
         if n % size == 0:
             output = torch.empty(n // size, device="cuda")
-            reduce_scatter(output, x[rank], group.group, group.peers)
+            group.reduce_scatter(output, x[rank])
             check(f"reduce_scatter {n}", output, tree([part.view(size, -1)[rank] for part in x]))
     ids = torch.arange(size * 6, device="cuda").view(size, 3, 2) << 40
     check("all_gather of int64", group.all_gather(ids[rank]), ids)
@@ -76,7 +76,7 @@ def replayed(group: TreeGroup) -> list[str]:
         out = [group.all_reduce(x[rank], dtype) for x, (_, dtype) in zip(sums, REPLAYED, strict=True)]
         out += [group.all_gather(x[rank]) for x in sums]
         for x, output in zip(parts, scattered, strict=True):
-            reduce_scatter(output, x[rank], group.group, group.peers)
+            group.reduce_scatter(output, x[rank])
         return out
 
     for i, x in enumerate(sums + parts):
@@ -116,13 +116,13 @@ def error_of(attempt: Callable[[], object]) -> str:
 
 def errors(group: TreeGroup, peers: PeerMemory) -> dict[str, str]:
     half = torch.ones(4, device="cuda", dtype=torch.bfloat16)
-    whole = TreeGroup()
+    alone = [dist.new_group([rank]) for rank in range(group.shard.size)][group.shard.rank]
     return {
         "bf16 partials": error_of(lambda: group.all_reduce(half, torch.bfloat16)),
         "a CPU tensor": error_of(lambda: group.all_reduce(torch.ones(4), torch.bfloat16)),
         "sizes": error_of(lambda: peers.reduce_scatter(torch.ones(3, device="cuda"), torch.ones(7, device="cuda"))),
         "to float64": error_of(lambda: peers.all_reduce(torch.ones(4, device="cuda"), torch.float64)),
-        "another group": error_of(lambda: TreeGroup(whole.group, peers)),
+        "another group": error_of(lambda: TreeGroup(alone, peers)),
     }
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -151,3 +152,42 @@ def none(problem: object, text: str) -> None:
 
 def length(problem: object, text: str) -> float:
     return float(len(text))
+
+
+def late(problem: object, text: str, calls: list[int] = []) -> float:  # noqa: B006
+    """Raises once the run is under way: after more calls than those that try it out."""
+    calls.append(len(text))
+    return 1.0 if len(calls) < 100 else float([][0])
+
+
+def leaves(problem: object, text: str) -> float:
+    sys.exit(3)
+
+
+def dies(problem: object, text: str) -> float:
+    os._exit(3)
+
+
+def crashes(problem: object, text: str) -> float:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 0.0
+
+
+def forks(problem: object, text: str) -> float:
+    """Its child holds the pipe on."""
+    if os.fork() == 0:
+        time.sleep(5)
+    os._exit(4)
+
+
+class Odd(BaseException):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def odd(problem: object, text: str) -> float:
+    raise Odd
+
+
+def right(problem: Any, text: str) -> float:
+    return float(text == problem.answer)

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, Parameter, digest, initial, slice_digests
+from kernels.model import ModelConfig, Parameter
 from kernels.ops import rope_table
 from kernels.tree import WHOLE
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.initial import initial
 from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig
@@ -69,10 +70,7 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
     serving = config.rollout
     limits = Limits(serving.max_running, serving.max_batch_tokens, serving.prefill_chunk)
     engine = Engine(model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, limits, config.dtype))
-    stream, sampling = (
-        ProblemStream(source.train, config.seed, TRAIN),
-        train_sampling(config, source.tokenizer.eos_token_id),
-    )
+    stream, sampling = ProblemStream(source.train, config.seed, TRAIN), train_sampling(config, source.tokenizer.ends)
     sampled = hashlib.sha256()
     for step in range(1, config.steps + 1):
         engine.load(trainer.weights(), step)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kernels.model.tensor_file import WrittenFile
+from kernels.weights.tensor_file import WrittenFile
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import CheckpointSection
 from rl.errors import RunError

@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kernels.model import ModelConfig
-from kernels.model.weights import initial, save
+from kernels.weights.files import save
+from kernels.weights.initial import initial
 from rl.compose import check
 from rl.data.tokenizer import of_characters
 from tests.rl.command import ROOT, call, command
@@ -26,6 +27,57 @@ CASES = {
     "key of another data group": (("data.path=x",), ("unknown key 'data.path'", "pattern")),
     "not an override": (("steps",), ("steps", "EQUAL")),
     "bad syntax": (('steps="2',), ("steps",)),
+    "text that looks like the grammar": (
+        ("data.prompt={0}{1}{2}{3}{4}=",),
+        ("data.prompt={0}", "not an override", "data.prompt='...'"),
+    ),
+    "learning rate by another name": (("trainer.learning_rate=1",), ("'trainer.learning_rate'", "mean trainer.lr?)")),
+    "added by another name": (("+trainer.learning_rate=1",), ("'trainer.learning_rate'", "mean trainer.lr?)")),
+    "key without its section": (("lr=1",), ("unknown key 'lr'", "did you mean trainer.lr or warmup.lr?")),
+    "key of another system": (("trainer.num_generations=4",), ("did you mean algorithm.group_size?",)),
+    "glob over a key": (("seed=glob(*)",), ("seed=glob(*) stands for no value", "data, model, recipe")),
+    "glob that finds nothing": (("-m", "model=glob(nope*)"), ("model=glob(nope*) stands for no value",)),
+    "glob without -m": (("model=glob(*)",), ("3 runs", "add -m")),
+    "interval": (("-m", "seed=interval(0,1)"), ("seed=interval(0,1)", "no values of its own")),
+    "unknown launcher": (("hydra/launcher=nope",), ("hydra/launcher/nope", "basic")),
+    "unknown launcher of a sweep": (("-m", "hydra/launcher=nope", "seed=0,1"), ("hydra/launcher/nope", "basic")),
+    "unknown sweeper": (("hydra/sweeper=nope",), ("hydra/sweeper/nope", "basic")),
+    "unknown key of Hydra": (("hydra.nope=1",), ("hydra.nope",)),
+    "another config": (("-cn=x",), ("-cn=x", "configs/train.yaml", "+recipe=NAME")),
+    "another folder of configs": (("--config-dir=x",), ("--config-dir=x", "configs/train.yaml")),
+    "unknown flag": (("--dry-run",), ("unknown flag --dry-run",)),
+    "unknown key of a config that is shown": (("--cfg", "job", "stpes=2"), ("unknown key 'stpes'", "mean steps?")),
+    "home of nobody": (("out_dir=~nobody-of-that-name/x",), ("~nobody-of-that-name is no home",)),
+    "home of nobody, quoted": (("resume='~nobody-of-that-name/x'",), ("resume=", "~nobody-of-that-name is no home")),
+    "folder with a sign of the grammar": (("resume=/x/seed=0",), ("resume=/x/seed=0 is neither a checkpoint nor",)),
+    "too many sequences": (
+        ("dry_run=true", "algorithm.group_size=1e18"),
+        ("algorithm.group_size=1000000000000000000", "32,000,000,000,000,000,000 sequences"),
+    ),
+    "too many sequences, by tokens": (
+        ("dry_run=true", "algorithm.group_size=1e12", "trainer.micro_tokens=4096"),
+        ("algorithm.group_size=1000000000000", "in one step"),
+    ),
+    "too many supervised sequences": (("warmup.sequences=1e18",), ("warmup.sequences=1000000000000000000", "in one")),
+    "vocabulary that no memory holds": (("data=gsm8k", "data.path=x", "data.vocab_size=1e12"), ("data.vocab_size=",)),
+    "more problems than can be drawn": (("data.problems=1e18",), ("data.problems=",)),
+    "template without a field": (("data.prompt='Answer:'",), ("makes every prompt alike", "{0}, {1}")),
+    "template without a field, escaped": (("data.prompt='{{0}}'",), ("makes every prompt alike", "{0}, {1}")),
+    "template that drops a group": (("data.prompt='{0}{1}'",), ("makes one prompt of two problems", "'State the")),
+    "task without answers": (
+        (
+            "data.task=rush_hour",
+            *(f"~data.args.{m}_{n}" for m in ("min", "max") for n in ("terms", "digits")),
+            "data.pattern='(?s)(.*)'",
+            "data.prompt='{0}'",
+            "data.problems=9",
+        ),
+        ("data.task=rush_hour gives no solution", "warmup.steps=0"),
+    ),
+    "task with an argument of a wrong type": (
+        ("data.args.min_terms=many",),
+        ("data.args of chain_sum", "given: min_terms"),
+    ),
     "removed key": (("~seed",), ("seed is missing",)),
     "no interpolation": (("steps=${nope}",), ("nope",)),
     "bad type": (("steps=many",), ("steps='many'", "integer")),
@@ -64,6 +116,11 @@ CASES = {
         ("-1e+308, beyond 1e+30", "problem '", "completion '"),
     ),
     "reward of nothing": (("reward=tests.rl.command:none",), ("TypeError", "completion '")),
+    "reward that leaves": (("reward=tests.rl.command:leaves",), ("raised SystemExit: 3", "problem '", "completion '")),
+    "reward that dies": (("reward=tests.rl.command:dies",), ("ended its process (exit code 3)", "completion '")),
+    "reward that crashes": (("reward=tests.rl.command:crashes",), ("signal 11, Segmentation fault", "completion '")),
+    "reward whose child lives on": (("reward=tests.rl.command:forks",), ("(exit code 4)", "completion '")),
+    "reward that raises oddly": (("reward=tests.rl.command:odd",), ("raised Odd", "completion '")),
     "nothing at the address": (("cluster.address=127.0.0.1:1",), ("cluster.address=127.0.0.1:1", "refused")),
     "too little memory": (("rollout.pages=100000000000",), ("GiB is free", "lower rollout.pages")),
     "prompt too long": (("model.hf.max_position_embeddings=8",), ("exceed the model's 8 positions", "max_new_tokens=")),
@@ -115,7 +172,7 @@ def refused(tmp_path: Path) -> Iterator:
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(refused, case: str) -> None:
     arguments, parts = CASES[case]
-    small = () if any("data" in a or "recipe" in a for a in arguments) else ("data.problems=100",)
+    small = () if any("data" in a or "recipe" in a or "--" in a for a in arguments) else ("data.problems=100",)
     line = refused(*arguments, *small)
     for part in parts:
         assert part in line
@@ -240,9 +297,46 @@ def test_sweep_with_a_taken_folder(tmp_path: Path) -> None:
 
 def test_as_a_process(tmp_path: Path) -> None:
     with command("-m", "seed=0,1", "rollout.tp=2,8", "data.problems=100", "out_dir=run", cwd=tmp_path) as running:
-        assert "rollout.tp=8" in running.finish(timeout=60).error()
+        assert "rollout.tp=8" in running.finish().error()
         assert running.family() == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("kernels", "rl.train"),
+        ("rollout", "rl.train"),
+        ("trainer", "rl.prove"),
+        ("kernels", "rollout.verify"),
+        ("kernels", "trainer.export"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_a_file_that_hides_a_package(tmp_path: Path, name: str, module: str, kind: str) -> None:
+    """`python -m` looks into the working folder first. (Where it holds the command's own package, Python itself says so.)"""
+    file = tmp_path / f"{name}.py" if kind == "file" else tmp_path / name / "__init__.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise RuntimeError('imported')\n")
+    result = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result
+    assert (
+        result.stderr.startswith(f"samebit: error: {file} hides the package {name!r}")
+        and result.stderr.count("\n") == 1
+    )
+
+
+def test_a_folder_that_hides_nothing(tmp_path: Path) -> None:
+    """A folder without modules of its own is no package."""
+    (tmp_path / "trainer").mkdir()
+    with command("dry_run=true", "data.problems=100", cwd=tmp_path) as running:
+        assert running.finish().code == 0
 
 
 def test_another_package_named_kernels(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from rl import loop
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.compose import check
 from rollout.sampling import Request, RequestError, SamplingParams
-from tests.rl import command as rewards
 from tests.rl.command import SHORT, Outcome, call, command
 from tests.rl.faults import break_in
 from trainer.batch import Batch, StepReport
@@ -93,17 +92,10 @@ def test_not_finite_in_a_worker(run: Callable[..., Outcome], monkeypatch: pytest
     assert re.match(r"trainer rank \d failed: TrainerError: step 1: .* nan", line), line
 
 
-def test_reward_that_raises_late(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_that_raises_late(run: Callable[..., Outcome]) -> None:
     """The trial at the start cannot find it; the line names the problem and the completion."""
-    seen: list[Any] = []
-
-    def late(problem: Any, text: str) -> float:
-        seen.append(problem)
-        return 1.0 if len(seen) < 50 else [][0]
-
-    monkeypatch.setattr(rewards, "length", late)
-    line = run("reward=tests.rl.command:length").error(code=2)
-    assert "IndexError" in line and repr(seen[-1].id) in line and "completion '" in line
+    line = run("reward=tests.rl.command:late").error(code=2)
+    assert "IndexError" in line and "problem '" in line and "completion '" in line
 
 
 def test_a_full_disk(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -101,9 +101,9 @@ def test_transformers_loads_the_model(sweep: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from kernels.collectives import TreeGroup
-    from kernels.model import Layout, decoder_layer, forward, position_table
-    from kernels.model.folder import ModelFolder
-    from kernels.model.weights import layer_weights, load, outer_weights
+    from kernels.model import Layout, decoder_layer, forward, layer_weights, outer_weights, position_table
+    from kernels.weights.files import load
+    from kernels.weights.folder import ModelFolder
 
     path = sweep / "seed=0" / "model"
     ids = AutoTokenizer.from_pretrained(path)("1+2-3=", add_special_tokens=False)["input_ids"]

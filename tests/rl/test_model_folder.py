@@ -8,16 +8,16 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from kernels.model.beside import Contract
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import save
+from kernels.weights.beside import Contract
+from kernels.weights.files import save
+from kernels.weights.folder import ModelFolder
 from rl.compose import check
 from rl.config import RunConfig
 from rollout.source import Source
 from rollout.tokenizer import Tokenizer
-from tests.model.folders import BEGIN, CONFIG, ENDS, write_folder
 from tests.model.shapes import random_weights
 from tests.rl.command import call, command
+from tests.weights.folders import BEGIN, CONFIG, ENDS, write_folder
 from trainer.export import main as export
 from trainer.score import main as score
 
@@ -36,7 +36,10 @@ def with_contract(folder: Path, leaves: int = 4, dtype: str = "bfloat16") -> Pat
 
 
 def test_a_dry_run_shows_what_the_model_reads_and_where_it_stops(tmp_path: Path, wide: None) -> None:
-    for prompt in ("[b]{0}[/b] [/INST]", "{0}" * 80):  # what a terminal's markup would swallow; what no line holds
+    for prompt in (
+        "[b]{0}{1}{2}{3}{4}[/b] [/INST]",
+        "{0}{1}{2}{3}{4}" * 16,
+    ):  # what a terminal's markup would swallow; what no line holds
         out = call(f"model.path={write_folder(tmp_path)}", *FEW, "dry_run=true", f"data.prompt='{prompt}'").out
         (config,) = check([f"model.path={tmp_path}", *FEW, f"data.prompt='{prompt}'"])
         ids, words = first_prompt(config)

@@ -1,13 +1,13 @@
 """The estimate of memory against what the tensors take."""
 
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kernels.model import ModelConfig
-from kernels.model.weights import parameters
+from kernels.model import ModelConfig, saved
 from rl.compose import check
 from rl.errors import UserError
 from rl.model import model_config
@@ -25,7 +25,7 @@ def plan_of(*overrides: str, prompt: int = 64) -> tuple[Plan, ModelConfig]:
 
 def elements(model: ModelConfig, part: str = "") -> int:
     total = 0
-    for p in parameters(model):
+    for p in saved(model):
         rows = sum(p.sections)
         total += rows * (p.columns or 1) if part in p.name else 0
     return total
@@ -153,3 +153,13 @@ def test_disk_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
             refused = pytest.raises(UserError, match=rf"of disk and .* is free at {tmp_path}.*: lower checkpoint.keep")
             with nullcontext() if free == enough else refused:
                 _check_disk(config, plan)
+
+
+def test_a_plan_of_very_many_sequences_is_made_at_once() -> None:
+    """As many as one step may have; more are refused."""
+    many = ("+recipe=grpo_qwen3_0p6b", "algorithm.group_size=64", "algorithm.prompts_per_step=")
+    start = time.perf_counter()
+    assert plan_of(*many[:2], f"{many[2]}{2**20}")[0].micro_batches == 2**26 // 8
+    assert time.perf_counter() - start < 60
+    with pytest.raises(UserError, match="67,108,928 sequences in one step are above 67,108,864"):
+        plan_of(*many[:2], f"{many[2]}{2**20 + 1}")

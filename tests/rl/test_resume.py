@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kernels.weights.beside import VERSION
 from rl.checkpoints import Progress
 from rl.compose import check
 from rl.config import RunConfig
@@ -45,7 +46,7 @@ def leave(out_dir: Path, steps: tuple[int, ...], *overrides: str) -> dict[str, A
     config = config_of(out_dir, *overrides)
     out_dir.mkdir()
     (out_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    who = identity(config)
+    who = identity(config) | {ARITHMETIC: VERSION}
     with RunLog(out_dir, {}, "none") as log:
         for step in range(1, 5):
             log.step(step, {})

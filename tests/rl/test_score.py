@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
-from rl.score import advantages, group, judge_of, score
+from rl.rewards.reward import Reward
+from rl.score import advantages, group, score
 from rollout.sampling import Completion
 
 rewards_of_a_group = st.lists(st.floats(-100, 100) | st.sampled_from([0.0, 1.0]), min_size=2, max_size=16)
@@ -64,10 +65,14 @@ def completion(source: Source, i: int, text: str) -> Completion:
     return Completion(i, ids, (0.0,) * len(ids), "stop", 0)
 
 
+def of_data(judge: Callable[..., Any]) -> Reward:
+    return Reward("the data's verifier", judge, of_user=False)
+
+
 def test_groups_are_side_by_side(source: Source) -> None:
     texts = ["0", "9", "1", "1", "", "2"]
     done = [completion(source, i, t) for i, t in enumerate(texts)]
-    groups = group(source.train, done, source, source.judge, "dr_grpo")
+    groups = group(source.train, done, source, of_data(source.judge), "dr_grpo")
     assert [g.problem.id for g in groups] == ["p0", "p1", "p2"]
     assert [s.text for g in groups for s in g.samples] == texts  # without the end-of-sequence token
     assert [s.reward for g in groups for s in g.samples] == [1, 0, 1, 1, 0, 1]
@@ -91,23 +96,11 @@ def raising(problem: Problem, text: str) -> float:
 )
 def test_bad_rewards_name_problem_and_completion(source: Source, judge: Callable[..., Any], part: str) -> None:
     with pytest.raises(UserError) as error:
-        score(source.train[1], [completion(source, 0, "42")], source, judge)
+        score(source.train[1], [completion(source, 0, "42")], source, of_data(judge))
     assert part in str(error.value) and "problem 'p1'" in str(error.value) and "completion '42'" in str(error.value)
 
 
 @pytest.mark.parametrize("value", [True, 1, np.float32(1), np.array(1.0)])
 def test_rewards_become_floats(source: Source, value: Any) -> None:
-    sample = score(source.train[0], [completion(source, 0, "1")], source, lambda p, t: value)[0]
+    sample = score(source.train[0], [completion(source, 0, "1")], source, of_data(lambda p, t: value))[0]
     assert type(sample.reward) is float and sample.reward == 1.0
-
-
-def test_judge_of(source: Source, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judge_of(source, None) is source.judge
-    (tmp_path / "mine.py").write_text("def f(problem, text): return len(text)\nbroken = 3\n")
-    (tmp_path / "wrong.py").write_text("def f(:\n")
-    (tmp_path / "fails.py").write_text("1 / 0\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert judge_of(source, "mine:f")(source.train[0], "abc") == 3
-    for name in ("mine:g", "mine:broken", "mine", ":f", "", "wrong:f", "fails:f", "no.such:f"):
-        with pytest.raises(UserError, match="reward"):
-            judge_of(source, name)

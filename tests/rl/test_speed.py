@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rl.speed import PEAK_FLOPS, speeds, step_flops
+from kernels.model import costs
+from rl.speed import PEAK_FLOPS, speeds
 from tests.model.shapes import SHAPES
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch
@@ -17,7 +18,7 @@ def test_flops_are_those_of_the_products(name: str) -> None:
     matrices = H * D * (2 * config.heads + 2 * config.kv_heads) + 3 * H * I
     products = 6 * len(batch.token_ids) * (config.layers * matrices + config.vocab_size * H)
     scores = sum(6 * config.layers * config.heads * D * int(n) ** 2 for n in batch.lengths)
-    vectors = step_flops(config, batch) - products - scores
+    vectors = costs.training_flops(config, batch.lengths) - products - scores
     assert 0 < vectors / products < 0.02  # norms and biases are counted as parameters
 
 
@@ -27,6 +28,6 @@ def test_speeds() -> None:
     batch = Batch(np.zeros(30, np.int64), n, np.array([4, 5]), zeros, zeros, zeros, zeros)
     got = speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, ranks=2, on_gpu=True)
     assert (got["speed/sample_tokens_per_s"], got["speed/train_tokens_per_s"]) == (4.5, 60.0)
-    assert got["speed/train_tflops_per_rank"] == pytest.approx(step_flops(config, batch) / 1e12)
-    assert got["speed/train_mfu"] == pytest.approx(step_flops(config, batch) / PEAK_FLOPS)
+    assert got["speed/train_tflops_per_rank"] == pytest.approx(costs.training_flops(config, batch.lengths) / 1e12)
+    assert got["speed/train_mfu"] == pytest.approx(costs.training_flops(config, batch.lengths) / PEAK_FLOPS)
     assert "speed/train_mfu" not in speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, 2, on_gpu=False)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kernels.model import ModelConfig
-from kernels.model.weights import digest, slice_digests
 from kernels.ops import gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.tree import WHOLE
+from kernels.weights.digest import digest, slice_digests
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.model.shapes import EIGHT, SHAPES, TINY, packed_logits, random_weights
 from tests.rollout.scenarios import LIMITS, alone, bits, engine, flat_head, logprob_bits, requests

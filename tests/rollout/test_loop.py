@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 import pytest
 import torch
 
-from kernels.model.weights import Parameter
+from kernels.model import Parameter
 from rollout.engine import EngineConfig
 from rollout.lockstep import Lockstep, News, RankError
 from rollout.loop import EngineLoop, Event

@@ -16,10 +16,11 @@ import httpx
 import pytest
 import torch
 
-from kernels.bench_rows import QWEN3_8B
-from kernels.model.weights import save
+from kernels.model import costs
+from kernels.model.known import QWEN3_8B
+from kernels.weights.files import save
 from rollout.arguments import ArgumentError
-from rollout.capacity import ENGINE_PROCESS, serving_bytes, token_bytes
+from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from rollout.scheduler import Limits
 from rollout.serve import ServeConfig, main
 from rollout.server.bodies import BadRequest
@@ -98,10 +99,10 @@ def test_pages_take_no_more_than_the_memory_that_is_free(monkeypatch: pytest.Mon
     """They are written at the start, so that pages for 64 texts of 2,048 tokens of a model of 8B would end a laptop."""
     monkeypatch.setattr("rollout.serve.available_memory", lambda: 24 * 2**30)
     source = replace(Source.open(None), config=QWEN3_8B, dtype=torch.bfloat16)
-    weights = 2 * QWEN3_8B.parameter_count
+    weights = 2 * costs.parameter_count(QWEN3_8B)
     for tp in (1, 2):
         config = ServeConfig(device="cpu", tp=tp).engine(source)
-        taken = weights + config.pages * config.page_size * token_bytes(QWEN3_8B, 1, 2)
+        taken = weights + config.pages * config.page_size * costs.token_bytes(QWEN3_8B, 1, 2)
         taken += tp * (serving_bytes(QWEN3_8B, config.limits, tp, 2) + ENGINE_PROCESS)
         assert 0.79 * 24 * 2**30 < taken <= 0.8 * 24 * 2**30
     assert ServeConfig(device="cpu", pages=1000).engine(source).pages == 1000
@@ -127,7 +128,7 @@ def test_pages_take_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> Non
         config = ServeConfig(device="cuda", tp=tp, **keys).engine(source)
         return config.pages * config.page_size
 
-    beside = 2 * QWEN3_8B.parameter_count + serving_bytes(QWEN3_8B, Limits(256, 8192, 8192), 1, 2) + (1 << 30)
+    beside = 2 * costs.parameter_count(QWEN3_8B) + serving_bytes(QWEN3_8B, Limits(256, 8192, 8192), 1, 2) + (1 << 30)
     assert 0 <= 0.9 * (80 << 30) - beside - tokens() * 147456 < 16 * 147456  # less than a page is left
     assert tokens(gpu_memory_utilization=0.5) == tokens() - int(0.4 * (80 << 30)) // (16 * 147456) * 16
     assert 2 * tokens() < tokens(tp=2) < tokens(tp=4) and tokens(tp=2, max_running=3) == 3 * QWEN3_8B.max_positions

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kernels.model.weights import digest
+from kernels.weights.digest import digest
 from tests.collectives.processes import run_ranks
 from tests.rollout.ranks import MODELS, WORLD, outcome, work
 from tests.rollout.scenarios import alone, bits, requests

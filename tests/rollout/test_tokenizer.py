@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from kernels.model.beside import Beside, Contract
-from kernels.model.folder import ModelFolder
-from kernels.model.weights import save
+from kernels.weights.beside import Beside, Contract
+from kernels.weights.files import save
+from kernels.weights.folder import ModelFolder
 from rollout.source import Source
 from rollout.tokenizer import Tokenizer
-from tests.model.folders import BEGIN, CHAT, CONFIG, END, ENDS, PAD, TURN, write_folder
 from tests.model.shapes import random_weights
+from tests.weights.folders import BEGIN, CHAT, CONFIG, END, ENDS, PAD, TURN, write_folder
 
 
 @pytest.fixture(scope="module")

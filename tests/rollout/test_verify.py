@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kernels.model.weights import Parameter, save
+from kernels.model import Parameter
+from kernels.weights.files import save
 from rollout.differences import Answer, compare, pattern
 from rollout.runner import Launched
 from rollout.source import Source

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from kernels.model import Layout, ModelConfig
-from kernels.model.weights import parameters
+from kernels.model import Layout, ModelConfig, trained
 from trainer.batch import Batch
 from trainer.model import TrainerModel
 from trainer.recompute import Checkpointing
@@ -60,7 +59,7 @@ def gradients(config: ModelConfig, weights: dict[str, torch.Tensor], batch: Batc
     loss = token_logprobs(model, batch) * torch.from_numpy(batch.advantages) * torch.from_numpy(batch.weights)
     (-loss.sum()).backward()
     named = dict(model.named_parameters())
-    out = {p.name: named[p.name].grad for p in parameters(config)}
+    out = {p.name: named[p.name].grad for p in trained(config)}
     if config.tied:
         out["embed"] = out["embed"] + model.head.grad
     return out

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kernels.model.weights import initial
+from kernels.weights.initial import initial
 from tests.bits import sha256
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch

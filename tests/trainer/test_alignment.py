@@ -6,8 +6,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.model import ModelConfig
-from kernels.model.weights import Leaves, slice_digests
 from kernels.tree import WHOLE
+from kernels.weights.digest import Leaves, slice_digests
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.alignment.scenes import truncation
 from tests.bits import assert_same_bits

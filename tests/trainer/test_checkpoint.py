@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from kernels.model.tensor_file import write_tensors
+from kernels.weights.tensor_file import write_tensors
 from tests.bits import assert_same_bits, sha256
 from tests.collectives.processes import run_ranks
 from tests.model.shapes import SHAPES, TINY, random_weights

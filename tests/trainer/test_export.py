@@ -9,12 +9,13 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kernels.model import ModelConfig
-from kernels.model.beside import Beside, Contract
-from kernels.model.folder import ModelFolder
+from kernels.model import ModelConfig, costs, saved
 from kernels.model.operations import Numerics
-from kernels.model.weights import Leaves, digest, load, parameters, slice_digests
 from kernels.tree import WHOLE
+from kernels.weights.beside import Beside, Contract
+from kernels.weights.digest import Leaves, digest, slice_digests
+from kernels.weights.files import load
+from kernels.weights.folder import ModelFolder
 from rl.checkpoints import beside_files
 from rl.data.tokenizer import of_characters
 from tests.bits import assert_same_bits
@@ -81,8 +82,8 @@ def test_numbered_files_and_their_index(mesh: DeviceMesh, tmp_path: Path) -> Non
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     assert all((tmp_path / "hf" / name).stat().st_size < 22_000 for name in files)
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 4 * config.parameter_count
-    assert sorted(index["weight_map"]) == sorted(n for p in parameters(config) for n in p.hf_names)
+    assert index["metadata"]["total_size"] == 4 * costs.parameter_count(config)
+    assert sorted(index["weight_map"]) == sorted(n for p in saved(config) for n in p.hf_names)
     assert sorted(set(index["weight_map"].values())) == files
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert_same_bits(hf.lm_head.weight, dict((p.name, w) for p, w in random_weights(config))["head"])

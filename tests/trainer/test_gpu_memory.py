@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from kernels.model import ModelConfig
-from kernels.model.weights import Parameter, parameters
+from kernels.model import ModelConfig, Parameter, trained
 from tests.bits import sha256
 from trainer.batch import Batch
 from trainer.memory import trainer_memory
@@ -59,7 +58,7 @@ def card() -> Iterator[DeviceMesh]:
 
 def weights() -> Iterator[tuple[Parameter, torch.Tensor]]:
     generator = torch.Generator("cuda").manual_seed(0)
-    for p in parameters(MODEL):
+    for p in trained(MODEL):
         shape = p.shape
         yield p, torch.randn(shape, device="cuda", generator=generator) * 0.02 if p.columns else torch.ones(shape)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.model import ModelConfig
-from kernels.model.weights import parameters, to_hf
+from kernels.model import ModelConfig, trained
+from kernels.weights.files import to_hf
 from tests.bits import assert_same_bits
 from tests.model.hugging_face import reference, units
 from tests.model.shapes import SHAPES, TINY, random_weights
@@ -32,7 +32,7 @@ def reference_gradients(config: ModelConfig, weights: dict[str, torch.Tensor], b
     hf = reference(config, weights, torch.float64)
     reference_loss(hf, batch).backward()
     named = {n: p.grad for n, p in hf.named_parameters()}
-    return {p.name: p.pad(torch.cat([named[n] for n in to_hf(p, weights[p.name])])) for p in parameters(config)}
+    return {p.name: p.pad(torch.cat([named[n] for n in to_hf(p, weights[p.name])])) for p in trained(config)}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_transformers_in_float64(name: str) -> None:
     batch = random_batch(config, 6, seed=1, longest=80)
     actual, expected = gradients(config, weights, batch), reference_gradients(config, weights, batch)
     assert actual.keys() == expected.keys()
-    assert all(not actual[p.name][sum(p.stored) :].any() for p in parameters(config)), "padding has a gradient"
+    assert all(not actual[p.name][sum(p.stored) :].any() for p in trained(config)), "padding has a gradient"
     errors = {n: units(actual[n], g) for n, g in expected.items()}
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] < BOUND, f"{worst}: {errors[worst]:.1f} units"

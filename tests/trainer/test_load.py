@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
 
-from kernels.model import weights as module
-from kernels.model.weights import find, parameters, read_rows, save
+from kernels.model import saved
+from kernels.weights import files as module
+from kernels.weights.files import find, read_rows, save
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 from trainer.trainer import Trainer, TrainerConfig
@@ -36,7 +37,7 @@ def test_rows_are_those_of_the_stacked_tensor(data: st.DataObject, tmp_path: Pat
         save(config, random_weights(config), tmp_path, file_bytes=20_000)
     where = find(config, tmp_path)
     whole = {p.name: w for p, w in random_weights(config)}
-    parameter = data.draw(st.sampled_from(parameters(config)))
+    parameter = data.draw(st.sampled_from(saved(config)))
     start = data.draw(st.integers(0, parameter.shape[0] - 1))
     stop = data.draw(st.integers(start + 1, parameter.shape[0]))
     read: list[int] = []

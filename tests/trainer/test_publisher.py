@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.model import ModelConfig
-from kernels.model.reshard import fsdp_rows
+from kernels.weights.reshard import fsdp_rows
 from rollout.engine import Engine, InFlight
 from rollout.receiver import Receiver
 from tests.model.shapes import SHAPES, TINY, random_weights

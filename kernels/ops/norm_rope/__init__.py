@@ -1,11 +1,62 @@
-"""What heads of queries and keys pass before attention: a norm (in families that have one), then rope, in one pass."""
+"""What heads of queries and keys pass before attention: a norm (in families that have one), then rope, in one pass; and the table
+that rope reads."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 
 from kernels.device import UnsupportedError, gradient_dtype, same_device
+from kernels.ops.norm_rope import cpu as host
 from kernels.ops.reduce import sum_rows
+from kernels.scalars import root_of_power
 
 Table = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Stretches low frequencies as Llama 3.1 does (rope_type "llama3" of Hugging Face configs): wavelengths above
+    original_positions / low are `factor` times as long, those below original_positions / high stay, and between them the
+    frequency is interpolated linearly in original_positions / wavelength."""
+
+    factor: float
+    low: float
+    high: float
+    original_positions: int
+
+    def __call__(self, frequency: float) -> float:
+        """In float64, one IEEE 754 operation after another."""
+        turns = self.original_positions * frequency / (2 * math.pi)  # within the original context
+        kept = min(max((turns - self.low) / (self.high - self.low), 0.0), 1.0)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+def rope_table(
+    positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (cosine, sine), float32 [positions, head_dim / 2] on the CPU, of position * theta^(-2 i / head_dim), the
+    frequencies scaled by `scaling`.
+
+    Every device reads the bits that the host made, and every host makes the same: a frequency is the float64 nearest to the
+    power, an angle the float64 nearest to the product, and `cos_sin` rounds once.
+    """
+    frequencies = [root_of_power(theta, i, head_dim) for i in range(0, head_dim, 2)]
+    if scaling:
+        frequencies = [scaling(f) for f in frequencies]
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    return cos_sin(angles)
+
+
+def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the float32 nearest to cos and sin of float64 angles in 0 .. 2^40, of any shape, on the CPU.
+
+    Computed to 2^-74 of the value: only one that lies closer than that to half-way between two float32 could be rounded the
+    other way, and then on every machine. Elementwise: invariant to everything.
+    """
+    if angles.dtype != torch.float64:
+        raise UnsupportedError(f"cos_sin takes angles in float64, got {angles.dtype}")
+    return host.cos_sin(angles)
 
 
 def norm_rope(
@@ -18,12 +69,13 @@ def norm_rope(
     *,
     groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by the two ops one after the other: the
-    outputs and the gradients have their bits.
+    """Returns (q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by two ops one after the other: the
+    outputs and the gradients have their bits. Rope: (a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
 
     x [T, heads + kv_heads, head_dim], the query heads first (a slice of the fused projection; the last dimension contiguous);
-    weights: of the query norm and the key norm, each [head_dim], or None for no norm; the rest as in rms_norm and rope ->
-    [T, heads, head_dim], [T, kv_heads, head_dim].
+    weights: of the query norm and the key norm, each [head_dim], or None for no norm, with eps and groups as in rms_norm; table:
+    (cosine, sine) [P, head_dim / 2] from `rope_table`; positions int32 [T], each below P -> [T, heads, head_dim],
+    [T, kv_heads, head_dim]. Rope's is rotary position embedding (Su et al. 2021, section 3.2), halves convention of Hugging Face.
 
     Invariant to batch, position in it, and shard of the heads.
     """

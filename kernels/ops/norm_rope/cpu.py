@@ -1,9 +1,29 @@
-"""CPU norm_rope: the two ops one after the other."""
+"""CPU norm_rope: the norm, then rope (see cpu.c), and the table that every device reads."""
 
 import torch
 
+from kernels.cpu import call
+from kernels.device import UnsupportedError
 from kernels.ops.rms_norm import cpu as rms_norm
-from kernels.ops.rope import cpu as rope
+
+
+def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the float32 nearest to cos and sin of float64 angles."""
+    cosine, sine = torch.empty(angles.shape), torch.empty(angles.shape)
+    call("cos_sin_table", angles.contiguous(), cosine, sine, angles.numel())
+    return cosine, sine
+
+
+def rotate(
+    x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, positions: torch.Tensor, sign: float
+) -> torch.Tensor:
+    """Turns the heads of x [T, heads, head_dim] by `sign` times the angles of their positions."""
+    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < min(len(cosine), len(sine)):
+        raise UnsupportedError(f"rope: positions up to {int(positions.max())} against a table of {len(cosine)}")
+    x32 = x.float().contiguous()
+    y = torch.empty_like(x32)
+    call("rope", x32, cosine, sine, positions, y, *x.shape, sign)
+    return y.to(x.dtype)
 
 
 def forward(
@@ -17,7 +37,7 @@ def forward(
     parts = [x[:, : x.shape[1] - kv_heads], x[:, x.shape[1] - kv_heads :]]
     if weights is not None:
         parts = [rms_norm.forward(part, weight, eps) for part, weight in zip(parts, weights, strict=True)]
-    q, k = (rope.rotate(part, *table, positions, 1.0) for part in parts)
+    q, k = (rotate(part, *table, positions, 1.0) for part in parts)
     return q, k
 
 
@@ -32,7 +52,7 @@ def backward(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     """(dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
     [T, kv_heads, head_dim])."""
-    turned = [rope.rotate(dy, *table, positions, -1.0) for dy in (dq, dk)]
+    turned = [rotate(dy, *table, positions, -1.0) for dy in (dq, dk)]
     if weights is None:
         return torch.cat(turned, 1), None
     parts = x.split((dq.shape[1], dk.shape[1]), 1)

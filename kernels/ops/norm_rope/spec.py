@@ -1,10 +1,10 @@
-"""Spec of norm_rope."""
+"""Specs of norm_rope: with norms, without (rope alone), and of the table that it reads."""
 
+import numpy as np
 import torch
 
-from kernels.ops.norm_rope import norm_rope
+from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
 from kernels.ops.rms_norm import rms_norm
-from kernels.ops.rope import rope, rope_table
 from kernels.spec import Inputs, OpSpec, Sharding, Work, concatenated, offsets, spread
 
 
@@ -33,7 +33,7 @@ def _one_after_the_other(i: Inputs, generator: torch.Generator) -> tuple[torch.T
     parts = [i["x"][:, :heads], i["x"][:, heads:]]
     weights = (i["q_weight"], i["k_weight"])
     parts = [rms_norm(p, w, 1e-6, groups=i["groups"]) for p, w in zip(parts, weights, strict=True)]
-    return tuple(rope(p, i["cosine"], i["sine"], i["positions"]) for p in parts)
+    return norm_rope(torch.cat(parts, 1), None, 0.0, (i["cosine"], i["sine"]), i["positions"], i["kv_heads"])
 
 
 def _reference(i: Inputs) -> tuple[torch.Tensor, ...]:
@@ -99,4 +99,120 @@ NORM_ROPE = OpSpec(
     vendor=lambda i: _reference(i)[0],
     bench=(_case(512, 4, 4, 64, 8),),
 )
-SPECS = (NORM_ROPE,)
+
+
+_THETA = 10000.0
+_POSITIONS = 4096
+
+
+def _make_rope(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    cosine, sine = rope_table(_POSITIONS, case["head_dim"], _THETA)
+    positions = torch.randint(0, _POSITIONS, (case["rows"],), generator=generator, dtype=torch.int32)
+    return {
+        "x": spread((case["rows"], case["heads"], case["head_dim"]), generator, device, dtype),
+        "cosine": cosine.to(device),
+        "sine": sine.to(device),
+        "positions": positions.to(device),
+    }
+
+
+def _turn(i: Inputs) -> torch.Tensor:
+    """e^(i angle) of each token from the definition, not from the table; complex [T, 1, head_dim / 2]."""
+    half = i["x"].shape[-1] // 2
+    frequency = np.longdouble(_THETA) ** (-np.arange(half, dtype=np.longdouble) / half)
+    angle = i["positions"].numpy().astype(np.longdouble)[:, None] * frequency
+    cosine, sine = (torch.from_numpy(f(angle).astype("f8")) for f in (np.cos, np.sin))
+    return torch.complex(cosine, sine)[:, None]
+
+
+def _rope_reference(i: Inputs) -> torch.Tensor:
+    a, b = i["x"].chunk(2, -1)
+    turned = torch.complex(a, b) * _turn(i)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def _rope_scale(i: Inputs) -> torch.Tensor:
+    a, b = i["x"].chunk(2, -1)
+    return torch.cat([torch.hypot(a, b)] * 2, -1)
+
+
+def _rope_vendor(i: Inputs) -> torch.Tensor:
+    cosine, sine = i["cosine"][i["positions"]][:, None], i["sine"][i["positions"]][:, None]
+    a, b = i["x"].chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+def _rope_work(case, size: int) -> Work:  # type: ignore[no-untyped-def]
+    elements = float(case["rows"] * case["heads"] * case["head_dim"])
+    return Work(3 * elements, 2 * size * elements, backward=1.0, by_flops=False)
+
+
+def _rope(i: Inputs) -> torch.Tensor:
+    """Rope alone, of both kinds of heads."""
+    q, k = norm_rope(i["x"], None, 0.0, (i["cosine"], i["sine"]), i["positions"], i["x"].shape[1] // 2)
+    return torch.cat([q, k], 1)
+
+
+ROPE = OpSpec(
+    name="rope",
+    make=_make_rope,
+    run=_rope,
+    reference=_rope_reference,
+    scale=_rope_scale,
+    cases=(
+        {"rows": 1, "heads": 2, "head_dim": 2},
+        {"rows": 19, "heads": 8, "head_dim": 64},
+        {"rows": 3, "heads": 16, "head_dim": 16},
+    ),
+    space={"rows": (1, 2, 7, 20), "heads": (2, 3, 4, 8), "head_dim": (2, 4, 16, 32, 64)},
+    claims=("batch", "position", "padding", "shard", "threads", "alignment", "strides"),
+    accuracy=2.0,
+    row_inputs=("x", "positions"),
+    shardings=(
+        Sharding(
+            "heads",
+            most=lambda i: i["x"].shape[1] // 2,
+            split=lambda i, shard: {**i, "x": i["x"][:, shard.range(i["x"].shape[1])]},
+            join=concatenated(1),
+        ),
+    ),
+    differentiable=("x",),
+    gradient_accuracy=2.0,
+    contiguous=("cosine", "sine", "positions"),
+    work=_rope_work,
+    vendor=_rope_vendor,
+    bench=({"rows": 2048, "heads": 16, "head_dim": 64},),
+)
+
+
+def _angles(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    """Of every size up to 2^20, the first 0."""
+    octave = torch.randint(-30, 21, (case["rows"], case["n"]), generator=generator)
+    angles = torch.rand(octave.shape, generator=generator, dtype=torch.float64).ldexp(octave)
+    angles[:, 0] = 0
+    return {"angles": angles.to(device)}
+
+
+def _cos_sin(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = i["angles"].numpy().astype(np.longdouble)
+    cosine, sine = (torch.from_numpy(f(wide).astype("f8")) for f in (np.cos, np.sin))
+    return cosine, sine
+
+
+COS_SIN = OpSpec(
+    name="cos_sin",
+    make=_angles,
+    run=lambda i: cos_sin(i["angles"]),
+    reference=_cos_sin,
+    cases=({"rows": 1, "n": 1}, {"rows": 19, "n": 64}, {"rows": 300, "n": 333}),
+    space={"rows": (1, 2, 7, 20), "n": (1, 2, 8, 15, 16, 17, 40)},
+    claims=("batch", "position", "padding", "threads", "alignment", "strides"),
+    accuracy=0.5,  # rounded correctly
+    dtypes=(torch.float32,),
+    devices=("cpu",),
+    row_inputs=("angles",),
+    work=lambda c, size: Work(250.0 * c["rows"] * c["n"], 16.0 * c["rows"] * c["n"]),
+    vendor=lambda i: (i["angles"].cos().float(), i["angles"].sin().float()),
+    bench=({"rows": 4096, "n": 64},),
+)
+SPECS = (NORM_ROPE, ROPE, COS_SIN)

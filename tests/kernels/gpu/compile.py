@@ -13,11 +13,9 @@ from argparse import ArgumentParser
 from dataclasses import asdict
 from pathlib import Path
 
+from kernels.device import family_of
 from kernels.gpu.ahead import Compiled, Source, compile_ahead
-
-SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-"""Bytes of shared memory that a block of a card may ask for, by compute capability (CUDA C++ Programming Guide, table of
-technical specifications: the maximum per multiprocessor less 1 KiB)."""
+from kernels.gpu.card import KNOWN
 
 
 def calls(quick: bool) -> None:
@@ -41,10 +39,13 @@ def peers() -> None:
     """The kernels over peer memory, which a group of ranks would launch."""
     import torch
 
+    from kernels.collectives import peer_kernels
     from kernels.collectives.peer_kernels import stream_kernel, tagged_kernel
-    from kernels.collectives.peers import COUNTERS, GATHER, REDUCE, SCATTER, SLOTS, WHOLE, Areas
+    from kernels.collectives.peers import COUNTERS, SLOTS, Areas
     from kernels.gpu.launch import launch
 
+    names = ("REDUCE", "SCATTER", "GATHER", "WHOLE")
+    REDUCE, SCATTER, GATHER, WHOLE = (getattr(peer_kernels, name).value for name in names)
     floats, halves, words = (torch.zeros(1 << 16, dtype=d) for d in (torch.float32, torch.bfloat16, torch.int32))
     for size in (2, 8):
         addresses = tuple((1 << 40) + 4096 * i for i in range(size))
@@ -67,8 +68,9 @@ def plans() -> None:
     """Every plan of the tuning table, every number of leaves and layout of the rings."""
     import torch
 
-    from kernels.ops.matmul import few_rows, grouped, many_rows, weight_stream
-    from kernels.ops.matmul.tuning import TABLE, FewRows, ManyRows
+    from kernels.ops.matmul.hopper import grouped, many_rows, weight_stream
+    from kernels.ops.matmul.hopper.tuning import TABLE, FewRows, ManyRows
+    from kernels.ops.matmul.portable import few_rows
 
     bf16, f32 = torch.bfloat16, torch.float32
 
@@ -115,7 +117,7 @@ def model() -> None:
 def main() -> int:
     parser = ArgumentParser(prog="python -m tests.kernels.gpu.compile", description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--capability", type=int, default=90, choices=sorted(SHARED))
+    parser.add_argument("--capability", type=int, default=90, choices=sorted(KNOWN))
     parser.add_argument("--triton", type=Path)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
@@ -126,18 +128,19 @@ def main() -> int:
 
     from tests.kernels.gpu.calls import all_kernels
 
-    most = SHARED[args.capability]
+    card = KNOWN[args.capability]
+    family_of(card)  # refuses one that has no kernels
 
-    def told(row: Compiled, known: int) -> None:
+    def report(row: Compiled, known: int) -> None:
         state = row.error or f"{row.registers} registers, {row.stack} B of stack, {row.shared} B shared"
         print(f"{row.seconds:6.1f} s  {row.kernel.removeprefix('kernels.')}: {state}", flush=True)
 
     source = Source("tests.kernels.gpu.compile:calls", {"quick": args.quick})
     path = str(args.triton.resolve()) if args.triton else ""
-    rows = compile_ahead(source, args.capability, args.workers, told, args.quick, path)
+    rows = compile_ahead(source, card, args.workers, report, args.quick, path)
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    failed = [row.kernel for row in rows if row.error or row.shared > most]
+    failed = [row.kernel for row in rows if row.error or row.shared > card.shared_memory]
     missing = all_kernels().keys() - {row.kernel for row in rows}
     print(
         f"triton {triton.__version__}, sm_{args.capability}: {len(rows)} variants of {len({r.kernel for r in rows})} kernels "

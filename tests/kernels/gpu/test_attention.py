@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from kernels.ops.attention import Pages, attention, decode, gpu, gradient, packed_gradient, prefill
-from kernels.ops.attention import packed as packed_kernel
+from kernels.ops.attention import Pages, attention, hopper
+from kernels.ops.attention.hopper import packed as packed_kernel
+from kernels.ops.attention.hopper import packed_gradient
+from kernels.ops.attention.portable import decode, gradient, prefill
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
 from tests.bits import assert_same_bits
 from tests.kernels.gpu.accuracy import relative_error
@@ -58,7 +60,7 @@ def reference(q, k, v, pages):
 def test_accuracy():
     lengths = [300, 1100]
     q, k, v = inputs(1400)
-    out, lse = gpu.forward(q, k, v, packed(lengths), 128**-0.5)
+    out, lse = hopper.forward(q, k, v, packed(lengths), 128**-0.5)
     at = 0
     for n in lengths:
         s = slice(at, at + n)
@@ -108,16 +110,16 @@ def test_packed_by_tma(heads, kv_heads, D, lengths):
 def test_packed_neighbours(lengths):
     """A sequence alone, and beside sequences of NaN, before and after it; its last block may lie half in a neighbour."""
     q, k, v = inputs(sum(lengths))
-    out, lse = gpu.forward(q, k, v, packed(lengths), 128**-0.5)
+    out, lse = hopper.forward(q, k, v, packed(lengths), 128**-0.5)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).cuda()
     for parity in (0, 1):
         mine = owner % 2 == parity
         broken = [torch.where(mine[:, None, None], t, torch.nan) for t in (q, k, v)]
-        beside, e = gpu.forward(*broken, packed(lengths), 128**-0.5)
+        beside, e = hopper.forward(*broken, packed(lengths), 128**-0.5)
         assert_same_bits(beside[mine], out[mine], "beside NaN")
         assert_same_bits(e[mine], lse[mine], "lse beside NaN")
     for s in range(min(len(lengths), 7)):
-        alone, e = gpu.forward(*(t[owner == s] for t in (q, k, v)), packed(lengths[s : s + 1]), 128**-0.5)
+        alone, e = hopper.forward(*(t[owner == s] for t in (q, k, v)), packed(lengths[s : s + 1]), 128**-0.5)
         assert_same_bits(alone, out[owner == s], f"sequence {s} alone")
         assert_same_bits(e, lse[owner == s], f"lse of sequence {s} alone")
 
@@ -125,7 +127,7 @@ def test_packed_neighbours(lengths):
 @pytest.mark.parametrize("size,D", [(s, 128) for s in (1, 8, 16, 32, 64, 128, 256, 96)] + [(16, 64), (128, 64)])
 def test_pages_chunks_and_decode(size, D):
     q, k, v = inputs(sum(LENGTHS), D=D)
-    out, lse = gpu.forward(q, k, v, packed(LENGTHS), 128**-0.5)
+    out, lse = hopper.forward(q, k, v, packed(LENGTHS), 128**-0.5)
     want = reference(q, k, v, packed(LENGTHS))
     assert_same_bits(out, want[0], "packed")
     starts = torch.tensor([0, *LENGTHS]).cumsum(0).tolist()
@@ -140,7 +142,7 @@ def test_pages_chunks_and_decode(size, D):
     for spans in cuts:
         mine = torch.cat([torch.arange(starts[s] + a, starts[s] + b) for s, (a, b) in enumerate(spans)]).cuda()
         kc, vc, pages = paged(k, v, LENGTHS, spans, size)
-        got, e = gpu.forward(q[mine], kc, vc, pages, 128**-0.5)
+        got, e = hopper.forward(q[mine], kc, vc, pages, 128**-0.5)
         assert_same_bits(got, out[mine], f"{spans}")
         assert_same_bits(e, lse[mine], f"{spans} lse")
 
@@ -164,18 +166,18 @@ def test_other_heads_and_strides():
         T = 200
         qkv = torch.randn(T, heads + 2 * kv_heads, D, device="cuda").to(bf16)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
-        out, _ = gpu.forward(q, k, v, packed([T]), D**-0.5)
-        same, _ = gpu.forward(*(t.contiguous() for t in (q, k, v)), packed([T]), D**-0.5)
+        out, _ = hopper.forward(q, k, v, packed([T]), D**-0.5)
+        same, _ = hopper.forward(*(t.contiguous() for t in (q, k, v)), packed([T]), D**-0.5)
         assert_same_bits(out, same, f"{heads} {kv_heads} {D}")
         kc, vc, pages = paged(k, v, [T], [(T - 1, T)], 16)
-        assert_same_bits(gpu.forward(q[-1:], kc, vc, pages, D**-0.5)[0], out[-1:], f"decode {heads} {kv_heads} {D}")
+        assert_same_bits(hopper.forward(q[-1:], kc, vc, pages, D**-0.5)[0], out[-1:], f"decode {heads} {kv_heads} {D}")
 
 
 def gradient_inputs(lengths, heads=8, kv_heads=2, D=128):
     """Arguments of a gradient's launch."""
     q, k, v = inputs(sum(lengths), heads, kv_heads, D)
     pages = packed(lengths)
-    out, lse = gpu.forward(q, k, v, pages, D**-0.5)
+    out, lse = hopper.forward(q, k, v, pages, D**-0.5)
     return q, k, v, out, lse, torch.randn_like(q), pages.starts, D**-0.5, D**-0.5 * 1.4426950408889634
 
 
@@ -243,13 +245,13 @@ def test_backward_of_strides_and_alignment():
     qkv = torch.randn(T, 12, 128, device="cuda").to(bf16)
     q, k, v = qkv.split((8, 2, 2), 1)
     pages = packed([T])
-    out, lse = gpu.forward(q, k, v, pages, 128**-0.5)
+    out, lse = hopper.forward(q, k, v, pages, 128**-0.5)
     d_out = torch.randn_like(out)
-    want = gpu.backward(q.contiguous(), k.contiguous(), v.contiguous(), out, lse, d_out, pages.starts, 128**-0.5)
+    want = hopper.backward(q.contiguous(), k.contiguous(), v.contiguous(), out, lse, d_out, pages.starts, 128**-0.5)
     odd = torch.empty(q.numel() + 1, device="cuda", dtype=bf16)[1:].view(q.shape).copy_(q)
     for x in (q, odd):
         for name, got, same in zip(
-            "qkv", gpu.backward(x, k, v, out, lse, d_out, pages.starts, 128**-0.5), want, strict=True
+            "qkv", hopper.backward(x, k, v, out, lse, d_out, pages.starts, 128**-0.5), want, strict=True
         ):
             assert_same_bits(got, same, f"d{name}")
 
@@ -257,7 +259,7 @@ def test_backward_of_strides_and_alignment():
 def test_backward_of_other_head_dims():
     """The plain kernel, in any tiling."""
     args = gradient_inputs([65, 300, 1, 129], D=32)
-    want = gpu.backward(*args[:-1])
+    want = hopper.backward(*args[:-1])
     for rows, block, warps, stages in ((64, 64, 4, 1), (128, 64, 8, 1), (64, 32, 4, 2)):
         got = gradient.launch(*args, rows=rows, block=block, warps=warps, stages=stages)
         for name, a, b in zip("qkv", got, want, strict=True):

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.launch import boxes, launch
-from kernels.ops.matmul import many_rows, order
+from kernels.ops.matmul.hopper import many_rows
+from kernels.ops.matmul.portable import order
 from tests.bits import assert_same_bits
 
 pytestmark = pytest.mark.gpu

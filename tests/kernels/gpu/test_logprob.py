@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from kernels.ops import Truncation, exclude_padding
-from kernels.ops.logprob import gpu, linear_logprob, vocab_logprob, vocab_nodes
-from kernels.ops.matmul import matmul, order
+from kernels.ops.logprob import hopper, linear_logprob, vocab_logprob, vocab_nodes
+from kernels.ops.matmul import matmul
+from kernels.ops.matmul.portable import order
 from kernels.tree import leaf_bounds
 from tests.bits import assert_same_bits
 from tests.kernels.gpu.accuracy import relative_error
@@ -31,7 +32,7 @@ def test_fused_equals_the_path_over_logits(R, n, V, leaves, monkeypatch):
     picked = logits.gather(1, targets[:, None])[:, 0]
     want, lse = vocab_logprob(nodes, picked, t)
     for keep in (False, True):
-        got, e, kept = gpu.linear(x, head, targets, t, leaves, keep)
+        got, e, kept = hopper.linear(x, head, targets, t, leaves, keep)
         assert_same_bits(got, want, "log-probability")
         assert_same_bits(e, lse, "log-sum-exp")
         assert (kept is not None) == keep
@@ -74,7 +75,7 @@ def test_backward(R, n, V, leaves, monkeypatch):
     linear_logprob(part, head.detach(), targets[some], t[some], leaves).backward(g[some])
     assert_same_bits(part.grad, x.grad[some], "dx of some rows in another order")
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "_fused", lambda *_: False)
+        patch.setattr(hopper, "_fused", lambda *_: False)
         a, b = x.detach().clone().requires_grad_(), head.detach().clone().requires_grad_()
         linear_logprob(a, b, targets, t, leaves, groups).backward(g)
     assert_same_bits(x.grad, a.grad, "dx")
@@ -116,8 +117,10 @@ def test_rows_of_the_head_that_are_no_token(R, n, V, leaves, tokens, monkeypatch
     for fused in (True, False):
         with monkeypatch.context() as patch:
             if not fused:
-                patch.setattr(gpu, "_fused", lambda *_: False)
-            assert_same_bits(gpu.linear(x, head, targets, t, leaves, fused, None, tokens)[:2], want, f"fused {fused}")
+                patch.setattr(hopper, "_fused", lambda *_: False)
+            assert_same_bits(
+                hopper.linear(x, head, targets, t, leaves, fused, None, tokens)[:2], want, f"fused {fused}"
+            )
             a, b = x.clone().requires_grad_(), head.clone().requires_grad_()
             y = linear_logprob(a, b, targets, t, leaves, groups, cut, tokens)
             y.nan_to_num(neginf=0.0).backward(g)

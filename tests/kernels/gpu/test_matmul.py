@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from kernels.gpu.card import KNOWN
 from kernels.gpu.workspace import counters
-from kernels.ops.matmul import few_rows, gpu, grouped, many_rows, matmul, order, tuning, weight_stream
+from kernels.ops.matmul import hopper, matmul
+from kernels.ops.matmul.hopper import grouped, many_rows, tuning, weight_stream
+from kernels.ops.matmul.portable import few_rows, order
 from kernels.tree import fold, leaf_bounds
 from tests.bits import assert_same_bits
 from tests.kernels.gpu.accuracy import relative_error
@@ -21,7 +24,7 @@ def reference(a, b, leaves, dtype=bf16):
 
 FEW = {(m, leaves, plan) for (m, _, _, leaves), plan in tuning.TABLE.items() if isinstance(plan, tuning.FewRows)}
 FEW |= {
-    (m, leaves, tuning.few_rows_plan(m, n, leaves))
+    (m, leaves, tuning.few_rows_plan(m, n, leaves, KNOWN[90].multiprocessors))
     for m in (16, 32, 64, 128)
     for n in (4096, 24576, 768)
     for leaves in (1, 2, 4, 8)
@@ -66,7 +69,7 @@ def test_any_leaves_and_rows(leaves):
     for M, N, K in ((1, 512, 1024), (40, 96, 768), (130, 200, 1280), (200, 512, 2048), (3, 64, 16 * 3 * leaves)):
         x, w = operands(M, N, K)
         for dtype in (bf16, f32):
-            got = gpu.contract(x, w, leaf_bounds(K, leaves), dtype)
+            got = hopper.contract(x, w, leaf_bounds(K, leaves), dtype)
             assert_same_bits(got, reference(x, w, leaves, dtype), f"{M} {N} {K}")
 
 
@@ -116,30 +119,30 @@ def test_qwen_shapes_are_taken_by_fast_kernels(monkeypatch):
             want = reference(x, w, leaves, f32)
             with monkeypatch.context() as patch:
                 patch.setattr(order, "contract", slow)
-                assert_same_bits(gpu.contract(x, w, leaf_bounds(K, leaves), f32), want, f"{M} {N} {K} {leaves}")
+                assert_same_bits(hopper.contract(x, w, leaf_bounds(K, leaves), f32), want, f"{M} {N} {K} {leaves}")
                 if M == 70 and whole:
-                    gpu.contract(torch.randn(M, N, device="cuda").to(bf16), w.T, leaf_bounds(N, 8), bf16)
+                    hopper.contract(torch.randn(M, N, device="cuda").to(bf16), w.T, leaf_bounds(N, 8), bf16)
 
 
 def test_rows_slices_and_shards():
     M, N, K = 200, 1024, 4096
     x, w = operands(M, N, K)
-    whole = gpu.contract(x, w, leaf_bounds(K, 8), f32)
+    whole = hopper.contract(x, w, leaf_bounds(K, 8), f32)
     for rows in (slice(0, 1), slice(7, 8), slice(60, 76), slice(3, 67), slice(100, 200)):
-        assert_same_bits(gpu.contract(x[rows], w, leaf_bounds(K, 8), f32), whole[rows], f"{rows}")
+        assert_same_bits(hopper.contract(x[rows], w, leaf_bounds(K, 8), f32), whole[rows], f"{rows}")
     for T in (2, 4, 8):
         roots = []
         for r in range(T):
             k = slice(r * K // T, (r + 1) * K // T)
-            roots.append(gpu.contract(x[:, k], w[:, k], leaf_bounds(K // T, 8 // T), f32))
+            roots.append(hopper.contract(x[:, k], w[:, k], leaf_bounds(K // T, 8 // T), f32))
             n = slice(r * N // T, (r + 1) * N // T)
-            assert_same_bits(gpu.contract(x, w[n], leaf_bounds(K, 8), f32), whole[:, n], f"columns {r} of {T}")
+            assert_same_bits(hopper.contract(x, w[n], leaf_bounds(K, 8), f32), whole[:, n], f"columns {r} of {T}")
             assert_same_bits(
-                gpu.contract(x[:9], w[n], leaf_bounds(K, 8), f32), whole[:9, n], f"columns {r} of {T}, few rows"
+                hopper.contract(x[:9], w[n], leaf_bounds(K, 8), f32), whole[:9, n], f"columns {r} of {T}, few rows"
             )
         assert_same_bits(fold(roots, torch.add), whole, f"{T} shards of K")
         few = [
-            gpu.contract(
+            hopper.contract(
                 x[:5, r * K // T : (r + 1) * K // T],
                 w[:, r * K // T : (r + 1) * K // T],
                 leaf_bounds(K // T, 8 // T),
@@ -168,7 +171,7 @@ def test_weight_gradient(ends):
     dy, x = torch.randn(T, N, device="cuda").to(bf16), torch.randn(T, K, device="cuda").to(bf16)
     bounds = torch.tensor([0, *ends], device="cuda")
     want = order.contract(dy.T, x.T, bounds.tolist())
-    got = gpu.contract(dy.T, x.T, bounds, f32)
+    got = hopper.contract(dy.T, x.T, bounds, f32)
     assert_same_bits(got, want, f"{ends}")
     for plan in ({"blocks": 3}, {"most": 4}, {"depth": 3}, *([{"BN": 256}] if len(ends) == 1 else [])):
         y = torch.full_like(got, torch.nan)
@@ -217,12 +220,12 @@ def test_weight_gradient_of_a_window():
     """Widths that are no multiple of 8, in rows that TMA can read."""
     dy, x = (torch.randn(200, w, device="cuda").to(bf16)[:, :n] for w, n in ((320, 301), (264, 259)))
     bounds = torch.tensor([0, 40, 140, 200], device="cuda")
-    assert_same_bits(gpu.contract(dy.T, x.T, bounds, f32), order.contract(dy.T, x.T, bounds.tolist()))
+    assert_same_bits(hopper.contract(dy.T, x.T, bounds, f32), order.contract(dy.T, x.T, bounds.tolist()))
 
 
 def test_weight_gradient_of_no_tokens():
     none = torch.empty(0, 64, device="cuda", dtype=bf16)
-    got = gpu.contract(none.T, none[:, :16].T, torch.zeros(5, dtype=torch.int64, device="cuda"), f32)
+    got = hopper.contract(none.T, none[:, :16].T, torch.zeros(5, dtype=torch.int64, device="cuda"), f32)
     assert_same_bits(got, torch.zeros(64, 16, device="cuda"))
 
 
@@ -244,13 +247,13 @@ def test_a_group_does_not_see_the_next(value):
 def test_weight_gradient_splits_into_aligned_sets():
     ends = [0, 40, 100, 190, 256, 300, 412, 500, 640]
     dy, x = torch.randn(640, 256, device="cuda").to(bf16), torch.randn(640, 256, device="cuda").to(bf16)
-    whole = gpu.contract(dy.T, x.T, torch.tensor(ends, device="cuda"), f32)
+    whole = hopper.contract(dy.T, x.T, torch.tensor(ends, device="cuda"), f32)
     for size in (2, 4):
         parts = []
         for i in range(0, 8, size):
             t = slice(ends[i], ends[i + size])
             parts.append(
-                gpu.contract(dy[t].T, x[t].T, torch.tensor(ends[i : i + size + 1], device="cuda") - ends[i], f32)
+                hopper.contract(dy[t].T, x[t].T, torch.tensor(ends[i : i + size + 1], device="cuda") - ends[i], f32)
             )
         assert_same_bits(fold(parts, torch.add), whole, f"sets of {size}")
 

@@ -1,0 +1,189 @@
+"""The speed table of the GPU kernels: the shapes of Qwen3-8B on one card, each beside a baseline in the same run.
+
+A ratio is the baseline's time over ours: above 1 we are faster. The baseline is
+
+matmul, matmul_dx, matmul_dw    cuBLAS (torch.mm) on the same operands; its output is always bfloat16, while ours is float32
+                                for dW and for the root that a rank with some of the leaves leaves
+attention, attention_backward   the faster of cuDNN and torch's flash attention
+attention_decode, rms_norm,     the faster of two device-to-device copies that move as many bytes as the op must (half read,
+  add_rms_norm, rope, swiglu    half written), so the ratio is the share of copy bandwidth
+linear_logprob                  cuBLAS for the three matmuls of forward and backward alone, with no softmax
+
+Kernels compile on first use, so a pool of processes first runs every case once and leaves the compiled kernels on disk.
+"""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from kernels.bench.card_rows import rows
+from kernels.bench.timer import Result, Row, ceilings, measure, versions
+
+TARGETS = {
+    "matmul, M <= 64": 1.05,
+    "matmul one by one, M <= 64": None,
+    "matmul, M 128 and 256": 0.95,
+    **{f"matmul, M >= 1024, {leaves} leaves": 0.95 for leaves in (8, 4, 2)},
+    **{f"matmul, a rank of {size}, M <= 64": 1.0 for size in (2, 4, 8)},
+    "matmul_dx, 8192 tokens": 0.90,
+    **{f"matmul_dw, 8192 tokens, groups {groups}": 0.90 for groups in (1, 8, 32)},
+}
+"""What the geometric mean of a group of rows should reach; rows outside a group have targets of their own."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The geometric mean of the ratios of a group."""
+
+    group: str
+    ratio: float
+    target: float | None
+
+
+def met(ratio: float, target: float | None) -> bool | None:
+    """None where there is no target. Not rounded: 0.8999 misses 0.90."""
+    return None if target is None else ratio >= target
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, ratios)))
+
+
+def means(results: list[Result]) -> list[Mean]:
+    """One for each group that has rows, in their order."""
+    groups: dict[str, list[float]] = {}
+    for result in results:
+        if result.group:
+            groups.setdefault(result.group, []).append(result.ratio)
+    return [Mean(group, geometric_mean(ratios), TARGETS[group]) for group, ratios in groups.items()]
+
+
+def _prepare(op: str, case: str) -> str | None:
+    """In a process of the pool: whatever the rows of a case compile, on disk. The error, if it has one."""
+    try:
+        with torch.no_grad():
+            for row in rows():
+                if (row.op, row.case) == (op, case):
+                    bout = row.build()
+                    bout.holds()
+                    bout.ours[0]()
+                    torch.cuda.synchronize()
+                    del bout
+        torch.cuda.empty_cache()
+    except Exception as error:  # the row meets it again when it is measured, and says so
+        return f"{op} {case}: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def prepare(chosen: list[Row], workers: int, progress: Progress) -> None:
+    cases = list(dict.fromkeys((row.op, row.case) for row in chosen))
+    cases.sort(key=lambda case: case[0] != "linear_logprob")  # it compiles longest, so it starts first
+    task = progress.add_task("compiling", total=len(cases))
+    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_prepare, *case) for case in cases]):
+            if done.result():
+                progress.console.print(f"[yellow]compiling {done.result()}")
+            progress.advance(task)
+
+
+def time_text(microseconds: float) -> str:
+    return f"{microseconds:.1f} us" if microseconds < 1000 else f"{microseconds / 1000:.2f} ms"
+
+
+def _verdict(ratio: float, target: float | None) -> tuple[str, str]:
+    if target is None:
+        return "", ""
+    return f"{target:.2f}", "[green]met" if met(ratio, target) else "[red]not met"
+
+
+def table(results: list[Result]) -> Table:
+    """Every row, and below the rows of a group their geometric mean."""
+    view = Table(box=box.SIMPLE_HEAD)
+    for column in ("op", "case", "size"):
+        view.add_column(column, no_wrap=True)
+    for column in ("ours", "speed", "baseline", "time", "ratio", "target", ""):
+        view.add_column(column, justify="right", no_wrap=True)
+    last = {r.group: i for i, r in enumerate(results) if r.group}
+    mean = {m.group: m for m in means(results)}
+    for i, r in enumerate(results):
+        ours, theirs = time_text(r.microseconds), time_text(r.baselines[r.baseline])
+        speed = f"{r.speed:.0f} {r.unit}" if r.unit == "TFLOP/s" else f"{r.speed:.2f} {r.unit}"
+        verdict = _verdict(r.ratio, r.target)
+        view.add_row(r.op, r.case, r.size, ours, speed, r.baseline, theirs, f"{r.ratio:.3f}", *verdict)
+        if r.group and last[r.group] == i:
+            m = mean[r.group]
+            verdict = _verdict(m.ratio, m.target)
+            view.add_row("[bold]geometric mean", f"[bold]{m.group}", *[""] * 5, f"[bold]{m.ratio:.3f}", *verdict)
+    return view
+
+
+def report(results: list[Result], where: dict[str, str | None], limits: dict[str, float], failed: list[str]) -> str:
+    """JSON: `rows` in microseconds, `means` of the groups, and what was not timed."""
+    scored = [{**asdict(r), "baseline": r.baseline, "ratio": r.ratio, "met": met(r.ratio, r.target)} for r in results]
+    groups = [{**asdict(m), "met": met(m.ratio, m.target)} for m in means(results)]
+    return json.dumps({**where, "ceilings": limits, "rows": scored, "means": groups, "failed": failed}, indent=1) + "\n"
+
+
+def run(ops: list[str] | None, path: Path | None, workers: int, console: Console) -> int:
+    """Every row, or those of `ops`; 1 if a row was refused or raised."""
+    start = time.perf_counter()
+    chosen = [row for row in rows() if not ops or row.op in ops]
+    results: list[Result] = []
+    failed: list[str] = []
+    with Progress(console=console, transient=True) as progress, torch.no_grad():
+        if workers:
+            prepare(chosen, workers, progress)
+        limits = ceilings()
+        task = progress.add_task("timing", total=len(chosen))
+        case = None
+        for row in chosen:
+            name, result = f"{row.op}, {row.case}, {row.size}", None
+            progress.update(task, description=name)
+            if case not in (None, (row.op, row.case)):
+                torch.cuda.empty_cache()
+            case = (row.op, row.case)
+            try:
+                result = measure(row)
+                why = f"not timed, as it lacks {row.claim}"
+            except Exception as error:  # the other rows are still worth having; the run fails
+                why = f"{type(error).__name__}: {error}"
+            if result is None:
+                failed.append(f"{name}: {why}")
+                progress.console.print(f"[red]{name}: {why}")
+            else:
+                results.append(result)
+                sides = {"ours": result.microseconds, **result.baselines}
+                times = ", ".join(f"{side} {time_text(t)}" for side, t in sides.items())
+                progress.console.print(f"{name}: {times}, ratio {result.ratio:.3f}")
+            progress.advance(task)
+    where = versions()
+    peak = max((r.peak_bytes for r in results if r.op == "linear_logprob"), default=0)
+    title = ", ".join([*(f"{k} {v}" for k, v in where.items()), *(f"{k} {v:.2f}" for k, v in limits.items())])
+    console.print(table(results), title, sep="\n")
+    if peak:
+        console.print(f"linear_logprob allocates at most {peak / 2**30:.1f} GiB beside its operands")
+    targets = [met(r.ratio, r.target) for r in [*results, *means(results)] if r.target is not None]
+    seconds = time.perf_counter() - start
+    console.print(
+        f"{sum(map(bool, targets))} of {len(targets)} targets met, {len(failed)} rows failed; {seconds:.0f} s"
+    )
+    if path:
+        path.write_text(report(results, where, limits, failed))
+    return 1 if failed else 0
+
+
+def default_workers() -> int:
+    return max(1, min(12, (os.cpu_count() or 1) - 2))

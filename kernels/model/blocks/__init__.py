@@ -1,0 +1,15 @@
+"""The blocks of a layer. A block is one file: its parameters, its costs and its forward pass.
+
+A new one is a module here that satisfies `Block`, and a line in `blocks_of`.
+"""
+
+from kernels.model.blocks import attention, mlp
+from kernels.model.blocks.block import Block, Costs, Pass, Recompute, Weights, add_and_norm, no_recompute
+from kernels.model.config import ModelConfig
+
+__all__ = ["Block", "Costs", "Pass", "Recompute", "Weights", "add_and_norm", "blocks_of", "no_recompute"]
+
+
+def blocks_of(config: ModelConfig, layer: int) -> tuple[Block, ...]:
+    """Returns the blocks of a layer, in the order in which they run."""
+    return attention, mlp

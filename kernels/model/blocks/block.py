@@ -1,0 +1,97 @@
+"""What a block of a layer is, and what the blocks of one layer share in a forward pass."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kernels.collectives import TreeGroup
+from kernels.model.config import ModelConfig
+from kernels.model.layout import Layout, PagedCache
+from kernels.model.parameter import Parameter
+from kernels.ops import add_rms_norm, rms_norm
+
+Weights = Mapping[str, torch.Tensor]
+"""A layer's weights on one shard, by the names that its blocks declare; one that the family lacks is not there."""
+
+Recompute = Callable[..., None]
+"""recompute(outputs, function, *inputs): `outputs` are function(*inputs), which is cheap: a trainer that is short of memory may
+forget them, and compute them again, to the same bits, when it needs them."""
+
+
+def no_recompute(*_: object) -> None:
+    """No-op recompute hook: everything is kept, or nothing needs to be."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Counts what one block of one layer takes. Elements are numbers of the model's dtype, of each token, on one rank of one."""
+
+    active: int  # parameters that multiply each token
+    pairs: int = 0  # multiply-adds for each pair of a query and a key that it sees
+    cached: int = 0  # elements that stay between the steps of an engine
+    kept: int = 0  # elements that the backward pass reads
+    cheap: int = 0  # elements that it reads too, and that `Recompute` may forget
+    working: int = 0  # elements that are alive at once inside, beside the residual stream
+
+
+@dataclass(slots=True)
+class Pass:
+    """Holds what the blocks of one layer share in one forward pass."""
+
+    config: ModelConfig
+    group: TreeGroup
+    layer: int
+    layout: Layout
+    cache: (
+        PagedCache | None
+    )  # where keys and values are kept; None in training, where they are those of the same tokens
+    table: tuple[torch.Tensor, torch.Tensor]
+    recompute: Recompute
+
+    def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H], rounded once."""
+        size = self.group.shard.size
+        unrounded = torch.float32 if size > 1 else y.dtype  # on one rank the kernel rounds
+        matmul, leaves = self.config.ops.matmul, self.config.leaves // size
+        partial = matmul(y, weight, leaves, groups=self.layout.groups, out_dtype=unrounded)
+        return self.group.all_reduce(partial, y.dtype)
+
+    def add_and_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds `delta` to the residual stream and returns (its norm, the stream)."""
+        eps = self.config.rms_eps
+        h, x = add_and_norm(x, delta, weight, eps, self.layout)
+        self.recompute((h,), _norm, x, weight, eps)
+        return h, x
+
+
+class Block(Protocol):
+    """One residual branch of a layer, a module of `kernels.model.blocks`: a norm, what mixes, and a sum over ranks."""
+
+    def parameters(self, config: ModelConfig) -> list[Parameter]:
+        """Lists its tensors, named as inside a layer, in the order of files and digests."""
+
+    def costs(self, config: ModelConfig) -> Costs:
+        """Counts what it takes in one layer."""
+
+    def forward(
+        self, run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes the residual stream as x [T, H] and a delta [T, H] that its norm adds (None before the first block of all), and
+        returns the stream and the block's own delta."""
+
+
+def add_and_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, layout: Layout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (norm, residual stream) after `delta` is added to the stream."""
+    if delta is None:
+        return rms_norm(x, weight, eps, groups=layout.groups), x
+    return add_rms_norm(x, delta, weight, eps, groups=layout.groups)
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor]:
+    return (rms_norm(x, weight, eps),)

@@ -1,0 +1,136 @@
+"""Parameters, operations and bytes of a model: the one place that counts them.
+
+Plan, capacity, speed and benchmarks ask here; blocks say what they add (`kernels.model.blocks.Costs`). `tp` is the number of
+tensor-parallel ranks, `width` the bytes of an element; bytes are those of one rank.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from kernels.model.blocks import Costs, blocks_of
+from kernels.model.config import ModelConfig
+from kernels.model.parameters import layer_parameters, saved, served
+from kernels.tree import Shard
+
+MASTER = 4
+"""Bytes of an element of master weights, gradients, moments in float32, and saved models in float32."""
+_TILE = 128  # columns of a tile of the head, for each of which the log-prob keeps two float32
+
+
+def _blocks(config: ModelConfig) -> list[Costs]:
+    return [block.costs(config) for layer in range(config.layers) for block in blocks_of(config, layer)]
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Counts the numbers of a model directory: a tied head once, no padding."""
+    return sum(parameter.elements for parameter in saved(config))
+
+
+def active_parameters(config: ModelConfig, head: bool = True) -> int:
+    """Counts the parameters that multiply each token: not the embedding, which gathers; `head`: with the LM head."""
+    blocks = sum(costs.active for costs in _blocks(config))
+    return blocks + config.hidden_size + head * table_elements(config)
+
+
+def table_elements(config: ModelConfig) -> int:
+    """Counts the numbers of the embedding; the LM head has as many."""
+    return config.vocab_size * config.hidden_size
+
+
+def outer_elements(config: ModelConfig) -> int:
+    """Counts what stands outside the layers of a trainer, which holds a tied head a second time."""
+    return 2 * table_elements(config) + config.hidden_size
+
+
+def layer_elements(config: ModelConfig) -> int:
+    """Counts the parameters of the largest layer."""
+    return max(sum(p.elements for p in layer_parameters(config, i)) for i in range(config.layers))
+
+
+def trainer_elements(config: ModelConfig) -> int:
+    """Counts the master weights of a trainer, which holds a tied head a second time."""
+    return parameter_count(config) + table_elements(config) * config.tied
+
+
+# Operations -----------------------------------------------------------------------------------------------------------
+
+
+def training_flops(config: ModelConfig, lengths: Iterable[int], head: bool = True) -> float:
+    """Counts the operations of forward and backward of whole sequences as the model needs them, not what recomputing adds: 6
+    for each active parameter and token, and for causal attention half of the square, backward twice the forward."""
+    tokens = squares = 0
+    for length in map(int, lengths):
+        tokens, squares = tokens + length, squares + length * length
+    pairs = sum(costs.pairs for costs in _blocks(config))
+    return 6.0 * active_parameters(config, head) * tokens + 3.0 * pairs * squares
+
+
+# Bytes ----------------------------------------------------------------------------------------------------------------
+
+
+def weight_bytes(config: ModelConfig, tp: int, width: int) -> int:
+    """Counts the bytes of a model's weights on each of `tp` ranks, as if all were cut."""
+    return width * parameter_count(config) // tp
+
+
+def held_bytes(config: ModelConfig, tp: int, width: int) -> int:
+    """Counts the bytes that a rank of an engine holds: what is not cut is whole on each, and padding counts."""
+    return width * sum(parameter.part(Shard(0, tp)).held for parameter in served(config))
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """Counts the bytes of a checkpoint, all ranks together: master weights and two moments."""
+    return 3 * MASTER * parameter_count(config)
+
+
+def token_bytes(config: ModelConfig, tp: int, width: int) -> int:
+    """Counts the bytes of keys and values of one token, in all layers."""
+    return width * sum(costs.cached for costs in _blocks(config)) // tp
+
+
+def step_bytes(config: ModelConfig, contexts: Sequence[float], width: int) -> float:
+    """Counts the bytes that a decode step must read on one rank: the active weights once, keys and values of each context."""
+    return width * active_parameters(config) + sum(contexts) * token_bytes(config, 1, width)
+
+
+def serving_bytes(config: ModelConfig, tokens: int, rows: int, tp: int, width: int) -> int:
+    """Counts the activations of an engine's step of `tokens` tokens, and the logits of the `rows` that it samples."""
+    residual = 4 * config.hidden_size  # the stream, the delta to it, a norm and a sum on its way
+    inner = max(costs.working for costs in _blocks(config)) // tp
+    logits = 3 * 4 * rows * config.vocab_size // tp  # the logits, their noise, and masks
+    return width * tokens * (residual + inner) + logits
+
+
+def saved_elements(config: ModelConfig, checkpointing: str) -> int:
+    """Counts the elements that all layers save of each token for the backward pass. `checkpointing`: "layer" keeps what goes
+    into a layer, "selective" what is not cheap to compute again, "none" everything."""
+    if checkpointing == "layer":
+        return 2 * config.hidden_size * config.layers  # the residual stream and the delta to it
+    blocks = _blocks(config)
+    return sum(costs.kept + costs.cheap * (checkpointing == "none") for costs in blocks)
+
+
+def layer_saved_elements(config: ModelConfig) -> int:
+    """Counts the elements that the largest layer saves of each token if everything is kept."""
+    layers = ([b.costs(config) for b in blocks_of(config, i)] for i in range(config.layers))
+    return max(sum(costs.kept + costs.cheap for costs in layer) for layer in layers)
+
+
+def backward_elements(config: ModelConfig) -> int:
+    """Counts the elements of each token that are alive in the backward pass of a block, beside what was saved: the gradients of
+    its insides, of the residual stream and of its norm."""
+    return max(costs.working for costs in _blocks(config)) + 2 * config.hidden_size
+
+
+def logprob_bytes(config: ModelConfig, rows: int, width: int, on_gpu: bool) -> int:
+    """Counts the bytes that the log-prob of `rows` tokens keeps for its gradient: on a GPU exponentials in bfloat16 and a node a
+    tile, on a CPU float32 logits and their gradient."""
+    V, H = config.vocab_size, config.hidden_size
+    return rows * (2 * V + 8 * V // _TILE + 4 * width * H if on_gpu else 8 * V + 2 * width * H)
+
+
+def position_table_bytes(config: ModelConfig) -> int:
+    """Counts the bytes of rope's cosines and sines."""
+    return 4 * config.max_positions * config.head_dim

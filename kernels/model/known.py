@@ -1,0 +1,36 @@
+"""The shapes of known models, for benchmarks and tests. `configs/model/` has them for users; a test compares the two."""
+
+from dataclasses import replace
+
+from kernels.model.config import ModelConfig
+
+QWEN3_8B = ModelConfig(
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    layers=36,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    max_positions=40960,
+    rms_eps=1e-6,
+    rope_theta=1e6,
+    tied=False,
+    leaves=8,
+)
+QWEN3_0P6B = replace(QWEN3_8B, hidden_size=1024, intermediate_size=3072, layers=28, heads=16, tied=True)
+BENCH = ModelConfig(
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=768,
+    layers=4,
+    heads=8,
+    kv_heads=4,
+    head_dim=32,
+    max_positions=1024,
+    rms_eps=1e-6,
+    rope_theta=1e4,
+    tied=False,
+    leaves=8,
+)
+"""A small model that a CPU runs in milliseconds."""

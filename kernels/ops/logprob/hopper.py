@@ -1,0 +1,171 @@
+"""Log-probabilities on Hopper, fused with the LM head.
+
+`linear` never holds logits: the matmul's epilogue leaves one node a tile and, where a gradient will be asked for, the
+exponentials. `backward` turns them in place into the gradient of the logits, again bf16, and multiplies that twice
+(portable.py says what these are).
+
+Rows that draw from a part of the vocabulary have their logits in memory, a few rows at a time: those that are not kept become
+-inf, whose exponential is 0, and what is left for the gradient looks like that of any other row. Of a head with rows that stand
+for no token, the tile that both kinds share is computed again without them; tiles of nothing else are (-inf, 0).
+"""
+
+from dataclasses import replace
+
+import torch
+
+from kernels.device import UnsupportedError
+from kernels.gpu.hopper.ring import BK, reachable
+from kernels.gpu.launch import cdiv
+from kernels.ops.logprob.portable import TILE, Exponentials, logit_gradient, logprob, merged, nodes, tiles_of
+from kernels.ops.matmul.hopper import contract, grouped, many_rows
+from kernels.ops.matmul.portable import order
+from kernels.ops.truncate import Truncation, exclude_padding, truncate
+from kernels.tree import leaf_bounds
+
+__all__ = ["backward", "linear", "logprob", "nodes"]
+
+
+def _fused(x: torch.Tensor, head: torch.Tensor, leaves: int) -> bool:
+    if x.dtype != torch.bfloat16 or head.dtype != torch.bfloat16:
+        raise UnsupportedError(
+            f"log-prob on a GPU takes bfloat16, got {x.dtype} and {head.dtype}: set the model's dtype"
+        )
+    return leaves in (1, 2, 4, 8) and x.shape[1] % (leaves * BK) == 0 and reachable(x) and reachable(head)
+
+
+def linear(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    keep: bool = False,
+    truncation: Truncation | None = None,
+    vocabulary: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
+    """Returns (log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
+    (rows, n), vocab = x.shape, head.shape[0]
+    vocabulary = vocab if vocabulary is None else vocabulary
+    if rows == 0:
+        return temperature.new_empty(0), temperature.new_empty(0), None
+    fused, count = _fused(x, head, leaves), cdiv(vocab // leaves, TILE)
+    cut = 0 if truncation is None else len(truncation)
+    values = x.new_empty(rows, leaves * count * TILE) if keep else None
+    tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
+    if cut < rows and fused:
+        many_rows.launch(
+            x,
+            head,
+            picked if values is None else values,
+            rows,
+            vocab,
+            leaves,
+            epilogue=1 if values is None else 2,
+            parts=leaves,
+            vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), picked, tiles),
+        )
+        _exclude_padding(x, head, temperature, leaves, vocabulary, values, tiles)
+    elif cut < rows:
+        logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
+        exclude_padding(logits, vocabulary)
+        picked = logits.gather(1, targets[:, None])[:, 0]
+        tiles = tiles_of(logits, temperature, leaves, values)
+    if truncation is not None:
+        for part in truncation.parts():
+            _truncated_rows(x, head, targets, temperature, leaves, part, vocabulary, values, tiles, picked)
+    kept = None if values is None else Exponentials(values, tiles, picked)
+    return *logprob(merged(tiles, leaves), picked, temperature), kept
+
+
+def _exclude_padding(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    vocabulary: int,
+    values: torch.Tensor | None,
+    tiles: torch.Tensor,
+) -> None:
+    """Writes in the last two the tiles that hold ids from `vocabulary` on, as `tiles_of` makes them of logits of -inf."""
+    width = head.shape[0] // leaves
+    leaf, column = divmod(vocabulary, width)
+    if leaf == leaves:
+        return
+    first = leaf * (tiles.shape[1] // leaves) + column // TILE
+    tiles[:, first:, 0], tiles[:, first:, 1] = -torch.inf, 0.0
+    if values is not None:
+        values[:, first * TILE :] = 0.0
+    if column % TILE == 0:
+        return
+    start = vocabulary - column % TILE
+    ids = head[start : min(start + TILE, (leaf + 1) * width)]
+    logits = contract(x, ids, leaf_bounds(x.shape[1], leaves), torch.float32)
+    exclude_padding(logits, vocabulary, start)
+    some = None if values is None else values.new_empty(len(x), TILE)
+    tiles[:, first : first + 1] = tiles_of(logits, temperature, 1, some)
+    if values is not None:
+        values[:, first * TILE : (first + 1) * TILE] = some
+
+
+def _truncated_rows(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    leaves: int,
+    part: Truncation,
+    vocabulary: int,
+    values: torch.Tensor | None,
+    tiles: torch.Tensor,
+    picked: torch.Tensor,
+) -> None:
+    """Writes the rows of `part` in the last three."""
+    rows = part.rows
+    logits = contract(x[rows], head, leaf_bounds(x.shape[1], leaves), torch.float32)
+    exclude_padding(logits, vocabulary)
+    truncate(logits, temperature[rows], replace(part, rows=torch.arange(len(part), device=rows.device)))
+    picked[rows] = logits.gather(1, targets[rows][:, None])[:, 0]
+    some = None if values is None else values.new_empty(len(part), values.shape[1])
+    tiles[rows] = tiles_of(logits, temperature[rows], leaves, some)
+    if values is not None:
+        values[rows] = some
+
+
+def backward(
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    lse: torch.Tensor,
+    d_logprob: torch.Tensor,
+    leaves: int,
+    groups: torch.Tensor | None,
+    kept: Exponentials | None,
+    truncation: Truncation | None = None,
+    vocabulary: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the exponentials are computed again."""
+    (rows, n), vocab = x.shape, head.shape[0]
+    if rows == 0:
+        return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
+    if kept is None:
+        kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
+    d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
+    width = vocab // leaves
+    padded = d_logits.shape[1] // leaves
+    if _fused(x, head, leaves):
+        dx = x.new_empty(rows, n)
+        many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
+    else:
+        flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
+        dx = order.contract(flat, head.T, leaf_bounds(vocab, leaves)).to(x.dtype)
+    if groups is None:
+        return dx, None
+    dw = head.new_empty(head.shape, dtype=torch.float32)
+    for i in range(leaves):
+        part, to = d_logits[:, i * padded : i * padded + width], dw[i * width : (i + 1) * width]
+        if reachable(x):
+            grouped.launch(part, x, groups, to)
+        else:
+            to.copy_(contract(part.T, x.T, groups, torch.float32))
+    return dx, dw

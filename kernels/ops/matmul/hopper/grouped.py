@@ -1,0 +1,311 @@
+"""A sum over tokens (dW): y = a^T b, with one leaf for each group of sequences, at offsets that may be anything.
+
+The ring and the tree of ring.py over operands whose token index is not contiguous. Stages are 64 tokens from a group's start;
+the last one, where the group ends inside it, is read from a copy that is padded with zeros (`copy_tails`), so that a stage
+never holds a token of the next group. More than eight groups go by eights: the root of a set is a node of level 3, and levels 3
+and above of the binary counter wait in a scratch tile that stays in L2.
+
+With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from kernels.gpu.card import card_of
+from kernels.gpu.hopper.pace import PERIOD, in_step, leave
+from kernels.gpu.hopper.ring import (
+    BK,
+    accumulator,
+    advance,
+    allocate,
+    bound,
+    copy,
+    descriptor,
+    flat,
+    idle,
+    park,
+    reserve,
+    stages,
+    subtree,
+    tile_of,
+    tile_origin,
+)
+from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
+
+WIDE = 128 * 256 * 128
+"""Elements of y from which tiles of 128 x 256 keep the multiprocessors busy."""
+
+
+class Groups(NamedTuple):
+    """Leaf j are the tokens bounds[j] .. bounds[j + 1] - 1; `sets` of leaves are finished one after the other."""
+
+    bounds: Any  # int64 [leaves + 1]; of each expert
+    leaves: Any
+    sets: Any
+    levels: Any  # of the binary counter over sets
+    experts: Any  # sums, each with bounds of its own
+
+
+@gluon.jit
+def part_of(tile, tiles, groups, EXPERTS: gl.constexpr):
+    """(expert, its tile, its bounds)."""
+    if EXPERTS:
+        e = tile // tiles
+        return e, tile - e * tiles, groups.bounds + e * (groups.leaves + 1)
+    else:
+        return 0, tile, groups.bounds
+
+
+@triton.jit
+def copy_tail(t, to, row, first, rest, width, stride, to_stride, column):
+    inside = (row < rest)[:, None] & (column < width)[None, :]
+    v = tl.load(t + (first + row)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    tl.store(to + row.to(tl.int64)[:, None] * to_stride + column[None, :], v, mask=(column < width)[None, :])
+
+
+@triton.jit
+def copy_tails(
+    a, b, a_tails, b_tails, bounds, leaves, M, N, a_stride, b_stride, am, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """tails [groups * ROWS, M] and [groups * ROWS, N]: the last extent % ROWS tokens of a group, then zeros. Where a group ends
+    with a whole stage nothing is written, and nothing will be read. Of each expert `leaves` groups, with a bound more."""
+    group = tl.program_id(0).to(tl.int64)
+    bound = bounds + group // leaves * (leaves + 1) + group % leaves
+    last = tl.load(bound + 1)
+    rest = (last - tl.load(bound)) % ROWS
+    if rest > 0:
+        row = tl.arange(0, ROWS)
+        block = tl.program_id(1)
+        blocks_a = tl.cdiv(M, COLUMNS)
+        if block < blocks_a:
+            column = block * COLUMNS + tl.arange(0, COLUMNS)
+            copy_tail(a, a_tails + group * ROWS * am, row, last - rest, rest, M, a_stride, am, column)
+        else:
+            column = (block - blocks_a) * COLUMNS + tl.arange(0, COLUMNS)
+            copy_tail(b, b_tails + group * ROWS * bn, row, last - rest, rest, N, b_stride, bn, column)
+
+
+@gluon.jit
+def producer(
+    ring,
+    ad,
+    bd,
+    a_tails,
+    b_tails,
+    pace,
+    groups,
+    M,
+    N,
+    GROUP: gl.constexpr,
+    L: gl.constexpr,
+    EVERY: gl.constexpr,
+    EXPERTS: gl.constexpr,
+):
+    rows = gl.cdiv(M, 128)
+    columns = gl.cdiv(N, ring.BN)
+    stage = 0
+    phase = 1
+    tiles = rows * columns * groups.experts
+    blocks = gl.num_programs(0)
+    since = 0
+    target = 0
+    patient = tiles > blocks
+    for tile in range(gl.program_id(0), tiles, blocks):
+        expert, inner, bounds = part_of(tile, rows * columns, groups, EXPERTS)
+        row, column = tile_origin(inner, rows, columns, GROUP)
+        m0 = row * 128
+        n0 = column * ring.BN
+        everyone = tile - gl.program_id(0) + blocks <= tiles
+        first = bound(bounds, 0, groups.leaves)
+        last = bound(bounds, 1, groups.leaves)
+        for j in range(groups.sets * L):
+            after = bound(bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
+            # an empty leaf is zeros: TMA gives them past the last tail
+            tail = gl.where(first < last, expert * groups.leaves + j, groups.experts * groups.leaves) * 64
+            end = gl.maximum(last, first + 1)
+            more = gl.cdiv(end - first, 64)
+            since, target, patient = in_step(pace, everyone, more, since, target, patient, EVERY)
+            for k in range(first, end, 64):
+                reserve(ring, stage, phase)
+                if k + 64 <= last:
+                    copy(ring, ad, bd, m0, n0, k, k, stage)
+                else:
+                    copy(ring, a_tails, b_tails, m0, n0, tail, tail, stage)
+                stage, phase = advance(stage, phase, ring.STAGES)
+            first = last
+            last = after
+    leave(pace)
+
+
+@gluon.jit
+def consumer(
+    ring,
+    a,
+    parked,
+    y,
+    scratch,
+    groups,
+    M,
+    N,
+    ROW: gl.constexpr,
+    GROUP: gl.constexpr,
+    L: gl.constexpr,
+    MORE: gl.constexpr,
+    EXPERTS: gl.constexpr,
+):
+    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
+    rows = gl.cdiv(M, 128)
+    columns = gl.cdiv(N, BN)
+    r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, ACC)), 1)
+    c = gl.expand_dims(gl.arange(0, BN, gl.SliceLayout(0, ACC)), 0)
+    size: gl.constexpr = 64 * BN
+    parked_sets = scratch + (gl.program_id(0) * 2 + ROW // 64).to(gl.int64) * (groups.levels * size)
+    stage = 0
+    phase = 0
+    for tile in range(gl.program_id(0), rows * columns * groups.experts, gl.num_programs(0)):
+        expert, inner, bounds = part_of(tile, rows * columns, groups, EXPERTS)
+        row, column = tile_origin(inner, rows, columns, GROUP)
+        if MORE:
+            v = gl.zeros([64, BN], gl.float32, ACC)
+            for i in range(groups.sets):
+                v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, i * L, groups.leaves, L, True)
+                node = flat(v)
+                mine = parked_sets + gl.arange(0, size, node.type.layout)
+                level = 0
+                n = i
+                while n % 2 == 1:
+                    node = gl.load(mine + level * size) + node
+                    level += 1
+                    n = n // 2
+                if i + 1 < groups.sets:
+                    gl.store(mine + level * size, node)
+                else:  # a count that is no power of two leaves finished subtrees on the left: add them from the right
+                    up = level + 1
+                    while (groups.sets >> up) > 0:
+                        if (groups.sets >> up) % 2 == 1:
+                            node = gl.load(mine + up * size) + node
+                        up += 1
+                v = tile_of(node, BN, ACC)
+        else:
+            v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, 0, groups.leaves, L, True)
+        inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
+        at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
+        if EXPERTS:
+            at += expert.to(gl.int64) * M * N
+        gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+
+
+@gluon.jit(do_not_specialize=["M", "leaves", "sets", "levels", "experts"])
+def grouped_kernel(
+    ad,
+    bd,
+    a_tails,
+    b_tails,
+    y,
+    scratch,
+    pace,
+    M,
+    N,
+    bounds,
+    leaves,
+    sets,
+    levels,
+    experts,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    GROUP: gl.constexpr,
+    L: gl.constexpr,
+    MORE: gl.constexpr,
+    EVERY: gl.constexpr,
+    EXPERTS: gl.constexpr,
+):
+    groups = Groups(bounds, leaves, sets, levels, experts)
+    ring = allocate(ad, bd, BN, STAGES, True, True)
+    park0 = park(ring, L)
+    park1 = park(ring, L)
+    gl.warp_specialize(
+        [
+            (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE, EXPERTS)),
+            (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE, EXPERTS)),
+            (producer, (ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP, L, EVERY, EXPERTS)),
+            (idle, ()),
+            (idle, ()),
+            (idle, ()),
+        ],
+        [4, 1, 1, 1, 1],
+        [240, 24, 24, 24, 24],
+    )
+
+
+def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
+    """Room for a stage of each leaf, as TMA reads it."""
+    width = t.shape[1]
+    room = t.new_empty(leaves * BK, cdiv(width, 8) * 8)
+    return room if width % 8 == 0 else room[:, :width]
+
+
+def launch(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bounds: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    BN: int | None = None,
+    group: int = 8,
+    most: int = 8,
+    depth: int | None = None,
+    blocks: int | None = None,
+    period: int = PERIOD,
+) -> None:
+    """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once); or bounds
+    [experts, leaves + 1] -> y [experts * M, N]."""
+    M, N = a.shape[1], b.shape[1]
+    rows = cdiv(M, 128)
+    experts, leaves = (bounds.shape[0] if bounds.dim() == 2 else 1), bounds.shape[-1] - 1
+    # Of one leaf no node waits: registers for a wider tile
+    BN = BN or (256 if leaves == 1 and experts * M * N >= WIDE else 128)
+    card = card_of(a.device)
+    grid = (min(blocks or card.multiprocessors, experts * rows * cdiv(N, BN)),)
+    L = min(most, next_power_of_2(leaves))
+    sets = cdiv(leaves, L)
+    levels = sets.bit_length()
+    scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
+    a_tails, b_tails = _tails(a, experts * leaves), _tails(b, experts * leaves)
+    strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
+    blocks_of = (experts * leaves, rows + cdiv(N, 128))
+    run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, leaves, M, N, *strides, BK, 128, num_warps=4)
+    run(
+        grouped_kernel,
+        grid,
+        descriptor(a, 64, True),
+        descriptor(b, BN, True),
+        descriptor(a_tails, 64, True),
+        descriptor(b_tails, BN, True),
+        y,
+        scratch,
+        counters(a.device, 2),
+        M,
+        N,
+        bounds,
+        leaves,
+        sets,
+        levels,
+        experts,
+        BN,
+        depth or min(6, stages(card.shared_memory, L, BN, False)),
+        group,
+        L,
+        sets > 1,
+        period,
+        bounds.dim() == 2,
+        num_warps=4,
+    )

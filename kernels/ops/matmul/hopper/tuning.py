@@ -1,0 +1,99 @@
+"""Tuning tables of the matmul on Hopper, measured on one H100. They choose speed, never bits;
+tests/kernels/gpu/test_matmul.py proves every entry equal to the reference order."""
+
+from typing import NamedTuple
+
+
+class FewRows(NamedTuple):
+    """A plan of portable/few_rows.py."""
+
+    BN: int
+    BK: int
+    split: int
+    warps: int
+    stages: int
+
+
+class Stream(NamedTuple):
+    """A plan of weight_stream.py."""
+
+    BN: int
+    split: int
+    rows: int = 128
+    tail: int = 1
+
+
+class ManyRows(NamedTuple):
+    """many_rows.py, which has nothing to choose, for more than `above` rows; for fewer `below`."""
+
+    above: int
+    below: Stream
+
+
+TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
+    (16, 768, 4096, 8): FewRows(16, 128, 8, 2, 4),  # 1.32
+    (16, 1536, 4096, 8): FewRows(32, 128, 8, 4, 4),  # 1.18
+    (16, 3072, 4096, 8): FewRows(64, 128, 8, 4, 3),  # 1.11
+    (16, 4096, 512, 1): FewRows(64, 128, 1, 4, 4),  # 1.14
+    (16, 4096, 1024, 2): FewRows(64, 128, 2, 4, 4),  # 0.96
+    (16, 4096, 1536, 1): FewRows(64, 128, 1, 4, 4),  # 1.01
+    (16, 4096, 2048, 4): FewRows(64, 128, 4, 4, 4),  # 0.95
+    (16, 4096, 3072, 2): FewRows(64, 128, 2, 4, 4),  # 1.01
+    (16, 4096, 4096, 8): Stream(16, 1, 64),  # 1.09
+    (16, 4096, 6144, 4): FewRows(128, 128, 4, 8, 3),  # 1.06
+    (16, 4096, 12288, 8): FewRows(64, 128, 4, 4, 4),  # 1.05
+    (16, 6144, 4096, 8): Stream(16, 1, 64),  # 1.00
+    (16, 12288, 4096, 8): Stream(16, 1, 64),
+    (16, 24576, 4096, 8): Stream(16, 1, 64),  # 1.04
+    (16, 151936, 4096, 8): Stream(16, 1, 64),  # 1.10
+    (32, 4096, 4096, 8): Stream(32, 1, 64),  # 0.97
+    (32, 4096, 12288, 8): Stream(32, 1, 64),  # 1.04
+    (32, 6144, 4096, 8): Stream(32, 1, 64),  # 1.02
+    (32, 24576, 4096, 8): Stream(32, 1, 64),  # 1.03
+    (64, 4096, 512, 1): FewRows(64, 128, 1, 4, 4),  # 0.96
+    (64, 4096, 1536, 1): FewRows(64, 128, 1, 4, 4),  # 0.91
+    (64, 4096, 4096, 8): Stream(64, 1, 64),  # 0.96
+    (64, 4096, 12288, 8): Stream(64, 1, 64),  # 1.05
+    (64, 6144, 4096, 8): Stream(64, 1, 64),  # 0.94
+    (64, 24576, 4096, 8): Stream(64, 1, 64),  # 1.01
+    (64, 151936, 4096, 8): Stream(64, 1, 64),  # 1.02
+    (128, 4096, 4096, 8): Stream(64, 1, 64),  # 0.96
+    (128, 4096, 12288, 8): Stream(64, 1, 64),  # 0.98
+    (128, 6144, 4096, 8): Stream(64, 1, 128),  # 0.92
+    (128, 24576, 4096, 8): Stream(64, 1, 64),  # 1.01
+    (256, 4096, 4096, 8): Stream(64, 1, 128),  # 1.01
+    (256, 4096, 12288, 8): Stream(64, 1, 128),  # 1.09
+    (256, 6144, 4096, 8): ManyRows(192, Stream(64, 1, 128, 2)),  # 0.85 of 256 rows; streamed 0.79
+    (256, 24576, 4096, 8): ManyRows(192, Stream(64, 1, 128)),  # 0.92 of 256 rows; streamed 0.88
+}
+"""(rows padded to a power of two, N, K, leaves) -> plan, with cuBLAS time / its time (at 16 rows: the mean of M = 1 and 16)."""
+
+
+def padded_rows(M: int) -> int:
+    """Rounds a number of rows up to a key of TABLE."""
+    return max(16, 1 << (M - 1).bit_length())
+
+
+def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
+    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
+    if M > 64:
+        return FewRows(128, 64, min(leaves, 8), 8, 3)
+    if leaves == 1:
+        BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
+        return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
+    split = min(leaves, 4)
+    return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
+
+
+def stream_plan(M: int, N: int, multiprocessors: int) -> Stream:
+    """Chooses a plan for a shape that TABLE does not have: no split (parking costs more than an idle block) but of a last wave that
+    is less than half full; tokens by 64 at most; rows of a tile for the fewest idle blocks."""
+    BN = min(64, padded_rows(M))
+
+    def waste(rows: int) -> float:
+        items = -(-N // rows) * -(-M // BN)
+        return -(-items // multiprocessors) * multiprocessors / items * (1.0 if rows == 128 else 1.1)
+
+    rows = min((128, 64), key=waste)
+    items = -(-N // rows) * -(-M // BN)
+    return Stream(BN, 1, rows, 2 if M > 128 and multiprocessors < items <= 1.5 * multiprocessors else 1)

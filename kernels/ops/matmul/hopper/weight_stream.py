@@ -1,0 +1,278 @@
+"""Few rows to some hundred (decoding, small prefills): y = x w^T on the tree, bound by the bytes of w.
+
+The ring of ring.py with the operands swapped: a stage is 64 or 128 rows of w (one warpgroup for each 64) by 64, and
+BN tokens by 64; a block runs through its items without letting the ring drain. An item is a tile, or, of the tiles from
+`whole` on, one subtree of its leaves (1 / SPLIT of them), merged in registers: so the last wave of tiles can be shared by
+all blocks. Subtree roots are parked in global memory; the warpgroup that arrives last at a tile adds them in tree order,
+whatever the order of arrival was. It loads a chunk of all of them before it adds the first: one wait, not one for each.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from kernels.gpu.card import card_of
+from kernels.gpu.dialect import thread_barrier
+from kernels.gpu.hopper.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
+from kernels.gpu.launch import cdiv
+from kernels.gpu.launch import launch as run
+from kernels.gpu.workspace import counters
+
+
+class Items(NamedTuple):
+    """An item is a tile of y^T [N, M], or of those from `whole` on one of SPLIT parts of its leaves."""
+
+    count: Any
+    whole: Any
+    columns: Any  # tiles of tokens
+    M: Any
+    N: Any
+    extent: Any  # of a leaf
+
+
+@gluon.jit
+def place(item, items, SPLIT: gl.constexpr):
+    """(tile, part or -1)"""
+    past = item - items.whole
+    return gl.where(past < 0, item, items.whole + past // SPLIT), gl.where(past < 0, -1, past % SPLIT)
+
+
+@gluon.jit
+def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr):
+    stage = 0
+    phase = 1
+    for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
+        tile, part = place(item, items, SPLIT)
+        n0 = tile // items.columns * (64 * HALVES)
+        m0 = tile % items.columns * ring.BN
+        first = gl.maximum(part, 0) * (LEAVES // SPLIT)
+        for j in range(gl.where(part < 0, LEAVES, LEAVES // SPLIT)):
+            k = (first + j) * items.extent
+            stage, phase = fill(ring, wd, xd, n0, m0, k, k, items.extent, stage, phase, HALVES)
+
+
+@gluon.jit
+def merged(ring, w, stage, phase, extent, LEAVES: gl.constexpr):
+    """The root of LEAVES leaves."""
+    for j in gl.static_range(LEAVES):
+        v, stage, phase = leaf(ring, w, stage, phase, extent)
+        if j % 2 == 0:
+            level0 = v
+        else:
+            v = level0 + v
+            if j % 4 == 1:
+                level1 = v
+            else:
+                v = level1 + v
+                if j == 3:
+                    level2 = v
+                else:
+                    v = level2 + v
+    return v, stage, phase
+
+
+@gluon.jit
+def whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES: gl.constexpr):
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
+    v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES)
+    n = n0 + gl.arange(0, 64, gl.SliceLayout(1, ACC))
+    m = m0 + gl.arange(0, BN, gl.SliceLayout(0, ACC))
+    to = gl.expand_dims(m.to(gl.int64) * items.N, 0) + gl.expand_dims(n, 1)
+    inside = gl.expand_dims(m < items.M, 0) & gl.expand_dims(n < items.N, 1)
+    gl.store(y + to, v.to(y.dtype.element_ty), mask=inside)
+    return stage, phase
+
+
+@gluon.jit
+def part_of_tile(
+    ring, w, y, nodes, counter, items, n0, m0, part, stage, phase, LEAVES: gl.constexpr, SPLIT: gl.constexpr
+):
+    """Parks the root of a part in nodes [SPLIT, BN, 64]. The last to arrive adds them all."""
+    BN: gl.constexpr = ring.BN
+    ACC: gl.constexpr = accumulator(BN)
+    v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES // SPLIT)
+    step: gl.constexpr = BN * 64
+    n = gl.arange(0, 64, gl.SliceLayout(1, ACC))
+    m = gl.arange(0, BN, gl.SliceLayout(0, ACC))
+    gl.store(nodes + part * step + gl.expand_dims(m * 64, 0) + gl.expand_dims(n, 1), v, cache_modifier=".cg")
+    thread_barrier()
+    if gl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
+        thread_barrier()
+        FLAT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+        CHUNK: gl.constexpr = BN if BN * SPLIT <= 128 else (128 // SPLIT)
+        cm = gl.arange(0, CHUNK, gl.SliceLayout(1, FLAT))
+        cn = gl.arange(0, 64, gl.SliceLayout(0, FLAT))
+        for c in gl.static_range(BN // CHUNK):
+            at = nodes + gl.expand_dims((c * CHUNK + cm) * 64, 1) + gl.expand_dims(cn, 0)
+            r0 = gl.load(at, cache_modifier=".cg")
+            r1 = gl.load(at + step, cache_modifier=".cg")
+            if SPLIT >= 4:
+                r2 = gl.load(at + 2 * step, cache_modifier=".cg")
+                r3 = gl.load(at + 3 * step, cache_modifier=".cg")
+            if SPLIT == 8:
+                r4 = gl.load(at + 4 * step, cache_modifier=".cg")
+                r5 = gl.load(at + 5 * step, cache_modifier=".cg")
+                r6 = gl.load(at + 6 * step, cache_modifier=".cg")
+                r7 = gl.load(at + 7 * step, cache_modifier=".cg")
+            root = r0 + r1
+            if SPLIT >= 4:
+                root = root + (r2 + r3)
+            if SPLIT == 8:
+                root = root + ((r4 + r5) + (r6 + r7))
+            to = gl.expand_dims((m0 + c * CHUNK + cm).to(gl.int64) * items.N, 1) + gl.expand_dims(n0 + cn, 0)
+            inside = gl.expand_dims(m0 + c * CHUNK + cm < items.M, 1) & gl.expand_dims(n0 + cn < items.N, 0)
+            gl.store(y + to, root.to(y.dtype.element_ty), mask=inside)
+        gl.store(counter, 0)
+    return stage, phase
+
+
+@gluon.jit
+def consumer(
+    ring,
+    w,
+    y,
+    nodes,
+    arrived,
+    items,
+    ROW: gl.constexpr,
+    LEAVES: gl.constexpr,
+    SPLIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    HALVES: gl.constexpr,
+):
+    """One warpgroup: 64 rows of w, ROW .. ROW + 63 of the tile. WHOLE: some tiles are."""
+    stage = 0
+    phase = 0
+    for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
+        tile, part = place(item, items, SPLIT)
+        n0 = tile // items.columns * (64 * HALVES) + ROW
+        m0 = tile % items.columns * ring.BN
+        spot = (tile - items.whole) * HALVES + ROW // 64
+        mine = nodes + spot.to(gl.int64) * (SPLIT * 64 * ring.BN)
+        if SPLIT == 1:
+            stage, phase = whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES)
+        elif not WHOLE:
+            stage, phase = part_of_tile(
+                ring, w, y, mine, arrived + spot, items, n0, m0, part, stage, phase, LEAVES, SPLIT
+            )
+        elif part < 0:
+            stage, phase = whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES)
+        else:
+            stage, phase = part_of_tile(
+                ring, w, y, mine, arrived + spot, items, n0, m0, part, stage, phase, LEAVES, SPLIT
+            )
+
+
+@gluon.jit(do_not_specialize=["M", "columns", "items", "whole"])
+def stream_kernel(
+    wd,
+    xd,
+    y,
+    nodes,
+    arrived,
+    M,
+    N,
+    items,
+    whole,
+    columns,
+    extent,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    LEAVES: gl.constexpr,
+    SPLIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    HALVES: gl.constexpr,
+):
+    ring = allocate(wd, xd, BN, STAGES, False, False, HALVES)
+    todo = Items(items, whole, columns, M, N, extent)
+    if HALVES == 2:
+        gl.warp_specialize(
+            [
+                (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, WHOLE, 2)),
+                (consumer, (ring, ring.a1, y, nodes, arrived, todo, 64, LEAVES, SPLIT, WHOLE, 2)),
+                (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 2)),
+                (idle, ()),
+                (idle, ()),
+                (idle, ()),
+            ],
+            [4, 1, 1, 1, 1],
+            [240, 24, 24, 24, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, WHOLE, 1)),
+                (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 1)),
+                (idle, ()),
+                (idle, ()),
+                (idle, ()),
+            ],
+            [1, 1, 1, 1],
+            [24, 24, 24, 24],
+        )
+
+
+def least_split(leaves: int, BN: int) -> int:
+    """Leaves of an item are merged in registers: 3 levels of 64 x 64, 1 of 64 x 128, none of 64 x 256."""
+    return max(1, leaves // {16: 8, 32: 8, 64: 8, 128: 2, 256: 1}[BN])
+
+
+def contract(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    leaves: int,
+    out_dtype: torch.dtype,
+    *,
+    BN: int,
+    split: int,
+    rows: int = 128,
+    tail: int = 1,
+    blocks: int | None = None,
+) -> torch.Tensor:
+    """x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64.
+
+    Every tile goes to `split` blocks, or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
+    (M, K), N = x.shape, w.shape[0]
+    card = card_of(x.device)
+    blocks = blocks or card.multiprocessors
+    y = x.new_empty(M, N, dtype=out_dtype)
+    split = max(min(split, leaves), least_split(leaves, BN))
+    columns = cdiv(M, BN)
+    halves = rows // 64
+    tiles = cdiv(N, rows) * columns
+    whole = 0
+    if split == 1:
+        split = min(tail, leaves)
+        whole = tiles if split == 1 else tiles // blocks * blocks
+    rest = tiles - whole
+    items = whole + rest * split
+    nodes = x.new_empty(rest * rows * split * BN if split > 1 else 1, dtype=torch.float32)
+    arrived = counters(x.device, rest * halves)
+    grid = (min(blocks, items),)
+    stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * BK * 2))
+    run(
+        stream_kernel,
+        grid,
+        descriptor(w, 64),
+        descriptor(x, BN),
+        y,
+        nodes,
+        arrived,
+        M,
+        N,
+        items,
+        whole,
+        columns,
+        K // leaves,
+        BN,
+        stages,
+        leaves,
+        split,
+        whole > 0,
+        halves,
+        num_warps=4,
+    )
+    return y

@@ -1,0 +1,120 @@
+"""Weights in the safetensors files of a Hugging Face model directory: found, read whole or by rows, and written."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from kernels.model import ConfigError, ModelConfig, Parameter, saved
+from kernels.weights.beside import Beside, Contract
+from kernels.weights.stored import INDEX, SINGLE, stored_tensors
+from kernels.weights.tensor_file import write_tensors
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
+    """Finds the safetensors file of every tensor that `config` asks for. ConfigError: a file that cannot be read, a tensor that is
+    missing, has another shape or is quantized, or one inside a layer that no parameter reads. Reads headers only."""
+    stored = stored_tensors(Path(directory))
+    for parameter in saved(config):
+        columns = (parameter.columns,) if parameter.columns else ()
+        for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
+            if name not in stored:
+                raise ConfigError(f"{directory} has no tensor {name}, which the config asks for")
+            tensor = stored[name]
+            if tensor.shape != (rows, *columns):
+                raise ConfigError(f"{tensor.path}: {name} is {tensor.shape}, the config says {(rows, *columns)}")
+            if tensor.dtype not in _FLOATS:
+                raise ConfigError(f"{tensor.path}: {name} is {tensor.dtype}; taken are {', '.join(_FLOATS)}")
+    where = {name: tensor.path for name, tensor in stored.items()}
+    _check_unread(config, where)
+    return where
+
+
+def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
+    """Refuses a bias or a norm inside a layer of the config: it would change its numbers; other heads and further layers would not."""
+    read = {name for parameter in saved(config) for name in parameter.hf_names}
+    layer = re.compile(r"model\.layers\.(\d{1,9})\.(?!.*\.inv_freq$)")
+    for name in sorted(where.keys() - read):
+        if (match := layer.match(name)) and int(match[1]) < config.layers:
+            raise ConfigError(f"{where[name]} holds {name}, which a {config.model_type} of this config has no use for")
+
+
+def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time."""
+    where = find(config, directory)
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(where[name], "pt") as file:
+            return file.get_tensor(name)
+
+    for parameter in saved(config):
+        yield parameter, parameter.pad(torch.cat([read(name) for name in parameter.hf_names]))
+
+
+def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
+    """Reads rows start .. stop of `parameter`, from the files that `find` found, and no others: nothing is whole in memory."""
+    pieces, first = [], 0
+    for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
+        a, b = max(start, first) - first, min(stop, first + rows) - first
+        if a < b:
+            with safe_open(where[name], "pt") as file:
+                pieces.append(file.get_slice(name)[a:b])
+        first += rows
+    if stop > first:
+        pieces.append(torch.zeros(stop - max(start, first), *parameter.shape[1:]))
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cuts a whole parameter into its Hugging Face tensors, by name, without padding."""
+    stored = whole[: sum(parameter.stored)].split(parameter.stored)
+    return {n: t.contiguous() for n, t in zip(parameter.hf_names, stored, strict=True)}
+
+
+def save(
+    config: ModelConfig,
+    whole: Iterable[tuple[Parameter, torch.Tensor]],
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    file_bytes: int = 5 * 10**9,
+    beside: Beside | None = None,
+) -> None:
+    """Writes a Hugging Face model directory that `transformers` loads: model.safetensors or, where that would exceed `file_bytes`,
+    numbered files and their index, and what stands beside them: config.json with the contract, and what is said of tokens.
+
+    `whole`: every parameter, in the order of `saved`, one in memory at a time; rounded to `dtype` (None: that of the
+    first). `beside` (None: nothing is known of tokens, and the contract is that of `dtype`).
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    arriving = iter(whole)
+    first = next(arriving)
+    dtype = dtype or first[1].dtype
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    size = 0
+    for parameter in saved(config):
+        for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
+            shape = (rows, *parameter.shape[1:])
+            size += prod(shape) * dtype.itemsize
+            if size > file_bytes and files[-1]:
+                files.append({})
+                size = prod(shape) * dtype.itemsize
+            files[-1][name] = shape
+    tensors = (item for p, tensor in chain([first], arriving) for item in to_hf(p, tensor.to(dtype)).items())
+    count, where = len(files), {}
+    for i, shapes in enumerate(files, 1):
+        name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
+        write_tensors(directory / name, shapes, dtype, islice(tensors, len(shapes)))
+        where |= dict.fromkeys(shapes, name)
+    if count > 1:
+        total = sum(prod(shape) for shapes in files for shape in shapes.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (beside or Beside(Contract.of(config, dtype))).write(config, dtype, directory)

@@ -1,0 +1,104 @@
+"""A Hugging Face model directory as both sides read it: its shape, its contract, its tensors, and what it says of tokens."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kernels.model.config import ModelConfig
+from kernels.model.fields import TOKENS, ConfigError, shown
+from kernels.weights.beside import DTYPES, LEAVES, Contract, read_json
+from kernels.weights.files import find
+from kernels.weights.stored import check_tied, passed_over
+
+GENERATION = "generation_config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""A directory with a tokenizer has one of these."""
+_TOKEN_FILES = (
+    *(*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"),
+    *("chat_template.jinja", "chat_template.json", GENERATION),
+)
+
+
+class ModelFolder:
+    """Reads config.json at once, and the rest when it is asked for. Every method raises ConfigError for what it cannot use."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.fields: dict[str, Any] = read_json(self.path / "config.json")
+        self.contract = Contract.read(self.fields, self.path / "config.json")
+
+    def asked(self, leaves: int | None, dtype: str | None, otherwise: str | None = None) -> Contract:
+        """The contract to compute by: as asked for, else the model's own, else LEAVES and `otherwise` (None: the dtype of its
+        tensors)."""
+        own = self.contract
+        stored = self.fields.get("dtype") or self.fields.get("torch_dtype") or "float32"
+        name = dtype or (own.dtype if own else otherwise or str(stored).removeprefix("torch."))
+        if name not in DTYPES:
+            raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)} (dtype=NAME chooses)")
+        return Contract(leaves or (own.leaves if own else LEAVES), name)
+
+    def remarks(self, contract: Contract, leaves: str = "leaves", dtype: str = "dtype") -> list[str]:
+        """Lines that whoever loads the model is to be told: where `contract` is not its own, and which file is passed over.
+        `leaves`, `dtype`: what the user calls the two."""
+        other = self.contract.departures(contract, leaves, dtype) if self.contract else []
+        return [*(f"{self.path}: {line}" for line in other), *filter(None, [passed_over(self.path)])]
+
+    def model(self, leaves: int | None = None) -> ModelConfig:
+        """Its shape; `leaves` as of `asked`."""
+        path = self.path / "config.json"
+        number = leaves or (self.contract.leaves if self.contract else LEAVES)
+        return ModelConfig.from_hf(self.fields, number, lambda field, value: f"{path}: {field} is {value}; it")
+
+    def tensors(self, config: ModelConfig) -> dict[str, Path]:
+        """The file of each tensor that `config` asks for."""
+        where = find(config, self.path)
+        check_tied(config, where)
+        return where
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json; empty where there is none."""
+        path = self.path / GENERATION
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end a text by generation_config.json, in its order, then by config.json. A tokenizer may name another."""
+        said = end_ids(self.generation, self.path / GENERATION) + end_ids(self.fields, self.path / "config.json")
+        return tuple(dict.fromkeys(said))
+
+    @property
+    def token_fields(self) -> dict[str, Any]:
+        """Fields of config.json that say something of tokens."""
+        return {name: self.fields[name] for name in TOKENS if name in self.fields}
+
+    def token_files(self) -> dict[str, bytes]:
+        """The other files that do, as they are, by path."""
+        templates = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
+        paths = [p for p in (*(self.path / name for name in _TOKEN_FILES), *templates) if p.exists()]
+        return {p.relative_to(self.path).as_posix(): _content(p) for p in paths}
+
+
+def _content(path: Path) -> bytes:
+    """Of a file that can be what its name says."""
+    if path.suffix == ".json":
+        read_json(path)
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path} is no file")
+        content = path.read_bytes()
+        if path.suffix in (".jinja", ".txt"):
+            content.decode("utf-8")
+        return content
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def end_ids(fields: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """What `eos_token_id` of the file `path` says; ConfigError where it is no id."""
+    value = fields.get("eos_token_id")
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in found):
+        raise ConfigError(f"{path}: eos_token_id is {shown(value)}; it must be an id, or a list of some")
+    return tuple(i for i in found if i >= 0)  # -1 is how some say that there is none

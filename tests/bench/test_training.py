@@ -1,0 +1,43 @@
+"""The benchmark on a GPU, without one: what it counts, how it compares, what it refuses."""
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from kernels.bench.training import BODY, HEAD, QWEN3_8B, STEP, table, table_rows
+from trainer import bench
+
+
+def test_work_is_counted_by_hand() -> None:
+    body, head, step = table_rows(QWEN3_8B, ["4x2048"])
+    layer = 4096 * (6144 + 4096 + 24576 + 12288) + 2 * 4096 + 2 * 128  # q, k, v; o; gate, up; down; norms
+    attention = 6 * 3 * 4 * 4096 * 1024 * 8192  # layers, backward too, operations, width, keys in the mean, tokens
+    assert body.work == 6 * (6 * layer + 4096) * 8192 + attention
+    assert head.work == step.work == body.work + 6 * 151936 * 4096 * 8192
+    assert (body.part, head.part, step.part) == (BODY, HEAD, STEP)
+
+
+def test_ratios_are_of_times() -> None:
+    (row, *rest) = rows = table_rows(QWEN3_8B, ["1x64"])
+    row.milliseconds |= {"exact": 2.0, "fast": 1.6, "transformers": 3.0}
+    row.peak_bytes |= {"exact": 3 << 30, "transformers": 5 << 29}
+    assert row.ratio("transformers", "exact") == 1.5 and row.ratio("exact", "fast") == 1.25
+    assert rest[0].ratio("exact", "fast") is None
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table(rows, 700.0))
+    text = console.export_text()
+    assert all(word in text for word in ("transformers / exact", "1.500", "exact / fast", "1.250", "3.0", "2.5"))
+    assert "compiled" not in text
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--fast"], ["--compiled"]])
+def test_what_it_cannot_do_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trainer.bench", *arguments])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main()
+    assert "error: --" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""The evaluation judges by the run's own reward, and says so."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rl.compose import check
+from rl.data import Source, open_source
+from rl.evaluate import Evaluation, evaluate
+from rl.rewards.reward import Reward, open_reward
+from rollout.sampling import Completion, Request
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return open_source(check(["data.problems=300"])[0])
+
+
+def answers(
+    source: Source, texts: list[str], reward: Reward, capsys: pytest.CaptureFixture[str]
+) -> tuple[Evaluation, str]:
+    """What is found where the engines answer the held-out problems with `texts`."""
+    config = check([f"eval.problems={len(texts)}", "eval.temperature=0.5"])[0]
+    ids = [source.tokenizer.encode(t, add_special_tokens=False) for t in texts]
+
+    def generate(requests: list[Request]) -> list[Completion]:
+        assert [r.prompt_ids for r in requests] == [p.prompt_ids for p in source.held_out[: len(texts)]]
+        return [Completion(r.id, ids[r.id], (0.0,) * len(ids[r.id]), "stop", 0) for r in requests]
+
+    rollout: Any = SimpleNamespace(generate=generate)
+    cards: Any = SimpleNamespace(to_rollout=lambda: None)
+    return evaluate(config, source, reward, rollout, cards, Console()), capsys.readouterr().out
+
+
+def test_by_the_datas_verifier(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+    right = [p.answer for p in source.held_out[:3]]
+    found, line = answers(source, [*right, "99999"], open_reward(None, source), capsys)
+    assert found.accuracy == 0.75 and found.metrics()["eval/accuracy"] == 0.75
+    assert line.startswith("held-out accuracy 0.750 (3 of 4 earn 1, mean reward 0.7")
+    assert "by the verifier of chain_sum; temperature 0.5)" in line
+
+
+def test_by_the_users_reward(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+    found, line = answers(source, ["", "1", "12", "123"], open_reward("tests.rl.command:length", source), capsys)
+    assert found == Evaluation(0.75, 1.5) and found.metrics() == {"eval/accuracy": 0.75, "eval/reward": 1.5}
+    assert "(3 of 4 earn 1, mean reward 1.500, by reward=tests.rl.command:length; temperature 0.5)" in line
