@@ -125,9 +125,12 @@ def test_parameter_count(name: str) -> None:
     config = SHAPES[name]
     H, I, D, family = config.hidden_size, config.intermediate_size, config.head_dim, config.family
     qkv = (config.heads + 2 * config.kv_heads) * D
-    layer = qkv * (H + family.qkv_bias) + config.heads * D * H + 3 * I * H + 2 * H + 2 * D * family.qk_norm
+    layer = qkv * (H + family.qkv_bias) + config.heads * D * H + 2 * H + 2 * D * family.qk_norm
     tables = (1 if config.tied else 2) * config.vocab_size * H
-    assert costs.parameter_count(config) == config.layers * layer + tables + H
+    sparse, own = sum(map(config.sparse, range(config.layers))), config.experts
+    mixture = own.count * (1 + 3 * own.intermediate_size) * H if own else 0
+    mlps = sparse * mixture + (config.layers - sparse) * 3 * I * H
+    assert costs.parameter_count(config) == config.layers * layer + mlps + tables + H
 
 
 # fields that are not understood -------------------------------------------------------------------------------------------
