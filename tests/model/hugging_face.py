@@ -31,7 +31,9 @@ def _stacked(config: ModelConfig, state: dict[str, torch.Tensor]) -> dict[str, t
     out = {n: t for n, t in state.items() if ".experts." not in n}
     for layer in filter(config.sparse, range(config.layers)):
         at = f"model.layers.{layer}.mlp.experts"
-        of = {x: [state[f"{at}.{e}.{x}_proj.weight"] for e in range(config.experts.count)] for x in ("gate", "up", "down")}
+        of = {
+            x: [state[f"{at}.{e}.{x}_proj.weight"] for e in range(config.experts.count)] for x in ("gate", "up", "down")
+        }
         out[f"{at}.gate_up_proj"] = torch.cat([torch.stack(of["gate"]), torch.stack(of["up"])], 1)
         out[f"{at}.down_proj"] = torch.stack(of["down"])
     return out

@@ -42,6 +42,8 @@ class Costs:
     kept: int = 0  # elements that the backward pass reads
     cheap: int = 0  # elements that it reads too, and that `Recompute` may forget
     working: int = 0  # elements that are alive at once inside, beside the residual stream
+    cut: bool = True  # ranks divide `working` among them; else one rank may get all of it
+    spare: int = 0  # for so many tokens more at most (rows that fill up the tiles of experts)
     experts: tuple[int, int, int] = (0, 0, 0)  # how many there are, how many a token passes, parameters of each
 
 

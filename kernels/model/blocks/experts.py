@@ -18,7 +18,7 @@ from kernels.model.experts import Experts
 from kernels.model.parameter import Parameter
 from kernels.ops import combine, dispatch, gather, route, route_and_dispatch, swiglu
 from kernels.ops.dispatch import Slots
-from kernels.ops.experts import STRIPE
+from kernels.ops.experts import STRIPE, TILE
 
 
 def _experts(config: ModelConfig) -> Experts:
@@ -52,6 +52,8 @@ def costs(config: ModelConfig) -> Costs:
         + k * H,  # the residual stream, its norm; of every choice gate and up, and the expert's output
         cheap=k * (H + I),  # of every choice the expert's input, and the product of gate and up
         working=k * (3 * I + 2 * H),
+        cut=False,  # every token may choose the experts of one rank
+        spare=E * (TILE - 1) // k,
     )
 
 

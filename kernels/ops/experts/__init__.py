@@ -8,6 +8,9 @@ from kernels.ops.dispatch import Slots
 STRIPE = 8
 """Rows of a fused [gate; up] matrix stand in turns of so many, gate first: a thread of a tensor core's tile then holds both."""
 
+TILE = 128
+"""Rows that an expert's are padded to, at most: a tile of the largest kernel."""
+
 
 def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """y[s, n] = sum_k x[s, k] w[e N + n, k], e the expert of row s: one chain in ascending k (one leaf: no rank ever holds a

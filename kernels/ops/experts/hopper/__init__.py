@@ -6,7 +6,7 @@ from kernels.device import UnsupportedError
 from kernels.gpu.hopper.ring import BK, reachable
 from kernels.ops.dispatch import Slots
 from kernels.ops.dispatch.portable import gather
-from kernels.ops.experts import STRIPE
+from kernels.ops.experts import STRIPE, TILE
 from kernels.ops.experts.hopper import gradient, many_rows
 from kernels.ops.experts.portable import few_rows
 from kernels.ops.swiglu.portable import forward as swiglu
@@ -14,7 +14,7 @@ from kernels.ops.swiglu.portable import forward as swiglu
 
 def align_of(tokens: int) -> int:
     """Rows that an expert's are padded to: a block's, about as many as an expert has where each token has one in sixteen."""
-    return 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 768 else many_rows.ROWS
+    return 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 768 else TILE
 
 
 def _check(*tensors: torch.Tensor) -> None:
@@ -24,7 +24,7 @@ def _check(*tensors: torch.Tensor) -> None:
 
 def _many(a: torch.Tensor, b: torch.Tensor, slots: Slots, extent: int, width: int) -> bool:
     fits = extent % BK == 0 and width % 8 == 0 and reachable(a) and reachable(b)
-    return slots.align == many_rows.ROWS and fits
+    return slots.align == TILE and fits
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -16,9 +16,8 @@ from kernels.gpu.hopper.ring import allocate, box_layout, descriptor, fill, idle
 from kernels.gpu.launch import boxes, cdiv
 from kernels.gpu.launch import launch as run
 from kernels.ops.dispatch import Slots
+from kernels.ops.experts import TILE
 from kernels.ops.matmul.hopper.many_rows import store_box
-
-ROWS = 128
 
 
 class Tiles(NamedTuple):
@@ -102,7 +101,7 @@ def matmul(
     BN = BN or (256 if N % 256 == 0 and not b_mn else 128)
     y = a.new_empty(slots.capacity, N)
     columns, card = cdiv(N, BN), card_of(a.device)
-    tiles = slots.capacity // ROWS * columns
+    tiles = slots.capacity // TILE * columns
     run(
         many_experts_kernel,
         (min(card.multiprocessors, tiles),),
