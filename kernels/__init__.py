@@ -11,7 +11,7 @@ OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 15)
 
 
 def _check_torch(found: str) -> str | None:
-    """What is wrong with a version of torch; None if nothing is."""
+    """Returns what is wrong with a version of torch; None if nothing is."""
     if OLDEST_TORCH <= tuple(int(part) for part in found.split(".")[:2]) <= NEWEST_TORCH:
         return None
     least, most = (".".join(map(str, v)) for v in (OLDEST_TORCH, NEWEST_TORCH))

@@ -35,14 +35,14 @@ def _poison(shape: tuple[int, ...] | list[int], like: torch.Tensor) -> torch.Ten
 
 
 def at_offset(t: torch.Tensor, elements: int) -> torch.Tensor:
-    """A contiguous copy that starts `elements` into a buffer of poison."""
+    """Returns a contiguous copy that starts `elements` into a buffer of poison."""
     buffer = _poison([t.numel() + elements + 16], t)
     view = buffer[elements : elements + t.numel()].view(t.shape)
     return view.copy_(t)
 
 
 def inside(t: torch.Tensor) -> torch.Tensor:
-    """A copy that is a window in a larger tensor of poison: no stride is the product of the extents below it. The last
+    """Returns a copy that is a window in a larger tensor of poison: no stride is the product of the extents below it. The last
     is 1, but for a vector's, which is 2."""
     if t.dim() == 1:
         return _poison([t.numel(), 2], t)[:, 1].copy_(t)
@@ -53,7 +53,7 @@ def inside(t: torch.Tensor) -> torch.Tensor:
 
 
 def transposed(t: torch.Tensor) -> torch.Tensor:
-    """A copy whose last dimension is not the fastest."""
+    """Returns a copy whose last dimension is not the fastest."""
     return inside(t) if t.dim() < 2 else inside(t.transpose(-1, -2)).transpose(-1, -2)
 
 
@@ -71,13 +71,14 @@ def threads(count: int) -> Iterator[None]:
 
 
 def of_rows(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
-    """Batch and position: units alone, or in another order and company, against the same units of the whole."""
+    """Claims independence of batch and position: units alone, or in another order and company, against the same units
+    of the whole."""
     part, rows = spec.outputs(spec.take_rows(inputs, index)), spec.rows(inputs, index)
     yield from _pairs(f"units {index.tolist()}", part, tuple(y[rows] for y in spec.outputs(inputs)))
 
 
 def of_neighbours(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
-    """Padding: every other unit is NaN."""
+    """Claims independence of padding: every other unit is NaN."""
     rows, whole, among = spec.rows(inputs, index), spec.outputs(inputs), dict(inputs)
     for name in spec.row_inputs:
         if inputs[name].is_floating_point():
@@ -129,7 +130,7 @@ def of_variants(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Ite
 
 
 def with_master_weights(spec: OpSpec, inputs: Inputs) -> Inputs:
-    """The same op where what a gradient sums over tokens for is float32, so that no call rounds its part of the sum. A
+    """Returns the same op where what a gradient sums over tokens for is float32, so that no call rounds its part of the sum. A
     weight that was bfloat16 moves by less than half an ulp of that: the op must round it back."""
     nudge = 1 + 2.0**-11
     masters = {n: inputs[n].float() * nudge for n in spec.weights if inputs[n].dtype == torch.bfloat16}
@@ -137,7 +138,7 @@ def with_master_weights(spec: OpSpec, inputs: Inputs) -> Inputs:
 
 
 def of_master_weights(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
-    """A float32 weight against bfloat16 activations is rounded first; only its gradient is not."""
+    """Claims that a float32 weight against bfloat16 activations is rounded first; only its gradient is not."""
     master, dy = with_master_weights(spec, inputs), cotangent(spec, inputs)
     yield from _pairs("with master weights", spec.outputs(master), spec.outputs(inputs))
     actual, expected = gradients(spec, master, dy), gradients(spec, inputs, dy)
@@ -148,7 +149,8 @@ def of_master_weights(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
 
 
 def of_groups(spec: OpSpec, inputs: Inputs, chunk: int) -> Iterator[Pair]:
-    """A sum over tokens equals the tree over the sums of its aligned runs of `chunk` groups; `chunk` a power of two."""
+    """Claims that a sum over tokens equals the tree over the sums of its aligned runs of `chunk` groups; `chunk` a
+    power of two."""
     inputs = with_master_weights(spec, inputs)
     at = inputs["groups"].tolist()
     runs = [(g, min(g + chunk, len(at) - 1)) for g in range(0, len(at) - 1, chunk)]
@@ -171,7 +173,7 @@ def _summed(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> tuple[torch.Tenso
 
 
 def cotangent(spec: OpSpec, inputs: Inputs, seed: int = 1) -> torch.Tensor:
-    """A gradient of the output: the same numbers on every device."""
+    """Returns a gradient of the output: the same numbers on every device."""
     y = spec.outputs(inputs)[0]
     return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y.dtype).to(y.device)
 
@@ -183,7 +185,7 @@ def gradients(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> dict[str, torch
 
 
 def outputs_and_gradients(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tuple[torch.Tensor, ...]:
-    """The outputs, and the gradients if the op has any; `lay` lays out the gradient of the output too."""
+    """Returns the outputs, and the gradients if the op has any; `lay` lays out the gradient of the output too."""
     outputs = spec.outputs(inputs)
     if not spec.differentiable:
         return outputs
@@ -192,7 +194,7 @@ def outputs_and_gradients(spec: OpSpec, inputs: Inputs, lay: Any = None) -> tupl
 
 
 def of_row_gradients(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator[Pair]:
-    """A unit's gradients do not depend on the other units, which are left out, or are NaN."""
+    """Claims that a unit's gradients do not depend on the other units, which are left out, or are NaN."""
     names = [name for name in spec.differentiable if name not in spec.weights]
     dy, rows = cotangent(spec, inputs), spec.rows(inputs, index)
     whole, part = gradients(spec, inputs, dy), gradients(spec, spec.take_rows(inputs, index), dy[rows])
@@ -203,7 +205,7 @@ def of_row_gradients(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Itera
 
 
 def of_broadcast_cotangent(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
-    """A gradient with strides of zero, as y.sum().backward() sends it."""
+    """Claims the same of a gradient with strides of zero, as y.sum().backward() sends it."""
     y = spec.outputs(inputs)[0]
     one = torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape)
     actual, expected = gradients(spec, inputs, one), gradients(spec, inputs, one.contiguous())
@@ -215,7 +217,7 @@ def of_broadcast_cotangent(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
 
 
 def quick(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[Pair]:
-    """Every claim of the spec, once."""
+    """Yields every claim of the spec, once."""
     device = next(v.device for v in inputs.values() if isinstance(v, torch.Tensor))
     if "batch" in spec.claims:
         units = spec.units(inputs)

@@ -95,8 +95,9 @@ def same_device(op: str, *tensors: torch.Tensor) -> ModuleType:
 
 
 def gradient_dtype(weight: torch.Tensor) -> torch.dtype:
-    """Returns the dtype of the gradient that an op returns for `weight`: float32 for a float32 master, and for a copy of it that
-    was rounded beforehand and says so (`Tensor.grad_dtype`). Ask in the forward pass: what autograd saved has forgotten it."""
+    """Returns the dtype of the gradient that an op returns for `weight`: float32 for a float32 master, and for a copy
+    of it that was rounded beforehand and says so (`Tensor.grad_dtype`). Ask in the forward pass: what autograd saved
+    has forgotten it."""
     return (weight.grad_dtype or weight.dtype) if weight.is_leaf else weight.dtype
 
 

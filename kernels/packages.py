@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_packages(names: tuple[str, ...]) -> None:
-    """Exit code 2 where one of them is not the folder beside this one."""
+    """Ends with exit code 2 where one of them is not the folder beside this one."""
     for name in names:
         spec = find_spec(name)
         ours = ROOT / name / "__init__.py"

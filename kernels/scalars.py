@@ -66,7 +66,7 @@ def root_of_power(base: float, numerator: int, denominator: int) -> float:
 
 
 def _nearest(n: int, bits: int) -> float:
-    """The float32 nearest to n / 2^bits, ties to even, for a value in float32's normal range."""
+    """Returns the float32 nearest to n / 2^bits, ties to even, for a value in float32's normal range."""
     drop = n.bit_length() - _BITS
     if drop > 0:
         n = (n + (1 << drop - 1) - 1 + (n >> drop & 1)) >> drop

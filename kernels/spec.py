@@ -34,12 +34,12 @@ _PLAIN = ("threads", "alignment", "strides")
 
 
 class SpecError(RuntimeError):
-    """An op without a spec, or a spec that claims what it gives no means to check."""
+    """Names an op without a spec, or a spec that claims what it gives no means to check."""
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """One way to spread an op over ranks: rank r runs `run` on `split(inputs, Shard(r, size))`, and `join` of the
+    """Describes one way to spread an op over ranks: rank r runs `run` on `split(inputs, Shard(r, size))`, and `join` of the
     results in rank order is the unsharded output. `most(inputs)` is a multiple of every size allowed."""
 
     name: str
@@ -50,14 +50,14 @@ class Sharding:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)  # the claim holds in
 
     def sizes(self, inputs: Inputs) -> tuple[int, ...]:
-        """The numbers of shards that are claimed for these inputs, of 1, 2, 4 and 8."""
+        """Returns the numbers of shards that are claimed for these inputs, of 1, 2, 4 and 8."""
         held = {v.dtype for v in inputs.values() if isinstance(v, torch.Tensor) and v.is_floating_point()}
         return tuple(n for n in (1, 2, 4, 8) if self.most(inputs) % n == 0 and held <= {torch.float32, *self.dtypes})
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one forward call. `backward`: the cost of the gradient in forwards."""
+    """Counts one forward call. `backward`: the cost of the gradient in forwards."""
 
     flops: float
     bytes: float
@@ -67,7 +67,7 @@ class Work:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One op, or one gradient of it that has a public function.
+    """Describes one op, or one gradient of it that has a public function.
 
     `space` holds the values a property test may give to each key of a case, every combination of which is valid.
 
@@ -119,7 +119,7 @@ class OpSpec:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The inputs whose gradient sums over tokens."""
+        """Returns the inputs whose gradient sums over tokens."""
         return tuple(name for name in self.group_sums if name != "output")
 
     def label(self, case: Case) -> str:
@@ -129,8 +129,8 @@ class OpSpec:
         return as_tuple(self.run(inputs))
 
     def dtypes_on(self, device: torch.device) -> tuple[torch.dtype, ...]:
-        """float32 and bfloat16 on a CPU; on a GPU bfloat16, and float32 where the op knows nothing else. None where it does not
-        run."""
+        """Returns float32 and bfloat16 on a CPU; on a GPU bfloat16, and float32 where the op knows nothing else. None
+        where it does not run."""
         if device.type not in self.devices:
             return ()
         if device.type == "cpu" or torch.bfloat16 not in self.dtypes:
@@ -144,11 +144,11 @@ class OpSpec:
         return self.row_units(inputs) if self.row_units else int(inputs[self.row_inputs[0]].shape[0])
 
     def rows(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
-        """The rows of units `index` in the row inputs and the outputs."""
+        """Returns the rows of units `index` in the row inputs and the outputs."""
         return self.unit_rows(inputs, index) if self.unit_rows else index
 
     def take_rows(self, inputs: Inputs, index: torch.Tensor) -> Inputs:
-        """The same op on the chosen units, in that order; repeats are allowed. `groups` becomes one group of all."""
+        """Returns the same op on the chosen units, in that order; repeats are allowed. `groups` becomes one group of all."""
         rows = self.rows(inputs, index)
         taken = {k: v[rows] if k in self.row_inputs else v for k, v in inputs.items()}
         if "groups" in inputs:
@@ -158,7 +158,7 @@ class OpSpec:
         return taken
 
     def take_groups(self, inputs: Inputs, first: int, last: int) -> Inputs:
-        """The same op on the rows of groups first .. last."""
+        """Returns the same op on the rows of groups first .. last."""
         groups = inputs["groups"]
         low, high = int(groups[first]), int(groups[last])
         taken = self.take_rows(inputs, torch.arange(low, high, device=groups.device))
@@ -171,7 +171,7 @@ def as_tuple(outputs: Outputs) -> tuple[torch.Tensor, ...]:
 
 
 def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`value` with every tensor of it changed, inside dicts and dataclasses too."""
+    """Returns `value` with every tensor of it changed, inside dicts and dataclasses too."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -194,20 +194,20 @@ def tree_sum(dtype_of: str) -> Callable[[Inputs, list[torch.Tensor]], torch.Tens
 def spread(
     shape: Sequence[int], generator: torch.Generator, device: torch.device, dtype: torch.dtype, octaves: int = 3
 ) -> torch.Tensor:
-    """Normal numbers times 2^-octaves .. 2^octaves, so that a wrong order of a sum shows; the same on every device."""
+    """Draws normal numbers times 2^-octaves .. 2^octaves, so that a wrong order of a sum shows; the same on every device."""
     x = torch.randn(*shape, generator=generator)
     power = torch.randint(-octaves, octaves + 1, tuple(shape), generator=generator)
     return (x * torch.exp2(power.float())).to(dtype).to(device)
 
 
 def offsets(total: int, groups: int, generator: torch.Generator) -> torch.Tensor:
-    """int64 [groups + 1] from 0 to total: uneven groups, some of them empty."""
+    """Returns int64 [groups + 1] from 0 to total: uneven groups, some of them empty."""
     cuts = torch.randint(0, total + 1, (groups - 1,), generator=generator).sort().values
     return torch.cat([torch.tensor([0]), cuts, torch.tensor([total])])
 
 
 def all_specs(folder: Path = _OPS, package: str = "kernels.ops") -> tuple[OpSpec, ...]:
-    """The specs of every op in `folder`; SpecError if an op has none."""
+    """Returns the specs of every op in `folder`; SpecError if an op has none."""
     found: dict[str, OpSpec] = {}
     for op in sorted(path.parent.name for path in folder.glob("*/__init__.py")):
         if not (folder / op / "spec.py").exists():

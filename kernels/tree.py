@@ -11,7 +11,7 @@ the number of leaves is no power of two, the tree is that of the next power of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Node = TypeVar("Node")
 
@@ -22,7 +22,7 @@ KEY_SPLIT = 512
 
 
 class TreeError(ValueError):
-    """An extent, a leaf count and a shard that do not fit together; the message names the numbers."""
+    """Says that an extent, a leaf count and a shard do not fit together; the message names the numbers."""
 
 
 def is_power_of_two(n: int) -> bool:
@@ -31,7 +31,7 @@ def is_power_of_two(n: int) -> bool:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `rank` of `size` equal consecutive parts of a tensor-parallel extent."""
+    """Names part `rank` of `size` equal consecutive parts of a tensor-parallel extent."""
 
     rank: int = 0
     size: int = 1
@@ -41,7 +41,7 @@ class Shard:
             raise TreeError(f"shard {self.rank} of {self.size}: the size must be a power of two and the rank below it")
 
     def part(self, extent: int, what: str = "extent") -> int:
-        """extent / size, or an error that names both."""
+        """Returns extent / size, or an error that names both."""
         if extent % self.size:
             raise TreeError(f"{what} {extent} is not divisible by tensor-parallel size {self.size}")
         return extent // self.size
@@ -64,15 +64,15 @@ def leaf_bounds(extent: int, leaves: int, what: str = "extent") -> list[int]:
 
 
 def fold(nodes: Sequence[Node], add: Callable[[Node, Node], Node]) -> Node:
-    """The root of the tree over `nodes`, as the definition reads: split at the largest power of two below the count."""
+    """Returns the root of the tree over `nodes`, as the definition reads: split at the largest power of two below the count."""
     if len(nodes) == 1:
         return nodes[0]
     half = 1 << (len(nodes) - 1).bit_length() - 1
     return add(fold(nodes[:half], add), fold(nodes[half:], add))
 
 
-class Counter:
-    """`fold` for nodes that arrive one at a time: a binary counter that keeps at most log2(n) + 1 of them.
+class Counter(Generic[Node]):
+    """Folds nodes that arrive one at a time: a binary counter that keeps at most log2(n) + 1 of them.
 
     Used where the nodes are large (gradients of micro-batches). `push` in ascending leaf order, then `root` once. A node may
     be the root of 2^level leaves that begin at a multiple of 2^level: how the leaves are cut into nodes changes no bit.

@@ -13,7 +13,7 @@ from kernels.weights.beside import Beside
 from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
 from rl.errors import RunError
-from rl.log import RunLog
+from rl.run.log import RunLog
 from trainer.checkpoint import BESIDE, complete, folder_name, folders
 from trainer.folder import remove, temporary
 

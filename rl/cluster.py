@@ -185,7 +185,7 @@ class TrainerFleet:
         self.call("onload")
 
     def digest(self) -> str:
-        """`kernels.model.weights.digest` of the weights as they are served."""
+        """`kernels.weights.digest` of the weights as they are served."""
         return self.call("digest")[0]
 
     def snapshot(self, folder: Path) -> int:

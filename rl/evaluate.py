@@ -11,6 +11,7 @@ from rl.data import Source
 from rl.handover import Handover
 from rl.requests import eval_sampling, requests_for
 from rl.rewards.reward import Reward
+from rl.run.screen import Waiting
 from rl.score import score
 
 
@@ -30,8 +31,9 @@ def evaluate(
     problems = source.held_out[: config.eval.problems]
     sampling = eval_sampling(config, source.tokenizer.ends)
     requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
-    cards.to_rollout()
-    completions = rollout.generate(requests)
+    with Waiting(console, f"evaluating on {len(problems):,} held-out problems"):
+        cards.to_rollout()
+        completions = rollout.generate(requests)
     earned = [score(p, [c], source, reward)[0].reward for p, c in zip(problems, completions, strict=True)]
     right, count = sum(r >= 1 for r in earned), len(earned)
     found = Evaluation(right / count, math.fsum(earned) / count)

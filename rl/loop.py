@@ -13,33 +13,34 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from kernels.host.command import warn
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl import align
-from rl.bar import Bar, Waiting
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.config import RunConfig
-from rl.data import TRAIN, ProblemStream, Source, left_out, open_source
+from rl.data import TRAIN, ProblemStream, Source, open_source
 from rl.errors import RunError
 from rl.evaluate import evaluate
 from rl.handover import Handover
 from rl.identity import identity
-from rl.log import RunLog, write_atomic
 from rl.memory import advised
-from rl.metrics import divergence
+from rl.metrics import divergence, profile, worst
 from rl.model import beside, model_config, remarks
 from rl.out_dir import check_out_dir, claim
 from rl.pack import pack
 from rl.plan import Plan, check_machine, make_plan, print_plan
 from rl.publish import publish
-from rl.report import write_report
+from rl.report import reported
 from rl.requests import requests_for, train_sampling
 from rl.resume import check_model, find_start, logged, prepare_logs
 from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
+from rl.run.banner import banner
+from rl.run.files import write_atomic
+from rl.run.log import RunLog
+from rl.run.screen import Bar, Screen, Waiting
 from rl.score import Group, group
 from rl.speed import speeds
 from rl.warm_start import warm_start
@@ -97,7 +98,7 @@ def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
     return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))
 
 
-def run(config: RunConfig, console: Console) -> dict[str, Any]:
+def run(config: RunConfig, console: Screen) -> dict[str, Any]:
     """The whole run; returns its summary. Raises a BAD_INPUT error before anything is started or written, if it can."""
     start = time.perf_counter()
     if config.dry_run and config.model.hf.get("vocab_size") and not config.model.path:
@@ -107,12 +108,12 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
     ready = prepare(config, console)
     source, reward = ready.source, ready.reward
     for line in (*remarks(config, ready.model), *ready.warnings):
-        warn(line)
+        console.warn(line)
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, source)
         return {}
-    if source.left_out:
-        console.print(f"{len(source.train)} problems to train on, {len(source.held_out)} held out{left_out(source)}")
+    for line in banner(config, ready.model, source, reward.name, ready.plan):
+        console.print(line)
     values = config.model_dump(mode="json")
     with contextlib.ExitStack() as stack:
         stack.enter_context(advised(config, ready.plan))
@@ -121,7 +122,8 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             begin = find_start(config, ready.identity, thorough=True)  # nobody else writes there now
         for reason in begin.refused:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
-        rows, completions = logged(begin, out_dir)
+            console.note(f"checkpoint refused: {reason}")
+        logged(begin, out_dir)  # says what is missing of them
         if config.device == "cuda":
             _compile(config, ready.model, console)
         with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):
@@ -129,12 +131,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
         write_atomic(out_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         cards = Handover(rollout, trainer, config.cluster.placement == "colocated")
         positions = prepare_logs(begin, out_dir)
+        stack.enter_context(console.keep(out_dir / "train.log"))
+        stack.enter_context(reported(out_dir))
         log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
+        console.print(f"{'wandb':<13}  {log.wandb_at or 'none'}")
         state = begin.progress
         if begin.checkpoint:
             if trainer.digest() != begin.checkpoint.weights_sha256:
                 raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
-            console.print(f"resumed {begin.checkpoint.folder}", soft_wrap=True)
+            console.print(f"resumed {begin.checkpoint.folder}")
         elif begin.continues:
             console.print("no checkpoint yet: the run starts again")
         start -= state.seconds
@@ -149,7 +154,6 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             metrics |= {"numerics": config.numerics} if contrast else {}
-            rows.append({"step": step, **metrics})
             log.step(step, metrics)
 
         state = warm_start(config, source, trainer, state, checkpoints, record, console)
@@ -173,18 +177,23 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                 requests = requests_for(problems, config.algorithm.group_size, sampling, config.seed, "train", step)
                 cards.to_rollout()
                 now = clock.lap("handover", now)
-                sampled = rollout.generate(requests)
+                with bar.phase("sampling"):
+                    sampled = rollout.generate(requests)
                 now = clock.lap("sample", now)
-                groups = group(problems, sampled, source, reward, config.algorithm.advantage)
+                with bar.phase("scoring"):
+                    groups = group(problems, sampled, source, reward, config.algorithm.advantage)
                 batch = pack(groups, sampling, config.algorithm.loss_mean, config.rollout.max_new_tokens)
                 now = clock.lap("score", now)
                 cards.to_trainer(weights_stay=False)
                 now = clock.lap("handover", now)
-                report = trainer.step(batch, "policy", config.trainer.lr)
+                with bar.phase("training"):
+                    report = trainer.step(batch, "policy", config.trainer.lr)
                 now = clock.lap("train", now)
                 metrics = {"phase": "grpo", "grpo/step": step, **_describe(groups, batch, report)}
                 metrics |= _compare(batch, report, totals)
                 peak = max(peak, report.peak_bytes)
+                every = step == config.steps or (step - 1) % 10 == 0
+                log.completions(config.warmup.steps + step, _shown(source, groups, batch, report, every, log))
                 try:
                     metrics |= _align(batch, report, "record" if contrast else config.align.policy, step)
                 except align.AlignmentError:
@@ -197,12 +206,10 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     ready.model, batch, clock.seconds, config.trainer.world_size, config.device == "cuda"
                 )
                 if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                    metrics |= evaluate(config, source, reward, rollout, cards, console).metrics()
+                    last = evaluate(config, source, reward, rollout, cards, console)
+                    metrics |= last.metrics()
+                    after = last.accuracy
                 record(config.warmup.steps + step, metrics)
-                if step == config.steps or (step - 1) % 10 == 0:
-                    shown = _shown(source, groups, batch, report)
-                    completions += [{"step": config.warmup.steps + step, **row} for row in shown]
-                    log.completions(config.warmup.steps + step, shown)
                 if checkpoints.due(step, config.steps):
                     state = replace(
                         state,
@@ -213,14 +220,15 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
                     )
                     cards.to_trainer(weights_stay=True)
                     checkpoints.save(state, trainer.digest())
-                bar(step, config.steps, f"reward {metrics['reward/mean']:.2f}  differing bits {totals.tokens_nonzero}")
+                bar(step, config.steps, _told(metrics, after))
         if config.steps:
             last = evaluate(config, source, reward, rollout, cards, console)
             record(config.warmup.steps + config.steps + 1, {"phase": "grpo", **last.metrics()})
             after = last.accuracy
-        checkpoints.settle(wait=True)
-        cards.to_trainer(weights_stay=False)
-        weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
+        with Waiting(console, "saving the last checkpoint and the model"):
+            checkpoints.settle(wait=True)
+            cards.to_trainer(weights_stay=False)
+            weights = trainer.save(str(out_dir / "model") if config.save_model else "", saved)
         summary = {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -241,21 +249,27 @@ def run(config: RunConfig, console: Console) -> dict[str, Any]:
             "versions": _versions(config.device),
         }
         log.finish(summary)
-        write_report(out_dir / "report.html", rows, summary, values, completions)
     return summary
 
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, console: Console) -> None:
     """Both sides hold the same bits after this, or the run stops."""
+    what = f"publishing the weights of version {version}"
+    with Waiting(console, f"{what}, by buckets") as waiting:
 
-    def progress(done: int, of: int) -> None:
-        console.print(f"publishing the weights of version {version}: {done} of {of} buckets")
+        def progress(done: int, of: int) -> None:
+            waiting.done, waiting.total = done, of
+            if done == of:
+                waiting.what = f"{what}: all buckets are there, comparing what was sent and received"
 
-    publish(trainer, rollout, version, progress)
+        publish(trainer, rollout, version, progress)
 
 
 def _compare(batch: Batch, report: StepReport, totals: Totals) -> dict[str, Any]:
-    metrics = divergence(report.logprobs, batch.logprobs, np.repeat(np.arange(batch.sequences), batch.responses))
+    sequence = np.repeat(np.arange(batch.sequences), batch.responses)
+    metrics: dict[str, Any] = dict(divergence(report.logprobs, batch.logprobs, sequence))
+    place = np.arange(len(sequence)) - (np.cumsum(batch.responses) - batch.responses)[sequence]
+    metrics |= profile(report.logprobs, batch.logprobs, place)
     totals.tokens_compared += len(batch.logprobs)
     totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
     return metrics
@@ -290,14 +304,30 @@ def _describe(groups: list[Group], batch: Batch, report: StepReport) -> dict[str
     }
 
 
-def _shown(source: Source, groups: list[Group], batch: Batch, report: StepReport) -> list[dict[str, Any]]:
-    """The first sample of the first groups, with both sides' log-probs of each token."""
-    ends = np.cumsum(batch.responses)
-    size = len(groups[0].samples)
+def _told(metrics: dict[str, Any], accuracy: float) -> str:
+    """What the console says of a step; `accuracy`: of the last evaluation."""
+    differing = int(metrics["divergence/tokens_nonzero"])
+    gap = f"{metrics['divergence/logprob_abs_diff_max']:.2g} ({differing:,} tokens differ)" if differing else "0"
+    return (
+        f"reward {metrics['reward/mean']:.3f}  accuracy {accuracy:.3f}  {metrics['speed/step_tokens_per_s']:,.0f} tokens/s  "
+        f"gap {gap}"
+    )
+
+
+def _shown(
+    source: Source, groups: list[Group], batch: Batch, report: StepReport, every: bool, log: RunLog
+) -> list[dict[str, Any]]:
+    """The completions of a step to keep, with both sides' log-probs of each token: one that is worse than all before it, and
+    with `every` the first sample of the first groups."""
+    size, ends = len(groups[0].samples), np.cumsum(batch.responses)
+    chosen = list(range(0, len(groups) * size, size))[:_SHOWN] if every else []
+    badness, token = worst(report.logprobs, batch.logprobs)
+    if log.worst is None or badness > log.worst:
+        chosen = list(dict.fromkeys([*chosen, int(np.searchsorted(ends, token, side="right"))]))
     out = []
-    for i, g in enumerate(groups[:_SHOWN]):
-        sample = g.samples[0]
-        rows = slice(ends[i * size] - batch.responses[i * size], ends[i * size])
+    for i in chosen:
+        g, sample = groups[i // size], groups[i // size].samples[i % size]
+        rows = slice(ends[i] - batch.responses[i], ends[i])
         out.append(
             {
                 "prompt": g.problem.prompt,
@@ -320,7 +350,7 @@ def _prompt_budget(config: RunConfig) -> int:
 def _compile(config: RunConfig, model: ModelConfig, console: Console) -> None:
     section = config.rollout
     serving = Serving(section.tp, section.page_size, section.max_running, model.max_positions)
-    prepare_kernels(model, config.dtype, serving, True, lambda text: console.print(text, soft_wrap=True))
+    prepare_kernels(model, config.dtype, serving, True, console.print)
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from kernels.host.command import Parser, fail, output
 from rl.align import AlignmentError
-from rl.bar import Bar
 from rl.cluster import session
 from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
-from rl.log import write_atomic
+from rl.run.files import write_atomic
+from rl.run.screen import Bar, Screen
 
 SMALL = (
     "steps=3",
@@ -165,7 +164,7 @@ def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, b
         if layout.killed:
             _killed([*SMALL, *overrides, *layout.other().overrides(out_dir, budget)], out_dir)
         config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
-        summary = run(config, Console(quiet=True))
+        summary = run(config, Screen(quiet=True))
     except (RunError, AlignmentError) as stopped:
         error = str(stopped)
     seconds = round(time.perf_counter() - start, 1)
@@ -227,7 +226,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
     parser.add_argument("--json", type=output, help="write the rows to this file")
     args = parser.parse_args(arguments)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
+    console = Screen(width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
     rows: list[Row] = []
     try:
         for override in args.overrides:

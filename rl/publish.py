@@ -5,7 +5,6 @@ the fingerprints of both sides; where that fails, or a rank does, every engine g
 """
 
 import hashlib
-import time
 import uuid
 from collections.abc import Callable
 
@@ -16,7 +15,6 @@ from rl.errors import RunError
 
 HALF = 256 * 2**20
 """Bytes of half a bucket: what a publication takes on a card is twice that for every trainer rank there."""
-_SLOW = 2.0  # seconds between two reports of progress
 
 Progress = Callable[[int, int], None]
 """(buckets done, of how many)."""
@@ -41,11 +39,11 @@ def publish(
 
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progress: Progress, half: int) -> str:
-    shown = time.perf_counter()
     name = uuid.uuid4().hex
     tickets, counts = zip(*trainer.call("begin_publication", name, rollout.receivers, half), strict=True)
     rollout.call("begin_publication", name, list(tickets), half)
     far = any(ticket.card != receiver.card for ticket in tickets for receiver in rollout.receivers)
+    progress(0, max(counts))
     trainer.call("pack", 0)
     for number in range(total := max(counts)):
         pending = trainer.started("send", number) if far else {}
@@ -53,9 +51,7 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
         if number + 1 < total:
             pending |= trainer.started("pack", number + 1)
         gather(pending)
-        if time.perf_counter() - shown > _SLOW:
-            shown = time.perf_counter()
-            progress(number + 1, total)
+        progress(number + 1, total)
     names = [p.name for p in served(rollout.model)]
     sent = _added(trainer.call("end_publication"))
     for receiver, held in zip(rollout.receivers, rollout.call("received"), strict=True):

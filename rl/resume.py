@@ -19,7 +19,7 @@ from rl.report import ReportError, read_lines
 from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
-LEFT = (*LOGS, "summary.json", "report.html", "model")  # what a run writes once its config.yaml is there
+LEFT = (*LOGS, "train.log", "summary.json", "report.html", "model")  # what a run writes once its config.yaml is there
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How fast a step was: tokens a second, and the share of the cards' arithmetic that the model's own products account for."""
 
+import math
 from collections.abc import Mapping
 
 from kernels.model import ModelConfig, costs
@@ -12,12 +13,13 @@ PEAK_FLOPS = 989.4e12
 def speeds(
     model: ModelConfig, batch: Batch, seconds: Mapping[str, float], ranks: int, on_gpu: bool
 ) -> dict[str, float]:
-    """`seconds`: of the phases `time/sample` and `time/train`; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix
-    B) on a GPU alone."""
+    """`seconds`: of every phase of the step, among them `time/sample` and `time/train`; `ranks`: of the trainer. MFU (Chowdhery
+    et al. 2022, appendix B) on a GPU alone."""
     flops = costs.training_flops(model, batch.lengths) / (seconds["time/train"] * ranks)
     out = {
         "speed/sample_tokens_per_s": float(batch.responses.sum()) / seconds["time/sample"],
         "speed/train_tokens_per_s": len(batch.token_ids) / seconds["time/train"],
+        "speed/step_tokens_per_s": len(batch.token_ids) / math.fsum(seconds.values()),  # of prompts and responses
         "speed/train_tflops_per_rank": flops / 1e12,
     }
     return out | ({"speed/train_mfu": flops / PEAK_FLOPS} if on_gpu else {})

@@ -4,19 +4,22 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from kernels.host.command import fail
 from rl.align import AlignmentError
 from rl.command_line import readable, split
 from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
+from rl.config import RunConfig
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
+from rl.run.screen import Screen
+from rl.run.sweep import sweep_table
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong with the disk, and not with the code
 
@@ -33,19 +36,26 @@ def main() -> None:
         if shows:  # a config, or help: by Hydra
             check_keys(overrides)
             sys.argv[1:] = [readable([a])[0] if a in overrides else a for a in sys.argv[1:]]
-            return _hydra_main()
-        runs = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
+            return _by_hydra()
+        checked = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
     except BAD_INPUT as error:
         fail(error, 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    if runs is not None:
-        sys.argv[1:] = [*flags, *runs]
-        _hydra_main()
+    if checked is None:
+        return
+    runs, sweep = checked
+    sys.argv[1:] = [*flags, *runs]
+    try:
+        _by_hydra(sweep)
+    finally:
+        if sweep:
+            Screen(width=None if sys.stdout.isatty() else 120).print(sweep_table(sweep))
 
 
-def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
-    """The overrides for Hydra, once every run that they stand for is known to be one; None where nothing is left to run."""
+def _check_runs(overrides: list[str], sweep: bool) -> tuple[list[str], list[RunConfig]] | None:
+    """The overrides for Hydra and the runs of a sweep, once all that they stand for are known to be runs; None where nothing is
+    left to run."""
     configs = check(overrides, sweep)
     if len(configs) > 1 and not sweep:
         raise UserError(f"these overrides stand for {len(configs)} runs: add -m to run them one after the other")
@@ -56,26 +66,37 @@ def _check_runs(overrides: list[str], sweep: bool) -> list[str] | None:
             finished = 0
             for config in configs:
                 try:
-                    prepare(config, Console(highlight=False))
+                    prepare(config, Screen())
                 except FinishedError:  # the sweep goes on with the others
                     finished += 1
                     if finished == len(configs):
                         raise
         out_dir = Path(configs[0].out_dir)
-        return for_hydra(overrides, str(out_dir.parent if sweep else out_dir))
+        return for_hydra(overrides, str(out_dir.parent if sweep else out_dir)), configs if sweep else []
     from rl.loop import run
 
     for config in configs:  # by Hydra a sweep would leave its folder
-        run(config.model_copy(update={"dry_run": True}), Console(highlight=False))
+        run(config.model_copy(update={"dry_run": True}), Screen())
     return None
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def _hydra_main(composed: DictConfig) -> None:
-    console, asked = Console(highlight=False), composed.out_dir
+def _by_hydra(sweep: Sequence[RunConfig] = ()) -> None:
+    """Hydra composes what `sys.argv` says, for each run of a sweep anew."""
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+    def one(composed: DictConfig) -> None:
+        _run(composed, len(sweep))
+
+    one()
+
+
+def _run(composed: DictConfig, of: int) -> None:
+    """One run, of a sweep of `of`, if it is one of a sweep."""
+    console, asked = Screen(), composed.out_dir
     try:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep's runs each get a folder named by their overrides
             name = sweep_name(sys.argv[1:], list(HydraConfig.get().overrides.task))
+            console.print(f"run {HydraConfig.get().job.num + 1} of {of}: {name}")
             composed = OmegaConf.merge(composed, {"out_dir": str(Path(composed.out_dir) / name)})  # type: ignore[assignment]
         config = to_run_config(composed)
         from rl.loop import run
@@ -84,7 +105,7 @@ def _hydra_main(composed: DictConfig) -> None:
     except FinishedError as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             fail(error, 2)
-        console.print(f"out_dir={composed.out_dir} is finished", soft_wrap=True)
+        console.print(f"out_dir={composed.out_dir} is finished")
         return
     except BAD_INPUT as error:
         fail(error, 2)
@@ -102,10 +123,10 @@ def _hydra_main(composed: DictConfig) -> None:
     if summary:
         before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
-        console.print(f"{summary['tokens_nonzero']} of {summary['tokens_compared']:,} log-probs differ in a bit")
+        console.print(f"{summary['tokens_nonzero']:,} of {summary['tokens_compared']:,} log-probs differ in a bit")
         label = "" if config.numerics == "exact" else f" (numerics={config.numerics}: of this layout alone)"
-        console.print(f"weights sha256 {summary['weights_sha256']}{label}", soft_wrap=True)
-        console.print(f"report {Path(config.out_dir) / 'report.html'}", soft_wrap=True)
+        console.print(f"weights sha256 {summary['weights_sha256']}{label}")
+        console.print(f"report {Path(config.out_dir) / 'report.html'}")
 
 
 def _within(name: object, folder: str) -> bool:

@@ -4,15 +4,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
-from rl.bar import Bar
 from rl.checkpoints import Checkpoints, Progress
 from rl.cluster import TrainerFleet
 from rl.config import RunConfig
 from rl.data import WARMUP, ProblemStream, Source
 from rl.data.draws import Draws
 from rl.pack import pack_supervised
+from rl.run.screen import Bar, Screen
 
 
 def warm_start(
@@ -22,7 +20,7 @@ def warm_start(
     state: Progress,
     checkpoints: Checkpoints,
     record: Any,
-    console: Console,
+    console: Screen,
 ) -> Progress:
     """Supervised steps on demonstrations, those that `state` has not done; the learning rate falls linearly from warmup.lr
     to 0. What they end with is on the disk before GRPO begins.
@@ -46,15 +44,20 @@ def warm_start(
             batch = pack_supervised(
                 [(p, source.encode_solution(t)[:limit]) for p, t in zip(problems, shown, strict=True)]
             )
-            report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
-            metrics = {
+            with bar.phase("training"):
+                report = trainer.step(batch, "likelihood", section.lr * (1 - step / section.steps))
+            metrics: dict[str, Any] = {
                 "phase": "warmup",
                 "policy/loss": report.loss,
                 "policy/grad_norm": report.grad_norm,
                 "time/train": time.perf_counter() - now,
             }
             record(step, metrics)
-            bar(step + 1, section.steps, f"loss {report.loss:.3f}")
+            bar(
+                step + 1,
+                section.steps,
+                f"loss {report.loss:.3f}  {len(batch.token_ids) / metrics['time/train']:,.0f} tokens/s",
+            )
             state = replace(state, supervised=step + 1, warmup_cursor=stream.cursor)
             checkpoints.settle()
             if step + 1 < section.steps and checkpoints.due(step + 1, section.steps):

@@ -14,7 +14,7 @@ def serving_bytes(model: ModelConfig, limits: Limits, tp: int, width: int) -> in
 
 
 def tokens_that_fit(model: ModelConfig, limits: Limits, tp: int, width: int, room: int) -> int:
-    """Says how many tokens' keys and values fit into `room` bytes beside weights and activations; negative if those alone do not
-    fit."""
+    """Says how many tokens' keys and values fit into `room` bytes beside weights and activations; negative if those
+    alone do not fit."""
     rest = room - costs.weight_bytes(model, tp, width) - serving_bytes(model, limits, tp, width)
     return rest // costs.token_bytes(model, tp, width)

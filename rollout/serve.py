@@ -186,9 +186,8 @@ def serve(config: ServeConfig) -> int:
             _say("no model=DIR: a tiny model of random weights over bytes answers, with nonsense")
         threads = config.threads or max(1, min(8, (os.cpu_count() or 1) // config.tp))
         tokens = f"room for {engine.pages * engine.page_size:,} tokens"
-        _say(
-            f"loading {source.name}: {costs.parameter_count(source.config):,} parameters, {source.dtype}, tp={config.tp}, {tokens}"
-        )
+        size = f"{costs.parameter_count(source.config):,} parameters, {source.dtype}"
+        _say(f"loading {source.name}: {size}, tp={config.tp}, {tokens}")
         if config.where == "cuda":
             serving = Serving(config.tp, config.page_size, engine.limits.max_running, source.config.max_positions)
             prepare(source.config, source.dtype, serving, False, _say)

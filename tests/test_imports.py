@@ -54,8 +54,8 @@ def test_directions(room: str, never: set[str]) -> None:
     never = never | {"tests", "recipes", "configs"}
     for path, tree in modules(room):
         here = never
-        if path.name in ("bench.py", "timing.py"):  # these compare with transformers
-            here = never - {"transformers"}
+        if path.parts[:2] == ("kernels", "bench"):  # which measures all of it, beside transformers
+            here = {"tests", "recipes", "configs"}
         if path.parts[:2] == ("rollout", "server"):  # whose bodies are pydantic's
             here = never - {"pydantic"}
         assert not top(tree) & here, path
@@ -71,8 +71,6 @@ def test_rollout_computes_nothing() -> None:
     """What decides bits is in kernels/: here no module of weights, no product, no gradient."""
     for path, tree in modules("rollout"):
         names = imported(tree)
-        if path.name == "bench.py":
-            continue
         assert not {n for n in names if n.startswith(("torch.nn", "torch.autograd"))}, path
         for node in ast.walk(tree):
             where = f"{path}:{getattr(node, 'lineno', 0)}"

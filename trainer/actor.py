@@ -69,7 +69,7 @@ class TrainerRank(PublishingRank):
         return self.publisher.begin(name, self.trainer.rows(), receivers, half)
 
     def digest(self) -> str:
-        """`kernels.model.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
+        """`kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
         digests: Leaves = {}
         for parameter, whole in self.trainer.weights():
             if self.rank == 0:

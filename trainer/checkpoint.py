@@ -44,7 +44,7 @@ class Checkpoint:
     model: ModelConfig
     world_size: int
     optimizer_steps: int  # since the moments were zero
-    weights_sha256: str  # `kernels.model.weights.digest` of the weights as they are served
+    weights_sha256: str  # `kernels.weights.digest` of the weights as they are served
     files: tuple[WrittenFile, ...]
     run: dict[str, Any]  # what the trainer does not know: JSON
 

@@ -29,7 +29,7 @@ def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
 
 
 def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes: int = 5 * 10**9) -> str:
-    """Writes `out_dir`, whole or not at all, and returns the SHA-256 of its weights (`kernels.model.weights.digest`)."""
+    """Writes `out_dir`, whole or not at all, and returns the SHA-256 of its weights (`kernels.weights.digest`)."""
     digests: Leaves = {}
     if not (checkpoint.folder / BESIDE).is_dir():
         raise CheckpointError(

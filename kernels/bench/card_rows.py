@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.bench.timer import Bout, Call, Row, copies, device_copies, group_offsets, normal, turns
 from kernels.contract import same_bits
-from kernels.model import ModelConfig
+from kernels.model.known import QWEN3_8B
 from kernels.ops import (
     add_rms_norm,
     attention,
@@ -29,27 +29,14 @@ from kernels.tree import leaf_bounds
 PROJECTIONS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 """N and K of Qwen3-8B's weights. A tensor-parallel rank holds columns (N) of qkv and gate_up, and leaves (K) of o and down."""
 BY_COLUMNS = ("qkv", "gate_up")
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 8, 128, 4096, 12288, 151936
-QWEN3_8B = ModelConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=HIDDEN,
-    intermediate_size=INTERMEDIATE,
-    layers=36,
-    heads=HEADS,
-    kv_heads=KV_HEADS,
-    head_dim=HEAD_DIM,
-    max_positions=40960,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    leaves=8,
-)
+HEADS, KV_HEADS, HEAD_DIM = QWEN3_8B.heads, QWEN3_8B.kv_heads, QWEN3_8B.head_dim
+HIDDEN, INTERMEDIATE, VOCABULARY = QWEN3_8B.hidden_size, QWEN3_8B.intermediate_size, QWEN3_8B.vocab_size
 
 
 def matmul_row(
     case: str, M: int, N: int, K: int, leaves: int, group: str | None, *, root: bool = False, graph: bool = True
 ) -> Row:
-    """A forward; `root`: of a rank that holds some of the leaves, and leaves a float32 root."""
+    """Describes a forward; `root`: of a rank that holds some of the leaves, and leaves a float32 root."""
     out = torch.float32 if root else torch.bfloat16
 
     def build() -> Bout:
@@ -152,7 +139,7 @@ def attention_rows(tokens: int = 16384) -> Iterator[Row]:
             (q, k, v), pages = operands()
 
             def holds() -> bool:
-                """The last queries again, through the page table, which is another kernel."""
+                """Compares the last queries again, through the page table, which is another kernel."""
                 m = 64
                 at = torch.arange(n - m, n, dtype=torch.int32, device="cuda")
                 tail = Pages(pages.table[-1:], 1, torch.zeros_like(at), at, torch.tensor([0, m], device="cuda"))
@@ -175,7 +162,7 @@ def attention_rows(tokens: int = 16384) -> Iterator[Row]:
                 return lambda: torch.autograd.grad(y, leaf, d, retain_graph=True)
 
             def holds() -> bool:
-                """The last sequence again, behind a short neighbour of other tokens."""
+                """Compares the last sequence again, behind a short neighbour of other tokens."""
                 beside = packed(torch.tensor([100, n]), torch.device("cuda"))
                 longer = [torch.cat([normal(100, *t.shape[1:]), t[-n:]]) for t in (*qkv, d_out)]
                 again = gradient(lambda *t: attention(*t, beside, scale), *longer[:3], d=longer[3])()
@@ -241,14 +228,15 @@ def logprob_rows(rows: int = 8192) -> Iterator[Row]:
                 return torch.autograd.grad(linear_logprob(leaf[0], leaf[1], targets, temperature, 8, groups), leaf, d)
 
         def head_gradient(rows: slice, groups: torch.Tensor) -> torch.Tensor:
-            """In float32, as of a master weight."""
+            """Computes in float32, as of a master weight."""
             leaf = head.float().requires_grad_()
             with torch.enable_grad():
                 y = linear_logprob(x[rows], leaf, targets[rows], temperature[rows], 8, groups)
             return torch.autograd.grad(y, leaf, d[rows])[0]
 
         def holds() -> bool:
-            """The sampler's path on some rows, the input gradient of those alone, the head's from two halves of the groups."""
+            """Compares the sampler's path on some rows, the input gradient of those alone, the head's from two halves of
+            the groups."""
             m = slice(rows // 2, rows // 2 + 200)
             logits = matmul(x[m], head, 8, out_dtype=torch.float32)
             nodes = vocab_nodes(logits, temperature[m], 8)

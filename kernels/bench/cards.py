@@ -17,19 +17,18 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from kernels.bench.card_rows import rows
+from kernels.bench.table import Cell, show
 from kernels.bench.timer import Result, Row, ceilings, measure, versions
 
 TARGETS = {
@@ -46,7 +45,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Mean:
-    """The geometric mean of the ratios of a group."""
+    """Holds the geometric mean of the ratios of a group."""
 
     group: str
     ratio: float
@@ -54,7 +53,7 @@ class Mean:
 
 
 def met(ratio: float, target: float | None) -> bool | None:
-    """None where there is no target. Not rounded: 0.8999 misses 0.90."""
+    """Compares a ratio with its target; None where there is none. Not rounded: 0.8999 misses 0.90."""
     return None if target is None else ratio >= target
 
 
@@ -63,7 +62,7 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 
 def means(results: list[Result]) -> list[Mean]:
-    """One for each group that has rows, in their order."""
+    """Returns the mean of each group that has rows, in their order."""
     groups: dict[str, list[float]] = {}
     for result in results:
         if result.group:
@@ -72,7 +71,7 @@ def means(results: list[Result]) -> list[Mean]:
 
 
 def _prepare(op: str, case: str) -> str | None:
-    """In a process of the pool: whatever the rows of a case compile, on disk. The error, if it has one."""
+    """Leaves on disk whatever the rows of a case compile, in a process of the pool; returns the error, if there is one."""
     try:
         with torch.no_grad():
             for row in rows():
@@ -89,6 +88,7 @@ def _prepare(op: str, case: str) -> str | None:
 
 
 def prepare(chosen: list[Row], workers: int, progress: Progress) -> None:
+    """Compiles what the rows launch, side by side."""
     cases = list(dict.fromkeys((row.op, row.case) for row in chosen))
     cases.sort(key=lambda case: case[0] != "linear_logprob")  # it compiles longest, so it starts first
     task = progress.add_task("compiling", total=len(cases))
@@ -106,84 +106,84 @@ def time_text(microseconds: float) -> str:
 def _verdict(ratio: float, target: float | None) -> tuple[str, str]:
     if target is None:
         return "", ""
-    return f"{target:.2f}", "[green]met" if met(ratio, target) else "[red]not met"
+    return f"{target:.2f}", "[green]met[/]" if met(ratio, target) else "[red]not met[/]"
 
 
-def table(results: list[Result]) -> Table:
-    """Every row, and below the rows of a group their geometric mean."""
-    view = Table(box=box.SIMPLE_HEAD)
-    for column in ("op", "case", "size"):
-        view.add_column(column, no_wrap=True)
-    for column in ("ours", "speed", "baseline", "time", "ratio", "target", ""):
-        view.add_column(column, justify="right", no_wrap=True)
+def print_table(results: list[Result], out: Console) -> None:
+    """Prints every row, and below the rows of a group their geometric mean."""
+    rows: list[tuple[Cell, ...]] = []
     last = {r.group: i for i, r in enumerate(results) if r.group}
     mean = {m.group: m for m in means(results)}
     for i, r in enumerate(results):
-        ours, theirs = time_text(r.microseconds), time_text(r.baselines[r.baseline])
         speed = f"{r.speed:.0f} {r.unit}" if r.unit == "TFLOP/s" else f"{r.speed:.2f} {r.unit}"
-        verdict = _verdict(r.ratio, r.target)
-        view.add_row(r.op, r.case, r.size, ours, speed, r.baseline, theirs, f"{r.ratio:.3f}", *verdict)
+        ours, theirs = (time_text(r.microseconds), speed), (r.baseline, time_text(r.baselines[r.baseline]))
+        rows.append((r.op, r.case, r.size, ours, theirs, f"{r.ratio:.3f}", _verdict(r.ratio, r.target)))
         if r.group and last[r.group] == i:
             m = mean[r.group]
             verdict = _verdict(m.ratio, m.target)
-            view.add_row("[bold]geometric mean", f"[bold]{m.group}", *[""] * 5, f"[bold]{m.ratio:.3f}", *verdict)
-    return view
+            rows.append(
+                ("[bold]geometric mean[/]", f"[bold]{m.group}[/]", "", "", "", f"[bold]{m.ratio:.3f}[/]", verdict)
+            )
+    show(out, ("op", "case", "size"), ("ours", "baseline", "ratio", "target"), rows)
 
 
 def report(results: list[Result], where: dict[str, str | None], limits: dict[str, float], failed: list[str]) -> str:
-    """JSON: `rows` in microseconds, `means` of the groups, and what was not timed."""
+    """Returns JSON: `rows` in microseconds, `means` of the groups, and what was not timed."""
     scored = [{**asdict(r), "baseline": r.baseline, "ratio": r.ratio, "met": met(r.ratio, r.target)} for r in results]
     groups = [{**asdict(m), "met": met(m.ratio, m.target)} for m in means(results)]
     return json.dumps({**where, "ceilings": limits, "rows": scored, "means": groups, "failed": failed}, indent=1) + "\n"
 
 
-def run(ops: list[str] | None, path: Path | None, workers: int, console: Console) -> int:
-    """Every row, or those of `ops`; 1 if a row was refused or raised."""
+def _time(chosen: list[Row], progress: Progress, failed: list[str]) -> Iterator[Result]:
+    """Times each row, says so, and goes on with the others where one is refused or raises, which `failed` then says."""
+    task = progress.add_task("timing", total=len(chosen))
+    case = None
+    for row in chosen:
+        name, result = f"{row.op}, {row.case}, {row.size}", None
+        progress.update(task, description=name)
+        if case not in (None, (row.op, row.case)):
+            torch.cuda.empty_cache()
+        case = (row.op, row.case)
+        try:
+            result = measure(row)
+            why = f"not timed, as it lacks {row.claim}"
+        except Exception as error:  # the other rows are still worth having; the run fails
+            why = f"{type(error).__name__}: {error}"
+        if result is None:
+            failed.append(f"{name}: {why}")
+            progress.console.print(f"[red]{name}: {why}")
+        else:
+            sides = {"ours": result.microseconds, **result.baselines}
+            times = ", ".join(f"{side} {time_text(t)}" for side, t in sides.items())
+            progress.console.print(f"{name}: {times}, ratio {result.ratio:.3f}")
+            yield result
+        progress.advance(task)
+
+
+def run(ops: list[str], path: Path | None, workers: int, out: Console) -> int:
+    """Times every row, or those of `ops`, and prints the table; 1 if a row was refused or raised."""
     start = time.perf_counter()
     chosen = [row for row in rows() if not ops or row.op in ops]
-    results: list[Result] = []
     failed: list[str] = []
-    with Progress(console=console, transient=True) as progress, torch.no_grad():
+    with Progress(console=out, transient=True) as progress, torch.no_grad():
         if workers:
             prepare(chosen, workers, progress)
         limits = ceilings()
-        task = progress.add_task("timing", total=len(chosen))
-        case = None
-        for row in chosen:
-            name, result = f"{row.op}, {row.case}, {row.size}", None
-            progress.update(task, description=name)
-            if case not in (None, (row.op, row.case)):
-                torch.cuda.empty_cache()
-            case = (row.op, row.case)
-            try:
-                result = measure(row)
-                why = f"not timed, as it lacks {row.claim}"
-            except Exception as error:  # the other rows are still worth having; the run fails
-                why = f"{type(error).__name__}: {error}"
-            if result is None:
-                failed.append(f"{name}: {why}")
-                progress.console.print(f"[red]{name}: {why}")
-            else:
-                results.append(result)
-                sides = {"ours": result.microseconds, **result.baselines}
-                times = ", ".join(f"{side} {time_text(t)}" for side, t in sides.items())
-                progress.console.print(f"{name}: {times}, ratio {result.ratio:.3f}")
-            progress.advance(task)
+        results = list(_time(chosen, progress, failed))
     where = versions()
-    peak = max((r.peak_bytes for r in results if r.op == "linear_logprob"), default=0)
-    title = ", ".join([*(f"{k} {v}" for k, v in where.items()), *(f"{k} {v:.2f}" for k, v in limits.items())])
-    console.print(table(results), title, sep="\n")
-    if peak:
-        console.print(f"linear_logprob allocates at most {peak / 2**30:.1f} GiB beside its operands")
-    targets = [met(r.ratio, r.target) for r in [*results, *means(results)] if r.target is not None]
+    print_table(results, out)
+    out.print(", ".join([*(f"{k} {v}" for k, v in where.items()), *(f"{k} {v:.2f}" for k, v in limits.items())]))
+    if peak := max((r.peak_bytes for r in results if r.op == "linear_logprob"), default=0):
+        out.print(f"linear_logprob allocates at most {peak / 2**30:.1f} GiB beside its operands")
+    scored: list[Result | Mean] = [*results, *means(results)]
+    targets = [met(r.ratio, r.target) for r in scored if r.target is not None]
     seconds = time.perf_counter() - start
-    console.print(
-        f"{sum(map(bool, targets))} of {len(targets)} targets met, {len(failed)} rows failed; {seconds:.0f} s"
-    )
+    out.print(f"{sum(map(bool, targets))} of {len(targets)} targets met, {len(failed)} rows failed; {seconds:.0f} s")
     if path:
         path.write_text(report(results, where, limits, failed))
     return 1 if failed else 0
 
 
 def default_workers() -> int:
+    """Returns how many processes compile side by side."""
     return max(1, min(12, (os.cpu_count() or 1) - 2))

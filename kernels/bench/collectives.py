@@ -7,19 +7,20 @@ adds float32 and rounds once. NCCL's reduce-scatter is in float32, as FSDP has i
 import json
 import operator
 import statistics
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rich.console import Console
-from rich.table import Table
 
-from kernels.collectives import TreeGroup, reduce_scatter
+from kernels.bench.table import console, show
+from kernels.bench.timer import Call, recorded, samples
+from kernels.collectives import TreeGroup
 from kernels.collectives.rendezvous import address_of, connect, listen
-from kernels.host.command import Parser
+from kernels.contract import same_bits
+from kernels.host.command import Parser, count, output
 from kernels.tree import fold
 
 HIDDEN = 4096
@@ -28,41 +29,29 @@ PARTS = (1 << 15, 1 << 19, 1 << 22, 1 << 24)
 SAMPLES = 9
 
 
-def microseconds(call: Callable[[], object], calls: int) -> float:
-    """Median time of one of `calls` calls in a replayed graph. Every rank must measure the same call."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
-    for _ in range(2):
-        graph.replay()
-    torch.cuda.synchronize()
+def microseconds(call: Call, calls: int) -> float:
+    """Returns the median time of one of `calls` calls in a replayed graph. Every rank must measure the same call."""
+    replay = recorded([call] * calls)
     dist.barrier()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(SAMPLES + 1)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
+    seconds = samples(replay, SAMPLES, on_gpu=True)
     dist.barrier()
-    times = [events[i].elapsed_time(events[i + 1]) for i in range(SAMPLES)]
-    return statistics.median(times) * 1e3 / calls
+    return statistics.median(seconds) * 1e6 / calls
 
 
 def inputs(n: int) -> list[torch.Tensor]:
-    """float32 [n] of every rank, the same on every card."""
+    """Draws float32 [n] of every rank, the same on every card."""
     random = [torch.Generator("cuda").manual_seed(rank) for rank in range(dist.get_world_size())]
     return [torch.empty(n, device="cuda").normal_(generator=g) for g in random]
 
 
 def require(got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    if not torch.equal(got.view(torch.uint8), expected.view(torch.uint8)):
+    """Ends the process unless a sum has the bits of the fold."""
+    if not same_bits(got, expected):
         raise SystemExit(f"{what} on rank {dist.get_rank()} has not the bits of the fold; it is not timed")
 
 
 def rows() -> list[dict[str, Any]]:
+    """Measures every sum on this rank."""
     from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
 
     world, rank = dist.group.WORLD, dist.get_rank()
@@ -75,61 +64,56 @@ def rows() -> list[dict[str, Any]]:
         rounded = x[rank].bfloat16()
         calls = 20 if m <= 256 else 4
         row: dict[str, Any] = {"sum": "all_reduce, bf16", "n": f"{m} x {HIDDEN}"}
-        row["NCCL"] = microseconds(lambda t=rounded: dist.all_reduce(t), calls)
+        row["NCCL"] = microseconds(partial(dist.all_reduce, rounded), calls)
         for name, group in ours.items():
             require(group.all_reduce(x[rank], torch.bfloat16), fold(x, operator.add).bfloat16(), f"all_reduce {name}")
-            row[name] = microseconds(lambda g=group, t=x[rank]: g.all_reduce(t, torch.bfloat16), calls)
+            row[name] = microseconds(partial(group.all_reduce, x[rank], torch.bfloat16), calls)
         out.append(row)
     for n in PARTS:
         x = inputs(world.size() * n)
-        output = torch.empty(n, device="cuda")
+        mine = torch.empty(n, device="cuda")
         row = {"sum": "reduce_scatter, fp32", "n": f"{world.size()} x {n}"}
-        row["NCCL"] = microseconds(lambda o=output, t=x[rank]: dist.reduce_scatter_tensor(o, t), 8)
-        for name, by in {"peers": peers, "over NCCL": None}.items():
-            reduce_scatter(output, x[rank], world, by)
+        row["NCCL"] = microseconds(partial(dist.reduce_scatter_tensor, mine, x[rank]), 8)
+        for name, group in ours.items():
+            group.reduce_scatter(mine, x[rank])
             root = fold([part.view(world.size(), n)[rank] for part in x], operator.add)
-            require(output, root, f"reduce_scatter {name}")
-            row[name] = microseconds(lambda o=output, t=x[rank], p=by: reduce_scatter(o, t, world, p), 8)
+            require(mine, root, f"reduce_scatter {name}")
+            row[name] = microseconds(partial(group.reduce_scatter, mine, x[rank]), 8)
         out.append(row)
     return out
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"us in a CUDA graph, {dist.get_world_size()} x {torch.cuda.get_device_name()}")
-    for column in ("sum", "n", "NCCL", "peers", "ratio", "over NCCL", "ratio"):
-        table.add_column(column, justify="right")
+def print_table(rows: list[dict[str, Any]]) -> None:
+    cells = []
     for row in rows:
-        ratios = {name: f"{row['NCCL'] / row[name]:.2f}" for name in ("peers", "over NCCL")}
-        times = {name: f"{row[name]:.1f}" for name in ("NCCL", *ratios)}
-        cells = [times["NCCL"], times["peers"], ratios["peers"], times["over NCCL"], ratios["over NCCL"]]
-        table.add_row(row["sum"], row["n"], *cells)
-    Console(width=110).print(table)
+        sides = [(f"{row[name]:.1f}", f"x{row['NCCL'] / row[name]:.2f}") for name in ("peers", "over NCCL")]
+        cells.append((row["sum"], row["n"], f"{row['NCCL']:.1f}", *sides))
+    title = f"us in a CUDA graph, and NCCL's over ours, {dist.get_world_size()} x {torch.cuda.get_device_name()}"
+    show(console(), ("sum", "n"), ("NCCL", "peers", "over NCCL"), cells, title)
 
 
-def run(rank: int, world: int, address: str, path: str | None) -> None:
+def run(rank: int, world: int, address: str, path: Path | None) -> None:
+    """Measures as one rank; the first prints and writes the rows."""
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     dist.init_process_group("nccl", store=connect(address), rank=rank, world_size=world, device_id=device)
     measured = rows()
     if rank == 0:
-        show(measured)
+        print_table(measured)
         if path:
             report = {"device": torch.cuda.get_device_name(), "ranks": world, "torch": torch.__version__}
-            Path(path).write_text(json.dumps(report | {"rows": measured}, indent=1) + "\n")
+            path.write_text(json.dumps(report | {"rows": measured}, indent=1) + "\n")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def main() -> None:
+    """Starts a process for each rank."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=2, help="a power of two; one card each")
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--ranks", type=count, default=2, help="a power of two; one card each")
+    parser.add_argument("--json", type=output, help="write the rows to this file")
     arguments = parser.parse_args()
     if torch.cuda.device_count() < arguments.ranks:
         parser.error(f"{arguments.ranks} ranks need a card each, and there are {torch.cuda.device_count()}")
     store = listen()
     mp.spawn(run, (arguments.ranks, address_of(store), arguments.json), arguments.ranks)
-
-
-if __name__ == "__main__":
-    main()

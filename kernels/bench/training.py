@@ -1,312 +1,96 @@
-"""`python -m trainer.bench --device cuda`: the trainer at Qwen3-8B's widths beside `transformers` with SDPA, on one GPU.
+"""`python -m trainer.bench`: forward + backward of the trainer's model, and of `transformers` with SDPA, in one run.
 
-Ours is the trainer as it trains: one FSDP2 rank over float32 masters, rounded as they are gathered; gradients in float32;
-sequences packed, up to four of them a leaf of the gradient, as in the recipe; the log-prob fused with the LM head. Theirs has
-bfloat16 weights and gradients, and a float32 cross entropy. Work is counted as 6 operations a parameter and token, and causal
-attention (half of the square; backward twice the forward).
+Both compute the log-prob of every token of the same sequences and its gradient. Ours packs without padding, sums on the
+tree and is exact. `--device cuda`: at Qwen3-8B's widths (training_card.py).
 """
 
-import gc
-import json
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import argparse
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import register_fsdp_forward_method
 
-import kernels.bench.card_rows
-from kernels.bench.timer import versions
-from kernels.model import Layout, ModelConfig, Parameter, trained
-from kernels.model.operations import Numerics
-from trainer.batch import Batch
+from kernels.bench.peer import Comparison, arguments, median_seconds, peer
+from kernels.bench.timer import Call
+from kernels.host.command import count, progress
+from kernels.model import Layout
+from kernels.model.known import BENCH
+from kernels.weights.initial import initial
 from trainer.model import TrainerModel
-from trainer.parallelize import fill, parallelize
-from trainer.trainer import Trainer, TrainerConfig
-
-QWEN3_8B = replace(kernels.bench.card_rows.QWEN3_8B, layers=6)
-SHAPES = ("1x8192", "4x2048", "8x1024")
-BODY, HEAD, STEP = "body", "with head and log-prob", "with head, log-prob and optimizer"
 
 
-@dataclass
-class Row:
-    """Forward and backward of one batch. Milliseconds, and the most memory that was allocated meanwhile, by whose it is."""
-
-    shape: str
-    part: str
-    work: float  # operations
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    peak_bytes: dict[str, int] = field(default_factory=dict)
-
-    def tflops(self, whose: str) -> float:
-        return self.work / self.milliseconds[whose] / 1e9
-
-    def ratio(self, of: str, to: str) -> float | None:
-        """Of one time to another; None where they were not both measured."""
-        have = {of, to} <= self.milliseconds.keys()
-        return self.milliseconds[of] / self.milliseconds[to] if have else None
+def _sizes(shape: str) -> tuple[int, int]:
+    sequences, _, length = shape.partition("x")
+    return count(sequences), count(length)
 
 
-def table_rows(config: ModelConfig, shapes: list[str]) -> list[Row]:
-    out = []
-    for shape in shapes:
-        sequences, length = sizes(shape)
-        tokens = sequences * length
-        attention = 3 * config.layers * 4 * config.heads * config.head_dim * length / 2 * tokens
-        head = config.vocab_size * config.hidden_size
-        body = config.parameter_count - 2 * head
-        out += [
-            Row(shape, BODY, 6 * body * tokens + attention),
-            *(Row(shape, part, 6 * (body + head) * tokens + attention) for part in (HEAD, STEP)),
-        ]
-    return out
+def _shape(text: str) -> str:
+    if _sizes(text)[1] < 2:
+        raise argparse.ArgumentTypeError(f"{text}: a sequence of one token has no log-prob")
+    return text
 
 
-def sizes(shape: str) -> tuple[int, int]:
-    sequences, length = map(int, shape.split("x"))
-    return sequences, length
+def parsed() -> argparse.Namespace:
+    """Returns the arguments, or ends with one line."""
+    parser = arguments(__doc__)
+    parser.add_argument("--shapes", nargs="+", type=_shape, help="sequences x tokens")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--layers", type=count, default=6, help="of the 36, on a GPU")
+    parser.add_argument(
+        "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"
+    )
+    parser.add_argument("--compiled", action="store_true", help="also transformers' body by torch.compile; on a GPU")
+    args = parser.parse_args()
+    if args.device == "cuda":
+        parser.require_card()
+        return args
+    if args.fast or args.compiled:
+        parser.error("--fast and --compiled are of --device cuda")
+    args.shapes = args.shapes or ["1x512", "4x128", "64x16"]
+    if (longest := max(_sizes(shape)[1] for shape in args.shapes)) > BENCH.max_positions:
+        parser.error(f"--shapes: {longest} tokens; the model has {BENCH.max_positions} positions")
+    return args
 
 
-def leaf(sequences: int) -> int:
-    """Sequences of one leaf of the gradient's tree: 4, as in the recipe of Qwen3-8B, where so many divide the batch."""
-    return math.gcd(4, sequences)
+def main() -> None:
+    """Prints tokens per second of each shape."""
+    args = parsed()
+    if args.device == "cuda":
+        from kernels.bench import training_card  # triton, which a machine without a GPU may lack
 
-
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median, by the device's clock, after one run that is not counted."""
-    work()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for first, last in events:
-        first.record()
-        work()
-        last.record()
-    torch.cuda.synchronize()
-    return statistics.median(first.elapsed_time(last) for first, last in events)
-
-
-def measure(row: Row, whose: str, work: Callable[[], object], repeats: int) -> None:
-    torch.cuda.reset_peak_memory_stats()
-    row.milliseconds[whose] = milliseconds(work, repeats)
-    row.peak_bytes[whose] = torch.cuda.max_memory_allocated()
-
-
-def random_weights(config: ModelConfig) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    generator = torch.Generator("cuda").manual_seed(0)
-    for parameter in trained(config):
-        whole = torch.ones(parameter.shape, device="cuda")
-        if parameter.columns:
-            whole.normal_(std=config.init_std, generator=generator)
-        yield parameter, whole
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def time_ours(config: ModelConfig, numerics: Numerics, rows: list[Row], repeats: int) -> None:
-    """Whose: `numerics`."""
-    config, mesh = replace(config, numerics=numerics), init_device_mesh("cuda", (1,))
-    _time_backward(config, mesh, [row for row in rows if row.part != STEP], repeats)
-    _free()
-    _time_steps(config, mesh, [row for row in rows if row.part == STEP], repeats)
-    _free()
-
-
-def _time_backward(config: ModelConfig, mesh: DeviceMesh, rows: list[Row], repeats: int) -> None:
-    """Without the optimizer, whose moments are not allocated, as theirs are not."""
-    with torch.device("meta"):
-        model = TrainerModel(config, torch.bfloat16)
-    parallelize(model, mesh)
-    register_fsdp_forward_method(model, "hidden")
+        shapes = args.shapes or list(training_card.SHAPES)
+        training_card.run(shapes, args.layers, args.repeats, args.fast, args.compiled, args.json)
+        return
+    torch.set_num_threads(args.threads)
+    theirs, ours = peer().train(), TrainerModel(BENCH)
+    named = dict(ours.named_parameters())
     with torch.no_grad():
-        named = dict(model.named_parameters())
-        for parameter, whole in random_weights(config):
-            fill(named[parameter.name], whole)
-    for row in rows:
-        measure(row, config.numerics, _backward(model, row), repeats)
+        for parameter, whole in initial(BENCH, 0):
+            named[parameter.name].copy_(whole)
+    table = Comparison("forward + backward", "sequences x tokens", args.threads)
+    for shape in progress(args.shapes):
+        sequences, length = _sizes(shape)
+        ids = torch.randint(0, BENCH.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(0))
+        work = _ours(ours, ids), partial(_theirs, theirs, ids)
+        table.add(shape, sequences * length, *(median_seconds(side, args.repeats) for side in work))
+    table.show(args.json)
 
 
-def _time_steps(config: ModelConfig, mesh: DeviceMesh, rows: list[Row], repeats: int) -> None:
-    most = max((math.prod(sizes(row.shape)) for row in rows), default=1)
-    how = TrainerConfig(leaf_sequences=1, micro_leaves=1, micro_tokens=most, dtype=torch.bfloat16)
-    trainer = Trainer(config, how, mesh, random_weights(config))
-    for row in rows:
-        batch, (sequences, _) = _batch(config, row), sizes(row.shape)
-        trainer.config = replace(how, leaf_sequences=leaf(sequences))
-        measure(row, config.numerics, partial(trainer.step, batch, "likelihood", 1e-6), repeats)
+def _ours(model: TrainerModel, ids: torch.Tensor) -> Call:
+    sequences, length = ids.shape
+    layout = Layout.packed([length] * sequences, [1] * sequences)
+    targets = torch.cat([torch.arange(1, length) + i * length for i in range(sequences)])
+    groups = torch.arange(sequences + 1) * (length - 1)
+    temperatures = torch.ones(len(targets))
 
-
-def _free() -> None:
-    gc.collect()  # modules of FSDP2 are cycles
-    torch.cuda.empty_cache()
-
-
-def _batch(config: ModelConfig, row: Row) -> Batch:
-    """Every token but the first of a sequence is a response token."""
-    sequences, length = sizes(row.shape)
-    count = sequences * (length - 1)
-    return Batch(
-        token_ids=np.random.default_rng(0).integers(0, config.vocab_size, sequences * length),
-        lengths=np.full(sequences, length),
-        responses=np.full(sequences, length - 1),
-        logprobs=np.zeros(count, np.float32),
-        advantages=np.ones(count, np.float32),
-        weights=np.full(count, 1 / count, np.float32),
-        temperatures=np.ones(count, np.float32),
-    )
-
-
-def _backward(model: TrainerModel, row: Row) -> Callable[[], object]:
-    (sequences, length), batch = sizes(row.shape), _batch(model.config, row)
-    ids, targets, temperatures = (
-        torch.from_numpy(t).cuda() for t in (batch.token_ids, batch.response_rows(), batch.temperatures)
-    )
-    group = leaf(sequences)
-    layout = Layout.packed([length] * sequences, [group] * (sequences // group), "cuda")
-    groups = torch.arange(sequences // group + 1, device="cuda") * (group * (length - 1))
-
-    def body() -> None:
-        model.hidden(ids, layout).float().mean().backward()
+    def step() -> None:
+        model(ids.flatten(), layout, targets, groups, temperatures).sum().backward()
         model.zero_grad()
 
-    def head() -> None:
-        model(ids, layout, targets, groups, temperatures).mean().backward()
-        model.zero_grad()
-
-    return body if row.part == BODY else head
+    return step
 
 
-def time_theirs(config: ModelConfig, rows: list[Row], repeats: int, compiled: bool) -> None:
-    """Whose: `transformers`, and where `compiled` also `compiled` (the body alone, by torch.compile)."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    theirs = Qwen3Config(**config.to_hf("bfloat16"), attn_implementation="sdpa")
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = Qwen3ForCausalLM(theirs).train()
-    torch.set_default_dtype(torch.float32)
-    bodies: dict[str, Any] = {"transformers": model.model}
-    if compiled:
-        bodies["compiled"] = torch.compile(model.model)
-
-    def backward(body: Any, ids: torch.Tensor) -> None:
-        body(ids, use_cache=False).last_hidden_state.float().mean().backward()
-        model.zero_grad()
-
-    def whole(ids: torch.Tensor) -> None:
-        logits = model(ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
-        model.zero_grad()
-
-    for row in rows:
-        ids = torch.randint(config.vocab_size, sizes(row.shape), device="cuda")
-        if row.part == HEAD:
-            measure(row, "transformers", partial(whole, ids), repeats)
-        elif row.part == BODY:
-            for whose, body in bodies.items():
-                measure(row, whose, partial(backward, body, ids), repeats)
-
-
-def matmul_tflops(repeats: int) -> float:
-    """The vendor's, of an 8192^3 product."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192.0**3 / milliseconds(lambda: a @ b, 4 * repeats) / 1e9
-
-
-def _compile(shape: str, part: str) -> None:
-    """In a process of the pool: the kernels of one row, on disk, by a model of one layer and a small vocabulary."""
-    vocabulary = 336 * QWEN3_8B.leaves  # a leaf ends inside a tile, as in the whole one
-    config, (sequences, _) = replace(QWEN3_8B, layers=1, vocab_size=vocabulary), sizes(shape)
-    with one_rank():
-        time_ours(config, "exact", [Row(f"{sequences}x{1024 // sequences}", part, 0.0)], 1)
-
-
-def prepare(rows: list[Row]) -> None:
-    """Compiles side by side what would otherwise be compiled one after the other, while it is timed."""
-    jobs = [(row.shape, row.part) for row in rows if row.part != HEAD]
-    with ProcessPoolExecutor(min(len(jobs), 8), get_context("spawn")) as pool:
-        for job in [pool.submit(_compile, *job) for job in jobs]:
-            job.result()
-
-
-RATIOS = (("transformers", "exact"), ("compiled", "exact"), ("exact", "fast"))
-"""Of times: above 1 we are faster than theirs; above 1 exactness costs time."""
-
-
-def table(rows: list[Row], peak: float) -> Table:
-    out = Table(title=f"forward + backward, TFLOP/s (torch.mm of 8192^3: {peak:.0f})", title_justify="left")
-    whose = [w for w in ("exact", "fast", "transformers", "compiled") if any(w in row.milliseconds for row in rows)]
-    ratios = [pair for pair in RATIOS if set(pair) <= set(whose)]
-    out.add_column("tokens")
-    out.add_column("part")
-    for name in (*whose, *(f"{of} / {to}" for of, to in ratios), *(f"{w}, GiB" for w in whose)):
-        out.add_column(name, justify="right")
-    for row in rows:
-        speeds = [f"{row.tflops(w):.0f}" if w in row.milliseconds else "" for w in whose]
-        times = ["" if (r := row.ratio(*pair)) is None else f"{r:.3f}" for pair in ratios]
-        memory = [f"{row.peak_bytes[w] / 2**30:.1f}" if w in row.peak_bytes else "" for w in whose]
-        out.add_row(row.shape, row.part, *speeds, *times, *memory)
-    return out
-
-
-def run(
-    shapes: list[str], layers: int, repeats: int, fast: bool, compiled: bool, path: Path | None, console: Console
-) -> None:
-    config = replace(QWEN3_8B, layers=layers)
-    rows = table_rows(config, shapes)
-    kinds: list[Numerics] = ["exact", "fast"] if fast else ["exact"]
-    where: dict[str, Any] = versions()
-    begin = time.perf_counter()
-
-    def done(what: str) -> None:
-        """What was measured so far is on the disk."""
-        console.print(f"[dim]{time.perf_counter() - begin:5.0f} s[/] {what}")
-        if path:
-            path.write_text(json.dumps({**where, "layers": layers, "rows": _json(rows)}, indent=1) + "\n")
-
-    prepare(rows)
-    done("compiled")
-    where["matmul TFLOP/s"] = peak = matmul_tflops(repeats)
-    time_theirs(config, rows, repeats, compiled)
-    done("timed transformers")
-    _free()
-    with one_rank():
-        for kind in kinds:
-            time_ours(config, kind, rows, repeats)
-            done(f"timed ours, {kind}")
-    console.print(table(rows, peak))
-    console.print(", ".join(f"{k} {v}" for k, v in versions().items()))
-
-
-def _json(rows: list[Row]) -> list[dict[str, Any]]:
-    return [
-        {
-            "shape": row.shape,
-            "part": row.part,
-            "work": row.work,
-            "milliseconds": row.milliseconds,
-            "peak_bytes": row.peak_bytes,
-            "TFLOP/s": {w: row.tflops(w) for w in row.milliseconds},
-            "ratio": {f"{of} / {to}": r for of, to in RATIOS if (r := row.ratio(of, to))},
-        }
-        for row in rows
-    ]
+def _theirs(model: Any, ids: torch.Tensor) -> None:
+    logits = model(ids, use_cache=False).logits[:, :-1]
+    torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None]).sum().backward()
+    model.zero_grad()

@@ -11,7 +11,7 @@ BLOCK = 2048
 
 @triton.jit
 def root_of(x, n, inside, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """The root over rows FIRST .. FIRST + COUNT - 1; a power of two of them, so that half the rows are a subtree."""
+    """Returns the root over rows FIRST .. FIRST + COUNT - 1; a power of two of them, so that half the rows are a subtree."""
     if COUNT == 1:
         return tl.load(x + FIRST * n, inside, other=0.0)
     else:
@@ -28,7 +28,7 @@ def fold_kernel(parts, out, n, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def fold_rows(parts: torch.Tensor, out: torch.Tensor) -> None:
-    """out [n] = the tree sum of the rows of float32 `parts` [count, n], rounded once to the dtype of `out`."""
+    """Computes out [n] = the tree sum of the rows of float32 `parts` [count, n], rounded once to the dtype of `out`."""
     count, n = parts.shape
     if n:
         launch(fold_kernel, (cdiv(n, BLOCK),), parts, out, n, count, BLOCK, num_warps=8)

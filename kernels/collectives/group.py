@@ -14,8 +14,8 @@ def backend_of(device: str, ranks: int) -> str:
 
 
 def peer_memory(group: dist.ProcessGroup) -> Transport | None:
-    """Maps memory that the other ranks write in (`kernels.collectives.peers`), where they have a card each, as NCCL demands; None
-    over gloo, and for one rank. A collective. No bit depends on it."""
+    """Maps memory that the other ranks write in (`kernels.collectives.peers`), where they have a card each, as NCCL
+    demands; None over gloo, and for one rank. A collective. No bit depends on it."""
     if dist.get_world_size(group) == 1 or not is_nccl(group):
         return None
     from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
@@ -24,7 +24,7 @@ def peer_memory(group: dist.ProcessGroup) -> Transport | None:
 
 
 class TreeGroup:
-    """The ranks that share one model: rank r holds the r-th subtree of every sum.
+    """Holds the ranks that share one model: rank r holds the r-th subtree of every sum.
 
     `TreeGroup()` is the whole model on one rank, where each method is the identity (and the one rounding). Invariant to the
     size of the group: a sum over T subtree roots has the bits of the unsharded tree.
@@ -35,7 +35,8 @@ class TreeGroup:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, transport: Transport | None = None) -> None:
-        """`transport`: another one than the collectives of `group`; of the same ranks, where both are given."""
+        """Joins the ranks. `transport`: another one than the collectives of `group`; of the same ranks, where both are
+        given."""
         own = None if group is None else Collectives(group)
         self.transport: Transport = transport or own or Alone()
         if own is not None and self.transport.shard != own.shard:
@@ -46,12 +47,12 @@ class TreeGroup:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold these collectives: not those that go through the host, as gloo's do."""
+        """Says whether a CUDA graph can hold these collectives: not those that go through the host, as gloo's do."""
         return self.shard.size == 1 or self.transport.capturable
 
     def all_reduce(self, partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Sums float32 `partial` (any shape) over ranks on the tree, rounded once to `dtype`; the same on every rank. On one rank,
-        where the partial is the root, it may come in `dtype`."""
+        """Sums float32 `partial` (any shape) over ranks on the tree, rounded once to `dtype`; the same on every rank.
+        On one rank, where the partial is the root, it may come in `dtype`."""
         if self.shard.size == 1 and partial.dtype in (torch.float32, dtype):
             return partial.to(dtype)
         if partial.dtype != torch.float32:
@@ -65,7 +66,8 @@ class TreeGroup:
     def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor) -> None:
         """Writes into output [n] the tree sum over ranks of their r-th part of input [size * n]; both float32.
 
-        Each rank receives every rank's part unreduced and adds in tree order, so the result does not depend on the transport."""
+        Each rank receives every rank's part unreduced and adds in tree order, so the result does not depend on the
+        transport."""
         size = self.shard.size
         if {input.dtype, output.dtype} != {torch.float32} or input.numel() != size * output.numel():
             raise TreeError(f"reduce_scatter: {input.dtype} of {input.numel()} into {output.numel()} x {size} ranks")

@@ -57,7 +57,7 @@ def wait(mine, value, RANK: tl.constexpr, WORLD: tl.constexpr):
 
 @triton.jit
 def word(box, tag, inside):
-    """The 32 bits of each word whose upper half has become `tag`."""
+    """Returns the 32 bits of each word whose upper half has become `tag`."""
     w = tl.load(box, inside, other=tag << 32, volatile=True)
     while tl.max(((w >> 32) != tag).to(tl.int32), 0) != 0:
         w = tl.load(box, inside, other=tag << 32, volatile=True)
@@ -66,7 +66,7 @@ def word(box, tag, inside):
 
 @triton.jit
 def tagged_subtree(box, own, tag, inside, CAPACITY, RANK: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """The root over ranks FIRST .. FIRST + COUNT - 1, as `kernels.tree.fold` has it for a power of two."""
+    """Returns the root over ranks FIRST .. FIRST + COUNT - 1, as `kernels.tree.fold` has it for a power of two."""
     if COUNT == 1:
         if FIRST == RANK:
             return own
@@ -131,13 +131,13 @@ def tagged_kernel(
 
 @triton.jit
 def slot(address, index, dtype: tl.constexpr, STRIDE: tl.constexpr):
-    """Where words of `dtype` begin in slot `index` of the area at `address`; every slot is 4 * STRIDE bytes."""
+    """Returns where words of `dtype` begin in slot `index` of the area at `address`; every slot is 4 * STRIDE bytes."""
     return tl.multiple_of((address + index * (4 * STRIDE)).to(tl.pointer_type(dtype)), 16)
 
 
 @triton.jit
 def subtree(ready, own, inside, RANK: tl.constexpr, STRIDE: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """The root over ranks FIRST .. FIRST + COUNT - 1 of the float32 parts at `ready`, and of this rank's own."""
+    """Returns the root over ranks FIRST .. FIRST + COUNT - 1 of the float32 parts at `ready`, and of this rank's own."""
     if COUNT == 1:
         if FIRST == RANK:
             return own

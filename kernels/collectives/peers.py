@@ -42,18 +42,18 @@ class Launch:
 
 @dataclass(frozen=True)
 class Areas:
-    """Byte offsets in the memory of a rank, which is all zero at first."""
+    """Places byte offsets in the memory of a rank, which is all zero at first."""
 
     size: int
 
     @property
     def capacity(self) -> int:
-        """The words that one rank may send to one other in a tagged call."""
+        """Returns the words that one rank may send to one other in a tagged call."""
         return TAGGED // max(1, self.size - 1) // 16 * 16
 
     @property
     def stride(self) -> int:
-        """The words of one rank in one slot."""
+        """Returns the words of one rank in one slot."""
         return SLOT_WORDS // self.size
 
     def offsets(self) -> tuple[int, int, int, int, int]:
@@ -64,7 +64,7 @@ class Areas:
 
 
 class PeerMemory:
-    """A transport over memory of this rank that the others write in, and theirs that this rank writes in.
+    """Moves bytes over memory of this rank that the others write in, and theirs that this rank writes in.
 
     `PeerMemory(group)` is a collective: one rank per card, all on one host, CUDA devices that reach each other. It takes
     fixed memory (`Areas`; 150 MB for two ranks), whatever the size of the messages, which stream through it.
@@ -125,7 +125,8 @@ class PeerMemory:
             output.copy_(out.view_as(output))
 
     def all_reduce_launch(self, n: int) -> Launch:
-        """Chooses by size alone: words that carry their own tag; then everything to everyone; then slices and rounded slices."""
+        """Chooses by size alone: words that carry their own tag; then everything to everyone; then slices and rounded
+        slices."""
         size = self.shard.size
         if n * (size - 1) <= 1 << 17:
             return Launch(True, 256 if n <= 1 << 14 else 512, 4)
@@ -143,7 +144,8 @@ class PeerMemory:
         return Launch(False, piece, 8, lag=1 if n <= 2 * BLOCKS * piece else 2)
 
     def launch(self, kind: int, x: torch.Tensor, out: torch.Tensor, n: int, how: Launch) -> None:
-        """Runs one kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank (GATHER)."""
+        """Runs one kernel over flat contiguous tensors. `n`: elements of the sum, of one part (SCATTER), of one rank
+        (GATHER)."""
         rank, size = self.shard.rank, self.shard.size
         if not n:
             return
@@ -151,8 +153,8 @@ class PeerMemory:
             if how.tagged:
                 self._check_tagged(n, how)
                 grid = (cdiv(n, how.piece),)
-                arguments = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
-                launch(tagged_kernel, grid, *arguments, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
+                tagged = (x, out, self._boxes, self._calls, n, Areas(size).capacity)
+                launch(tagged_kernel, grid, *tagged, rank, size, kind, how.piece, COUNTERS, num_warps=how.warps)
                 return
             kind = WHOLE.value if how.whole and kind == REDUCE.value else kind
             slice_ = cdiv(n, 16 * size) * 16 if kind == REDUCE.value else n
@@ -175,7 +177,7 @@ class PeerMemory:
 
 
 def _check_places(places: list[tuple[str, str]]) -> None:
-    """PeerError unless the ranks have a card each, on one host."""
+    """Raises PeerError unless the ranks have a card each, on one host."""
     for rank, (host, card) in enumerate(places):
         if card == "no CUDA device":
             raise PeerError(f"rank {rank} has no CUDA device: use TreeGroup(group) over gloo")

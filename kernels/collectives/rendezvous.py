@@ -1,5 +1,6 @@
-"""Where the ranks of a host find each other: a store on a loopback port, which listens from the moment its port is chosen, in the
-process that starts the ranks: a port that is looked up, given back and named to a rank is another program's by then."""
+"""Where the ranks of a host find each other: a store on a loopback port, which listens from the moment its port is
+chosen, in the process that starts the ranks: a port that is looked up, given back and named to a rank is another
+program's by then."""
 
 import socket
 from datetime import timedelta

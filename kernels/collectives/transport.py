@@ -35,8 +35,8 @@ class Transport(Protocol):
 
 
 def worth_slicing(n: int, size: int) -> bool:
-    """Says whether a rank should add its slice of n elements alone. Gathering everything receives 4 (size - 1) bytes an element;
-    exchanging float32 slices, then slices rounded to 2 bytes, 6 (size - 1) / size."""
+    """Says whether a rank should add its slice of n elements alone. Gathering everything receives 4 (size - 1) bytes an
+    element; exchanging float32 slices, then slices rounded to 2 bytes, 6 (size - 1) / size."""
     return n * (size - 1) * (4 * size - 6) // size > SAVING
 
 
@@ -57,7 +57,7 @@ def is_nccl(group: dist.ProcessGroup) -> bool:
 
 
 class Alone:
-    """The transport of one rank: nothing moves."""
+    """Serves one rank: nothing moves."""
 
     shard = WHOLE
     capturable = True

@@ -35,7 +35,7 @@ _SERIAL = 32768  # elements below which waking threads costs more than it saves
 
 
 class BuildError(RuntimeError):
-    """The C compiler is missing or failed; the message is one line."""
+    """Says that the C compiler is missing or failed; the message is one line."""
 
 
 def _compiler() -> str:
@@ -57,7 +57,8 @@ def _processor() -> str:
 
 
 def build(target: tuple[str, ...] = ("-march=native",)) -> Path:
-    """The path of the library for instruction set `target`, built if the cache has none. Bits do not depend on `target`."""
+    """Returns the path of the library for instruction set `target`, built if the cache has none. Bits do not depend on
+    `target`."""
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     digest = hashlib.sha256("\0".join((version, _processor(), *_FLAGS, *target)).encode())
@@ -92,7 +93,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def _prototypes() -> dict[str, list[tuple[str, torch.dtype | type]]]:
-    """(parameter, dtype of the tensor or type of the scalar) of every C function, read from its definition."""
+    """Returns (parameter, dtype of the tensor or type of the scalar) of every C function, read from its definition."""
     found = {}
     for path in _sources():
         text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)

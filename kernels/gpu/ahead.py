@@ -42,8 +42,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of it that spill, -1
-    where the tool that tells is not there. `error`: why it does not compile."""
+    """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of
+    it that spill, -1 where the tool that tells is not there. `error`: why it does not compile."""
 
     kernel: str
     seconds: float
@@ -192,7 +192,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, bytes of stack) by cuobjdump, which Triton brings; -1 where it does not."""
+    """Returns (registers, bytes of stack) by cuobjdump, which Triton brings; -1 where it does not."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

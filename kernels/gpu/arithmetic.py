@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def exp_small(t):
-    """e^t for |t| <= ln(2) / 2."""
+    """Computes e^t for |t| <= ln(2) / 2."""
     p = tl.full(t.shape, 1.0 / 5040.0, tl.float32)
     p = tl.fma(p, t, 1.0 / 720.0)
     p = tl.fma(p, t, 1.0 / 120.0)
@@ -28,7 +28,7 @@ def exp_small(t):
 
 @triton.jit
 def times_power_of_two(p, n):
-    """p * 2^n in two exact steps."""
+    """Computes p * 2^n in two exact steps."""
     whole = n.to(tl.int32)
     half = whole >> 1
     low = ((half + 127) << 23).to(tl.float32, bitcast=True)
@@ -56,7 +56,7 @@ def exp_f32(x):
 
 @triton.jit
 def log_f32(x):
-    """Natural logarithm of x > 0; infinity and NaN stay what they are."""
+    """Computes the natural logarithm of x > 0; infinity and NaN stay what they are."""
     tiny = x < 1.1754943508222875e-38
     y = tl.where(tiny, x * 16777216.0, x)
     b = y.to(tl.int32, bitcast=True) - 0x3F3504F3
@@ -76,7 +76,7 @@ def log_f32(x):
 
 @triton.jit
 def fold(v):
-    """v [R, W] -> [R]: halves are added, v[i] + v[i + W / 2], until one is left. W a power of two."""
+    """Folds v [R, W] -> [R]: halves are added, v[i] + v[i + W / 2], until one is left. W a power of two."""
     R: tl.constexpr = v.shape[0]
     W: tl.constexpr = v.shape[1]
     if W == 1:
@@ -87,7 +87,7 @@ def fold(v):
 
 @triton.jit
 def fold_to(v, TO: tl.constexpr):
-    """The same, until TO columns are left."""
+    """Folds in the same way, until TO columns are left."""
     R: tl.constexpr = v.shape[0]
     W: tl.constexpr = v.shape[1]
     if W == TO:
@@ -98,7 +98,7 @@ def fold_to(v, TO: tl.constexpr):
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 (Salmon et al. 2011, section 4); uint32 in and out."""
+    """Computes Philox4x32-10 (Salmon et al. 2011, section 4); uint32 in and out."""
     for _ in tl.static_range(10):
         n0 = tl.umulhi(c2, 0xCD9E8D57) ^ c1 ^ k0
         n2 = tl.umulhi(c0, 0xD2511F53) ^ c3 ^ k1

@@ -20,7 +20,7 @@ class Card:
 
     @property
     def family(self) -> str | None:
-        """The name of its family; None for a card that has no kernels."""
+        """Returns the name of its family; None for a card that has no kernels."""
         return FAMILIES.get(self.capability)
 
 

@@ -61,7 +61,7 @@ else:
 
 
 def encode(descriptor: Any, meta: dict[str, Any]) -> list[Any]:
-    """What a launcher takes for a tensor descriptor of two dimensions: the encoded map, its shape, its strides."""
+    """Returns what a launcher takes for a tensor descriptor of two dimensions: the encoded map, its shape, its strides."""
     return make_tensordesc_arg(descriptor, meta) if VERSION < (3, 8) else make_tensordesc_arg(descriptor, meta, None)
 
 

@@ -14,7 +14,7 @@ _LAZY_PEERS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 
 
 class DriverError(RuntimeError):
-    """A call that the CUDA driver refused."""
+    """Names a call that the CUDA driver refused."""
 
 
 class _Location(ctypes.Structure):
@@ -81,7 +81,7 @@ class _Bytes:
 
 
 def _tensor(address: int, size: int, device: int, owner: object = None) -> torch.Tensor:
-    """uint8 [size] over memory that `owner` frees."""
+    """Returns uint8 [size] over memory that `owner` frees."""
     return torch.as_tensor(_Bytes(address, size, owner), device=f"cuda:{device}")
 
 
@@ -140,7 +140,7 @@ class Arena:
             self._range.unmap()
 
     def regain(self) -> None:
-        """Physical memory at the same address; it holds anything. torch.OutOfMemoryError where there is too little."""
+        """Puts physical memory at the same address; it holds anything. torch.OutOfMemoryError where there is too little."""
         if not self._range.handle.value:
             self._range.map()
 
@@ -157,8 +157,8 @@ class _Allocation:
 
 
 def shared(size: int) -> tuple[torch.Tensor, bytes]:
-    """uint8 [size] on the current device, freed when the last tensor over it is gone, and the handle by which other processes
-    `attach` it. They must let go of it first."""
+    """Returns uint8 [size] on the current device, freed when the last tensor over it is gone, and the handle by which
+    other processes `attach` it. They must let go of it first."""
     memory, handle = _Allocation(size), _Handle()
     _call("cuIpcGetMemHandle", ctypes.byref(handle), memory.address)
     return _tensor(memory.address.value, size, torch.cuda.current_device(), memory), bytes(handle.reserved)
@@ -177,6 +177,6 @@ class _Attachment:
 
 
 def attach(handle: bytes, size: int) -> torch.Tensor:
-    """The `shared` memory of another process on the current device, until the last tensor over it is gone."""
+    """Returns the `shared` memory of another process on the current device, until the last tensor over it is gone."""
     memory = _Attachment(handle)
     return _tensor(memory.address.value, size, torch.cuda.current_device(), memory)

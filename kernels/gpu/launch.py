@@ -42,7 +42,7 @@ class Descriptor:
 
 @cache
 def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
-    """bf16 [rows, columns] in shared memory, as TMA and wgmma take it."""
+    """Returns bf16 [rows, columns] in shared memory, as TMA and wgmma take it."""
     return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
 
 
@@ -74,7 +74,7 @@ def heads_contiguous(t: torch.Tensor) -> torch.Tensor:
 
 
 class Launch(NamedTuple):
-    """One launch as it was asked for."""
+    """Holds one launch as it was asked for."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -145,7 +145,7 @@ def _describe(args: tuple, roles: tuple[int, ...], key: list, values: list, desc
 
 
 def described(launch: Launch) -> tuple:
-    """What Triton specialises a launch on, in the same words in every process."""
+    """Returns what Triton specialises a launch on, in the same words in every process."""
     given = list(zip(launch.args, _roles_of(launch.kernel), strict=True))
     constants = [str(a) for a, role in given if role == 0]
     key: list[Any] = []
@@ -154,7 +154,7 @@ def described(launch: Launch) -> tuple:
 
 
 def name_of(kernel: Any) -> str:
-    """The module and function of a kernel."""
+    """Returns the module and function of a kernel."""
     return f"{kernel.fn.__module__}.{kernel.fn.__qualname__}"
 
 
@@ -197,7 +197,7 @@ def _plain(a: Any) -> Any:
 
 
 def cdiv(a: int, b: int) -> int:
-    """ceil(a / b). Triton's own takes 5 us on the host."""
+    """Returns ceil(a / b). Triton's own takes 5 us on the host."""
     return -(-a // b)
 
 

@@ -10,7 +10,7 @@ _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
 def counters(device: torch.device, count: int) -> torch.Tensor:
-    """Zeroed int32 counters of the current stream. Kernels of one stream run one after another, so they share them."""
+    """Returns zeroed int32 counters of the current stream. Kernels of one stream run one after another, so they share them."""
     key = (device, driver.active.get_current_stream(device.index))
     if count > _SIZE:
         raise UnsupportedError(f"a launch needs {count} arrival counters and has {_SIZE}: split the batch")

@@ -21,12 +21,12 @@ MOST_THREADS = 512
 
 
 def report(error: object) -> None:
-    """In one line, whose spaces (of a path, say) stay."""
+    """Prints an error in one line, whose spaces (of a path, say) stay."""
     print("samebit: error:", " ".join(str(error).splitlines()), file=sys.stderr)
 
 
 def warn(text: str) -> None:
-    """On stderr, at once."""
+    """Prints a warning on stderr, at once."""
     print("samebit: warning:", " ".join(text.splitlines()), file=sys.stderr, flush=True)
 
 
@@ -37,7 +37,7 @@ def fail(error: object, code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C is one line, and no traceback; SIGTERM too ends what was started on the way out."""
+    """Turns Ctrl-C into one line without a traceback, and lets SIGTERM too end what was started on the way out."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
@@ -48,7 +48,7 @@ def interruptible() -> Iterator[None]:
 
 
 def count(text: str) -> int:
-    """For `type=`: a positive integer."""
+    """Reads a positive integer, for `type=`."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 2**31:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
@@ -61,7 +61,7 @@ def threads(text: str) -> int:
 
 
 def output(text: str) -> Path:
-    """A file that can be written: said before the work of which it is to hold the result, and not after it."""
+    """Returns the path of a file that can be written; refuses any other before the work, not after it."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: {'is a folder' if path.is_dir() else 'no such folder'}")
@@ -83,6 +83,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def progress(rows: Sequence[Row]) -> Iterable[Row]:
-    """`rows`, with a bar on a terminal while they are measured."""
+    """Yields `rows`, with a bar on a terminal while they are measured."""
     console = Console(stderr=True)
     return track(rows, "measuring", console=console, transient=True, disable=not console.is_terminal)

@@ -22,7 +22,7 @@ def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: 
     if q.is_cuda:
         return _varlen(q, keys, values, pages.starts.int(), longest, scale)
     lengths = pages.starts.diff().tolist()
-    parts = zip(*(t.split(lengths) for t in (q, keys, values)), strict=True)
+    parts = zip(q.split(lengths), keys.split(lengths), values.split(lengths), strict=True)
     return torch.cat([_batched(*part, 1, scale) for part in parts])
 
 

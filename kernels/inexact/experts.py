@@ -1,5 +1,7 @@
 """Matrix products of rows sorted by expert, as torch multiplies: its grouped matmul on a GPU, one matmul an expert on a CPU."""
 
+from itertools import pairwise
+
 import torch
 
 from kernels.device import gradient_dtype
@@ -53,7 +55,7 @@ def _rows(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
         return torch._grouped_mm(x, w, offs=slots.starts[1:])
     starts = slots.starts.tolist()
     y = x.new_zeros(slots.capacity, w.shape[2])
-    for e, (first, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for e, (first, end) in enumerate(pairwise(starts)):
         y[first:end] = x[first:end] @ w[e]
     return y
 
@@ -63,5 +65,4 @@ def _weights(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
     if x.is_cuda:
         return torch._grouped_mm(dy.T, x, offs=slots.starts[1:])
     starts = slots.starts.tolist()
-    pairs = zip(starts, starts[1:], strict=False)
-    return torch.stack([product(dy[a:b].T, x[a:b], torch.float32) for a, b in pairs])
+    return torch.stack([product(dy[a:b].T, x[a:b], torch.float32) for a, b in pairwise(starts)])

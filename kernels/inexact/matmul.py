@@ -13,7 +13,8 @@ def matmul(
     groups: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """y = x w^T and its gradients as in `kernels.ops.matmul`, without its order: `leaves` and `groups` are not read."""
+    """Computes y = x w^T and its gradients as in `kernels.ops.matmul`, without its order: `leaves` and `groups` are not
+    read."""
     return _Matmul.apply(x, w, out_dtype or x.dtype)
 
 
@@ -37,7 +38,7 @@ class _Matmul(torch.autograd.Function):
 
 
 def product(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    """a b, summed in float32, rounded once to `out_dtype`."""
+    """Multiplies a b, summed in float32, rounded once to `out_dtype`."""
     if a.dtype == out_dtype:
         return a @ b
     if a.is_cuda:

@@ -88,7 +88,7 @@ def _key(arguments: dict[str, Any], card: Card) -> str:
 
 
 class _OneOf:
-    """A transport of the first of some ranks that are not there: as many values as from all of them."""
+    """Stands for the transport of the first of some ranks that are not there: as many values as from all of them."""
 
     capturable = True
 

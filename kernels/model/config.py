@@ -13,7 +13,7 @@ from kernels.tree import is_power_of_two
 
 @dataclass(frozen=True)
 class Family:
-    """What sets one architecture apart from the others of the same decoder."""
+    """Says what sets one architecture apart from the others of the same decoder."""
 
     architecture: str
     qk_norm: bool = False  # heads of q and k pass an rms_norm before rope
@@ -118,8 +118,8 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], leaves: int, said: Said | None = None) -> "ModelConfig":
-        """From the fields of a Hugging Face config of one of FAMILIES; ConfigError for one that is not understood. `said`: what
-        the user calls a field."""
+        """Reads the fields of a Hugging Face config of one of FAMILIES; ConfigError for one that is not understood.
+        `said`: what the user calls a field."""
         said = said or (lambda field, value: f"the model's {field} is {value}; it")
         kind = hf.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -190,7 +190,7 @@ class ModelConfig:
 
 
 def _window(hf: dict[str, Any], family: Family) -> Any:
-    """The sliding window of a config; None where there is none, or it never cuts."""
+    """Returns the sliding window of a config; None where there is none, or it never cuts."""
     window = hf.get("sliding_window", family.sliding_window)
     if hf.get("use_sliding_window", True) is False or window is None:
         return None

@@ -91,8 +91,8 @@ def token_bytes(config: ModelConfig, tp: int, width: int) -> int:
 
 
 def step_bytes(config: ModelConfig, contexts: Sequence[float], width: int) -> float:
-    """Counts the bytes that a decode step must read on one rank: the weights that any of its tokens passes once, keys and values
-    of each context. Of experts: as many as tokens that choose evenly and at random would be expected to pass."""
+    """Counts the bytes that a decode step must read on one rank: the weights that any of its tokens passes once, keys and
+    values of each context. Of experts: as many as tokens that choose evenly and at random would be expected to pass."""
     more = 0.0
     for count, chosen, each in (costs.experts for costs in _blocks(config)):
         if count:
@@ -109,8 +109,8 @@ def serving_bytes(config: ModelConfig, tokens: int, rows: int, tp: int, width: i
 
 
 def saved_elements(config: ModelConfig, checkpointing: str, tokens: int) -> int:
-    """Counts the elements that all layers save of `tokens` tokens for the backward pass. `checkpointing`: "layer" keeps what goes
-    into a layer, "selective" what is not cheap to compute again, "none" everything."""
+    """Counts the elements that all layers save of `tokens` tokens for the backward pass. `checkpointing`: "layer" keeps what
+    goes into a layer, "selective" what is not cheap to compute again, "none" everything."""
     if checkpointing == "layer":
         return 2 * config.hidden_size * config.layers * tokens  # the residual stream and the delta to it
     return sum((c.kept + c.cheap * (checkpointing == "none")) * (tokens + c.spare) for c in _blocks(config))
@@ -123,14 +123,14 @@ def layer_saved_elements(config: ModelConfig, tokens: int) -> int:
 
 
 def backward_elements(config: ModelConfig, tokens: int) -> int:
-    """Counts the elements of `tokens` tokens that are alive in the backward pass of a block, beside what was saved: the gradients
-    of its insides, of the residual stream and of its norm."""
+    """Counts the elements of `tokens` tokens that are alive in the backward pass of a block, beside what was saved: the
+    gradients of its insides, of the residual stream and of its norm."""
     return max(c.working * (tokens + c.spare) for c in _blocks(config)) + 2 * config.hidden_size * tokens
 
 
 def logprob_bytes(config: ModelConfig, rows: int, width: int, on_gpu: bool) -> int:
-    """Counts the bytes that the log-prob of `rows` tokens keeps for its gradient: on a GPU exponentials in bfloat16 and a node a
-    tile, on a CPU float32 logits and their gradient."""
+    """Counts the bytes that the log-prob of `rows` tokens keeps for its gradient: on a GPU exponentials in bfloat16 and
+    a node a tile, on a CPU float32 logits and their gradient."""
     V, H = config.vocab_size, config.hidden_size
     return rows * (2 * V + 8 * V // _TILE + 4 * width * H if on_gpu else 8 * V + 2 * width * H)
 

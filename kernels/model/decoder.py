@@ -43,8 +43,8 @@ def decoder_layer(
     recompute: Recompute = no_recompute,
     routed: Routed = not_told,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the blocks of layer `index`: the residual stream, in and out, as x [T, H] and a delta [T, H] that the next norm adds to
-    it (None before the first layer).
+    """Runs the blocks of layer `index`: the residual stream, in and out, as x [T, H] and a delta [T, H] that the next
+    norm adds to it (None before the first layer).
 
     `cache`: where keys and values are kept; None in training, where they are those of the same tokens. `table` from
     position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size of `group`."""
@@ -64,7 +64,8 @@ def forward(
     layout: Layout,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Maps token_ids int64 [T] to final hidden states [T, H] (of the tokens that `layout` wants: [R, H]) in `dtype`, the model's.
+    """Maps token_ids int64 [T] to final hidden states [T, H] (of the tokens that `layout` wants: [R, H]) in `dtype`,
+    the model's.
 
     `run_layer(i, x, delta)` is `decoder_layer` on layer i, by whatever means the caller holds its weights (a list; FSDP
     modules)."""
@@ -78,7 +79,8 @@ def forward(
 
 
 def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor, shard: Shard = WHOLE) -> torch.Tensor:
-    """Returns float32 logits [R, vocab_rows / S] of this shard's part of the vocabulary: unrounded roots of the matmul tree, and
+    """Returns float32 logits [R, vocab_rows / S] of this shard's part of the vocabulary: unrounded roots of the matmul
+    tree, and
     -inf for what is no token."""
     logits = config.ops.matmul(hidden, outer.head, config.leaves, out_dtype=torch.float32)
     exclude_padding(logits, config.vocab_size, shard.rank * logits.shape[1])
@@ -95,6 +97,7 @@ def token_logprobs(
     truncation: Truncation | None = None,
 ) -> torch.Tensor:
     """Returns the log-probs float32 [R] of `targets` [R] given final hidden states [R, H], with their gradient: what a sampler
-    computes from `head_logits`, whoever holds which part of them. `groups`, `truncation`: as of `kernels.ops.linear_logprob`."""
+    computes from `head_logits`, whoever holds which part of them. `groups`, `truncation`: as of
+    `kernels.ops.linear_logprob`."""
     of_rows = (targets, temperature, config.leaves, groups, truncation, config.vocab_size)
     return config.ops.linear_logprob(hidden, head, *of_rows)

@@ -11,7 +11,7 @@ from kernels.ops.norm_rope import RopeScaling
 
 
 class ConfigError(ValueError):
-    """A model that cannot run as asked; one line that names the numbers."""
+    """Says in one line why a model cannot run as asked, and names the numbers."""
 
 
 Said = Callable[[str, str], str]
@@ -22,7 +22,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 60
 
 
 def shown(value: object) -> str:
-    """A value in a message: as Python writes it, and not longer than a line."""
+    """Shows a value in a message: as Python writes it, and not longer than a line."""
     return _REPR.repr(value)
 
 
@@ -114,7 +114,7 @@ _ROPE = {"default": set(), "llama3": {*_SCALING.values()}}  # what each type rea
 
 
 def whole(fields: Mapping[str, Any], name: str, said: Said) -> int:
-    """A field of COUNTS or of EXPERT_COUNTS."""
+    """Reads a field of COUNTS or of EXPERT_COUNTS."""
     value, most = fields[name], (COUNTS | EXPERT_COUNTS)[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{said(name, shown(value))} must be a positive integer")
@@ -124,7 +124,7 @@ def whole(fields: Mapping[str, Any], name: str, said: Said) -> int:
 
 
 def real(name: str, value: object, said: Said, most: float = _MOST, zero: bool = False) -> float:
-    """A number that float32 holds with all its bits, from 2^-126 to `most`; or 0, if that is allowed."""
+    """Reads a number that float32 holds with all its bits, from 2^-126 to `most`; or 0, if that is allowed."""
     kind = "a number from 0 up" if zero else "a positive number"
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 or (zero and value == 0)):
         raise ConfigError(f"{said(name, shown(value))} must be {kind}")
@@ -134,8 +134,8 @@ def real(name: str, value: object, said: Said, most: float = _MOST, zero: bool =
 
 
 def check_understood(kind: str, fields: Mapping[str, Any], said: Said, experts: bool = False) -> None:
-    """ConfigError for the first field that may decide a number and is not understood, or has a value that is not supported.
-    A null says nothing. `experts`: those of a mixture are read too."""
+    """Raises ConfigError for the first field that may decide a number and is not understood, or has a value that is not
+    supported. A null says nothing. `experts`: those of a mixture are read too."""
     read = _READ | _NO_NUMBER | (_OF_EXPERTS if experts else set())
     for name, value in fields.items():
         if value is None or name in read or name.startswith("_"):
@@ -163,7 +163,7 @@ def check_understood(kind: str, fields: Mapping[str, Any], said: Said, experts: 
 
 
 def rope_of(kind: str, fields: Mapping[str, Any], said: Said) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) of a config's rope parameters, old and new."""
+    """Returns (theta, scaling) of a config's rope parameters, old and new."""
     # where there are both, transformers takes the first
     name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = fields.get(name) or {}

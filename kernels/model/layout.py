@@ -16,7 +16,7 @@ from kernels.ops.attention import Pages
 
 
 def on_device(t: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A CPU tensor there, without waiting for what the device is doing."""
+    """Copies a CPU tensor there, without waiting for what the device is doing."""
     if torch.device(device).type == "cpu":
         return t
     return t.pin_memory().to(device, non_blocking=True)
@@ -27,13 +27,13 @@ def _put(a: np.ndarray, dtype: type, device: torch.device | str) -> torch.Tensor
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    """[0, the first length, the first two, ...]."""
+    """Returns [0, the first length, the first two, ...]."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """T tokens of S sequences, side by side."""
+    """Describes T tokens of S sequences, side by side."""
 
     pages: Pages  # positions and page table
     slots: torch.Tensor  # int64 [T], the key-value row that each token writes
@@ -47,7 +47,8 @@ class Layout:
 
     @classmethod
     def packed(cls, lengths: Sequence[int], group_sizes: Sequence[int], device: torch.device | str = "cpu") -> "Layout":
-        """Whole sequences without padding: `lengths` tokens each, consecutive `group_sizes` sequences a gradient leaf."""
+        """Lays out whole sequences without padding: `lengths` tokens each, consecutive `group_sizes` sequences a
+        gradient leaf."""
         starts, total = _offsets(lengths), sum(lengths)
         sequence = np.repeat(np.arange(len(lengths)), lengths)
         table = np.minimum(starts[:-1, None] + np.arange(max(lengths)), total - 1)
@@ -70,7 +71,7 @@ class Layout:
         page_size: int,
         device: torch.device | str = "cpu",
     ) -> "Layout":
-        """For each sequence its next tokens, positions `span[0] <= p < span[1]`, and the pages it owns.
+        """Lays out the next tokens of each sequence, positions `span[0] <= p < span[1]`, and the pages it owns.
 
         Consecutive spans of one kind are a part: single tokens (decoding), beginnings (they attend to their own activations and
         read no page), and the rest. Each has the kernel that is made for it, and all have the same bits."""
@@ -107,7 +108,8 @@ class Layout:
         return cls(pages, _put(slots, np.int64, device), _put(starts[[0, -1]], np.int64, device), tuple(parts))
 
     def ends(self, rows: torch.Tensor) -> "Layout":
-        """Of the tokens `rows`, int64 [R], where pages hold the keys of all: each for itself, as in decoding."""
+        """Returns the ends of the tokens `rows`, int64 [R], where pages hold the keys of all: each for itself, as in
+        decoding."""
         pages = self.pages
         starts = torch.arange(len(rows) + 1, device=rows.device)
         alone = Pages(pages.table, pages.size, pages.sequence[rows], pages.position[rows], starts)
@@ -128,10 +130,10 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pages, float], t
 
 
 class PagedCache:
-    """Serving: keys and values of every layer in rows of all pages, kept between steps."""
+    """Holds, for serving, keys and values of every layer in rows of all pages, kept between steps."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Both [layers, pages * page_size, kv_heads, head_dim]."""
+        """Keeps both, [layers, pages * page_size, kv_heads, head_dim]."""
         self.keys, self.values = keys, values
 
     def keep(self, layer: int, own: Rows, layout: Layout) -> Rows:
@@ -142,8 +144,8 @@ class PagedCache:
 
 
 def attend(attention: Attention, q: torch.Tensor, own: Rows, held: Rows, layout: Layout, scale: float) -> torch.Tensor:
-    """The attention of q [T, heads, head_dim] to `held`, the rows of the pages of `layout`; a part that is packed attends to
-    its `own` keys and values, those of the same tokens."""
+    """Returns the attention of q [T, heads, head_dim] to `held`, the rows of the pages of `layout`; a part that is
+    packed attends to its `own` keys and values, those of the same tokens."""
     if not layout.parts:
         return attention(q, *held, layout.pages, scale)
     out = []

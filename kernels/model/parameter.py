@@ -10,11 +10,11 @@ from kernels.tree import Shard
 
 @dataclass(frozen=True)
 class Parameter:
-    """Describes one tensor as the model holds it: one or several Hugging Face tensors stacked by rows, or, with a `stripe`, pairs
-    of them whose rows stand in turns of so many, those of the first of a pair before those of the second.
+    """Describes one tensor as the model holds it: one or several Hugging Face tensors stacked by rows, or, with a `stripe`,
+    pairs of them whose rows stand in turns of so many, those of the first of a pair before those of the second.
 
-    `trained`, `served` and `saved` say in which lists of `kernels.model.parameters` it stands: whether the optimizer changes it,
-    whether an engine holds it, whether a model directory has it."""
+    `trained`, `served` and `saved` say in which lists of `kernels.model.parameters` it stands: whether the optimizer
+    changes it, whether an engine holds it, whether a model directory has it."""
 
     name: str
     sections: tuple[
@@ -33,7 +33,7 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that is held, padding included."""
+        """Returns the shape that is held, padding included."""
         return (sum(self.sections), self.columns) if self.columns else (sum(self.sections),)
 
     @property
@@ -43,12 +43,12 @@ class Parameter:
 
     @property
     def elements(self) -> int:
-        """How many numbers a file has of it."""
+        """Counts how many numbers a file has of it."""
         return sum(self.stored) * max(self.columns, 1)
 
     @property
     def held(self) -> int:
-        """How many numbers a shard of one holds of it, padding included."""
+        """Counts how many numbers a shard of one holds of it, padding included."""
         return prod(self.shape)
 
     def of_layer(self, index: int) -> "Parameter":

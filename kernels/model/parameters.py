@@ -1,7 +1,7 @@
 """The parameters of a model, in a fixed order, as three lists: what is trained, what is served, and what is saved.
 
-They are the same for a model all of whose weights are trained. Each says what it is for: a frozen weight is served and saved and
-not trained; an adapter that is merged before weights are published is trained and not served."""
+They are the same for a model all of whose weights are trained. Each says what it is for: a frozen weight is served and
+saved and not trained; an adapter that is merged before weights are published is trained and not served."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kernels.model.parameter import Parameter
 
 @dataclass(frozen=True)
 class OuterWeights:
-    """What stands outside the layers, on one shard."""
+    """Holds what stands outside the layers, on one shard."""
 
     embed: torch.Tensor  # [V / S, H]; V the rows that are held (`ModelConfig.vocab_rows`)
     norm: torch.Tensor  # [H]

@@ -24,7 +24,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, or ConfigError."""
+    """Returns the object in a file, or ConfigError."""
     try:
         if path.exists() and not path.is_file():  # a pipe is read for ever
             raise ConfigError(f"{path} is no file")
@@ -46,7 +46,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Contract:
-    """What decides the bits of a model's log-probs beside its weights: whoever loads it computes so unless told otherwise."""
+    """Says what decides the bits of a model's log-probs beside its weights: whoever loads it computes so unless told
+    otherwise."""
 
     leaves: int  # of every contraction
     dtype: str  # of activations, and of the weights as they are used: a key of DTYPES
@@ -58,11 +59,12 @@ class Contract:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], path: Path) -> "Contract | None":
-        """Of the fields of a config.json; None where they say nothing of it."""
+        """Reads it from the fields of a config.json; None where they say nothing of it."""
         said = config.get(CONTRACT)
         if said is None:
             return None
-        parts = [said.get(name) for name in ("leaves", "dtype", "contract")] if isinstance(said, dict) else [None] * 3
+        names = ("leaves", "dtype", "contract")
+        parts: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None] * 3
         leaves, dtype, version = parts
         whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31 for n in (leaves, version))
         if not whole or not is_power_of_two(leaves) or not isinstance(dtype, str) or dtype not in DTYPES:
@@ -76,7 +78,7 @@ class Contract:
         return {CONTRACT: {"contract": self.version, "leaves": self.leaves, "dtype": self.dtype}}
 
     def departures(self, other: "Contract", leaves: str = "leaves", dtype: str = "dtype") -> list[str]:
-        """What `other` has otherwise, one line each."""
+        """Returns what `other` has otherwise, one line each."""
         pairs = (
             ("the version of the arithmetic", self.version, other.version),
             (leaves, self.leaves, other.leaves),
@@ -89,7 +91,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Beside:
-    """All of a model directory but its weights and its shape."""
+    """Holds all of a model directory but its weights and its shape."""
 
     contract: Contract
     fields: Mapping[str, Any] = field(default_factory=dict)  # of config.json, what is said of tokens: some of TOKENS
@@ -97,7 +99,7 @@ class Beside:
 
     @classmethod
     def read(cls, directory: Path) -> "Beside":
-        """Of a directory that `contents` describe."""
+        """Reads it from a directory that `contents` describe."""
         config = read_json(directory / "config.json")
         contract = Contract.read(config, directory / "config.json")
         if contract is None:
@@ -110,7 +112,7 @@ class Beside:
         return replace(self, contract=replace(self.contract, dtype=dtype))
 
     def contents(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, bytes]:
-        """Every file but the weights, which are in `dtype`."""
+        """Returns every file but the weights, which are in `dtype`."""
         fields = config.to_hf(name_of(dtype)) | dict(self.fields) | self.contract.fields()
         return {**self.files, "config.json": (json.dumps(fields, indent=2) + "\n").encode()}
 

@@ -22,7 +22,7 @@ _STALL = 20.0  # seconds for what is queued, after which the other end is taken 
 
 @dataclass(frozen=True)
 class Ticket:
-    """By which another process opens a bucket."""
+    """Lets another process open a bucket."""
 
     handle: bytes  # of CUDA IPC; empty on a CPU
     path: str  # of the file; "" on a GPU
@@ -30,7 +30,7 @@ class Ticket:
     half: int  # bytes
 
     def open(self) -> list[torch.Tensor]:
-        """The halves, uint8 [half] each. On a GPU the process's current device must be `card`."""
+        """Returns the halves, uint8 [half] each. On a GPU the process's current device must be `card`."""
         if self.card < 0:
             return list(torch.from_file(self.path, shared=True, size=2 * self.half, dtype=torch.uint8).split(self.half))
         from kernels.gpu import driver
@@ -39,7 +39,7 @@ class Ticket:
 
 
 class SharedBucket:
-    """The owner's side. `hide` once everybody has opened it: nothing is left behind then, however the process ends."""
+    """Owns a bucket. `hide` once everybody has opened it: nothing is left behind then, however the process ends."""
 
     def __init__(self, half: int, device: str) -> None:
         self._path = ""
@@ -67,8 +67,8 @@ class SharedBucket:
 
 
 def wait_for_wires() -> None:
-    """Until the device has done what is queued. TimeoutError where it waits for another card that does not answer: the wires
-    are to be cut then."""
+    """Waits until the device has done what is queued. TimeoutError where it waits for another card that does not
+    answer: the wires are to be cut then."""
     queued = torch.cuda.Event()
     queued.record()
     deadline = time.monotonic() + _STALL
@@ -91,11 +91,11 @@ class Wire:
         self._group = dist.ProcessGroupNCCL(store, 0 if sender else 1, 2, options)
 
     def send(self, x: torch.Tensor) -> dist.Work:
-        """`x` must stay as it is until the work is waited for."""
-        return self._group.send([x], self._other, 0)
+        """Sends `x`, which must stay as it is until the work is waited for."""
+        return self._group.send([x], self._other, 0)  # type: ignore[attr-defined]
 
     def receive(self, x: torch.Tensor) -> None:
-        self._group.recv([x], self._other, 0).wait()
+        self._group.recv([x], self._other, 0).wait()  # type: ignore[attr-defined]
 
     def cut(self) -> None:
         """Ends what the other end leaves unanswered."""

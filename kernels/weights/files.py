@@ -19,8 +19,9 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
-    """Finds the safetensors file of every tensor that `config` asks for. ConfigError: a file that cannot be read, a tensor that is
-    missing, has another shape or is quantized, or one inside a layer that no parameter reads. Reads headers only."""
+    """Finds the safetensors file of every tensor that `config` asks for. ConfigError: a file that cannot be read, a
+    tensor that is missing, has another shape or is quantized, or one inside a layer that no parameter reads. Reads
+    headers only."""
     stored = stored_tensors(Path(directory))
     for parameter in saved(config):
         columns = (parameter.columns,) if parameter.columns else ()
@@ -38,7 +39,8 @@ def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
 
 
 def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
-    """Refuses a bias or a norm inside a layer of the config: it would change its numbers; other heads and further layers would not."""
+    """Refuses a bias or a norm inside a layer of the config: it would change its numbers; other heads and further
+    layers would not."""
     read = {name for parameter in saved(config) for name in parameter.hf_names}
     layer = re.compile(r"model\.layers\.(\d{1,9})\.(?!.*\.inv_freq$)")
     for name in sorted(where.keys() - read):
@@ -105,8 +107,9 @@ def save(
     file_bytes: int = 5 * 10**9,
     beside: Beside | None = None,
 ) -> None:
-    """Writes a Hugging Face model directory that `transformers` loads: model.safetensors or, where that would exceed `file_bytes`,
-    numbered files and their index, and what stands beside them: config.json with the contract, and what is said of tokens.
+    """Writes a Hugging Face model directory that `transformers` loads: model.safetensors or, where that would exceed
+    `file_bytes`, numbered files and their index, and what stands beside them: config.json with the contract, and what
+    is said of tokens.
 
     `whole`: every parameter, in the order of `saved`, one in memory at a time; rounded to `dtype` (None: that of the
     first). `beside` (None: nothing is known of tokens, and the contract is that of `dtype`).
@@ -127,7 +130,7 @@ def save(
                 size = prod(shape) * dtype.itemsize
             files[-1][name] = shape
     tensors = (item for p, tensor in chain([first], arriving) for item in to_hf(p, tensor.to(dtype)).items())
-    count, where = len(files), {}
+    count, where = len(files), dict[str, str]()
     for i, shapes in enumerate(files, 1):
         name = f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
         write_tensors(directory / name, shapes, dtype, islice(tensors, len(shapes)))

@@ -19,8 +19,8 @@ _MASK = (1 << 64) - 1
 
 
 def fingerprint(part: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """int64 [], on the part's device: the sum over `part` [R, C] (or [R]), contiguous and not empty, whose first element
-    stands at (row, column) of its parameter."""
+    """Returns int64 [], on the part's device: the sum over `part` [R, C] (or [R]), contiguous and not empty, whose
+    first element stands at (row, column) of its parameter."""
     bits = part.view(_INTEGER[part.itemsize]).view(len(part), -1)
     columns = _keys(_COLUMNS + column, bits.shape[1], part.device)
     rows = _keys(row, bits.shape[0], part.device)
@@ -29,12 +29,12 @@ def fingerprint(part: torch.Tensor, row: int, column: int) -> torch.Tensor:
 
 
 def unsigned(value: int) -> int:
-    """The int64 of a tensor as a number below 2^64."""
+    """Returns the int64 of a tensor as a number below 2^64."""
     return value & _MASK
 
 
 def _keys(first: int, count: int, device: torch.device) -> torch.Tensor:
-    """int64 [count]: odd, and otherwise splitmix64 (Steele et al. 2014) of first, first + 1, ..."""
+    """Returns int64 [count]: odd, and otherwise splitmix64 (Steele et al. 2014) of first, first + 1, ..."""
     base = _COLUMNS if first >= _COLUMNS else 0
     end = first - base + count
     return _table(base, 1 << (end - 1).bit_length() if end else 1, device)[end - count : end]
@@ -53,5 +53,5 @@ def _signed(value: int) -> int:
 
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right."""
+    """Returns a logical shift to the right."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -29,8 +29,8 @@ class ModelFolder:
         self.contract = Contract.read(self.fields, self.path / "config.json")
 
     def asked(self, leaves: int | None, dtype: str | None, otherwise: str | None = None) -> Contract:
-        """The contract to compute by: as asked for, else the model's own, else LEAVES and `otherwise` (None: the dtype of its
-        tensors)."""
+        """Returns the contract to compute by: as asked for, else the model's own, else LEAVES and `otherwise` (None:
+        the dtype of its tensors)."""
         own = self.contract
         stored = self.fields.get("dtype") or self.fields.get("torch_dtype") or "float32"
         name = dtype or (own.dtype if own else otherwise or str(stored).removeprefix("torch."))
@@ -51,14 +51,14 @@ class ModelFolder:
         return ModelConfig.from_hf(self.fields, number, lambda field, value: f"{path}: {field} is {value}; it")
 
     def tensors(self, config: ModelConfig) -> dict[str, Path]:
-        """The file of each tensor that `config` asks for."""
+        """Returns the file of each tensor that `config` asks for."""
         where = find(config, self.path)
         check_tied(config, where)
         return where
 
     @cached_property
     def generation(self) -> dict[str, Any]:
-        """generation_config.json; empty where there is none."""
+        """Reads generation_config.json; empty where there is none."""
         path = self.path / GENERATION
         return read_json(path) if path.exists() else {}
 
@@ -74,14 +74,14 @@ class ModelFolder:
         return {name: self.fields[name] for name in TOKENS if name in self.fields}
 
     def token_files(self) -> dict[str, bytes]:
-        """The other files that do, as they are, by path."""
+        """Returns the other files that do, as they are, by path."""
         templates = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
         paths = [p for p in (*(self.path / name for name in _TOKEN_FILES), *templates) if p.exists()]
         return {p.relative_to(self.path).as_posix(): _content(p) for p in paths}
 
 
 def _content(path: Path) -> bytes:
-    """Of a file that can be what its name says."""
+    """Reads a file that can be what its name says."""
     if path.suffix == ".json":
         read_json(path)
     try:
@@ -96,7 +96,7 @@ def _content(path: Path) -> bytes:
 
 
 def end_ids(fields: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    """What `eos_token_id` of the file `path` says; ConfigError where it is no id."""
+    """Returns what `eos_token_id` of the file `path` says; ConfigError where it is no id."""
     value = fields.get("eos_token_id")
     found = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in found):

@@ -32,7 +32,7 @@ class Piece:
 
     @property
     def columns(self) -> slice:
-        """Of the whole parameter; [0:1] of a vector."""
+        """Returns the columns of the whole parameter; [0:1] of a vector."""
         count = max(self.parameter.columns, 1)
         return self.shard.range(count) if self.parameter.axis == 1 else slice(0, count)
 
@@ -53,13 +53,13 @@ Bucket = list[Piece]
 
 
 def fsdp_rows(rows: int, rank: int, size: int) -> range:
-    """The rows of rank `rank`: the first ranks hold ceil(rows / size) each."""
+    """Returns the rows of rank `rank`: the first ranks hold ceil(rows / size) each."""
     part = -(-rows // size)
     return range(min(rank * part, rows), min((rank + 1) * part, rows))
 
 
 def shard_rows(parameter: Parameter, shard: Shard) -> Iterator[tuple[range, int]]:
-    """(rows of the whole, where the first of them stands in the shard), section by section."""
+    """Returns (rows of the whole, where the first of them stands in the shard), section by section."""
     section, at = 0, 0
     for rows in parameter.sections:
         cut = shard.range(rows, parameter.name) if parameter.axis == 0 else slice(0, rows)
@@ -68,8 +68,9 @@ def shard_rows(parameter: Parameter, shard: Shard) -> Iterator[tuple[range, int]
 
 
 def buckets(config: ModelConfig, rank: int, size: int, shards: int, limit: int, dtype: torch.dtype) -> list[Bucket]:
-    """All that trainer rank `rank` of `size` sends to `shards` tensor-parallel ranks, in the order of `parameters`, in buckets
-    of at most `limit` bytes, a multiple of 16 that no row exceeds. In a bucket, the pieces of a shard stand together."""
+    """Returns all that trainer rank `rank` of `size` sends to `shards` tensor-parallel ranks, in the order of
+    `parameters`, in buckets of at most `limit` bytes, a multiple of 16 that no row exceeds. In a bucket, the pieces of
+    a shard stand together."""
     out: list[Bucket] = [[]]
     used = 0
     for parameter in served(config):
@@ -100,7 +101,7 @@ def _laid_out(bucket: Bucket, dtype: torch.dtype) -> Bucket:
 
 
 def extent(pieces: Bucket, dtype: torch.dtype) -> slice:
-    """The bytes of a bucket that consecutive pieces take."""
+    """Returns the bytes of a bucket that consecutive pieces take."""
     return slice(pieces[0].start, pieces[-1].start + pieces[-1].bytes(dtype)) if pieces else slice(0, 0)
 
 

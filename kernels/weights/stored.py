@@ -17,7 +17,7 @@ _ROWS = 4096  # of two tensors that are compared at once
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file."""
+    """Describes a tensor in a file."""
 
     path: Path
     shape: tuple[int, ...]
@@ -34,8 +34,8 @@ def _headers(path: Path) -> dict[str, Stored]:
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
-    """By name: of a directory with an index those that it names, and no others; else those of all .safetensors files, none of
-    which may be in two."""
+    """Lists tensors by name: of a directory with an index those that it names, and no others; else those of all
+    .safetensors files, none of which may be in two."""
     if (directory / INDEX).exists():
         return _indexed(directory)
     found: dict[str, Stored] = {}
@@ -66,7 +66,7 @@ def _indexed(directory: Path) -> dict[str, Stored]:
 
 
 def passed_over(directory: Path) -> str:
-    """What to say of a file that is not read here, and that `transformers` takes instead of the index; "" for none."""
+    """Returns what to say of a file that is not read here, and that `transformers` takes instead of the index; "" for none."""
     single = directory / SINGLE
     if not single.exists() or any(tensor.path == single for tensor in stored_tensors(directory).values()):
         return ""
@@ -74,7 +74,7 @@ def passed_over(directory: Path) -> str:
 
 
 def check_tied(config: ModelConfig, where: Mapping[str, Path]) -> None:
-    """ConfigError where a tied model's files hold a head of their own. `where` of `find`."""
+    """Raises ConfigError where a tied model's files hold a head of their own. `where` of `find`."""
     head, embed = "lm_head.weight", "model.embed_tokens.weight"
     if not config.tied or head not in where:
         return

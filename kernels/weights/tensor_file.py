@@ -15,7 +15,7 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that is on the disk, and what it must hold."""
+    """Names a file that is on the disk, and what it must hold."""
 
     name: str
     bytes: int
@@ -48,7 +48,7 @@ def write_tensors(
                 raise ValueError(
                     f"{path}: {name} {tuple(tensor.shape)} {tensor.dtype} is not the next tensor of the header"
                 )
-            data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         if left := next(expected, None):

@@ -101,6 +101,7 @@ def publish(s: Setting) -> Iterator[Row]:
     """New weights of the whole Qwen3-8B, from the trainer's shards to the engines', with their fingerprints compared."""
     for placement in PLACEMENTS[s.quick :]:
         ranks = s.cards if placement == "colocated" else s.cards // 2
+        out = s.folder / f"publish-{placement}.json"
         command = [
             "rl.bench_publish",
             "model=qwen3_8b",
@@ -108,14 +109,15 @@ def publish(s: Setting) -> Iterator[Row]:
             *_ranks(ranks),
             f"cluster.placement={placement}",
         ]
+        command += ["--json", str(out)]
         ended = run(command, s.folder / f"publish-{placement}.log", s.seconds)
-        measured = [[cell.strip() for cell in line.split("│")] for line in ended.output.splitlines() if "│" in line]
-        if ended.code != 0 or not measured:
+        if ended.code != 0:
             yield _row("publish", placement, False, command, ended)
             continue
-        for _, name, median, _, most, rate, _ in measured:
-            figures: dict[str, Figure] = {"median, s": float(median), "most, s": float(most), "GB/s": rate}
-            yield _row("publish", f"{placement}, {name}", True, command, ended, figures)
+        for measured in json.loads(out.read_text())["rows"]:
+            figures: dict[str, Figure] = {f"{name}, s": round(measured[name], 3) for name in ("median", "most")}
+            figures["GB/s"] = "" if measured["rate"] is None else round(measured["rate"], 1)
+            yield _row("publish", f"{placement}, {measured['name']}", True, command, ended, figures)
 
 
 def recipe(s: Setting) -> Iterator[Row]:

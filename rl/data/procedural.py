@@ -5,12 +5,12 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl.bar import Waiting
 from rl.config import ReasoningGymSection, RunConfig
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import HELD_OUT, Problem, Source
 from rl.data.template import check_apart, fill
 from rl.errors import UserError
+from rl.run.screen import Waiting
 from rollout.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 import math
 from typing import TYPE_CHECKING
 
-from rl.bar import Waiting
 from rl.config import JsonlSection
 from rl.data import tokenizer as tokenizers
 from rl.data.files import Record, read_files
 from rl.data.problem import Problem, Source
 from rl.data.template import check_apart, fill
 from rl.errors import UserError
+from rl.run.screen import Waiting
 from rollout.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.bench_scheduler import main, soak
+from kernels.bench.schedule import main, soak
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from kernels.bench.training import BODY, HEAD, QWEN3_8B, STEP, table, table_rows
-from trainer import bench
+from kernels.bench import training
+from kernels.bench.training_card import BODY, HEAD, QWEN3_8B, STEP, print_table, table_rows
 
 
 def test_work_is_counted_by_hand() -> None:
@@ -26,7 +26,7 @@ def test_ratios_are_of_times() -> None:
     assert row.ratio("transformers", "exact") == 1.5 and row.ratio("exact", "fast") == 1.25
     assert rest[0].ratio("exact", "fast") is None
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(table(rows, 700.0))
+    print_table(rows, 700.0, console)
     text = console.export_text()
     assert all(word in text for word in ("transformers / exact", "1.500", "exact / fast", "1.250", "3.0", "2.5"))
     assert "compiled" not in text
@@ -39,5 +39,5 @@ def test_what_it_cannot_do_is_one_line(
     monkeypatch.setattr(sys, "argv", ["trainer.bench", *arguments])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
-        bench.main()
+        training.main()
     assert "error: --" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from kernels.collectives.rendezvous import address_of, connect, listen
 PATIENCE = timedelta(seconds=60)
 START = "forkserver" if sys.platform == "linux" else "spawn"
 if START == "forkserver":  # imports torch once for all ranks of a session, in a process that has started no thread yet
-    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "kernels.model.weights"])
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "kernels.weights.files"])
 
 
 def run_ranks(

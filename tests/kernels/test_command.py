@@ -12,7 +12,7 @@ import pytest
 from kernels.host.command import Parser, count, interruptible, output, threads
 
 NUMBERS = {
-    "kernels.bench": ("--threads",),
+    "kernels.bench.__main__": ("--threads",),
     "rollout.bench": ("--threads", "--repeats", "--prompt", "--new", "--batches"),
     "rollout.bench_scheduler": ("--running", "--prompt", "--steps"),
     "trainer.bench": ("--threads", "--repeats", "--layers", "--shapes"),

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.model import ModelConfig, Parameter
@@ -30,6 +29,7 @@ from rl.model import model_config
 from rl.pack import pack
 from rl.prove import SMALL
 from rl.requests import requests_for, train_sampling
+from rl.run.screen import Screen
 from rl.score import group
 from rl.warm_start import warm_start
 from rollout.engine import Engine, EngineConfig
@@ -95,7 +95,7 @@ def supervised(config: RunConfig, source: Source, trainer: Trainer) -> None:
     def record(step: int, metrics: dict) -> None:
         clipped.append(metrics["policy/grad_norm"] > config.trainer.grad_clip)
 
-    warm_start(config, source, fleet, Progress(), none, record, Console(quiet=True))
+    warm_start(config, source, fleet, Progress(), none, record, Screen(quiet=True))
     assert all(clipped), "a step whose gradient is not clipped takes no square root that decides a bit"
 
 

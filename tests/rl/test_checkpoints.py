@@ -10,7 +10,7 @@ from kernels.weights.tensor_file import WrittenFile
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import CheckpointSection
 from rl.errors import RunError
-from rl.log import RunLog
+from rl.run.log import RunLog
 from tests.model.shapes import TINY
 from trainer.checkpoint import folder_name, folders, read, verify
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rl import bar
 from rl.command_line import quoted
 from rl.compose import check
 from rl.config import validate
@@ -215,8 +214,8 @@ def test_a_row_that_is_very_long(tmp_path: Path, text: str, field: str) -> None:
 def test_a_long_start_says_what_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bar, "FIRST", 0.05)
-    monkeypatch.setattr(bar, "NEXT", 0.05)
+    monkeypatch.setattr("rl.run.screen.FIRST", 0.05)
+    monkeypatch.setattr("rl.run.screen.NEXT", 0.05)
     make = tokenizers.byte_level_bpe
 
     def slow(*what: Any) -> Any:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.log import RunLog, _logged_in, strict, write_atomic
+from rl.run.files import strict, write_atomic
+from rl.run.log import RunLog, _logged_in
 
 
 def no_constant(name: str) -> None:
@@ -106,7 +107,7 @@ def test_atomic_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
 
 def test_none_never_loads_wandb(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from rl.log import RunLog\n"
+        "import sys; from pathlib import Path; from rl.run.log import RunLog\n"
         f"with RunLog(Path({str(tmp_path)!r}), {{}}, 'none', 'x') as log: log.step(0, {{}})\n"
         "assert 'wandb' not in sys.modules"
     )

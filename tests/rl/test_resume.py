@@ -19,11 +19,11 @@ from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from rl.identity import ARITHMETIC, CONTENT, ENDS, FREE, difference, identity
-from rl.log import RunLog
 from rl.loop import prepare
 from rl.out_dir import claim
 from rl.report import read_lines
 from rl.resume import check_model, find_start, logged, prepare_logs
+from rl.run.log import RunLog
 from tests.model.shapes import TINY
 from tests.rl.command import call
 from trainer import folder

@@ -28,6 +28,7 @@ def test_speeds() -> None:
     batch = Batch(np.zeros(30, np.int64), n, np.array([4, 5]), zeros, zeros, zeros, zeros)
     got = speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, ranks=2, on_gpu=True)
     assert (got["speed/sample_tokens_per_s"], got["speed/train_tokens_per_s"]) == (4.5, 60.0)
+    assert got["speed/step_tokens_per_s"] == 30 / 2.5
     assert got["speed/train_tflops_per_rank"] == pytest.approx(costs.training_flops(config, batch.lengths) / 1e12)
     assert got["speed/train_mfu"] == pytest.approx(costs.training_flops(config, batch.lengths) / PEAK_FLOPS)
     assert "speed/train_mfu" not in speeds(config, batch, {"time/sample": 2.0, "time/train": 0.5}, 2, on_gpu=False)

@@ -62,7 +62,8 @@ def accumulator(BN: int):  # type: ignore[no-untyped-def]
 
 @gluon.constexpr_function
 def park_layout(width: int):  # type: ignore[no-untyped-def]
-    """float32 [64, width] in the order of the accumulator's registers: (2 columns, 2 rows 8 apart), lanes, warps, rest."""
+    """Returns float32 [64, width] in the order of the accumulator's registers: (2 columns, 2 rows 8 apart), lanes,
+    warps, rest."""
     bases = [[0, 1], [8, 0], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [16, 0], [32, 0]]
     column = 8
     while column < width:
@@ -86,7 +87,7 @@ def allocate(
     B_MN: gl.constexpr,
     HALVES: gl.constexpr = 2,
 ):
-    """A ring for the boxes of two descriptors. HALVES: consumers, of 64 rows each."""
+    """Returns a ring for the boxes of two descriptors. HALVES: consumers, of 64 rows each."""
     a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
     if HALVES == 2:
         a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
@@ -104,7 +105,7 @@ def allocate(
 
 @gluon.jit
 def park(ring, L: gl.constexpr):
-    """Room for what one consumer parks: see `subtree`. Below eight leaves nothing is."""
+    """Returns room for what one consumer parks: see `subtree`. Below eight leaves nothing is."""
     if L == 8:
         return gl.allocate_shared_memory(gl.float32, [1, 64, ring.BN], park_layout(ring.BN))
     else:
@@ -113,7 +114,7 @@ def park(ring, L: gl.constexpr):
 
 @gluon.jit
 def tile_origin(t, rows, columns, GROUP: gl.constexpr):
-    """Tile t of a rows x columns grid, walked in bands of GROUP rows so that neighbours share operands in L2."""
+    """Returns tile t of a rows x columns grid, walked in bands of GROUP rows so that neighbours share operands in L2."""
     band = GROUP * columns
     first = (t // band) * GROUP
     height = gl.minimum(rows - first, GROUP)
@@ -137,7 +138,7 @@ def before(stage, STAGES: gl.constexpr):
 
 @gluon.jit
 def copy(ring, ad, bd, m0, n0, k_a, k_b, stage, HALVES: gl.constexpr = 2):
-    """One stage of both operands: 64 * HALVES rows of a, BN of b, 64 contraction steps from k_a and k_b."""
+    """Copies one stage of both operands: 64 * HALVES rows of a, BN of b, 64 contraction steps from k_a and k_b."""
     bar = ring.full.index(stage)
     if ring.A_MN:
         load_boxes(ad, [k_a, m0], bar, ring.a0.index(stage))
@@ -162,7 +163,7 @@ def reserve(ring, stage, phase, HALVES: gl.constexpr = 2):
 
 @gluon.jit
 def fill(ring, ad, bd, m0, n0, first_a, first_b, extent, stage, phase, HALVES: gl.constexpr = 2):
-    """The stages of one leaf: `extent` steps from first_a in a and first_b in b."""
+    """Fills the stages of one leaf: `extent` steps from first_a in a and first_b in b."""
     for k in range(0, extent, 64):
         reserve(ring, stage, phase, HALVES)
         copy(ring, ad, bd, m0, n0, first_a + k, first_b + k, stage, HALVES)
@@ -178,7 +179,7 @@ def idle():
 
 @gluon.jit
 def product(a, b, total, use, A_MN: gl.constexpr, B_MN: gl.constexpr):
-    """total + a b^T of one stage; from zero where not `use`."""
+    """Computes total + a b^T of one stage; from zero where not `use`."""
     x = a
     w = b
     if A_MN:
@@ -190,8 +191,8 @@ def product(a, b, total, use, A_MN: gl.constexpr, B_MN: gl.constexpr):
 
 @gluon.jit
 def leaf(ring, a, stage, phase, extent):
-    """One fp32 chain over the stages of a leaf, from zero; `a`: this consumer's rows in the ring. Product i runs while stage
-    i - 1 is handed back. An empty leaf has no stage."""
+    """Computes one fp32 chain over the stages of a leaf, from zero; `a`: this consumer's rows in the ring. Product i
+    runs while stage i - 1 is handed back. An empty leaf has no stage."""
     total = gl.zeros([64, ring.BN], gl.float32, accumulator(ring.BN))
     steps = gl.cdiv(extent, 64)
     for i in range(steps):
@@ -217,8 +218,8 @@ def zeros(BN: gl.constexpr):
 
 @gluon.jit
 def pair(ring, a, stage, phase, extent0, extent1, even, odd):
-    """(sum of two leaves, neither empty, ...). The second begins while the last product of the first still runs. `even`, `odd`:
-    registers for them."""
+    """Returns (sum of two leaves, neither empty, ...). The second begins while the last product of the first still
+    runs. `even`, `odd`: registers for them."""
     steps = gl.cdiv(extent0, 64)
     for i in range(steps):
         mbarrier.wait(ring.full.index(stage), phase)
@@ -240,7 +241,7 @@ def pair(ring, a, stage, phase, extent0, extent1, even, odd):
 
 @gluon.jit
 def flat(v):
-    """[64, W] -> [64 W] in the order of the accumulator's registers, four neighbours to a thread: no data moves."""
+    """Returns [64, W] -> [64 W] in the order of the accumulator's registers, four neighbours to a thread: no data moves."""
     W: gl.constexpr = v.shape[1]
     v = gl.permute(gl.reshape(v, [4, 2, 8, W // 8, 4, 2]), [3, 0, 2, 4, 1, 5])
     return gl.reshape(v, [64 * W])
@@ -248,7 +249,7 @@ def flat(v):
 
 @gluon.jit
 def tile_of(v, W: gl.constexpr, ACC: gl.constexpr):
-    """What `flat` made flat."""
+    """Returns what `flat` made flat."""
     v = gl.permute(gl.reshape(v, [W // 8, 4, 8, 4, 2, 2]), [1, 4, 2, 0, 3, 5])
     return gl.convert_layout(gl.reshape(v, [64, W]), ACC, assert_trivial=True)
 
@@ -260,8 +261,9 @@ def bound(bounds, j, leaves):
 
 @gluon.jit
 def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L: gl.constexpr, GROUPED: gl.constexpr):
-    """The root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. A finished subtree of level
-    0 or 1 waits for its sibling in registers (of a 128 x 128 tile 64 each, of 240), one of level 2 in shared memory (64 KB).
+    """Returns the root of L leaves, as they come: leaf j closes as many levels as j has trailing one bits. A finished
+    subtree of level 0 or 1 waits for its sibling in registers (of a 128 x 128 tile 64 each, of 240), one of level 2 in
+    shared memory (64 KB).
 
     Leaves are `extent` long, or, where GROUPED, lie between `bounds`. An empty one of these, as all past `leaves` are, has a
     stage of zeros: it adds +0, which changes no bit of a sum that started from +0. The next bound is loaded meanwhile."""

@@ -29,12 +29,13 @@ def not_told(*_: object) -> None:
 
 
 def no_recompute(*_: object) -> None:
-    """No-op recompute hook: everything is kept, or nothing needs to be."""
+    """Recomputes nothing: the no-op hook of whoever keeps everything, or needs nothing."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Counts what one block of one layer takes. Elements are numbers of the model's dtype, of each token, on one rank of one."""
+    """Counts what one block of one layer takes. Elements are numbers of the model's dtype, of each token, on one rank
+    of one."""
 
     active: int  # parameters that multiply each token
     pairs: int = 0  # multiply-adds for each pair of a query and a key that it sees
@@ -63,7 +64,8 @@ class Pass:
     routed: Routed
 
     def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H], rounded once."""
+        """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],
+        rounded once."""
         size = self.group.shard.size
         unrounded = torch.float32 if size > 1 else y.dtype  # on one rank the kernel rounds
         matmul, leaves = self.config.ops.matmul, self.config.leaves // size
@@ -81,7 +83,8 @@ class Pass:
 
 
 class Block(Protocol):
-    """One residual branch of a layer, a module of `kernels.model.blocks`: a norm, what mixes, and a sum over ranks."""
+    """Describes one residual branch of a layer, a module of `kernels.model.blocks`: a norm, what mixes, and a sum over
+    ranks."""
 
     def parameters(self, config: ModelConfig) -> list[Parameter]:
         """Lists its tensors, named as inside a layer, in the order of files and digests."""

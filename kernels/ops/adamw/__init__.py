@@ -19,7 +19,7 @@ def adamw(
     weight_decay: float,
     grad_scale: float,
 ) -> None:
-    """In place on float32 tensors of one shape: with g = grad * grad_scale,
+    """Updates in place, on float32 tensors of one shape: with g = grad * grad_scale,
 
         m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
         w = w (1 - lr * weight_decay) - lr (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + eps)

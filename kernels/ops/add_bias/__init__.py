@@ -9,7 +9,7 @@ from kernels.ops.reduce import sum_rows
 def add_bias(
     root: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, *, groups: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y = root + bias, rounded once to `dtype`.
+    """Computes y = root + bias, rounded once to `dtype`.
 
     root float32 [T, n], the unrounded output of `matmul`; bias [n] in `dtype`, or a float32 master that is rounded to it first
     -> [T, n]. The gradient of the root is dy; that of the bias sums over tokens with one leaf for each group of sequences

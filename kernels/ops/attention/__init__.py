@@ -9,7 +9,7 @@ from kernels.device import UnsupportedError, same_device
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the keys of each query token lie. Position p of sequence s is row table[s, p // size] * size + p % size."""
+    """Says where the keys of each query token lie. Position p of sequence s is row table[s, p // size] * size + p % size."""
 
     table: torch.Tensor  # int32 [sequences, pages of the longest]; lines contiguous
     size: int  # tokens of a page
@@ -20,7 +20,7 @@ class Pages:
 
 
 def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float) -> torch.Tensor:
-    """o[t] = softmax(scale q[t] . k[0..position]) v, grouped heads, rounded once to the dtype of q.
+    """Computes o[t] = softmax(scale q[t] . k[0..position]) v, grouped heads, rounded once to the dtype of q.
 
     q [T, heads, head_dim]; keys, values [rows, kv_heads, head_dim], rows addressed through `pages`; heads a multiple of
     kv_heads. Keys are walked in blocks of KEY_BLOCK from position 0, splits of KEY_SPLIT merge in ascending order

@@ -11,7 +11,7 @@ from kernels.tree import KEY_BLOCK, KEY_SPLIT
 def forward(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out in the dtype of q, base-2 log-sum-exp of each row in float32 [T, heads])."""
+    """Returns (out in the dtype of q, base-2 log-sum-exp of each row in float32 [T, heads])."""
     T, heads, head_dim = q.shape
     out, lse = torch.empty(T, heads, head_dim), torch.empty(T, heads)
     call(

@@ -13,7 +13,7 @@ _PAGE_SIZES = (1, 3, 16, 64, 100)
 
 
 def packed(lengths: torch.Tensor, device: torch.device) -> Pages:
-    """The identity page table of sequences that lie one after another."""
+    """Returns the identity page table of sequences that lie one after another."""
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     position = torch.arange(int(lengths.max()) if len(lengths) else 0)
     table = torch.where(position < lengths[:, None], starts[:-1, None] + position, _NOWHERE).to(torch.int32)
@@ -53,7 +53,7 @@ def _run(i: Inputs) -> torch.Tensor:
 
 
 def _dense(i: Inputs, values: torch.Tensor, of_scores) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """The definition, a query at a time over a plain gather of its keys: of_scores(q, k, causal softmax) of each."""
+    """Computes the definition, a query at a time over a plain gather of its keys: of_scores(q, k, causal softmax) of each."""
     pages, group = i["pages"], i["q"].shape[1] // i["keys"].shape[1]
     rows = []
     for s in range(pages.table.shape[0]):
@@ -100,7 +100,7 @@ def _retake(i: Inputs, index: torch.Tensor, taken: Inputs) -> None:
 
 
 def _scatter(i: Inputs, lengths: torch.Tensor, size: int, generator: torch.Generator) -> Inputs:
-    """The same keys in a pool of shuffled pages: what no sequence owns is NaN, the table points nowhere past an end."""
+    """Returns the same keys in a pool of shuffled pages: what no sequence owns is NaN, the table points nowhere past an end."""
     device, counts = i["q"].device, (lengths + size - 1) // size
     pool_pages = int(counts.sum()) + 2
     free = torch.randperm(pool_pages, generator=generator)

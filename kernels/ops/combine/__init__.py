@@ -14,7 +14,7 @@ def combine(
     leaves: int,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """out[t] = the tree over `leaves` equal parts of this rank's experts; a leaf is one fused multiply-add chain
+    """Computes out[t] = the tree over `leaves` equal parts of this rank's experts; a leaf is one fused multiply-add chain
     weights[t, i] y[row of choice i] over the choices that fall into it, in ascending expert, from zero. +0 where none does.
 
     y [capacity, n] float32 or bfloat16, weights float32 [T, k] and ids int32 [T, k] from `route` -> [T, n] in `out_dtype`

@@ -12,8 +12,8 @@ from kernels.device import UnsupportedError, same_device
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the choices of T tokens stand among the rows of this rank's experts. The rows of expert e begin at starts[e], a
-    multiple of `align`, and there is no host that knows how many there are: `capacity` rows are enough for any routing."""
+    """Says where the choices of T tokens stand among the rows of this rank's experts. The rows of expert e begin at starts[e],
+    a multiple of `align`, and there is no host that knows how many there are: `capacity` rows are enough for any routing."""
 
     of: torch.Tensor  # int32 [T, k]: the row of each choice; -1: an expert of another rank
     token: torch.Tensor  # int32 [capacity]: whose each row is; -1: nobody's
@@ -33,14 +33,14 @@ class Slots:
 
 
 def capacity(tokens: int, k: int, experts: int, align: int) -> int:
-    """Rows that are enough for `tokens` x `k` choices among `experts`, those of each rounded up to `align`."""
+    """Counts rows that are enough for `tokens` x `k` choices among `experts`, those of each rounded up to `align`."""
     choices = tokens * min(k, experts)
     full = choices + min(experts, choices) * (align - 1)
     return max(align, min(full, experts * -(-tokens // align) * align) // align * align)
 
 
 def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: torch.Tensor) -> Slots:
-    """The rows of the choices `ids` int32 [T, k] (ascending for each token, as `route` gives them) among experts
+    """Finds the rows of the choices `ids` int32 [T, k] (ascending for each token, as `route` gives them) among experts
     first .. first + experts - 1. `groups`: int64 token offsets [G + 1] of the gradient's leaves."""
     if ids.dim() != 2 or ids.dtype != torch.int32:
         raise UnsupportedError(f"dispatch: ids {ids.dtype} {tuple(ids.shape)} must be int32 [tokens, k]")
@@ -60,7 +60,7 @@ def route_and_dispatch(
 
 
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """rows[s] = x[slots.token[s]]: x [T, n] -> [capacity, n]; a row that is nobody's holds anything.
+    """Copies rows[s] = x[slots.token[s]]: x [T, n] -> [capacity, n]; a row that is nobody's holds anything.
 
     Gradient: dx[t] = the sum of d_rows over the rows of token t, in ascending expert, from zero, in float32, rounded once."""
     return _Gather.apply(x, slots)

@@ -13,8 +13,8 @@ def embedding(
     groups: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """y[t] = weight[ids[t] - first_id] + 0, and +0 where the id belongs to another shard; in `out_dtype` (default: that of
-    the weight).
+    """Computes y[t] = weight[ids[t] - first_id] + 0, and +0 where the id belongs to another shard; in `out_dtype`
+    (default: that of the weight).
 
     ids int64 [T]; weight [V, n], the rows first_id .. first_id + V of the vocabulary -> [T, n]. The added zero turns -0
     into +0, so that the tree over shards (one row, the others zero) has the bits of the unsharded gather. The gradient sums

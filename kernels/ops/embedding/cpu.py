@@ -14,7 +14,7 @@ def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tens
 
 
 def scatter(dy: torch.Tensor, ids: torch.Tensor, groups: torch.Tensor, vocab: int) -> torch.Tensor:
-    """float32 [vocab, n]; ids int64 [T], all of this shard."""
+    """Returns float32 [vocab, n]; ids int64 [T], all of this shard."""
     check_groups("embedding", groups, ids.numel())
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab):
         raise UnsupportedError("embedding: the gradient is defined on the whole vocabulary, not on a shard of it")

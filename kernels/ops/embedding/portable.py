@@ -71,7 +71,7 @@ def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tens
 
 
 def scatter(dy: torch.Tensor, ids: torch.Tensor, groups: torch.Tensor, vocab: int) -> torch.Tensor:
-    """float32 [vocab, n]; ids int64 [T]. An id outside this shard's vocabulary adds to no row."""
+    """Returns float32 [vocab, n]; ids int64 [T]. An id outside this shard's vocabulary adds to no row."""
     (T, n), leaves = dy.shape, groups.numel() - 1
     ordered, order = torch.sort(ids, stable=True)
     first = torch.searchsorted(ordered, torch.arange(vocab + 1, device=ids.device))

@@ -6,8 +6,8 @@ from kernels.device import UnsupportedError, same_device
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:
-    """y = e^x, with its gradient; float32 of any shape. The exponential of every other op (`kernels/cpu/samebit.h`), within
-    one unit in the last place; e^0 is 1. Elementwise: invariant to everything.
+    """Computes y = e^x, with its gradient; float32 of any shape. The exponential of every other op
+    (`kernels/cpu/samebit.h`), within one unit in the last place; e^0 is 1. Elementwise: invariant to everything.
     """
     if x.dtype != torch.float32:
         raise UnsupportedError(f"exp takes float32, got {x.dtype}")

@@ -13,8 +13,8 @@ TILE = 128
 
 
 def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """y[s, n] = sum_k x[s, k] w[e N + n, k], e the expert of row s: one chain in ascending k (one leaf: no rank ever holds a
-    part of it), rounded once to the dtype of x.
+    """Computes y[s, n] = sum_k x[s, k] w[e N + n, k], e the expert of row s: one chain in ascending k (one leaf: no rank ever
+    holds a part of it), rounded once to the dtype of x.
 
     x [capacity, K] as `gather` lays it out, w [experts * N, K]; a float32 w against a bfloat16 x is a master weight. Rows that
     are nobody's hold anything, in x and in y.
@@ -32,7 +32,7 @@ def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tenso
 
 
 def gated_experts(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """swiglu(expert_matmul(gather(x, slots), w, slots)) in one call, to the same bits, where no gradient is asked for.
+    """Computes swiglu(expert_matmul(gather(x, slots), w, slots)) in one call, to the same bits, where no gradient is asked for.
 
     x [T, K] rows of tokens, w [experts * 2 I, K] in stripes of gate and up -> [capacity, I]."""
     _check(x, w, slots)

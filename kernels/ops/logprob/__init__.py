@@ -7,7 +7,8 @@ from kernels.ops.truncate import Truncation
 
 
 def vocab_nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
-    """The leaves of a log-sum-exp: (max z, sum e^(z - max)) of each equal part of the vocabulary, z = logits / temperature.
+    """Returns the leaves of a log-sum-exp: (max z, sum e^(z - max)) of each equal part of the vocabulary, z = logits /
+    temperature.
 
     logits float32 [R, V], temperature float32 [R] -> float32 [R, leaves, 2]. A shard holds consecutive leaves; the nodes
     of all shards, side by side in rank order, go to `vocab_logprob`.
@@ -20,7 +21,7 @@ def vocab_nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) ->
 def vocab_logprob(
     nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probability, log-sum-exp) of the token whose logit is `picked`: nodes merge up the tree to (m, s), then
+    """Returns (log-probability, log-sum-exp) of the token whose logit is `picked`: nodes merge up the tree to (m, s), then
     (picked / temperature - m) - ln s, and m + ln s.
 
     nodes float32 [R, leaves, 2], picked and temperature float32 [R] -> two float32 [R].

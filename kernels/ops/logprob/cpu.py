@@ -36,7 +36,7 @@ def linear(
     truncation: Truncation | None,
     vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor, None]:
-    """(log-probability, log-sum-exp) of each target. Nothing is kept for the gradient."""
+    """Returns (log-probability, log-sum-exp) of each target. Nothing is kept for the gradient."""
     logits = _logits(x, head, temperature, leaves, truncation, vocabulary)
     picked = logits.gather(1, targets[:, None])[:, 0]
     return *logprob(nodes(logits, temperature, leaves), picked, temperature), None

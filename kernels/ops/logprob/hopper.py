@@ -144,7 +144,8 @@ def backward(
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the exponentials are computed again."""
+    """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the
+    exponentials are computed again."""
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)

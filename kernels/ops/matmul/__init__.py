@@ -14,7 +14,7 @@ def matmul(
     groups: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """y[m, n] = sum_k x[m, k] w[n, k], summed on the tree of `leaves` leaves over k.
+    """Computes y[m, n] = sum_k x[m, k] w[n, k], summed on the tree of `leaves` leaves over k.
 
     x [M, K], w [N, K] (the layout of a Hugging Face weight), float32 or bfloat16; a float32 w against a bfloat16 x is a
     master weight: it is rounded to bfloat16 first, and its gradient stays float32. y [M, N] in `out_dtype` (default: that
@@ -66,13 +66,13 @@ class _Matmul(torch.autograd.Function):
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, leaves: int) -> torch.Tensor:
-    """dx[m, k] = sum_n dy[m, n] w[n, k] on the tree over n; dy [M, N], w [N, K] -> [M, K] in the dtype of dy."""
+    """Computes dx[m, k] = sum_n dy[m, n] w[n, k] on the tree over n; dy [M, N], w [N, K] -> [M, K] in the dtype of dy."""
     bounds = leaf_bounds(w.shape[0], leaves, "output width")
     return same_device("matmul", dy, w).contract(dy, w.T, bounds, dy.dtype)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """dw[n, k] = sum_t dy[t, n] x[t, k]: one leaf a group of sequences; dy [T, N], x [T, K] -> float32 [N, K].
+    """Computes dw[n, k] = sum_t dy[t, n] x[t, k]: one leaf a group of sequences; dy [T, N], x [T, K] -> float32 [N, K].
 
     `groups` is handed on as it is, so that a GPU need not wait for its offsets (a CPU checks where they end)."""
     return same_device("matmul", dy, x).contract(dy.T, x.T, groups.contiguous(), torch.float32)

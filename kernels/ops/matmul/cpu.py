@@ -9,7 +9,7 @@ from kernels.device import check_groups
 def contract(
     a: torch.Tensor, b: torch.Tensor, bounds: list[int] | torch.Tensor, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides."""
+    """Computes y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides."""
     (M, K), N = a.shape, b.shape[0]
     a, b = a.float(), b.float()
     y = torch.empty(M, N)

@@ -1,5 +1,5 @@
-"""What heads of queries and keys pass before attention: a norm (in families that have one), then rope, in one pass; and the table
-that rope reads."""
+"""What heads of queries and keys pass before attention: a norm (in families that have one), then rope, in one pass; and
+the table that rope reads."""
 
 import math
 from dataclasses import dataclass
@@ -69,13 +69,15 @@ def norm_rope(
     *,
     groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by two ops one after the other: the
-    outputs and the gradients have their bits. Rope: (a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
+    """Returns (q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by two ops one after the
+    other: the outputs and the gradients have their bits. Rope: (a, b) -> (a cos - b sin, b cos + a sin) for the halves
+    a, b of each head.
 
     x [T, heads + kv_heads, head_dim], the query heads first (a slice of the fused projection; the last dimension contiguous);
-    weights: of the query norm and the key norm, each [head_dim], or None for no norm, with eps and groups as in rms_norm; table:
-    (cosine, sine) [P, head_dim / 2] from `rope_table`; positions int32 [T], each below P -> [T, heads, head_dim],
-    [T, kv_heads, head_dim]. Rope's is rotary position embedding (Su et al. 2021, section 3.2), halves convention of Hugging Face.
+    weights: of the query norm and the key norm, each [head_dim], or None for no norm, with eps and groups as in
+    rms_norm; table: (cosine, sine) [P, head_dim / 2] from `rope_table`; positions int32 [T], each below P -> [T, heads,
+    head_dim], [T, kv_heads, head_dim]. Rope's is rotary position embedding (Su et al. 2021, section 3.2), halves convention of
+    Hugging Face.
 
     Invariant to batch, position in it, and shard of the heads.
     """

@@ -50,7 +50,7 @@ def backward(
     dq: torch.Tensor,
     dk: torch.Tensor,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-    """(dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
+    """Returns (dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
     [T, kv_heads, head_dim])."""
     turned = [rotate(dy, *table, positions, -1.0) for dy in (dq, dk)]
     if weights is None:

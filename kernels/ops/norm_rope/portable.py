@@ -14,13 +14,13 @@ _EXACT = {"enable_fp_fusion": False}
 
 @triton.jit
 def heads_of_token(ROWS: tl.constexpr):
-    """The token of this program, and which of its heads."""
+    """Returns the token of this program, and which of its heads."""
     return tl.program_id(0).to(tl.int64), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
 def angle(cosine, sine, position, t, HALF: tl.constexpr, ROWS: tl.constexpr):
-    """That of token t, read once for ROWS heads."""
+    """Returns that of token t, read once for ROWS heads."""
     at = tl.load(position + t).to(tl.int64) * HALF + tl.arange(0, HALF)
     c = tl.broadcast_to(tl.load(cosine + at)[None, :], (ROWS, HALF))
     return c, tl.broadcast_to(tl.load(sine + at)[None, :], (ROWS, HALF))
@@ -28,7 +28,7 @@ def angle(cosine, sine, position, t, HALF: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def weight_of(q_weight, k_weight, is_q, HALF: tl.constexpr):
-    """Both halves of the weight of each head."""
+    """Returns both halves of the weight of each head."""
     i = tl.arange(0, HALF)
     low = tl.where(is_q, tl.load(q_weight + i)[None, :], tl.load(k_weight + i)[None, :])
     high = tl.where(is_q, tl.load(q_weight + HALF + i)[None, :], tl.load(k_weight + HALF + i)[None, :])
@@ -86,7 +86,7 @@ def norm_rope_kernel(
 
 
 def _grid(tokens: int, heads: int, D: int) -> tuple[tuple[int, int], int]:
-    """(grid, heads of a program: as many as divide them, up to 1,024 elements)."""
+    """Returns (grid, heads of a program: as many as divide them, up to 1,024 elements)."""
     height = min(heads & -heads, max(1, 1024 // D))
     return (tokens, heads // height), height
 
@@ -131,7 +131,7 @@ def forward(
 
 @triton.jit
 def turned_back(d, at, there, cosine, sine, HALF: tl.constexpr):
-    """Both halves of the heads at `at`, turned by minus the angle, rounded."""
+    """Returns both halves of the heads at `at`, turned by minus the angle, rounded."""
     i = tl.arange(0, HALF)
     low = tl.load(d + at[:, None] + i[None, :], mask=there[:, None], other=0.0).to(tl.float32)
     high = tl.load(d + at[:, None] + HALF + i[None, :], mask=there[:, None], other=0.0).to(tl.float32)
@@ -212,7 +212,7 @@ def backward(
     dq: torch.Tensor,
     dk: torch.Tensor,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-    """(dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
+    """Returns (dx in the dtype of x; each head's contribution to the gradients of the weights, float32 [T, heads, head_dim] and
     [T, kv_heads, head_dim])."""
     tokens, D = x.shape[0], x.shape[2]
     x, dq, dk = (t if t.stride(2) == 1 else t.contiguous() for t in (x, dq, dk))

@@ -48,7 +48,7 @@ def _reference(i: Inputs) -> tuple[torch.Tensor, ...]:
 
 
 def _scale(i: Inputs) -> tuple[torch.Tensor, ...]:
-    """The length of the turned pair, which the norm rounded to the dtype of x before the turn."""
+    """Returns the length of the turned pair, which the norm rounded to the dtype of x before the turn."""
     rounding = torch.finfo(i["dtype"]).eps / torch.finfo(torch.float32).eps
     out = []
     for y in _reference(i):

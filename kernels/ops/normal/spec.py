@@ -38,7 +38,8 @@ def _curve(x: np.longdouble) -> np.longdouble:
 
 
 def _edges() -> list[np.longdouble]:
-    """Where each layer ends, from 0 for the peak to the outermost, and last the width of the lowest with its tail unrolled."""
+    """Returns where each layer ends, from 0 for the peak to the outermost, and last the width of the lowest with its
+    tail unrolled."""
     outer = np.longdouble(3.6541528853610088)
     area = outer * _curve(outer) + math.sqrt(math.pi / 2) * math.erfc(float(outer) / math.sqrt(2))
     edges = [area / _curve(outer), outer]

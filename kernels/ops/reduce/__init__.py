@@ -6,8 +6,8 @@ from kernels.device import UnsupportedError, same_device
 
 
 def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """y[i] = tree over groups of sum_{groups[g] <= r < groups[g + 1]} x[r, i], the rows of a group in the device's order: one
-    ascending chain on a CPU, 128 lanes counted from the group's first row on a GPU.
+    """Computes y[i] = tree over groups of sum_{groups[g] <= r < groups[g + 1]} x[r, i], the rows of a group in the
+    device's order: one ascending chain on a CPU, 128 lanes counted from the group's first row on a GPU.
 
     x float32 [R, n], groups int64 [G + 1] -> float32 [n]. `groups` must end at R: a GPU does not check, as that would wait.
     """
@@ -16,7 +16,7 @@ def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def fold_rows(x: torch.Tensor) -> torch.Tensor:
-    """y[i] = tree over r of x[r, i], every row a leaf; no element -0. x float32 [R, n], R > 0 -> float32 [n]."""
+    """Computes y[i] = tree over r of x[r, i], every row a leaf; no element -0. x float32 [R, n], R > 0 -> float32 [n]."""
     _check("fold_rows", x)
     return same_device("reduce", x).fold_rows(x)
 
@@ -27,5 +27,5 @@ def _check(op: str, x: torch.Tensor) -> None:
 
 
 def square_rows(x: torch.Tensor) -> torch.Tensor:
-    """y[r] = sum_i x[r, i]^2 in row order; x float32 [R, n] -> float32 [R]. Invariant to the number of rows."""
+    """Computes y[r] = sum_i x[r, i]^2 in row order; x float32 [R, n] -> float32 [R]. Invariant to the number of rows."""
     return same_device("reduce", x).square_rows(x)

@@ -9,7 +9,7 @@ from kernels.ops.reduce import sum_rows
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, groups: torch.Tensor | None = None) -> torch.Tensor:
-    """y = x / sqrt(mean(x^2, -1) + eps) * weight, rounded once to the dtype of x.
+    """Computes y = x / sqrt(mean(x^2, -1) + eps) * weight, rounded once to the dtype of x.
 
     x [..., n], weight [n]; float32 or bfloat16, float32 inside; a float32 weight against a bfloat16 x is a master weight and
     is rounded first. The sum of squares is in row order. The gradient of the weight
@@ -24,7 +24,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, groups: torch
 def add_rms_norm(
     x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, *, groups: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(s), s) with s = x + delta rounded to the dtype of x: a residual add and the norm that follows it, in one pass.
+    """Returns (rms_norm(s), s) with s = x + delta rounded to the dtype of x: a residual add and the norm that follows
+    it, in one pass.
 
     x, delta [T, n] of one dtype; the rest as in rms_norm. The outputs and the gradients have the bits of the two ops one after
     the other.

@@ -23,7 +23,7 @@ def add_forward(
 def backward(
     x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, eps: float, d_total: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
+    """Returns (dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
     float32)."""
     n = x.shape[-1]
     x32, dy32 = x.float().contiguous(), dy.float().contiguous()

@@ -138,7 +138,7 @@ def backward_kernel(
 
 
 def _plan(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int, tuple[int, int], dict[str, int]]:
-    """(x, rows, n, rows of a token, their strides, tile): rows of [T, heads, n] may be a slice of a wider tensor."""
+    """Returns (x, rows, n, rows of a token, their strides, tile): rows of [T, heads, n] may be a slice of a wider tensor."""
     n = x.shape[-1]
     x = x if x.dim() in (2, 3) and x.stride(-1) == 1 else x.contiguous().view(-1, n)
     heads = x.shape[1] if x.dim() == 3 else 1
@@ -197,7 +197,7 @@ def backward(
     *,
     warps: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
+    """Returns (dx in the dtype of x, plus d_total if that is given; each row's contribution to the gradient of the weight in
     float32)."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_rows = torch.empty(x.shape, dtype=torch.float32, device=x.device)

@@ -6,7 +6,8 @@ from kernels.device import UnsupportedError, same_device
 
 
 def route(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k experts of each token with the largest logits, a tie going to the lower id, in ascending id, and their weights.
+    """Returns the k experts of each token with the largest logits, a tie going to the lower id, in ascending id, and their
+    weights.
 
     logits float32 [T, E], unrounded -> (ids int32 [T, k], weights float32 [T, k]). With e_j = exp(logit_j - max):
     weight_i = e_i / sum_j e_j over all experts, or, where `normalize` (`norm_topk_prob`), over the chosen ones. The sum has the

@@ -13,7 +13,7 @@ def gumbel_argmax(
     greedy: torch.Tensor,
     first_id: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(score, id, logit) of argmax_v logits[v] / temperature + gumbel(seed, position, v); no noise where `greedy`.
+    """Returns (score, id, logit) of argmax_v logits[v] / temperature + gumbel(seed, position, v); no noise where `greedy`.
 
     logits float32 [R, V], the ids first_id .. first_id + V (first_id a multiple of 4); temperature float32 [R]; seeds and
     positions int64 [R]; greedy uint8 [R]. The lowest id wins a tie; across shards the caller keeps the highest score of the

@@ -36,7 +36,7 @@ def gumbel_argmax(
 
 
 def noise_words(seed: int, position: int, ids: int) -> torch.Tensor:
-    """The 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
+    """Returns the 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
     words = torch.empty(ids, dtype=torch.int32)
     call("noise_words", seed, position, ids, words)
     return words

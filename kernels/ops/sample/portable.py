@@ -22,7 +22,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def words_of(seed, position, first, FOURS: tl.constexpr):
-    """uint32 [4 FOURS]: the noise words of ids 4 first .. 4 (first + FOURS)."""
+    """Returns uint32 [4 FOURS]: the noise words of ids 4 first .. 4 (first + FOURS)."""
     zero = tl.zeros((FOURS,), tl.uint32)
     c0 = (first + tl.arange(0, FOURS)).to(tl.uint32)
     c1 = zero + (position & 0xFFFFFFFF).to(tl.uint32)
@@ -63,7 +63,7 @@ def near_gumbel(bits):
 
 @triton.jit
 def scores(logits, temperature, seed, position, noisy, v, first_four, n, first_id, FOURS: tl.constexpr):
-    """The exact scores of the 4 FOURS ids `v`, which begin at 4 first_four; -inf where there is no number or no id."""
+    """Returns the exact scores of the 4 FOURS ids `v`, which begin at 4 first_four; -inf where there is no number or no id."""
     x = tl.load(logits + v, mask=v < n, other=float("-inf"))
     score = tl.div_rn(x, tl.zeros((4 * FOURS,), tl.float32) + temperature)
     if noisy:
@@ -179,7 +179,7 @@ def words_kernel(words, seed, position, n, FOURS: tl.constexpr):
 
 
 def noise_words(seed: int, position: int, ids: int, device: torch.device) -> torch.Tensor:
-    """The 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
+    """Returns the 32-bit words behind the noise of ids 0 .. ids, as int32 [ids]."""
     words = torch.empty(ids, dtype=torch.int32, device=device)
     launch(words_kernel, (cdiv(ids, 1024),), words, seed, position, ids, 256)
     return words

@@ -8,7 +8,7 @@ from kernels.device import UnsupportedError, same_device
 def store_rows(
     keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor
 ) -> None:
-    """keys[slots[t]] = new_keys[t] and values[slots[t]] = new_values[t], in place; a copy of bits.
+    """Writes keys[slots[t]] = new_keys[t] and values[slots[t]] = new_values[t], in place; a copy of bits.
 
     keys, values [rows, kv_heads, head_dim], contiguous; slots int64 [T], each below `rows` and used once; new_keys and
     new_values [T, kv_heads, head_dim] of their dtype. No gradient.

@@ -6,7 +6,7 @@ from kernels.device import UnsupportedError, same_device
 
 
 def swiglu(x: torch.Tensor, stripe: int | None = None) -> torch.Tensor:
-    """y = silu(gate) * up, silu(g) = g / (1 + e^-g), rounded once to the dtype of x.
+    """Computes y = silu(gate) * up, silu(g) = g / (1 + e^-g), rounded once to the dtype of x.
 
     x [T, 2 n], gate and up in turns of `stripe` columns, which divides n (default: n, gate in the first half of a row and up in
     the second) -> [T, n]. Elementwise: invariant to everything.

@@ -13,7 +13,7 @@ ROWS = 128
 
 @dataclass(frozen=True)
 class Truncation:
-    """The rows of a batch that draw from a part of the vocabulary, and their filters; see `kept_tokens`."""
+    """Holds the rows of a batch that draw from a part of the vocabulary, and their filters; see `kept_tokens`."""
 
     rows: torch.Tensor  # int64 [F], ascending
     top_k: torch.Tensor  # int64 [F], 0: no limit
@@ -22,7 +22,7 @@ class Truncation:
 
     @classmethod
     def none(cls) -> "Truncation":
-        """Every row draws from the whole vocabulary."""
+        """Returns the rows of a batch of which each draws from the whole vocabulary."""
         return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *torch.empty(2, 0))
 
     def __len__(self) -> int:
@@ -32,17 +32,17 @@ class Truncation:
         return Truncation(*(t.to(device) for t in vars(self).values()))
 
     def take(self, start: int, stop: int) -> "Truncation":
-        """Of rows start .. stop, counted from there."""
+        """Takes rows start .. stop, counted from there."""
         inside = (self.rows >= start) & (self.rows < stop)
         return Truncation(self.rows[inside] - start, self.top_k[inside], self.top_p[inside], self.min_p[inside])
 
     def parts(self) -> Iterator["Truncation"]:
-        """Of at most `ROWS` rows each."""
+        """Yields parts of at most `ROWS` rows each."""
         for start in range(0, len(self), ROWS):
             yield Truncation(*(t[start : start + ROWS] for t in vars(self).values()))
 
     def kept(self, logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-        """uint8 [F, V] for the logits float32 [F, V] of these rows alone, and the temperatures of all rows."""
+        """Returns uint8 [F, V] for the logits float32 [F, V] of these rows alone, and the temperatures of all rows."""
         return kept_tokens(logits.detach(), temperature[self.rows], self.top_k, self.top_p, self.min_p)
 
 
@@ -53,8 +53,8 @@ def kept_tokens(
     top_p: torch.Tensor,
     min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """uint8 [R, V]: 1 where a token passes three filters, one after another, over p = softmax(logits / temperature), tokens
-    ordered by falling logit and, among equals, by rising id:
+    """Returns uint8 [R, V]: 1 where a token passes three filters, one after another, over p = softmax(logits /
+    temperature), tokens ordered by falling logit and, among equals, by rising id:
 
         top_k   it is among the first k                                               (0: no limit)
         top_p   the tokens before it have less than top_p of what the first k have    (1: no limit)
@@ -71,14 +71,14 @@ def kept_tokens(
 
 
 def truncate(logits: torch.Tensor, temperature: torch.Tensor, truncation: Truncation) -> None:
-    """In place: -inf for every token of float32 logits [R, V] that `truncation` does not keep."""
+    """Writes -inf in place for every token of float32 logits [R, V] that `truncation` does not keep."""
     for part in truncation.parts():
         some = logits[part.rows]
         logits[part.rows] = some.masked_fill(part.kept(some, temperature) == 0, -torch.inf)
 
 
 def exclude_padding(logits: torch.Tensor, vocabulary: int, first_id: int = 0) -> None:
-    """In place: -inf for the ids from `vocabulary` on of logits [R, V], the ids first_id .. first_id + V. What is not a token
-    is then never drawn and adds +0 to every sum of exponentials, wherever shards and leaves end."""
+    """Writes -inf in place for the ids from `vocabulary` on of logits [R, V], the ids first_id .. first_id + V. What is
+    not a token is then never drawn and adds +0 to every sum of exponentials, wherever shards and leaves end."""
     if first_id + logits.shape[1] > vocabulary:
         logits[:, max(vocabulary - first_id, 0) :] = -torch.inf

@@ -27,8 +27,8 @@ def weights_kernel(logits, temperature, top, weight, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def keys_at(logits, i, n):
-    """int64 keys in the order of the logits, from 1 to 2^32 - 1: zeros of both signs are equal, no number is above all numbers.
-    0 past the end."""
+    """Returns int64 keys in the order of the logits, from 1 to 2^32 - 1: zeros of both signs are equal, no number is
+    above all numbers. 0 past the end."""
     x = tl.load(logits + i, mask=i < n, other=0.0)
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483648
@@ -45,7 +45,7 @@ def amount(weight, i, n, key, WEIGHED: tl.constexpr):
 
 @triton.jit
 def threshold(logits, weight, n, need, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest key such that the tokens of this key or above are at least `need`, or weigh as much."""
+    """Returns the largest key such that the tokens of this key or above are at least `need`, or weigh as much."""
     low = tl.zeros((), tl.int64)
     for step in range(16):
         digit = tl.full((), 1, tl.int64) << (30 - 2 * step)
@@ -68,7 +68,7 @@ def threshold(logits, weight, n, need, WEIGHED: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def above(logits, weight, n, key, BLOCK: tl.constexpr):
-    """(tokens above the key, what they weigh, what one token on the key weighs)."""
+    """Returns (tokens above the key, what they weigh, what one token on the key weighs)."""
     tokens = tl.zeros((BLOCK,), tl.int64)
     heavy = tl.zeros((BLOCK,), tl.int64)
     on = tl.zeros((BLOCK,), tl.int64)

@@ -43,7 +43,7 @@ def _reference(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is kept, and what is left of the logits."""
+    """Returns what is kept, and what is left of the logits."""
     filters = i["top_k"], i["top_p"], i["min_p"]
     cut = i["logits"].clone()
     truncate(cut, i["temperature"], Truncation(torch.arange(len(cut), device=cut.device), *filters))

@@ -52,8 +52,8 @@ def backward(
     starts: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns (d_q, d_k, d_v), each in the dtype of q. The order of a sum depends on head_dim and nothing else: an operand that TMA
-    cannot read is copied first."""
+    """Returns (d_q, d_k, d_v), each in the dtype of q. The order of a sum depends on head_dim and nothing else: an
+    operand that TMA cannot read is copied first."""
     q, keys, values = map(heads_contiguous, (q, keys, values))
     d_out = d_out.to(q.dtype).contiguous()
     if not len(q):

@@ -38,7 +38,7 @@ from kernels.ops.attention.hopper.tiles import allocate_board, barriers, blank, 
 
 @triton.jit
 def tiles_of(begin, end, position, there, PAGED: tl.constexpr):
-    """(position of the first token, first tile, one past the last) of the tokens begin .. end of a sequence."""
+    """Returns (position of the first token, first tile, one past the last) of the tokens begin .. end of a sequence."""
     at = begin * 0
     if PAGED:
         at = tl.load(position + begin, mask=there & (begin < end), other=0)
@@ -159,7 +159,7 @@ def producer(
 
 @gluon.jit
 def lanes(p):
-    """[64, keys] -> [64, 8]: kernels.gpu.arithmetic.fold_to."""
+    """Folds [64, keys] -> [64, 8]: kernels.gpu.arithmetic.fold_to."""
     if p.shape[1] == 128:
         p = gl.sum(gl.reshape(p, [64, 2, 64]), 1)
     p = gl.sum(gl.reshape(p, [64, 2, 32]), 1)
@@ -169,7 +169,7 @@ def lanes(p):
 
 @gluon.jit
 def one_lane(l):
-    """[64, 8] -> [64]."""
+    """Folds [64, 8] -> [64]."""
     l = gl.sum(gl.reshape(l, [64, 2, 4]), 1)
     l = gl.sum(gl.reshape(l, [64, 2, 2]), 1)
     return gl.sum(l, 1)
@@ -199,7 +199,7 @@ def by_row(x, O: gl.constexpr):
 
 @gluon.jit
 def exponentials(s, m, l, c, S: gl.constexpr):
-    """(top, l, shrink, p) after a block with scores s."""
+    """Returns (top, l, shrink, p) after a block with scores s."""
     m = gl.convert_layout(m, gl.SliceLayout(1, S))
     top = gl.maximum(m, gl.max(s, 1))
     shrink = gl.exp2((m - top) * c)
@@ -213,7 +213,7 @@ def exponentials(s, m, l, c, S: gl.constexpr):
 
 @gluon.jit
 def merge(M, L, park, m, l, o, c, O: gl.constexpr):
-    """(M, L) and the sum parked in shared memory, and the split (m, l, o) after them. -> (M, L, sum)."""
+    """Returns (M, L) and the sum parked in shared memory, and the split (m, l, o) after them. -> (M, L, sum)."""
     top = gl.maximum(M, m)
     left = gl.exp2((M - top) * c)
     right = gl.exp2((m - top) * c)
@@ -223,7 +223,7 @@ def merge(M, L, park, m, l, o, c, O: gl.constexpr):
 
 @gluon.jit
 def part(tile, rows: gl.constexpr):
-    """The first `rows` rows of a block of keys or values."""
+    """Returns the first `rows` rows of a block of keys or values."""
     if rows < 128:
         tile = tile.slice(0, rows)
     return tile
@@ -485,7 +485,7 @@ def _layouts(D: int) -> tuple:
 
 
 def readable(pages: Pages) -> bool:
-    """Whether a block of 128 keys is whole boxes of TMA: whole swizzle rows of pages, or a part of one."""
+    """Says whether a block of 128 keys is whole boxes of TMA: whole swizzle rows of pages, or a part of one."""
     return pages.packed or (pages.size % 8 == 0 and (128 % pages.size == 0 or pages.size % 128 == 0))
 
 

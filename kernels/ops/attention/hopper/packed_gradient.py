@@ -440,8 +440,8 @@ def _layouts(D: int) -> tuple:
 
 
 def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, blocks=None):  # type: ignore[no-untyped-def]
-    """(d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D contiguous and
-    reachable by TMA, and lse [T, heads], base 2. `blocks` is free: no bit depends on it."""
+    """Returns (d_q [T, heads, D], d_k, d_v [T, kv_heads, D]) of q, keys, values, out, d_out in bf16, with heads and D
+    contiguous and reachable by TMA, and lse [T, heads], base 2. `blocks` is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences = starts.numel() - 1
     count, tiles = T // 64 + sequences, cdiv(T, 128) + sequences

@@ -20,7 +20,7 @@ def barriers(n: gl.constexpr, count: gl.constexpr):
 
 @gluon.jit
 def allocate_board(READERS: gl.constexpr):
-    """(words, barriers of the full slots, barriers of those that all READERS have left)."""
+    """Returns (words, barriers of the full slots, barriers of those that all READERS have left)."""
     words = gl.allocate_shared_memory(gl.int32, [10, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     return words, barriers(2, 1), barriers(2, READERS)
 
@@ -47,7 +47,7 @@ def word(words, i, WARPS: gl.constexpr):
 
 @gluon.jit
 def read(board, slot, phase, WARPS: gl.constexpr):
-    """The five words of the tile announced in `slot`; then the next slot and its phase. WARPS: of the reader."""
+    """Returns the five words of the tile announced in `slot`; then the next slot and its phase. WARPS: of the reader."""
     words, full, empty = board
     mbarrier.wait(full.index(slot), phase)
     w0 = word(words, slot * 5, WARPS)

@@ -143,7 +143,7 @@ def dkv_kernel(
 
 
 def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, block=None, warps=8, stages=2):  # type: ignore[no-untyped-def]
-    """(d_q, d_k, d_v). The tile is free: no bit depends on it."""
+    """Returns (d_q, d_k, d_v). The tile is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     rows, block = rows or (128 if D <= 128 else 64), block or (64 if D <= 128 else 32)
     sequences = starts.numel() - 1

@@ -43,9 +43,9 @@ def half_block(
     PACKED: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """(scores, values) of queries x [rows, D] and the KEYS keys from position `first` of one head and sequence, whose rows are
-    base + position where PACKED, else found through its page numbers `table`. A query sees the keys up to `last` [rows, 1];
-    nothing is read past `count` keys."""
+    """Returns (scores, values) of queries x [rows, D] and the KEYS keys from position `first` of one head and sequence,
+    whose rows are base + position where PACKED, else found through its page numbers `table`. A query sees the keys up
+    to `last` [rows, 1]; nothing is read past `count` keys."""
     j = tl.arange(0, KEYS)
     key = first + j
     there = key < count
@@ -80,7 +80,7 @@ def block(s0, s1, v0, v1, m, l, o, c):
 
 @triton.jit
 def merge(M, L, O, m, l, o, c):
-    """(M, L, O) and the split (m, l, o) after it; l is one lane."""
+    """Returns (M, L, O) and the split (m, l, o) after it; l is one lane."""
     top = tl.maximum(M, m)
     safe = finite(top)
     left = tl.exp2((M - safe) * c)
@@ -91,14 +91,15 @@ def merge(M, L, O, m, l, o, c):
 
 @triton.jit
 def finish(M, L, O, c):
-    """(out, base-2 log-sum-exp). The added zero turns -0 into +0."""
+    """Returns (out, base-2 log-sum-exp). The added zero turns -0 into +0."""
     return O * tl.div_rn(1.0, L)[:, None] + 0.0, tl.fma(log_f32(L), 1.44269502162933349609375, M * c)
 
 
 @triton.jit
 def tile_of(starts, index, sequences, SEQUENCES: tl.constexpr, ROWS: tl.constexpr):
-    """(sequence, first token, one past the last token, tile in the sequence) of tile `index`, where each sequence is cut into
-    tiles of ROWS tokens from its own start, the last tile first. The sequence is `sequences` where there is no such tile."""
+    """Returns (sequence, first token, one past the last token, tile in the sequence) of tile `index`, where each
+    sequence is cut into tiles of ROWS tokens from its own start, the last tile first. The sequence is `sequences` where
+    there is no such tile."""
     i = tl.arange(0, SEQUENCES)
     first = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32)
     last = tl.load(starts + i + 1, mask=i < sequences, other=0).to(tl.int32)

@@ -247,7 +247,7 @@ def grouped_kernel(
 
 
 def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
-    """Room for a stage of each leaf, as TMA reads it."""
+    """Returns room for a stage of each leaf, as TMA reads it."""
     width = t.shape[1]
     room = t.new_empty(leaves * BK, cdiv(width, 8) * 8)
     return room if width % 8 == 0 else room[:, :width]

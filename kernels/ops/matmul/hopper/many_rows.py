@@ -91,7 +91,7 @@ def producer(
 
 @gluon.jit
 def fold_columns(v):
-    """[64, W] -> [64]: halves are added until one column is left: `kernels.gpu.arithmetic.fold`."""
+    """Returns [64, W] -> [64]: halves are added until one column is left: `kernels.gpu.arithmetic.fold`."""
     R: gl.constexpr = v.shape[0]
     W: gl.constexpr = v.shape[1]
     if W == 2:
@@ -102,7 +102,7 @@ def fold_columns(v):
 
 @gluon.jit
 def store_box(v, out, yd, row, column):
-    """A bf16 tile leaves by TMA, which runs on; `out` is free when the one before has left."""
+    """Stores a bf16 tile by TMA, which runs on; `out` is free when the one before has left."""
     tma.store_wait(0)
     out.index(0).store(v.to(gl.bfloat16))
     fence_async_shared()

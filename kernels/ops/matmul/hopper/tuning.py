@@ -86,8 +86,8 @@ def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
 
 
 def stream_plan(M: int, N: int, multiprocessors: int) -> Stream:
-    """Chooses a plan for a shape that TABLE does not have: no split (parking costs more than an idle block) but of a last wave that
-    is less than half full; tokens by 64 at most; rows of a tile for the fewest idle blocks."""
+    """Chooses a plan for a shape that TABLE does not have: no split (parking costs more than an idle block) but of a
+    last wave that is less than half full; tokens by 64 at most; rows of a tile for the fewest idle blocks."""
     BN = min(64, padded_rows(M))
 
     def waste(rows: int) -> float:

@@ -34,7 +34,7 @@ class Items(NamedTuple):
 
 @gluon.jit
 def place(item, items, SPLIT: gl.constexpr):
-    """(tile, part or -1)"""
+    """Returns (tile, part or -1)"""
     past = item - items.whole
     return gl.where(past < 0, item, items.whole + past // SPLIT), gl.where(past < 0, -1, past % SPLIT)
 
@@ -55,7 +55,7 @@ def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HAL
 
 @gluon.jit
 def merged(ring, w, stage, phase, extent, LEAVES: gl.constexpr):
-    """The root of LEAVES leaves."""
+    """Returns the root of LEAVES leaves."""
     for j in gl.static_range(LEAVES):
         v, stage, phase = leaf(ring, w, stage, phase, extent)
         if j % 2 == 0:

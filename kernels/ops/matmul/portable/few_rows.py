@@ -62,7 +62,7 @@ def subtree(
 
 @triton.jit
 def parked(node, step, mask, COUNT: tl.constexpr):
-    """The root of COUNT parked nodes, `step` apart."""
+    """Returns the root of COUNT parked nodes, `step` apart."""
     if COUNT == 1:
         return tl.load(node, mask=mask, other=0.0, cache_modifier=".cg")
     else:

@@ -14,7 +14,8 @@ from kernels.tree import Counter
 
 @triton.jit
 def chain(a, b, y, M, N, first, last, am, ak, bn, bk, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """y[m, n] = sum over first <= k < last of a[m, k] b[n, k]: one fp32 chain of 16-wide steps, ascending, from zero."""
+    """Computes y[m, n] = sum over first <= k < last of a[m, k] b[n, k]: one fp32 chain of 16-wide steps, ascending,
+    from zero."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tl.program_id(1) * BN + tl.arange(0, BN)).to(tl.int64)
     total = tl.zeros((BM, BN), tl.float32)
@@ -27,7 +28,7 @@ def chain(a, b, y, M, N, first, last, am, ak, bn, bk, BM: tl.constexpr, BN: tl.c
 
 
 def contract(a: torch.Tensor, b: torch.Tensor, bounds: list[int]) -> torch.Tensor:
-    """The root in float32."""
+    """Returns the root in float32."""
     (M, _), N = a.shape, b.shape[0]
     tree: Counter[torch.Tensor] = Counter(torch.add)
     for first, last in pairwise(bounds):

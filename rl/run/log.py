@@ -1,22 +1,23 @@
-"""What a run leaves behind while it runs: metrics.jsonl, completions.jsonl, summary.json, and a wandb run beside them.
+"""Writes what a run leaves behind while it runs: metrics.jsonl, completions.jsonl, summary.json, and a wandb run beside them.
 
 The files are the record; wandb is a view of it. Nothing that wandb does or fails to do decides a result, so a failure
 there is one line on stderr and the run goes on.
 """
 
 import json
-import math
 import netrc
 import os
 import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-import numpy as np
+from rl.metrics import Badness
+from rl.report.folder import badness, lines
+from rl.run.files import strict, write_atomic
 
 TABLE_ROWS = 256
 """Completions in the wandb table: the last ones of the run."""
@@ -26,7 +27,7 @@ RUN_ID = "wandb_id"
 
 
 class RunLog:
-    """The log of one run in `out_dir`. Rows are appended: a resumed run continues the files it finds.
+    """Keeps the log of one run in `out_dir`. Rows are appended: a resumed run continues the files it finds.
 
     Use it as a context manager, or call `finish` (the run is done) or `close` (it is not) yourself.
     """
@@ -49,8 +50,10 @@ class RunLog:
             _open_lines(self.out_dir / name, ends.get(name)) for name in ("metrics.jsonl", "completions.jsonl")
         ]
         self._table: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
-        if ends.get("completions.jsonl"):
-            self._table += map(_table_row, _read_lines(self.out_dir / "completions.jsonl"))
+        self.worst: Badness | None = None
+        """Of the completions so far (rl.metrics.worst): one that is worse is to be logged as it happens."""
+        for row in lines(self.out_dir / "completions.jsonl") if ends.get("completions.jsonl") else ():
+            self._remember(row)
         self._wandb: Any = None
         self.wandb_at: str | None = None
         """Where the wandb run is: its URL, or its folder when offline; None without wandb."""
@@ -61,7 +64,10 @@ class RunLog:
         """Append {"step": step, **metrics} as one line of strict JSON: NaN and ±inf become null."""
         self._write(self._metrics, {"step": step} | {k: v for k, v in metrics.items() if k != "step"})
         if self._wandb is not None:
-            self._to_wandb("stopped", lambda: self._wandb.log({**metrics, "step": step}))
+            shown = {
+                k: v for k, v in metrics.items() if not k.startswith("divergence/by_")
+            }  # no curve: counts by class
+            self._to_wandb("stopped", lambda: self._wandb.log({**shown, "step": step}))
 
     def completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions, one {"step": step, **row} a line.
@@ -72,7 +78,7 @@ class RunLog:
         for row in rows:
             row = {"step": step} | {k: v for k, v in row.items() if k != "step"}
             self._write(self._completions, row)
-            self._table.append(_table_row(row))
+            self._remember(row)
 
     def positions(self) -> dict[str, int]:
         """The bytes of each file so far, all of them on the disk."""
@@ -100,6 +106,11 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()  # after finish() there is nothing left to do
+
+    def _remember(self, row: Mapping[str, Any]) -> None:
+        self._table.append([strict(row.get(column)) for column in TABLE_COLUMNS])
+        if (found := badness(row)) is not None and (self.worst is None or found > self.worst):
+            self.worst = found
 
     def _write(self, file: Any, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(strict(row), allow_nan=False) + "\n")
@@ -188,45 +199,6 @@ def _teardown_wandb(exit_code: int) -> None:
 
 
 # files ----------------------------------------------------------------------------------------------------------------
-
-
-def strict(value: Any) -> Any:
-    """`value` as JSON types: NumPy becomes plain, a path becomes text, NaN and ±inf become None."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return [strict(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"cannot log a {type(value).__name__}: {value!r}")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """`path` holds all of `text`, or what it held before: a temporary file beside it, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-def _table_row(row: Mapping[str, Any]) -> list[Any]:
-    return [strict(row.get(column)) for column in TABLE_COLUMNS]
 
 
 def _open_lines(path: Path, end: int | None = None) -> Any:

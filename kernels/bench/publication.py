@@ -1,0 +1,141 @@
+"""`python -m rl.bench_publish [--json FILE] [OVERRIDES]`: seconds of a publication and of a sleep, with weights of random bits.
+
+The overrides are those of `rl.train`: model=qwen3_8b device=cuda cluster.placement=split trainer.world_size=1 rollout.tp=1.
+The engines are those of a run; in the trainer's place stand processes that hold the float32 masters and nothing else. Every
+publication is checked by its fingerprints, as in a run.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
+from math import prod
+
+import ray
+import torch
+
+from kernels.bench.table import console, show
+from kernels.bench.timer import Call, samples
+from kernels.collectives.rendezvous import address_of
+from kernels.host.command import Parser, fail, output
+from kernels.model import ModelConfig, costs, served
+from kernels.tree import Shard
+from kernels.weights.bucket import Ticket
+from kernels.weights.reshard import fsdp_rows
+from rl.cluster import Ranks, RolloutFleet, TrainerFleet, rendezvous, rollout_ranks, session, wait_for_start
+from rl.compose import check
+from rl.errors import BAD_INPUT, RunError
+from rl.model import model_config
+from rl.placement import place
+from rl.publish import HALF, publish
+from trainer.publisher import Publisher, PublishingRank, Receiver
+
+_REPEATS = 3
+
+
+class Masters(PublishingRank):
+    """Stands for rank `rank` of the trainer."""
+
+    def __init__(
+        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, card: int
+    ) -> None:
+        if device == "cuda":
+            torch.cuda.set_device(card)
+        generator = torch.Generator(device).manual_seed(rank)
+        self.rows = {
+            p.name: torch.randn(
+                len(fsdp_rows(p.shape[0], rank, size)), *p.shape[1:], device=device, generator=generator
+            )
+            for p in served(model)
+        }
+        self.publisher = Publisher(model, rank, size, dtype, device, store)
+
+    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        return self.publisher.begin(name, self.rows, receivers, half)
+
+
+def main() -> None:
+    """Prints the table; bad input ends with one line."""
+    parser = Parser(
+        prog="python -m rl.bench_publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=output, help="write the rows to this file")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_intermixed_args()
+    out = console()
+    try:
+        rows, title = measure([*args.overrides, "out_dir=unused"])
+    except BAD_INPUT as error:
+        fail(error, 2)
+    except RunError as error:
+        fail(error, 1)
+    cells = [
+        (r.name, *(f"{s:.3f}" for s in (r.median, r.least, r.most)), "" if r.rate is None else f"{r.rate:.1f}")
+        for r in rows
+    ]
+    show(out, ("",), ("seconds, median", "least", "most", "GB/s"), cells, title)
+    if args.json:
+        args.json.write_text(json.dumps({"rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Holds the seconds of one thing, and where weights move, 10^9 bytes a second."""
+
+    name: str
+    median: float
+    least: float
+    most: float
+    rate: float | None
+
+
+def measure(overrides: list[str]) -> tuple[list[Row], str]:
+    """Starts the processes of a run, times publications, sleeps and wakes, and says between what they were."""
+    config = check(overrides)[0]
+    model = model_config(config, None if config.model.path or config.model.hf.get("vocab_size") else 64)
+    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
+    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
+        actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
+        what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
+        masters = Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
+        replicas = rollout_ranks(config, model, placement, stores)
+        wait_for_start((masters, *replicas), config.cluster.timeout)
+        trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
+        part = sum(prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in served(model))
+        rows = list(_rows(trainer, rollout, part * len(placement.rollout)))
+        for group in (masters, *replicas):
+            for process in group.actors:
+                ray.kill(process)
+    title = (
+        f"{costs.parameter_count(model):,} parameters as {config.dtype}, cards {placement.trainer} to "
+        f"{placement.rollout}, buckets of 2 x {HALF >> 20} MiB"
+    )
+    return rows, title
+
+
+def _rows(trainer: TrainerFleet, rollout: RolloutFleet, moved: int) -> Iterator[Row]:
+    """Yields the rows. `moved`: bytes that a publication writes."""
+    version = count()
+
+    def row(name: str, work: Call, before: Call | None, moved: int) -> Row:
+        seconds = samples(work, _REPEATS, before=before)
+        median = statistics.median(seconds)
+        return Row(name, median, min(seconds), max(seconds), moved / median / 1e9 if moved else None)
+
+    def published() -> None:
+        publish(trainer, rollout, next(version))
+
+    asleep = partial(rollout.sleep, 2)
+    yield row("beside the weights that are served", published, None, moved)
+    yield row("into an engine asleep", published, asleep, moved)
+    rollout.wake()
+    yield row("sleep, level 1", partial(rollout.sleep, 1), rollout.wake, 0)
+    rollout.wake()
+    yield row("sleep, level 2", partial(rollout.sleep, 2), rollout.wake, 0)
+    yield row("wake, from level 2", rollout.wake, asleep, 0)

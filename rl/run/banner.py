@@ -1,0 +1,48 @@
+"""Says what a run is, before it begins."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from kernels.model import ModelConfig
+from rl.config import ReasoningGymSection, RunConfig
+from rl.data import Source, left_out
+from rl.plan import Plan, gib
+
+
+def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, plan: Plan) -> list[str]:
+    """Says in one line each: the run, model, data, steps, layout, device and folder. `reward`: what judges."""
+    section, data, algorithm = config.model, config.data, config.algorithm
+    path = data.task if isinstance(data, ReasoningGymSection) else data.path
+    rows = {
+        f"samebit {_version()}": f"{config.numerics} numerics, seed {config.seed}",
+        "model": f"{section.path or 'random weights'}: {plan.parameters:,} parameters, {model.layers} layers x "
+        f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {_name(config.dtype)}, {model.leaves} leaves",
+        "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
+        f"judged by {reward}",
+        "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
+        f"{algorithm.group_size}; {min(config.eval.problems, len(source.held_out))} problems an evaluation",
+        "layout": f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp}, {config.trainer.world_size} trainer "
+        f"rank(s), {config.cluster.placement}; {gib(plan.rollout_bytes)} and {gib(plan.trainer_bytes)} a process",
+        "device": _device(config.device),
+        "out_dir": f"{config.out_dir}: train.log, metrics.jsonl, and report.html at the end",
+    }
+    return [f"{name:<{len('samebit 0.0.0')}}  {text}" for name, text in rows.items()]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _version() -> str:
+    try:
+        return version("samebit")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return ""
+
+
+def _device(device: str) -> str:
+    if device == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"cpu, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"

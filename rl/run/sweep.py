@@ -1,0 +1,37 @@
+"""Says how the runs of a sweep ended: a table of what their folders hold."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from rl.config import RunConfig
+
+
+def sweep_table(configs: Sequence[RunConfig]) -> Table:
+    """One row a run, those included that an earlier command finished; a run without a summary is said to be unfinished."""
+    out = Table(title=f"Sweep of {len(configs)} runs", title_justify="left", box=SIMPLE)
+    for name in ("run", "overrides", "accuracy", "weights (SHA-256)", "s"):
+        right = name in ("run", "s")
+        out.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)  # never cut
+    for i, config in enumerate(configs, 1):
+        found = _summary(Path(config.out_dir) / "summary.json")
+        accuracy = [found.get(f"eval_accuracy_{when}") for when in ("before", "after")]
+        cells = (
+            " -> ".join("?" if v is None else f"{v:.3f}" for v in accuracy) if found else "not finished",
+            str(found.get("weights_sha256", ""))[:16],
+            f"{found['seconds']:.0f}" if "seconds" in found else "",
+        )
+        out.add_row(str(i), Path(config.out_dir).name, *cells)
+    return out
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
