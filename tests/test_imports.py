@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,37 @@ def test_directions(room: str, never: set[str]) -> None:
         if path.parts[:2] == ("rollout", "server"):  # whose bodies are pydantic's
             here = never - {"pydantic"}
         assert not top(tree) & here, path
+
+
+def source_of(name: str) -> Path | None:
+    path = ROOT / name.replace(".", "/")
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.exists()), None)
+
+
+@cache
+def defined(path: Path) -> set[str]:
+    """Names that a module binds at its top, or under an `if` or `try` there."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return names
+
+
+def test_every_import_finds_what_it_names() -> None:
+    """Those inside functions too, which a machine without a GPU may never reach."""
+    for path, tree in modules(*ROOMS, "recipes", "tests"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in (*ROOMS, "tests"):
+                module = source_of(str(node.module))
+                assert module, f"{path}:{node.lineno}: no module {node.module}"
+                for alias in node.names:
+                    found = alias.name in defined(module) or source_of(f"{node.module}.{alias.name}")
+                    assert found, f"{path}:{node.lineno}: {node.module} has no {alias.name}"
 
 
 def test_ray_stays_in_the_actors() -> None:

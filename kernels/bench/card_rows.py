@@ -14,8 +14,8 @@ from kernels.ops import (
     attention,
     linear_logprob,
     matmul,
+    norm_rope,
     rms_norm,
-    rope,
     rope_table,
     swiglu,
     vocab_logprob,
@@ -40,7 +40,7 @@ def matmul_row(
     out = torch.float32 if root else torch.bfloat16
 
     def build() -> Bout:
-        from kernels.ops.matmul import order  # needs triton, which a machine without a GPU may lack
+        from kernels.ops.matmul.portable import order  # needs triton, which a machine without a GPU may lack
 
         x = normal(M, K)
         weights = [normal(N, K, std=K**-0.5) for _ in range(copies(2 * N * K) if M <= 256 else 1)]
@@ -85,7 +85,7 @@ def matmul_gradient_rows(tokens: int = 8192) -> Iterator[Row]:
         work, case = 2.0 * tokens * N * K, f"{name} {N}x{K}"
 
         def build_dx(N: int = N, K: int = K) -> Bout:
-            from kernels.ops.matmul import order
+            from kernels.ops.matmul.portable import order
 
             dy, w = normal(tokens, N), normal(N, K, std=K**-0.5)
             return Bout(
@@ -95,7 +95,7 @@ def matmul_gradient_rows(tokens: int = 8192) -> Iterator[Row]:
             )
 
         def build_dw(count: int, N: int = N, K: int = K) -> Bout:
-            from kernels.ops.matmul import order
+            from kernels.ops.matmul.portable import order
 
             dy, x, groups = normal(tokens, N), normal(tokens, K), group_offsets(count, tokens)
             return Bout(
@@ -298,9 +298,9 @@ def elementwise_rows(T: int = 16384) -> Iterator[Row]:
         return [lambda rows: add_rms_norm(x[rows], delta[rows], w, 1e-6)]
 
     def rotary() -> list[Callable]:
-        x, (cosine, sine) = normal(T, HEADS, HEAD_DIM), (t.cuda() for t in rope_table(4096, HEAD_DIM, 1e6))
+        x, table = normal(T, HEADS, HEAD_DIM), tuple(t.cuda() for t in rope_table(4096, HEAD_DIM, 1e6))
         positions = torch.arange(T, dtype=torch.int32, device="cuda") % 4096
-        return [lambda rows: (rope(x[rows], cosine, sine, positions[rows]),)]
+        return [lambda rows: norm_rope(x[rows], None, 0.0, table, positions[rows], KV_HEADS)]
 
     def gated() -> list[Callable]:
         x = normal(T, 2 * INTERMEDIATE)
