@@ -46,7 +46,7 @@ DISPATCH = OpSpec(
     differentiable=("x",),
     gradient_accuracy=4.0,
     work=lambda c, size: Work(0.0, size * c["rows"] * c["n"] * (1.0 + c["k"]), backward=1.0, by_flops=False),
-    vendor=lambda i: i["x"].repeat_interleave(i["ids"].shape[1], 0),
+    vendor=lambda i: i["x"].repeat_interleave(i["ids"].shape[1], 0).unflatten(0, i["ids"].shape),
     bench=({"rows": 1024, "n": 2048, "experts": 128, "k": 8, "groups": 8},),
 )
 SPECS = (DISPATCH,)
