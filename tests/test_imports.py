@@ -69,7 +69,7 @@ def source_of(name: str) -> Path | None:
 
 @cache
 def defined(path: Path) -> set[str]:
-    """Names that a module binds at its top, or under an `if` or `try` there."""
+    """Names that a module binds, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
