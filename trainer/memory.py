@@ -56,13 +56,13 @@ def trainer_memory(
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
 
-    saved = width * tokens * (costs.saved_elements(model, checkpointing) + model.hidden_size)
+    saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")
     fetched = width * layer if world_size > 1 or offload == "all" else 0  # FSDP2 brings the next layer beforehand
     gathered = width * (outer + layer) + fetched
-    works = 4 * layer + width * tokens * costs.backward_elements(model)  # gradients of a layer, and of its inputs
+    works = 4 * layer + width * costs.backward_elements(model, tokens)  # gradients of a layer, and of its inputs
     if checkpointing == "layer":
-        works += width * tokens * costs.layer_saved_elements(model)
+        works += width * costs.layer_saved_elements(model, tokens)
     backward = 4 * table + max(gathered + works, width * outer + fetched + 8 * layer)  # packed once it is resharded
     last = 8 * outer
     inner = reduced - 4 * outer // world_size if offload != "all" else 0

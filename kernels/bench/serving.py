@@ -1,5 +1,5 @@
 """`python -m rollout.bench`: tokens per second of the engine, and of `transformers` generate on the same model, in one run.
-`--device cuda` prints the table of Qwen3-8B's shapes instead (serving_card.py).
+`--device cuda` prints the table of Qwen3-8B's shapes instead, or of another `--model` (serving_card.py).
 
 Both decode the same prompts with sampling at temperature 1 for the same number of new tokens; ours also records every
 token's log-prob and is exact.
@@ -13,7 +13,7 @@ import torch
 
 from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.host.command import count, progress
-from kernels.model.known import BENCH
+from kernels.model.known import BENCH, ON_CARDS
 from kernels.weights.initial import initial
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
@@ -29,6 +29,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--new", type=count, default=32, help="tokens to sample for each")
     parser.add_argument("--batches", type=count, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="of the GPU's table")
     parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS))
     parser.add_argument(
         "--peer-new", type=int, default=8, help="tokens that transformers decodes of each request on a GPU; 0: none"
@@ -56,7 +57,7 @@ def main() -> None:
     if args.device == "cuda":
         from kernels.bench.serving_card import run  # triton, which a machine without a GPU may lack
 
-        run(args.rows, args.peer_new, args.peer_seconds, args.json)
+        run(args.model, args.rows, args.peer_new, args.peer_seconds, args.json)
         return
     torch.set_num_threads(args.threads)
     theirs = peer().eval()

@@ -1,4 +1,4 @@
-"""The engine at Qwen3-8B's shapes on one GPU, beside `transformers`' continuous batching over the same weights, in one run.
+"""The engine at Qwen3-8B's or Qwen3-30B-A3B's shapes on one GPU, beside `transformers`' continuous batching, in one run.
 
 Work of both: temperature 1, the log-prob of each sampled token, no end of text, random prompts. A decode step is the wall clock
 of the steps of a running batch over their number, host included. Beside it stands what copying at the card's measured bandwidth
@@ -7,7 +7,8 @@ without a host between, which shows what the host costs.
 
 The peer holds the same weights (views of ours) and runs after our cache is freed. It is far slower on a card without a flash
 attention package, so it decodes `--peer-new` tokens of each request: its rate over the whole work is projected from its own
-timestamps, first tokens + the median of its steps, which favours it as contexts grow.
+timestamps, first tokens + the median of its steps, which favours it as contexts grow. It holds experts otherwise, so that a
+mixture has no peer here: two copies of its weights are more than a card has.
 """
 
 import json
@@ -31,7 +32,7 @@ from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
-QWEN3_8B = replace(known.QWEN3_8B, max_positions=8192)
+MOST = 8192  # positions
 PAGE = 16
 CHUNK = 16384
 
@@ -54,7 +55,7 @@ class Work:
         return self.prompts * self.samples
 
 
-WORK = [
+DENSE = [
     Work("decode", "decode, batch 1, 128 in, 128 out", 1, 128, 128, unit="ms a step", target=6.9),
     Work("decode", "decode, batch 16", 16, 128, 128, unit="ms a step", target=7.2),
     Work("decode", "decode, batch 64", 64, 128, 128, unit="ms a step", target=8.1),
@@ -63,6 +64,8 @@ WORK = [
     Work("prefix", "32 prompts x 8 samples, 256 in, 512 out", 32, 256, 512, 8, target=16500),
     Work("prefill", "prefill, 16 x 4,000 tokens", 16, 4000, 1, unit="prompt tokens/s", target=38000),
 ]
+TARGETS = {"qwen3_8b": [work.target for work in DENSE], "qwen3_30b_a3b": [3.2, 10.5, 15.5, 17.5, 10000, 0, 63000]}
+"""By model, of each row; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,20 @@ def figure(work: Work, timing: Timing) -> float:
     return tokens / timing.whole
 
 
+def works_of(model: str, rows: Sequence[str]) -> list[Work]:
+    """Lists the rows of these names, with the targets of a model."""
+    return [replace(w, target=t) for w, t in zip(DENSE, TARGETS[model], strict=True) if w.rows in rows]
+
+
+def tokens_of(work: Work) -> int:
+    """Counts the tokens whose keys and values a row holds at once, its last pages included."""
+    return work.sequences * (work.given + work.new + PAGE)
+
+
 def prompts(work: Work) -> list[tuple[int, ...]]:
     """Draws the prompts of a row."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, QWEN3_8B.vocab_size, (work.prompts, work.given), generator=generator)
+    ids = torch.randint(0, known.QWEN3_8B.vocab_size, (work.prompts, work.given), generator=generator)
     return [tuple(row) for row in ids.tolist()]
 
 
@@ -127,7 +140,7 @@ def seconds(run: Callable[[], object]) -> float:
 def start_engine(config: ModelConfig, works: Sequence[Work]) -> Engine:
     """Starts the engine of all rows. Weights are drawn on the card: matrices of `init_std`, norms of ones.
     `Engine.load` would hash 16 GB first."""
-    tokens = max(work.sequences * (work.given + work.new + PAGE) for work in works)
+    tokens = max(map(tokens_of, works))
     running = max(work.sequences for work in works)
     limits = Limits(running, CHUNK, CHUNK)
     how = EngineConfig(tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True)
@@ -264,12 +277,12 @@ def time_peer(engine: Engine, works: Sequence[Work], new: int, patience: float, 
     return timings
 
 
-def compared(work: Work, timing: Timing, peer: Timing | None, copy_tbs: float) -> Result:
+def compared(config: ModelConfig, work: Work, timing: Timing, peer: Timing | None, copy_tbs: float) -> Result:
     """Puts a row beside its peer and beside a copy of `copy_tbs` TB/s."""
     mine, other = figure(work, timing), figure(work, peer) if peer else None
     ms = work.unit == "ms a step"
     contexts = [work.given + work.new / 2] * work.sequences
-    floor = costs.step_bytes(QWEN3_8B, contexts, 2) / copy_tbs / 1e12
+    floor = costs.step_bytes(config, contexts, 2) / copy_tbs / 1e12
     return Result(
         work.case,
         work.unit,
@@ -282,12 +295,19 @@ def compared(work: Work, timing: Timing, peer: Timing | None, copy_tbs: float) -
     )
 
 
-def run(rows: list[str], peer_new: int, peer_seconds: float, path: Path | None) -> None:
+def fits(config: ModelConfig, work: Work) -> bool:
+    """Says whether the free memory of the card holds the weights, and what a row needs beside them."""
+    free, _ = torch.cuda.mem_get_info()
+    needed = costs.held_bytes(config, 1, 2) + costs.serving_bytes(config, CHUNK, work.sequences, 1, 2) + 2**30
+    return needed + tokens_of(work) * costs.token_bytes(config, 1, 2) < free
+
+
+def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: Path | None) -> None:
     """Times the rows of these names and prints them; `peer_new` tokens of each request by `transformers`, none where it
     is 0."""
+    config = replace(known.ON_CARDS[model], max_positions=MOST)
     out = console()
     begin = time.perf_counter()
-    works = [work for work in WORK if work.rows in rows]
 
     def say(text: str) -> None:
         out.print(f"[dim]{time.perf_counter() - begin:5.0f} s[/] {text}")
@@ -296,13 +316,21 @@ def run(rows: list[str], peer_new: int, peer_seconds: float, path: Path | None) 
         limits = ceilings()
         say(", ".join(f"{name} {value:.2f}" for name, value in limits.items()))
         torch.cuda.empty_cache()
-        engine = start_engine(QWEN3_8B, works)
+        works = []
+        for work in works_of(model, rows):
+            if fits(config, work):
+                works.append(work)
+            else:
+                say(f"{work.case}: left out, it does not fit")
+        if not works:
+            return
+        engine = start_engine(config, works)
         timings: dict[str, Timing] = {}
         for work in works:
             timings[work.case] = ours(engine, work)
             say(f"{work.case}: {figure(work, timings[work.case]):,.2f} {work.unit}")
-        theirs = time_peer(engine, works, peer_new, peer_seconds, say) if peer_new else {}
-    results = [compared(w, timings[w.case], theirs.get(w.case), limits["copy TB/s"]) for w in works]
+        theirs = time_peer(engine, works, peer_new, peer_seconds, say) if peer_new and not config.experts else {}
+    results = [compared(config, w, timings[w.case], theirs.get(w.case), limits["copy TB/s"]) for w in works]
     where = {**versions(), "transformers": transformers.__version__}
     print_table(results, out)
     out.print(", ".join(f"{k} {v}" for k, v in {**where, **limits}.items()))

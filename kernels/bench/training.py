@@ -1,7 +1,8 @@
 """`python -m trainer.bench`: forward + backward of the trainer's model, and of `transformers` with SDPA, in one run.
 
 Both compute the log-prob of every token of the same sequences and its gradient. Ours packs without padding, sums on the
-tree and is exact. `--device cuda`: at Qwen3-8B's widths (training_card.py).
+tree and is exact. `--device cuda`: at Qwen3-8B's widths, or those of another `--model`
+(training_card.py).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.bench.timer import Call
 from kernels.host.command import count, progress
 from kernels.model import Layout
-from kernels.model.known import BENCH
+from kernels.model.known import BENCH, ON_CARDS
 from kernels.weights.initial import initial
 from trainer.model import TrainerModel
 
@@ -35,7 +36,8 @@ def parsed() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.add_argument("--shapes", nargs="+", type=_shape, help="sequences x tokens")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--layers", type=count, default=6, help="of the 36, on a GPU")
+    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="whose widths, on a GPU")
+    parser.add_argument("--layers", type=count, help="of the model, on a GPU; 6, or 4 of a mixture of experts")
     parser.add_argument(
         "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"
     )
@@ -59,7 +61,7 @@ def main() -> None:
         from kernels.bench import training_card  # triton, which a machine without a GPU may lack
 
         shapes = args.shapes or list(training_card.SHAPES)
-        training_card.run(shapes, args.layers, args.repeats, args.fast, args.compiled, args.json)
+        training_card.run(args.model, shapes, args.layers, args.repeats, args.fast, args.compiled, args.json)
         return
     torch.set_num_threads(args.threads)
     theirs, ours = peer().train(), TrainerModel(BENCH)

@@ -1,4 +1,5 @@
-"""`python -m trainer.bench --device cuda`: the trainer at Qwen3-8B's widths beside `transformers` with SDPA, on one GPU.
+"""`python -m trainer.bench --device cuda`: the trainer at Qwen3-8B's or Qwen3-30B-A3B's widths beside `transformers`
+with SDPA and, of experts, grouped matmuls, on one GPU.
 
 Ours is the trainer as it trains: one FSDP2 rank over float32 masters, rounded as they are gathered; gradients in float32;
 sequences packed, up to four of them a leaf of the gradient, as in the recipe; the log-prob fused with the LM head. Theirs has
@@ -37,7 +38,8 @@ from trainer.model import TrainerModel
 from trainer.parallelize import fill, parallelize
 from trainer.trainer import Trainer, TrainerConfig
 
-QWEN3_8B = replace(known.QWEN3_8B, layers=6)
+LAYERS = {"qwen3_8b": 6, "qwen3_30b_a3b": 4}
+"""Of each model, unless asked otherwise."""
 SHAPES = ("1x8192", "4x2048", "8x1024")
 BODY, HEAD, STEP = "body", "with head and log-prob", "with head, log-prob and optimizer"
 
@@ -185,12 +187,13 @@ def _backward(model: TrainerModel, row: Row) -> Callable[[], object]:
 
 def time_theirs(config: ModelConfig, rows: list[Row], repeats: int, compiled: bool) -> None:
     """Times theirs, into the columns `transformers` and, where `compiled`, `compiled` (the body alone, by torch.compile)."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    theirs = Qwen3Config(**config.to_hf("bfloat16"), attn_implementation="sdpa")  # type: ignore[call-arg]
+    how = {"attn_implementation": "sdpa"} | ({"experts_implementation": "grouped_mm"} if config.experts else {})
+    theirs = AutoConfig.for_model(**config.to_hf("bfloat16"))
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = Qwen3ForCausalLM(theirs).train()
+        model = AutoModelForCausalLM.from_config(theirs, **how).train()
     torch.set_default_dtype(torch.float32)
     bodies: dict[str, Any] = {"transformers": model.model}
     if compiled:
@@ -220,17 +223,17 @@ def matmul_tflops(repeats: int) -> float:
     return 2 * 8192.0**3 / milliseconds(lambda: a @ b, 4 * repeats) / 1e9
 
 
-def _compile(shape: str, part: str) -> None:
+def _compile(config: ModelConfig, shape: str, part: str) -> None:
     """Leaves the kernels of one row on disk, in a process of the pool, by a model of one layer and a small vocabulary."""
-    vocabulary = 336 * QWEN3_8B.leaves  # a leaf ends inside a tile, as in the whole one
-    config, (sequences, _) = replace(QWEN3_8B, layers=1, vocab_size=vocabulary), sizes(shape)
+    vocabulary = 336 * config.leaves  # a leaf ends inside a tile, as in the whole one
+    config, (sequences, _) = replace(config, layers=1, vocab_size=vocabulary), sizes(shape)
     with one_rank():
         time_ours(config, "exact", [Row(f"{sequences}x{1024 // sequences}", part, 0.0)], 1)
 
 
-def prepare(rows: list[Row]) -> None:
+def prepare(config: ModelConfig, rows: list[Row]) -> None:
     """Compiles side by side what would otherwise be compiled one after the other, while it is timed."""
-    jobs = [(row.shape, row.part) for row in rows if row.part != HEAD]
+    jobs = [(config, row.shape, row.part) for row in rows if row.part != HEAD]
     with ProcessPoolExecutor(min(len(jobs), 8), get_context("spawn")) as pool:
         for job in [pool.submit(_compile, *job) for job in jobs]:
             job.result()
@@ -257,9 +260,12 @@ def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f} GiB"
 
 
-def run(shapes: list[str], layers: int, repeats: int, fast: bool, compiled: bool, path: Path | None) -> None:
+def run(
+    model: str, shapes: list[str], layers: int | None, repeats: int, fast: bool, compiled: bool, path: Path | None
+) -> None:
     """Times every shape and prints the table; `fast`, `compiled`: those sides too."""
-    config, out = replace(QWEN3_8B, layers=layers), console()
+    layers = layers or LAYERS[model]
+    config, out = replace(known.ON_CARDS[model], layers=layers), console()
     rows = table_rows(config, shapes)
     kinds: list[Numerics] = ["exact", "fast"] if fast else ["exact"]
     where: dict[str, Any] = versions()
@@ -269,9 +275,11 @@ def run(shapes: list[str], layers: int, repeats: int, fast: bool, compiled: bool
         """Writes what was measured so far."""
         out.print(f"[dim]{time.perf_counter() - begin:5.0f} s[/] {what}")
         if path:
-            path.write_text(json.dumps({**where, "layers": layers, "rows": _json(rows)}, indent=1) + "\n")
+            path.write_text(
+                json.dumps({**where, "model": model, "layers": layers, "rows": _json(rows)}, indent=1) + "\n"
+            )
 
-    prepare(rows)
+    prepare(config, rows)
     done("compiled")
     where["matmul TFLOP/s"] = peak = matmul_tflops(repeats)
     time_theirs(config, rows, repeats, compiled)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.model.experts import Experts, experts_of, experts_to_hf
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
 from kernels.model.operations import OPERATIONS, Numerics, Operations
 from kernels.ops.norm_rope import RopeScaling
@@ -19,10 +20,12 @@ class Family:
     qkv_bias: bool = False
     head_dim: int | None = None  # where a config leaves it out; None: hidden_size / heads
     sliding_window: int | None = None  # likewise
+    experts: bool = False  # layers may be a mixture of experts
 
 
 FAMILIES = {
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, head_dim=128),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", qk_norm=True, experts=True),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),  # Qwen2.5 too
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family("MistralForCausalLM", sliding_window=4096),
@@ -48,6 +51,7 @@ class ModelConfig:
     model_type: str = "qwen3"  # a key of FAMILIES
     rope_scaling: RopeScaling | None = None
     numerics: Numerics = "exact"  # whose matmul, attention and log-prob: those on the tree, or the vendor's
+    experts: Experts | None = None  # of the layers that are a mixture of experts; None: there is none
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
@@ -62,6 +66,10 @@ class ModelConfig:
             raise ConfigError(f"{self.heads} attention heads are not a multiple of {self.kv_heads} key-value heads")
         if self.head_dim % 16:
             raise ConfigError(f"head_dim {self.head_dim} is not a multiple of 16")
+        if self.family.experts != (self.experts is not None):
+            raise ConfigError(f"a {self.model_type} {'needs' if self.family.experts else 'has no'} experts")
+        if self.experts:
+            self.experts.check(self.layers)
         for what, extent in self._contractions():
             if extent % self.leaves:
                 most = math.gcd(self.leaves, *(e for _, e in self._contractions()))
@@ -70,12 +78,14 @@ class ModelConfig:
                 )
 
     def _contractions(self) -> list[tuple[str, int]]:
-        return [
+        out = [
             ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
             ("heads * head_dim", self.heads * self.head_dim),
             ("kv_heads * head_dim", self.kv_heads * self.head_dim),
         ]
+        if not all(map(self.sparse, range(self.layers))):
+            out.append(("intermediate_size", self.intermediate_size))
+        return [*out, ("num_experts", self.experts.count)] if self.experts else out
 
     def check_shards(self, size: int, key: str = "rollout.tp", leaves: str = "model.leaves") -> None:
         """Raises ConfigError where `size` tensor-parallel ranks cannot hold whole heads and whole subtrees. `key`, `leaves`:
@@ -86,6 +96,10 @@ class ModelConfig:
             raise ConfigError(f"{key}={size} is more than {leaves}={self.leaves}: set {leaves} to at least {size}")
         if self.kv_heads % size:
             raise ConfigError(f"{key}={size} does not divide the model's {self.kv_heads} key-value heads")
+
+    def sparse(self, layer: int) -> bool:
+        """Says whether a layer's MLP is a mixture of experts."""
+        return self.experts is not None and self.experts.sparse(layer)
 
     @property
     def family(self) -> Family:
@@ -110,16 +124,15 @@ class ModelConfig:
         kind = hf.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None or not isinstance(kind, str):
-            raise ConfigError(
-                f"model_type {shown(kind)} is not supported; supported: {', '.join(FAMILIES)} (dense decoders)"
-            )
+            raise ConfigError(f"model_type {shown(kind)} is not supported; supported: {', '.join(FAMILIES)}")
         try:
             counts = {name: whole(hf, name, said) for name in COUNTS if name != "head_dim"}
             rms_eps = real("rms_norm_eps", hf["rms_norm_eps"], said, most=1.0)
             theta, scaling = rope_of(kind, hf, said)
         except KeyError as missing:
             raise ConfigError(f"the model config has no field {missing}") from None
-        check_understood(kind, hf, said)
+        experts = experts_of(hf, said) if family.experts else None
+        check_understood(kind, hf, said, experts is not None)
         if window := _window(hf, family):
             raise ConfigError(f"{kind} with sliding_window={shown(window)} is not supported")
         init_std = hf.get("initializer_range")
@@ -144,6 +157,7 @@ class ModelConfig:
             init_std=0.02 if init_std is None else real("initializer_range", init_std, said, zero=True),
             model_type=kind,
             rope_scaling=scaling,
+            experts=experts,
         )
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
@@ -166,7 +180,9 @@ class ModelConfig:
             "initializer_range": self.init_std,
             "torch_dtype": dtype,
         }
-        if self.model_type in ("qwen3", "llama"):
+        if self.experts:
+            fields |= experts_to_hf(self.experts)
+        if self.model_type in ("qwen3", "qwen3_moe", "llama"):
             fields["attention_bias"] = False
         if self.model_type == "mistral":
             fields["sliding_window"] = None

@@ -91,37 +91,41 @@ def token_bytes(config: ModelConfig, tp: int, width: int) -> int:
 
 
 def step_bytes(config: ModelConfig, contexts: Sequence[float], width: int) -> float:
-    """Counts the bytes that a decode step must read on one rank: the active weights once, keys and values of each context."""
-    return width * active_parameters(config) + sum(contexts) * token_bytes(config, 1, width)
+    """Counts the bytes that a decode step must read on one rank: the weights that any of its tokens passes once, keys and
+    values of each context. Of experts: as many as tokens that choose evenly and at random would be expected to pass."""
+    more = 0.0
+    for count, chosen, each in (costs.experts for costs in _blocks(config)):
+        if count:
+            more += each * (count * (1 - (1 - chosen / count) ** len(contexts)) - chosen)
+    return width * (active_parameters(config) + more) + sum(contexts) * token_bytes(config, 1, width)
 
 
 def serving_bytes(config: ModelConfig, tokens: int, rows: int, tp: int, width: int) -> int:
     """Counts the activations of an engine's step of `tokens` tokens, and the logits of the `rows` that it samples."""
     residual = 4 * config.hidden_size  # the stream, the delta to it, a norm and a sum on its way
-    inner = max(costs.working for costs in _blocks(config)) // tp
+    inner = max(c.working * (tokens + c.spare) // (tp if c.cut else 1) for c in _blocks(config))
     logits = 3 * 4 * rows * config.vocab_size // tp  # the logits, their noise, and masks
-    return width * tokens * (residual + inner) + logits
+    return width * (tokens * residual + inner) + logits
 
 
-def saved_elements(config: ModelConfig, checkpointing: str) -> int:
-    """Counts the elements that all layers save of each token for the backward pass. `checkpointing`: "layer" keeps what goes
-    into a layer, "selective" what is not cheap to compute again, "none" everything."""
+def saved_elements(config: ModelConfig, checkpointing: str, tokens: int) -> int:
+    """Counts the elements that all layers save of `tokens` tokens for the backward pass. `checkpointing`: "layer" keeps what
+    goes into a layer, "selective" what is not cheap to compute again, "none" everything."""
     if checkpointing == "layer":
-        return 2 * config.hidden_size * config.layers  # the residual stream and the delta to it
-    blocks = _blocks(config)
-    return sum(costs.kept + costs.cheap * (checkpointing == "none") for costs in blocks)
+        return 2 * config.hidden_size * config.layers * tokens  # the residual stream and the delta to it
+    return sum((c.kept + c.cheap * (checkpointing == "none")) * (tokens + c.spare) for c in _blocks(config))
 
 
-def layer_saved_elements(config: ModelConfig) -> int:
-    """Counts the elements that the largest layer saves of each token if everything is kept."""
+def layer_saved_elements(config: ModelConfig, tokens: int) -> int:
+    """Counts the elements that the largest layer saves of `tokens` tokens if everything is kept."""
     layers = ([b.costs(config) for b in blocks_of(config, i)] for i in range(config.layers))
-    return max(sum(costs.kept + costs.cheap for costs in layer) for layer in layers)
+    return max(sum((c.kept + c.cheap) * (tokens + c.spare) for c in layer) for layer in layers)
 
 
-def backward_elements(config: ModelConfig) -> int:
-    """Counts the elements of each token that are alive in the backward pass of a block, beside what was saved: the gradients of
-    its insides, of the residual stream and of its norm."""
-    return max(costs.working for costs in _blocks(config)) + 2 * config.hidden_size
+def backward_elements(config: ModelConfig, tokens: int) -> int:
+    """Counts the elements of `tokens` tokens that are alive in the backward pass of a block, beside what was saved: the
+    gradients of its insides, of the residual stream and of its norm."""
+    return max(c.working * (tokens + c.spare) for c in _blocks(config)) + 2 * config.hidden_size * tokens
 
 
 def logprob_bytes(config: ModelConfig, rows: int, width: int, on_gpu: bool) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model.blocks import Pass, Recompute, Weights, add_and_norm, blocks_of, no_recompute
+from kernels.model.blocks import Pass, Recompute, Routed, Weights, add_and_norm, blocks_of, no_recompute, not_told
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameters import OuterWeights
@@ -41,13 +41,14 @@ def decoder_layer(
     cache: PagedCache | None,
     table: tuple[torch.Tensor, torch.Tensor],
     recompute: Recompute = no_recompute,
+    routed: Routed = not_told,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the blocks of layer `index`: the residual stream, in and out, as x [T, H] and a delta [T, H] that the next
     norm adds to it (None before the first layer).
 
     `cache`: where keys and values are kept; None in training, where they are those of the same tokens. `table` from
     position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size of `group`."""
-    run = Pass(config, group, index, layout, cache, table, recompute)
+    run = Pass(config, group, index, layout, cache, table, recompute, routed)
     for block in blocks_of(config, index):
         x, delta = block.forward(run, weights, x, delta)
     assert delta is not None

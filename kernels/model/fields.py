@@ -39,6 +39,14 @@ COUNTS = {  # of a Hugging Face config: the largest value that is taken
     "head_dim": 2**31 - 1,
     "max_position_embeddings": 2**24,  # float32 has every integer up to there
 }
+EXPERT_COUNTS = {  # of a mixture of experts: likewise
+    "num_experts": 2**12,  # a block of a kernel holds a row of the router
+    "num_experts_per_tok": 2**12,
+    "moe_intermediate_size": 2**31 - 1,
+    "decoder_sparse_step": 2**14,
+}
+OTHER_NAMES = {"num_experts": "num_local_experts"}
+"""Fields that some files name otherwise."""
 _LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # float32: the smallest with all its bits, and the largest
 
 _READ = {
@@ -56,6 +64,7 @@ _READ = {
     "use_sliding_window",
     CONTRACT,
 }
+_OF_EXPERTS = {*EXPERT_COUNTS, *OTHER_NAMES.values(), "mlp_only_layers", "norm_topk_prob"}
 _WITHOUT_EFFECT = {  # fields of which one value changes nothing: that value
     "add_cross_attention": False,
     "attention_bias": False,
@@ -69,12 +78,18 @@ _WITHOUT_EFFECT = {  # fields of which one value changes nothing: that value
     "tie_encoder_decoder": False,
     "use_mrope": False,
 }
+_OTHER_EXPERTS = {
+    *("first_k_dense_replace", "kv_lora_rank", "moe_layer_freq", "n_group", "n_routed_experts", "n_shared_experts"),
+    *("num_shared_experts", "routed_scaling_factor", "scoring_func", "shared_expert_intermediate_size", "topk_group"),
+    *("topk_method", "use_expert_bias", "use_grouped_topk"),
+}
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that say something of tokens, and nothing of numbers."""
 _NO_NUMBER = {
     *TOKENS,
     "architectures",  # what stands in the files, by name and shape, says more
-    "attention_dropout",  # of training; none is computed here
+    # of training elsewhere; here no dropout is computed, and the loss is the algorithm's
+    *("attention_dropout", "output_router_logits", "router_aux_loss_coef"),
     *("chunk_size_feed_forward", "is_decoder", "max_window_layers"),  # how and where, and not what
     *("attn_implementation", "auto_map", "dtype", "tf_legacy_loss", "torch_dtype", "torchscript", "use_bfloat16"),
     *("transformers_version", "transformers_weights", "transformers.js_config", "unsloth_fixed", "unsloth_version"),
@@ -99,12 +114,12 @@ _ROPE = {"default": set(), "llama3": {*_SCALING.values()}}  # what each type rea
 
 
 def whole(fields: Mapping[str, Any], name: str, said: Said) -> int:
-    """Reads a field of COUNTS."""
-    value = fields[name]
+    """Reads a field of COUNTS or of EXPERT_COUNTS."""
+    value, most = fields[name], (COUNTS | EXPERT_COUNTS)[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{said(name, shown(value))} must be a positive integer")
-    if value > COUNTS[name]:
-        raise ConfigError(f"{said(name, shown(value))} must be at most {COUNTS[name]}")
+    if value > most:
+        raise ConfigError(f"{said(name, shown(value))} must be at most {most}")
     return value
 
 
@@ -118,12 +133,18 @@ def real(name: str, value: object, said: Said, most: float = _MOST, zero: bool =
     return value
 
 
-def check_understood(kind: str, fields: Mapping[str, Any], said: Said) -> None:
+def check_understood(kind: str, fields: Mapping[str, Any], said: Said, experts: bool = False) -> None:
     """Raises ConfigError for the first field that may decide a number and is not understood, or has a value that is not
-    supported. A null says nothing."""
+    supported. A null says nothing. `experts`: those of a mixture are read too."""
+    read = _READ | _NO_NUMBER | (_OF_EXPERTS if experts else set())
     for name, value in fields.items():
-        if value is None or name in _READ | _NO_NUMBER or name.startswith("_"):
+        if value is None or name in read or name.startswith("_"):
             continue
+        if name in _OTHER_EXPERTS:
+            raise ConfigError(
+                f"{said(name, shown(value))} is of another mixture of experts; supported are models of type qwen3_moe, whose "
+                "experts are all routed, by one softmax"
+            )
         if name in _WITHOUT_EFFECT:
             if value != _WITHOUT_EFFECT[name]:
                 raise ConfigError(f"{kind} with {name}={shown(value)} is not supported")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from kernels.model.config import ModelConfig
+from kernels.model.experts import Experts
 
 QWEN3_8B = ModelConfig(
     vocab_size=151936,
@@ -19,6 +20,17 @@ QWEN3_8B = ModelConfig(
     leaves=8,
 )
 QWEN3_0P6B = replace(QWEN3_8B, hidden_size=1024, intermediate_size=3072, layers=28, heads=16, tied=True)
+QWEN3_30B_A3B = replace(
+    QWEN3_8B,
+    hidden_size=2048,
+    intermediate_size=6144,
+    layers=48,
+    kv_heads=4,
+    model_type="qwen3_moe",
+    experts=Experts(count=128, chosen=8, intermediate_size=768, normalize=True),
+)
+ON_CARDS = {"qwen3_8b": QWEN3_8B, "qwen3_30b_a3b": QWEN3_30B_A3B}
+"""What benchmarks of engine and trainer run on a GPU."""
 BENCH = ModelConfig(
     vocab_size=512,
     hidden_size=256,

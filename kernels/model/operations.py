@@ -19,12 +19,20 @@ class Operations:
     matmul: Callable[..., torch.Tensor]
     attention: Callable[..., torch.Tensor]
     linear_logprob: Callable[..., torch.Tensor]
+    expert_matmul: Callable[..., torch.Tensor]
+    gated_experts: Callable[..., torch.Tensor]
 
 
 OPERATIONS: Mapping[str, Operations] = MappingProxyType(
     {
-        "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob),
-        "fast": Operations(inexact.matmul, inexact.attention, inexact.linear_logprob),
+        "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob, ops.expert_matmul, ops.gated_experts),
+        "fast": Operations(
+            inexact.matmul,
+            inexact.attention,
+            inexact.linear_logprob,
+            inexact.expert_matmul,
+            inexact.gated_experts,
+        ),
     }
 )
 """By Numerics. What is promised of a run is promised of `exact`."""

@@ -10,17 +10,23 @@ from kernels.tree import Shard
 
 @dataclass(frozen=True)
 class Parameter:
-    """Describes one tensor as the model holds it: one or several Hugging Face tensors stacked by rows.
+    """Describes one tensor as the model holds it: one or several Hugging Face tensors stacked by rows, or, with a `stripe`,
+    pairs of them whose rows stand in turns of so many, those of the first of a pair before those of the second.
 
     `trained`, `served` and `saved` say in which lists of `kernels.model.parameters` it stands: whether the optimizer
     changes it, whether an engine holds it, whether a model directory has it."""
 
     name: str
-    sections: tuple[int, ...]  # rows of each Hugging Face tensor
+    sections: tuple[
+        int, ...
+    ]  # rows that shards cut, each on its own; of each Hugging Face tensor, unless `tensors` says
     columns: int  # 0 for a vector
     hf_names: tuple[str, ...]
     axis: int | None  # tensor-parallel axis; None: every rank holds it whole
     padding: int = 0  # the last of these rows, zeros that no file has
+    tensors: tuple[int, ...] = ()  # rows of each Hugging Face tensor, where they are not the sections
+    stripe: int = 0
+    to_stream: bool = False  # its product is added to the residual stream
     trained: bool = True
     served: bool = True
     saved: bool = True
@@ -33,7 +39,7 @@ class Parameter:
     @property
     def stored(self) -> tuple[int, ...]:
         """Rows of each Hugging Face tensor in a file."""
-        return (*self.sections[:-1], self.sections[-1] - self.padding)
+        return self.tensors or (*self.sections[:-1], self.sections[-1] - self.padding)
 
     @property
     def elements(self) -> int:
@@ -50,9 +56,20 @@ class Parameter:
         hf = tuple(f"model.layers.{index}.{name}" for name in self.hf_names)
         return replace(self, name=f"layers.{index}.{self.name}", hf_names=hf)
 
-    def pad(self, stored: torch.Tensor) -> torch.Tensor:
-        """Adds the rows that no file has to those in files."""
-        return torch.cat([stored, stored.new_zeros(self.padding, *stored.shape[1:])]) if self.padding else stored
+    def from_files(self, rows: torch.Tensor) -> torch.Tensor:
+        """Lays out the rows of all files as they are held: in stripes, with the rows that no file has."""
+        if self.stripe:
+            return self._swapped(rows, (2, self.stored[0] // self.stripe))
+        return torch.cat([rows, rows.new_zeros(self.padding, *rows.shape[1:])]) if self.padding else rows
+
+    def to_files(self, held: torch.Tensor) -> torch.Tensor:
+        """Undoes `from_files`."""
+        if self.stripe:
+            return self._swapped(held, (self.stored[0] // self.stripe, 2))
+        return held[: sum(self.stored)]
+
+    def _swapped(self, rows: torch.Tensor, turns: tuple[int, int]) -> torch.Tensor:
+        return rows.view(-1, *turns, self.stripe, self.columns).transpose(1, 2).reshape(-1, self.columns)
 
     def shard(self, whole: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Cuts this rank's part, contiguous: each section on its own, so that a rank holds whole heads."""
@@ -65,5 +82,6 @@ class Parameter:
     def part(self, shard: Shard) -> "Parameter":
         """Describes what `shard` holds of it."""
         if self.axis == 0:
-            return replace(self, sections=tuple(shard.part(s, self.name) for s in self.sections), padding=0)
+            sections = tuple(shard.part(s, self.name) for s in self.sections)
+            return replace(self, sections=sections, padding=0, tensors=())
         return replace(self, columns=shard.part(self.columns, self.name)) if self.axis == 1 else self

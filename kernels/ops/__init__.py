@@ -4,14 +4,18 @@ implementation of each device and family of cards (`cpu.py` over `cpu.c`; `hoppe
 from kernels.ops.adamw import adamw
 from kernels.ops.add_bias import add_bias
 from kernels.ops.attention import attention
+from kernels.ops.combine import combine
+from kernels.ops.dispatch import dispatch, gather, route_and_dispatch
 from kernels.ops.embedding import embedding
 from kernels.ops.exp import exp
+from kernels.ops.experts import expert_matmul, gated_experts
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.matmul import matmul
 from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
 from kernels.ops.normal import normal
 from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
+from kernels.ops.route import route
 from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
@@ -23,11 +27,16 @@ __all__ = [
     "add_bias",
     "add_rms_norm",
     "attention",
+    "combine",
     "cos_sin",
+    "dispatch",
     "embedding",
     "exclude_padding",
     "exp",
+    "expert_matmul",
     "fold_rows",
+    "gated_experts",
+    "gather",
     "gumbel_argmax",
     "kept_tokens",
     "linear_logprob",
@@ -36,6 +45,8 @@ __all__ = [
     "normal",
     "rms_norm",
     "rope_table",
+    "route",
+    "route_and_dispatch",
     "square_rows",
     "store_rows",
     "sum_rows",

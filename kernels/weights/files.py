@@ -57,26 +57,45 @@ def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter
             return file.get_tensor(name)
 
     for parameter in saved(config):
-        yield parameter, parameter.pad(torch.cat([read(name) for name in parameter.hf_names]))
+        yield parameter, parameter.from_files(torch.cat([read(name) for name in parameter.hf_names]))
 
 
 def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
     """Reads rows start .. stop of `parameter`, from the files that `find` found, and no others: nothing is whole in memory."""
+    if parameter.stripe:
+        return _read_stripes(where, parameter, start, stop)
     pieces, first = [], 0
     for name, rows in zip(parameter.hf_names, parameter.stored, strict=True):
         a, b = max(start, first) - first, min(stop, first + rows) - first
         if a < b:
-            with safe_open(where[name], "pt") as file:
-                pieces.append(file.get_slice(name)[a:b])
+            pieces.append(_read(where, name, a, b))
         first += rows
     if stop > first:
         pieces.append(torch.zeros(stop - max(start, first), *parameter.shape[1:]))
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
 
+def _read_stripes(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
+    """Reads the rows of each pair of tensors between whole stripes, and cuts what is too much."""
+    pieces, turn, pair = [], 2 * parameter.stripe, 2 * parameter.stored[0]
+    for i in range(start // pair, -(-stop // pair)):
+        a, b = max(start - i * pair, 0), min(stop - i * pair, pair)
+        first, last = a // turn, -(-b // turn)
+        rows = first * parameter.stripe, last * parameter.stripe
+        both = [_read(where, name, *rows) for name in parameter.hf_names[2 * i : 2 * i + 2]]
+        turns = torch.stack([part.view(last - first, parameter.stripe, -1) for part in both], 1)
+        pieces.append(turns.flatten(0, 2)[a - first * turn : b - first * turn])
+    return torch.cat(pieces) if pieces else torch.zeros(0, parameter.columns)
+
+
+def _read(where: Mapping[str, Path], name: str, start: int, stop: int) -> torch.Tensor:
+    with safe_open(where[name], "pt") as file:
+        return file.get_slice(name)[start:stop]  # type: ignore[no-any-return]
+
+
 def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cuts a whole parameter into its Hugging Face tensors, by name, without padding."""
-    stored = whole[: sum(parameter.stored)].split(parameter.stored)
+    stored = parameter.to_files(whole).split(parameter.stored)
     return {n: t.contiguous() for n, t in zip(parameter.hf_names, stored, strict=True)}
 
 

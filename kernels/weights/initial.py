@@ -23,9 +23,9 @@ def initial(config: ModelConfig, seed: int, soonest: bool = False) -> Iterator[t
     def draw(parameter: Parameter) -> torch.Tensor:
         if not parameter.columns:
             return (torch.zeros if parameter.name.endswith("bias") else torch.ones)(parameter.shape)
-        deviation = config.init_std / math.sqrt(2 * config.layers) if parameter.axis == 1 else config.init_std
+        deviation = config.init_std / math.sqrt(2 * config.layers) if parameter.to_stream else config.init_std
         shape = (sum(parameter.stored), parameter.columns)
-        return parameter.pad(normal(shape, seed, zlib.crc32(parameter.name.encode()), deviation))
+        return parameter.from_files(normal(shape, seed, zlib.crc32(parameter.name.encode()), deviation))
 
     workers, todo = min(8, os.cpu_count() or 1), saved(config)
     if soonest:

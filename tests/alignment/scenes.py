@@ -10,6 +10,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, served
+from kernels.model.experts import Experts
 from rl.pack import pack
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams
@@ -35,7 +36,17 @@ SMALL = ModelConfig(  # two layers of Qwen3-0.6B
 LARGE = replace(  # two layers of Qwen3-8B
     SMALL, hidden_size=4096, intermediate_size=12288, heads=32, tied=False
 )
-WIDTHS = {"Qwen3-0.6B": SMALL, "Qwen3-8B": LARGE}
+EXPERTS = replace(  # two layers of Qwen3-30B-A3B
+    SMALL,
+    hidden_size=2048,
+    intermediate_size=6144,
+    heads=32,
+    kv_heads=4,
+    tied=False,
+    model_type="qwen3_moe",
+    experts=Experts(128, 8, 768, True),
+)
+WIDTHS = {"Qwen3-0.6B": SMALL, "Qwen3-8B": LARGE, "Qwen3-30B-A3B": EXPERTS}
 
 ROOMY = {
     "pages": 512,

@@ -1,10 +1,11 @@
 """The matrix: the tokens and log-probs of a request are the same bits however it is served, and they are the trainer's.
 
 Requests combine prompt, n, temperature, filters, stops and prompt log-probs; cells combine chunks, pages, the prefix cache,
-preemption, company that comes and goes, and tensor parallelism, overlap or CUDA graphs. On a CPU with the tiny model, on a GPU
-with two layers of Qwen3-8B's widths.
+preemption, company that comes and goes, and tensor parallelism, overlap or CUDA graphs. On a CPU with tiny models, on a GPU
+with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
 """
 
+from functools import lru_cache
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -15,10 +16,10 @@ from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig
 from rollout.sampling import Completion, Request
 from tests.alignment.matrix import Cell, Served, Weights, as_batch, asked, pairwise, recorded, serve
-from tests.alignment.scenes import LARGE, score, trainer_model, weights
+from tests.alignment.scenes import EXPERTS, LARGE, score, trainer_model, weights
 from tests.alignment.threads import run_threads
 from tests.bits import assert_same_bits
-from tests.model.shapes import EIGHT, random_weights
+from tests.model.shapes import EIGHT, SHAPES, random_weights
 from tests.rollout.scenarios import bits
 from tests.trainer.batches import plain_model
 
@@ -27,9 +28,17 @@ ALONE = Cell(10**4, 16, "off", "roomy", "none", "launched")
 COMMON = {"cache": ("off", "cold", "warm"), "room": ("roomy", "tight"), "company": ("none", "comes and goes")}
 ON_CPU = {"chunk": (64, 3, 17), "page_size": (8, 1, 5), **COMMON, "how": ("launched", "overlapped", "tp 2", "tp 4")}
 ON_GPU = {"chunk": (8192, 33), "page_size": (16, 64), **COMMON, "how": ("launched", "overlapped", "graphs", "tp 2")}
+MODELS = {
+    "cpu": EIGHT,
+    "cpu, experts": SHAPES["experts, dense layers"],
+    "cuda": LARGE,
+    "cuda, experts": EXPERTS,
+}
+SCENES = [pytest.param(name, marks=gpu if name.startswith("cuda") else ()) for name in MODELS]
 CELLS = [
-    *(pytest.param("cpu", Cell(**row), id=f"cpu: {Cell(**row)}") for row in pairwise(ON_CPU)),
-    *(pytest.param("cuda", Cell(**row), id=f"cuda: {Cell(**row)}", marks=gpu) for row in pairwise(ON_GPU)),
+    pytest.param(*scene.values, Cell(**row), id=f"{scene.values[0]}: {Cell(**row)}", marks=scene.marks)
+    for scene in SCENES
+    for row in pairwise(ON_GPU if scene.marks else ON_CPU)
 ]
 
 
@@ -45,13 +54,19 @@ class Scene(NamedTuple):
         return serve(cell, self.config, self.weights, self.dtype, self.device, requests or self.requests, group)
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.fixture(params=SCENES)
 def scene(request: pytest.FixtureRequest) -> Scene:
-    if request.param == "cpu":
-        empty = Scene(EIGHT, list(random_weights(EIGHT)), torch.float32, "cpu", [], [])
+    return made(request.param)
+
+
+@lru_cache(maxsize=2)
+def made(name: str) -> Scene:
+    config, device = MODELS[name], name.partition(",")[0]
+    if device == "cpu":
+        empty = Scene(config, list(random_weights(config)), torch.float32, device, [], [])
     else:
-        empty = Scene(LARGE, list(weights(LARGE, "cuda")), torch.bfloat16, "cuda", [], [])
-    lengths = (3, 17, 70) if request.param == "cpu" else (3, 65, 520)
+        empty = Scene(config, list(weights(config, device)), torch.bfloat16, device, [], [])
+    lengths = (3, 17, 70) if device == "cpu" else (3, 65, 520)
     requests = asked(empty.config, lengths, lambda r: empty.serve(ALONE, [r]).completions[0])
     alone = [c for r in requests for c in empty.serve(ALONE, [r]).completions]
     return empty._replace(requests=requests, alone=alone)

@@ -186,7 +186,9 @@ def test_a_nan_is_not_hidden(spec: OpSpec, device: torch.device) -> None:
             if inputs[name].is_floating_point() and spec.name not in ("gumbel_argmax", "kept_tokens"):
                 broken = inputs[name].clone()
                 broken[rows[-1]].view(-1)[-1] = torch.nan
-                outputs = [y[rows].isnan().any() for y in spec.outputs({**inputs, name: broken})]
+                outputs = [
+                    y[rows].isnan().any() for y in spec.outputs({**inputs, name: broken}) if y.is_floating_point()
+                ]
                 every = any if spec.name in ("adamw", "norm_rope") else all
                 assert every(outputs), f"a NaN in {name} of unit {unit} is lost"
 

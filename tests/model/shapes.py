@@ -19,6 +19,7 @@ from kernels.model import (
     position_table,
     served,
 )
+from kernels.model.experts import Experts
 from kernels.ops.norm_rope import RopeScaling
 
 TINY = ModelConfig(
@@ -67,6 +68,11 @@ SHAPES = {
     "37 ids, tied": replace(
         TINY, vocab_size=37, tied=True, kv_heads=4, leaves=8
     ),  # 64 are held: three leaves are padding
+    "experts": replace(TINY, model_type="qwen3_moe", experts=Experts(8, 2, 24, True)),
+    "experts, dense layers": replace(
+        EIGHT, model_type="qwen3_moe", layers=3, experts=Experts(16, 3, 16, False, 1, (1,))
+    ),
+    "all experts": replace(TINY, model_type="qwen3_moe", layers=1, leaves=1, experts=Experts(4, 4, 16)),
     "qwen2": replace(TINY, model_type="qwen2", tied=True, heads=6, kv_heads=2),
     "llama": replace(TINY, model_type="llama", head_dim=32),
     "llama 3.1": replace(
@@ -85,7 +91,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Iterator[tuple[Paramet
     for p in served(config):
         x = noise(seed, p.name, p.shape)
         x = 2 * x / p.columns**0.5 if p.columns else 1 + 0.2 * x
-        yield p, p.pad(x[: sum(p.stored)])
+        yield p, p.from_files(x[: sum(p.stored)])
 
 
 def prompts(config: ModelConfig, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

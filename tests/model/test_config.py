@@ -38,8 +38,11 @@ def test_hugging_face_fields_round_trip(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; supported: qwen3, qwen2, llama, mistral"),
-        ({"model_type": "qwen3_moe"}, "'qwen3_moe' is not supported"),
+        (
+            {"model_type": "gemma"},
+            "model_type 'gemma' is not supported; supported: qwen3, qwen3_moe, qwen2, llama, mistral",
+        ),
+        ({"model_type": "glm4_moe"}, "'glm4_moe' is not supported"),
         ({"model_type": ...}, "model_type None is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not supported"),
         ({"rope_parameters": ..., "rope_scaling": {"rope_type": "linear"}}, "rope_type='linear' is not supported"),
@@ -125,9 +128,12 @@ def test_parameter_count(name: str) -> None:
     config = SHAPES[name]
     H, I, D, family = config.hidden_size, config.intermediate_size, config.head_dim, config.family
     qkv = (config.heads + 2 * config.kv_heads) * D
-    layer = qkv * (H + family.qkv_bias) + config.heads * D * H + 3 * I * H + 2 * H + 2 * D * family.qk_norm
+    layer = qkv * (H + family.qkv_bias) + config.heads * D * H + 2 * H + 2 * D * family.qk_norm
     tables = (1 if config.tied else 2) * config.vocab_size * H
-    assert costs.parameter_count(config) == config.layers * layer + tables + H
+    sparse, own = sum(map(config.sparse, range(config.layers))), config.experts
+    mixture = own.count * (1 + 3 * own.intermediate_size) * H if own else 0
+    mlps = sparse * mixture + (config.layers - sparse) * 3 * I * H
+    assert costs.parameter_count(config) == config.layers * layer + mlps + tables + H
 
 
 # fields that are not understood -------------------------------------------------------------------------------------------
@@ -148,6 +154,17 @@ PUBLISHED = {  # configs of the hub as they are, but for their sizes
         "use_cache": True,
         "use_sliding_window": False,
     },
+    "qwen3_moe": {
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+        "max_window_layers": 48,
+    },
     "qwen2": {"max_window_layers": 28, "sliding_window": 131072, "use_mrope": False, "use_sliding_window": False},
     "llama": {"mlp_bias": False, "pretraining_tp": 1, "rope_scaling": LLAMA3, "eos_token_id": [128001, 128008, 128009]},
     "mistral": {"sliding_window": None, "attention_dropout": 0.0, "head_dim": 16, "_name_or_path": "x/y"},
@@ -160,7 +177,7 @@ def test_published_configs_are_read(kind: str) -> None:
     assert ModelConfig.from_hf(hf(model_type=kind, **(old | PUBLISHED[kind])), 2).model_type == kind
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama", "mistral"])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe", "qwen2", "llama", "mistral"])
 def test_what_transformers_writes_is_read(kind: str) -> None:
     """All of it: also in the long form of a config of version 4."""
     sizes = {k: v for k, v in hf(model_type=kind).items() if k in COUNTS}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels.model import ModelConfig, saved
+from kernels.model import ModelConfig, known, saved
 from rl.compose import check
 from rl.errors import UserError
 from rl.model import model_config
@@ -31,7 +31,7 @@ def elements(model: ModelConfig, part: str = "") -> int:
     return total
 
 
-@pytest.mark.parametrize("recipe", ["grpo_qwen3_8b", "grpo_qwen3_0p6b"])
+@pytest.mark.parametrize("recipe", ["grpo_qwen3_8b", "grpo_qwen3_0p6b", "grpo_qwen3_30b_a3b"])
 def test_weights_and_pages(recipe: str) -> None:
     plan, model = plan_of(f"+recipe={recipe}")
     config = check([f"+recipe={recipe}"])[0]
@@ -42,7 +42,7 @@ def test_weights_and_pages(recipe: str) -> None:
     assert plan.kv_bytes == 2 * 2 * model.layers * tokens * (model.kv_heads // config.rollout.tp) * model.head_dim
 
 
-@pytest.mark.parametrize("recipe", ["grpo_qwen3_8b", "grpo_qwen3_0p6b"])
+@pytest.mark.parametrize("recipe", ["grpo_qwen3_8b", "grpo_qwen3_0p6b", "grpo_qwen3_30b_a3b"])
 def test_trainer_state(recipe: str) -> None:
     """Masters and two moments, where they are said to be; a tied head is held twice, and has no moments."""
     world = check([f"+recipe={recipe}"])[0].trainer.world_size
@@ -163,3 +163,8 @@ def test_a_plan_of_very_many_sequences_is_made_at_once() -> None:
     assert time.perf_counter() - start < 60
     with pytest.raises(UserError, match="67,108,928 sequences in one step are above 67,108,864"):
         plan_of(*many[:2], f"{many[2]}{2**20 + 1}")
+
+
+@pytest.mark.parametrize("name", known.ON_CARDS)
+def test_known_shapes_are_those_of_the_configs(name: str) -> None:
+    assert model_config(check([f"model={name}"])[0], None) == known.ON_CARDS[name]

@@ -7,7 +7,7 @@ import torch
 from kernels.model import ModelConfig, trained
 from kernels.weights.files import to_hf
 from tests.bits import assert_same_bits
-from tests.model.hugging_face import reference, units
+from tests.model.hugging_face import in_files, reference, units
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import gradients, plain_model, random_batch, token_logprobs
 from trainer.batch import Batch
@@ -31,8 +31,8 @@ def reference_loss(hf: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def reference_gradients(config: ModelConfig, weights: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
     hf = reference(config, weights, torch.float64)
     reference_loss(hf, batch).backward()
-    named = {n: p.grad for n, p in hf.named_parameters()}
-    return {p.name: p.pad(torch.cat([named[n] for n in to_hf(p, weights[p.name])])) for p in trained(config)}
+    named = in_files(config, {n: p.grad for n, p in hf.named_parameters()})
+    return {p.name: p.from_files(torch.cat([named[n] for n in to_hf(p, weights[p.name])])) for p in trained(config)}
 
 
 @pytest.mark.parametrize("name", SHAPES)

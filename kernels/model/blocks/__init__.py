@@ -3,13 +3,34 @@
 A new one is a module here that satisfies `Block`, and a line in `blocks_of`.
 """
 
-from kernels.model.blocks import attention, mlp
-from kernels.model.blocks.block import Block, Costs, Pass, Recompute, Weights, add_and_norm, no_recompute
+from kernels.model.blocks import attention, experts, mlp
+from kernels.model.blocks.block import (
+    Block,
+    Costs,
+    Pass,
+    Recompute,
+    Routed,
+    Weights,
+    add_and_norm,
+    no_recompute,
+    not_told,
+)
 from kernels.model.config import ModelConfig
 
-__all__ = ["Block", "Costs", "Pass", "Recompute", "Weights", "add_and_norm", "blocks_of", "no_recompute"]
+__all__ = [
+    "Block",
+    "Costs",
+    "Pass",
+    "Recompute",
+    "Routed",
+    "Weights",
+    "add_and_norm",
+    "blocks_of",
+    "no_recompute",
+    "not_told",
+]
 
 
 def blocks_of(config: ModelConfig, layer: int) -> tuple[Block, ...]:
     """Returns the blocks of a layer, in the order in which they run."""
-    return attention, mlp
+    return attention, experts if config.sparse(layer) else mlp

@@ -33,7 +33,7 @@ def parameters(config: ModelConfig) -> list[Parameter]:
         out.append(Parameter("qkv_bias", (q, kv, kv), 0, tuple(f"{name}.bias" for name in projections), 0))
     if config.family.qk_norm:
         out += [Parameter(f"{x}_norm", (D,), 0, (f"self_attn.{x}_norm.weight",), None) for x in "qk"]
-    return [*out, Parameter("o", (H,), q, ("self_attn.o_proj.weight",), 1)]
+    return [*out, Parameter("o", (H,), q, ("self_attn.o_proj.weight",), 1, to_stream=True)]
 
 
 def costs(config: ModelConfig) -> Costs:

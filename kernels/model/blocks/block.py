@@ -20,6 +20,14 @@ Recompute = Callable[..., None]
 forget them, and compute them again, to the same bits, when it needs them."""
 
 
+Routed = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""routed(layer, ids [T, k], logits [T, E]): told what a router chose."""
+
+
+def not_told(*_: object) -> None:
+    """No-op hook: nobody wants to know what a router chose."""
+
+
 def no_recompute(*_: object) -> None:
     """Recomputes nothing: the no-op hook of whoever keeps everything, or needs nothing."""
 
@@ -35,6 +43,9 @@ class Costs:
     kept: int = 0  # elements that the backward pass reads
     cheap: int = 0  # elements that it reads too, and that `Recompute` may forget
     working: int = 0  # elements that are alive at once inside, beside the residual stream
+    cut: bool = True  # ranks divide `working` among them; else one rank may get all of it
+    spare: int = 0  # for so many tokens more at most (rows that fill up the tiles of experts)
+    experts: tuple[int, int, int] = (0, 0, 0)  # how many there are, how many a token passes, parameters of each
 
 
 @dataclass(slots=True)
@@ -50,6 +61,7 @@ class Pass:
     )  # where keys and values are kept; None in training, where they are those of the same tokens
     table: tuple[torch.Tensor, torch.Tensor]
     recompute: Recompute
+    routed: Routed
 
     def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],

@@ -18,7 +18,7 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     return [
         Parameter("mlp_norm", (H,), 0, ("post_attention_layernorm.weight",), None),
         Parameter("gate_up", (I, I), H, gate_up, 0),
-        Parameter("down", (H,), I, ("mlp.down_proj.weight",), 1),
+        Parameter("down", (H,), I, ("mlp.down_proj.weight",), 1, to_stream=True),
     ]
 
 

@@ -5,15 +5,15 @@ import torch
 from kernels.cpu import call
 
 
-def forward(x: torch.Tensor) -> torch.Tensor:
+def forward(x: torch.Tensor, stripe: int) -> torch.Tensor:
     rows, n = x.shape[0], x.shape[1] // 2
     y = torch.empty(rows, n)
-    call("swiglu", x.float().contiguous(), y, rows, n)
+    call("swiglu", x.float().contiguous(), y, rows, n, stripe)
     return y.to(x.dtype)
 
 
-def backward(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+def backward(x: torch.Tensor, dy: torch.Tensor, stripe: int) -> torch.Tensor:
     x32 = x.float().contiguous()
     dx = torch.empty_like(x32)
-    call("swiglu_backward", x32, dy.float().contiguous(), dx, x.shape[0], x.shape[1] // 2)
+    call("swiglu_backward", x32, dy.float().contiguous(), dx, x.shape[0], x.shape[1] // 2, stripe)
     return dx.to(x.dtype)

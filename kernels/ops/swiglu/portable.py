@@ -10,43 +10,45 @@ from kernels.gpu.launch import launch as run
 
 
 @triton.jit
-def forward_kernel(x, y, n, BLOCK: tl.constexpr):
+def forward_kernel(x, y, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    gate = tl.load(x + r * 2 * n + i, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + r * 2 * n + n + i, mask=inside, other=0.0).to(tl.float32)
+    j = r * 2 * n + i + i // STRIPE * STRIPE  # of gate; that of up is a stripe further
+    gate = tl.load(x + j, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x + j + STRIPE, mask=inside, other=0.0).to(tl.float32)
     z = tl.div_rn(gate, 1.0 + exp_f32(-gate)) * up
     tl.store(y + r * n + i, z.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def backward_kernel(x, d_y, d_x, n, BLOCK: tl.constexpr):
+def backward_kernel(x, d_y, d_x, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    gate = tl.load(x + r * 2 * n + i, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + r * 2 * n + n + i, mask=inside, other=0.0).to(tl.float32)
+    j = r * 2 * n + i + i // STRIPE * STRIPE  # of gate; that of up is a stripe further
+    gate = tl.load(x + j, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x + j + STRIPE, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(d_y + r * n + i, mask=inside, other=0.0).to(tl.float32)
     one = tl.full((BLOCK,), 1.0, tl.float32)
     sigma = tl.div_rn(one, 1.0 + exp_f32(-gate))
     d_gate = g * up * sigma * tl.fma(gate, 1.0 - sigma, one)
-    tl.store(d_x + r * 2 * n + i, d_gate.to(d_x.dtype.element_ty), mask=inside)
-    tl.store(d_x + r * 2 * n + n + i, (g * (gate * sigma)).to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_x + j, d_gate.to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_x + j + STRIPE, (g * (gate * sigma)).to(d_x.dtype.element_ty), mask=inside)
 
 
-def forward(x: torch.Tensor) -> torch.Tensor:
+def forward(x: torch.Tensor, stripe: int) -> torch.Tensor:
     rows, n = x.shape[0], x.shape[1] // 2
     y = x.new_empty(rows, n)
     if rows:
-        run(forward_kernel, (rows, cdiv(n, 1024)), x.contiguous(), y, n, 1024, enable_fp_fusion=False)
+        run(forward_kernel, (rows, cdiv(n, 1024)), x.contiguous(), y, n, stripe, 1024, enable_fp_fusion=False)
     return y
 
 
-def backward(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+def backward(x: torch.Tensor, dy: torch.Tensor, stripe: int) -> torch.Tensor:
     rows, n = x.shape[0], x.shape[1] // 2
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows:
         grid = rows, cdiv(n, 1024)
-        run(backward_kernel, grid, x.contiguous(), dy.contiguous(), dx, n, 1024, enable_fp_fusion=False)
+        run(backward_kernel, grid, x.contiguous(), dy.contiguous(), dx, n, stripe, 1024, enable_fp_fusion=False)
     return dx

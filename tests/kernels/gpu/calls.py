@@ -21,8 +21,13 @@ from kernels.model import Layout
 from kernels.ops import (
     adamw,
     attention,
+    combine,
+    dispatch,
     embedding,
     exp,
+    expert_matmul,
+    gated_experts,
+    gather,
     gumbel_argmax,
     kept_tokens,
     linear_logprob,
@@ -30,6 +35,8 @@ from kernels.ops import (
     norm_rope,
     rms_norm,
     rope_table,
+    route,
+    route_and_dispatch,
     square_rows,
     store_rows,
     sum_rows,
@@ -37,6 +44,7 @@ from kernels.ops import (
     vocab_logprob,
     vocab_nodes,
 )
+from kernels.ops.experts import STRIPE
 from kernels.ops.rms_norm import add_rms_norm
 from kernels.ops.sample import portable as sample_gpu
 from kernels.spec import Case, OpSpec, all_specs, spread
@@ -191,6 +199,29 @@ def gated(rows: int, n: int) -> Call:
     return lambda g: with_gradients(swiglu, g, numbers(g, rows, 2 * n, octaves=3))
 
 
+def mixed(tokens: int, experts: int, k: int, n: int, inner: int, leaves: int, align: int, *at: int) -> Call:
+    """A mixture of experts, forward and backward; without `at` as an engine runs it."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        logits = numbers(g, tokens, experts, dtype=f32)
+        x, up, down = numbers(g, tokens, n), numbers(g, experts * 2 * inner, n), numbers(g, experts * n, inner)
+        if not at:
+            with torch.no_grad():
+                ids, share, slots = route_and_dispatch(logits, k, True, 0, experts, align)
+                y = expert_matmul(gated_experts(x, up, slots), down, slots)
+                return ids, share, combine(y, share, ids, slots, leaves)
+
+        def run(logits: torch.Tensor, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+            ids, share = route(logits, k, True)
+            slots = dispatch(ids, 0, experts, align, ends(*at))
+            y = swiglu(expert_matmul(gather(x, slots), up, slots), STRIPE)
+            return combine(expert_matmul(y, down, slots), share, ids, slots, leaves)
+
+        return with_gradients(run, g, logits, x, up, down)
+
+    return call
+
+
 def embedded(rows: int, vocab: int, n: int, *at: int) -> Call:
     def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         ids = integers(g, vocab // 2, rows)
@@ -272,6 +303,10 @@ SMALL: dict[str, Call] = {
     "norm and rope": normed_and_turned(5, 3, 1, 32, 2, 5),
     "store": stored(5, 3, 32),
     "swiglu": gated(3, 1100),
+    "experts, 1 token": mixed(1, 8, 2, 64, 32, 4, 16),
+    "experts, 40 tokens": mixed(40, 8, 2, 64, 32, 4, 16),
+    "experts": mixed(150, 8, 2, 128, 64, 4, 128, 40, 40, 150),
+    "experts, odd": mixed(20, 6, 2, 40, 24, 2, 16, 20),
     "embedding": embedded(40, 16, 33, 10, 10, 40),
     "adamw": updated(1100),
     "sums": sums(150, 33, 10, 140, 150),
@@ -308,6 +343,11 @@ WIDE: dict[str, Call] = {
     "norm and rope": normed_and_turned(70, 32, 8, 128, 30, 70),
     "store": stored(70, 8, 128),
     "swiglu": gated(70, 12288),
+    **{
+        f"experts, {tokens} tokens": mixed(tokens, 32, 8, 2048, 768, 8, align)
+        for tokens, align in ((1, 16), (60, 16), (200, 32), (500, 64), (900, 128))
+    },
+    "experts": mixed(700, 32, 8, 1024, 768, 8, 128, 64, 200, 201, 333, 700),
     "embedding": embedded(300, 2000, 1024, 10, 10, 200, 300),
     "adamw": updated(100_003),
     "sums": sums(700, 1024, 100, 100, 500, 700),

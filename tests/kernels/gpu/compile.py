@@ -95,7 +95,7 @@ def plans() -> None:
 
 
 def model() -> None:
-    """What a small model launches, served by two ranks and trained: the shapes that a run compiles ahead."""
+    """What small models launch, served by two ranks and trained: the shapes that a run compiles ahead."""
     from kernels.model.ahead import launches
 
     hf = {
@@ -112,6 +112,8 @@ def model() -> None:
     }
     serving = {"tp": 2, "page_size": 16, "most_running": 64, "most_tokens": 2048}
     launches(hf, 8, "bfloat16", serving, True)
+    mixture = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "num_hidden_layers": 2}
+    launches(hf | mixture | {"model_type": "qwen3_moe"}, 8, "bfloat16", serving, True)
 
 
 def main() -> int:

@@ -4,6 +4,8 @@ The ring and the tree of ring.py over operands whose token index is not contiguo
 the last one, where the group ends inside it, is read from a copy that is padded with zeros (`copy_tails`), so that a stage
 never holds a token of the next group. More than eight groups go by eights: the root of a set is a node of level 3, and levels 3
 and above of the binary counter wait in a scratch tile that stays in L2.
+
+With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y.
 """
 
 from typing import Any, NamedTuple
@@ -44,10 +46,21 @@ WIDE = 128 * 256 * 128
 class Groups(NamedTuple):
     """Leaf j are the tokens bounds[j] .. bounds[j + 1] - 1; `sets` of leaves are finished one after the other."""
 
-    bounds: Any  # int64 [leaves + 1]
+    bounds: Any  # int64 [leaves + 1]; of each expert
     leaves: Any
     sets: Any
     levels: Any  # of the binary counter over sets
+    experts: Any  # sums, each with bounds of its own
+
+
+@gluon.jit
+def part_of(tile, tiles, groups, EXPERTS: gl.constexpr):
+    """(expert, its tile, its bounds)."""
+    if EXPERTS:
+        e = tile // tiles
+        return e, tile - e * tiles, groups.bounds + e * (groups.leaves + 1)
+    else:
+        return 0, tile, groups.bounds
 
 
 @triton.jit
@@ -59,13 +72,14 @@ def copy_tail(t, to, row, first, rest, width, stride, to_stride, column):
 
 @triton.jit
 def copy_tails(
-    a, b, a_tails, b_tails, bounds, M, N, a_stride, b_stride, am, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    a, b, a_tails, b_tails, bounds, leaves, M, N, a_stride, b_stride, am, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """tails [groups * ROWS, M] and [groups * ROWS, N]: the last extent % ROWS tokens of a group, then zeros. Where a group ends
-    with a whole stage nothing is written, and nothing will be read."""
+    with a whole stage nothing is written, and nothing will be read. Of each expert `leaves` groups, with a bound more."""
     group = tl.program_id(0).to(tl.int64)
-    last = tl.load(bounds + group + 1)
-    rest = (last - tl.load(bounds + group)) % ROWS
+    bound = bounds + group // leaves * (leaves + 1) + group % leaves
+    last = tl.load(bound + 1)
+    rest = (last - tl.load(bound)) % ROWS
     if rest > 0:
         row = tl.arange(0, ROWS)
         block = tl.program_id(1)
@@ -80,28 +94,41 @@ def copy_tails(
 
 @gluon.jit
 def producer(
-    ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP: gl.constexpr, L: gl.constexpr, EVERY: gl.constexpr
+    ring,
+    ad,
+    bd,
+    a_tails,
+    b_tails,
+    pace,
+    groups,
+    M,
+    N,
+    GROUP: gl.constexpr,
+    L: gl.constexpr,
+    EVERY: gl.constexpr,
+    EXPERTS: gl.constexpr,
 ):
     rows = gl.cdiv(M, 128)
     columns = gl.cdiv(N, ring.BN)
     stage = 0
     phase = 1
-    tiles = rows * columns
+    tiles = rows * columns * groups.experts
     blocks = gl.num_programs(0)
     since = 0
     target = 0
     patient = tiles > blocks
     for tile in range(gl.program_id(0), tiles, blocks):
-        row, column = tile_origin(tile, rows, columns, GROUP)
+        expert, inner, bounds = part_of(tile, rows * columns, groups, EXPERTS)
+        row, column = tile_origin(inner, rows, columns, GROUP)
         m0 = row * 128
         n0 = column * ring.BN
         everyone = tile - gl.program_id(0) + blocks <= tiles
-        first = bound(groups.bounds, 0, groups.leaves)
-        last = bound(groups.bounds, 1, groups.leaves)
+        first = bound(bounds, 0, groups.leaves)
+        last = bound(bounds, 1, groups.leaves)
         for j in range(groups.sets * L):
-            after = bound(groups.bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
+            after = bound(bounds, j + 2, groups.leaves)  # arrives while this leaf is filled
             # an empty leaf is zeros: TMA gives them past the last tail
-            tail = gl.where(first < last, j, groups.leaves) * 64
+            tail = gl.where(first < last, expert * groups.leaves + j, groups.experts * groups.leaves) * 64
             end = gl.maximum(last, first + 1)
             more = gl.cdiv(end - first, 64)
             since, target, patient = in_step(pace, everyone, more, since, target, patient, EVERY)
@@ -131,6 +158,7 @@ def consumer(
     GROUP: gl.constexpr,
     L: gl.constexpr,
     MORE: gl.constexpr,
+    EXPERTS: gl.constexpr,
 ):
     """One warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
     BN: gl.constexpr = ring.BN
@@ -143,14 +171,13 @@ def consumer(
     parked_sets = scratch + (gl.program_id(0) * 2 + ROW // 64).to(gl.int64) * (groups.levels * size)
     stage = 0
     phase = 0
-    for tile in range(gl.program_id(0), rows * columns, gl.num_programs(0)):
-        row, column = tile_origin(tile, rows, columns, GROUP)
+    for tile in range(gl.program_id(0), rows * columns * groups.experts, gl.num_programs(0)):
+        expert, inner, bounds = part_of(tile, rows * columns, groups, EXPERTS)
+        row, column = tile_origin(inner, rows, columns, GROUP)
         if MORE:
             v = gl.zeros([64, BN], gl.float32, ACC)
             for i in range(groups.sets):
-                v, stage, phase = subtree(
-                    ring, a, parked, stage, phase, 0, groups.bounds, i * L, groups.leaves, L, True
-                )
+                v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, i * L, groups.leaves, L, True)
                 node = flat(v)
                 mine = parked_sets + gl.arange(0, size, node.type.layout)
                 level = 0
@@ -169,13 +196,15 @@ def consumer(
                         up += 1
                 v = tile_of(node, BN, ACC)
         else:
-            v, stage, phase = subtree(ring, a, parked, stage, phase, 0, groups.bounds, 0, groups.leaves, L, True)
+            v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, 0, groups.leaves, L, True)
         inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
         at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
+        if EXPERTS:
+            at += expert.to(gl.int64) * M * N
         gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
 
 
-@gluon.jit(do_not_specialize=["M", "leaves", "sets", "levels"])
+@gluon.jit(do_not_specialize=["M", "leaves", "sets", "levels", "experts"])
 def grouped_kernel(
     ad,
     bd,
@@ -190,22 +219,24 @@ def grouped_kernel(
     leaves,
     sets,
     levels,
+    experts,
     BN: gl.constexpr,
     STAGES: gl.constexpr,
     GROUP: gl.constexpr,
     L: gl.constexpr,
     MORE: gl.constexpr,
     EVERY: gl.constexpr,
+    EXPERTS: gl.constexpr,
 ):
-    groups = Groups(bounds, leaves, sets, levels)
+    groups = Groups(bounds, leaves, sets, levels, experts)
     ring = allocate(ad, bd, BN, STAGES, True, True)
     park0 = park(ring, L)
     park1 = park(ring, L)
     gl.warp_specialize(
         [
-            (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE)),
-            (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE)),
-            (producer, (ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP, L, EVERY)),
+            (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE, EXPERTS)),
+            (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE, EXPERTS)),
+            (producer, (ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP, L, EVERY, EXPERTS)),
             (idle, ()),
             (idle, ()),
             (idle, ()),
@@ -235,21 +266,23 @@ def launch(
     blocks: int | None = None,
     period: int = PERIOD,
 ) -> None:
-    """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once)."""
+    """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once); or bounds
+    [experts, leaves + 1] -> y [experts * M, N]."""
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
-    leaves = bounds.numel() - 1
-    BN = BN or (256 if leaves == 1 and M * N >= WIDE else 128)  # of one leaf no node waits: registers for a wider tile
+    experts, leaves = (bounds.shape[0] if bounds.dim() == 2 else 1), bounds.shape[-1] - 1
+    # Of one leaf no node waits: registers for a wider tile
+    BN = BN or (256 if leaves == 1 and experts * M * N >= WIDE else 128)
     card = card_of(a.device)
-    grid = (min(blocks or card.multiprocessors, rows * cdiv(N, BN)),)
+    grid = (min(blocks or card.multiprocessors, experts * rows * cdiv(N, BN)),)
     L = min(most, next_power_of_2(leaves))
     sets = cdiv(leaves, L)
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
-    a_tails, b_tails = _tails(a, leaves), _tails(b, leaves)
+    a_tails, b_tails = _tails(a, experts * leaves), _tails(b, experts * leaves)
     strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
-    blocks_of = (leaves, rows + cdiv(N, 128))
-    run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, M, N, *strides, BK, 128, num_warps=4)
+    blocks_of = (experts * leaves, rows + cdiv(N, 128))
+    run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, leaves, M, N, *strides, BK, 128, num_warps=4)
     run(
         grouped_kernel,
         grid,
@@ -266,11 +299,13 @@ def launch(
         leaves,
         sets,
         levels,
+        experts,
         BN,
         depth or min(6, stages(card.shared_memory, L, BN, False)),
         group,
         L,
         sets > 1,
         period,
+        bounds.dim() == 2,
         num_warps=4,
     )

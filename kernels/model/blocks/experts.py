@@ -1,0 +1,100 @@
+"""The mixture of experts: norm, router, the chosen experts' gated MLPs, and their weighted sum.
+
+E experts, k chosen, H hidden, I moe_intermediate_size, S ranks: mlp_norm [H]; router [E, H], whole on every rank;
+experts_gate_up [E / S 2 I, H], of each expert gate and up rows in turns of `STRIPE`; experts_down [E / S H, I]. A rank holds
+consecutive experts, each whole.
+
+Orders: the router's logits are float32 roots of the matmul tree; an expert's two contractions are one leaf each, since no rank
+ever holds a part of them; its output is rounded to the model's dtype; the weighted sum is on the tree of experts
+(`kernels.ops.combine`). So a token's choice and its sum are the same bits under every number of ranks and in training.
+"""
+
+import torch
+
+from kernels.device import implementation
+from kernels.model.blocks.block import Costs, Pass, Weights
+from kernels.model.config import ModelConfig
+from kernels.model.experts import Experts
+from kernels.model.parameter import Parameter
+from kernels.ops import combine, dispatch, gather, route, route_and_dispatch, swiglu
+from kernels.ops.dispatch import Slots
+from kernels.ops.experts import STRIPE, TILE
+
+
+def _experts(config: ModelConfig) -> Experts:
+    assert config.experts is not None
+    return config.experts
+
+
+def parameters(config: ModelConfig) -> list[Parameter]:
+    """Lists its tensors, named as inside a layer."""
+    own, H = _experts(config), config.hidden_size
+    E, I = own.count, own.intermediate_size
+    up = tuple(f"mlp.experts.{e}.{x}_proj.weight" for e in range(E) for x in ("gate", "up"))
+    down = tuple(f"mlp.experts.{e}.down_proj.weight" for e in range(E))
+    return [
+        Parameter("mlp_norm", (H,), 0, ("post_attention_layernorm.weight",), None),
+        Parameter("router", (E,), H, ("mlp.gate.weight",), None),
+        Parameter("experts_gate_up", (2 * E * I,), H, up, 0, tensors=(I,) * (2 * E), stripe=STRIPE),
+        Parameter("experts_down", (E * H,), I, down, 0, tensors=(H,) * E, to_stream=True),
+    ]
+
+
+def costs(config: ModelConfig) -> Costs:
+    """Counts what a mixture of experts takes in one layer."""
+    own, H = _experts(config), config.hidden_size
+    E, k, I = own.count, own.chosen, own.intermediate_size
+    return Costs(
+        active=H + E * H + k * 3 * I * H,
+        experts=(E, k, 3 * I * H),
+        kept=2 * H
+        + 2 * k * I
+        + k * H,  # the residual stream, its norm; of every choice gate and up, and the expert's output
+        cheap=k * (H + I),  # of every choice the expert's input, and the product of gate and up
+        working=k * (3 * I + 2 * H),
+        cut=False,  # every token may choose the experts of one rank
+        spare=E * (TILE - 1) // k,
+    )
+
+
+def forward(
+    run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm."""
+    config, shard, own = run.config, run.group.shard, _experts(run.config)
+    h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
+    logits = config.ops.matmul(h, weights["router"], config.leaves, groups=run.layout.groups, out_dtype=torch.float32)
+    mine = own.count // shard.size
+    align = implementation("experts", h.device).align_of(len(h))
+    where = (shard.rank * mine, mine, align)
+    if torch.is_grad_enabled():
+        ids, share = route(logits, own.chosen, own.normalize)
+        slots = dispatch(ids, *where, run.layout.groups)
+        z = _gated(run, h, weights["experts_gate_up"], slots)
+    else:
+        ids, share, slots = route_and_dispatch(logits, own.chosen, own.normalize, *where)
+        z = config.ops.gated_experts(h, weights["experts_gate_up"], slots)
+    run.routed(run.layer, ids, logits)
+    y = config.ops.expert_matmul(z, weights["experts_down"], slots)
+    del z
+    unrounded = torch.float32 if shard.size > 1 else y.dtype  # on one rank the kernel rounds
+    partial = combine(y, share, ids, slots, config.leaves // shard.size, unrounded)
+    return x, run.group.all_reduce(partial, h.dtype)
+
+
+def _gated(run: Pass, h: torch.Tensor, weight: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Returns silu(gate) up of every choice. The experts' inputs, k copies of a token's norm, may be forgotten."""
+    rows = gather(h, slots)
+    run.recompute((rows,), _rows, h, slots)
+    gate_up = run.config.ops.expert_matmul(rows, weight, slots)
+    z = swiglu(gate_up, STRIPE)
+    run.recompute((z,), _product, gate_up)
+    return z
+
+
+def _rows(h: torch.Tensor, slots: Slots) -> tuple[torch.Tensor]:
+    return (gather(h, slots),)
+
+
+def _product(gate_up: torch.Tensor) -> tuple[torch.Tensor]:
+    return (swiglu(gate_up, STRIPE),)

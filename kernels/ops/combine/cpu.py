@@ -1,0 +1,31 @@
+"""CPU combine: see cpu.c."""
+
+import torch
+
+from kernels.cpu import call
+
+
+def forward(
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    of: torch.Tensor,
+    ids: torch.Tensor,
+    first: int,
+    extent: int,
+    leaves: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    (tokens, k), n, levels = of.shape, y.shape[1], leaves.bit_length()
+    out, room = torch.empty(tokens, n), torch.empty(tokens, levels, n)
+    given = (y.float(), weights.contiguous(), of, ids.contiguous(), out, room)
+    call("combine", *given, tokens, k, n, first, extent, leaves, levels)
+    return out.to(out_dtype)
+
+
+def backward(
+    d_out: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (tokens, k), n = of.shape, y.shape[1]
+    d_y, d_weights = torch.zeros(y.shape), torch.empty(tokens, k)
+    call("combine_backward", d_out.float(), y.float(), weights.contiguous(), of, d_y, d_weights, tokens, k, n)
+    return d_y.to(y.dtype), d_weights

@@ -1,0 +1,90 @@
+"""GPU combine: the leaves of a token are rows of a tile; halves of adjacent rows meet, level by level, as the tree wants."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
+
+LANES = 1024
+"""Of the sum over a row: `d_weights`."""
+
+
+@triton.jit
+def tree(v):
+    """[L, B] -> [B]: rows 2 i and 2 i + 1 are added until one is left. A sum of two has one order."""
+    L: tl.constexpr = v.shape[0]
+    B: tl.constexpr = v.shape[1]
+    if L == 1:
+        return tl.reshape(v, (B,))
+    else:
+        return tree(tl.sum(tl.reshape(v, (L // 2, 2, B)), 1))
+
+
+@triton.jit
+def combine_kernel(
+    y, weights, of, ids, out, n, first, extent, K: tl.constexpr, LEAVES: tl.constexpr, BLOCK: tl.constexpr
+):
+    t = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    leaf = tl.arange(0, LEAVES)
+    nodes = tl.zeros((LEAVES, BLOCK), tl.float32)
+    for i in tl.static_range(K):
+        row = tl.load(of + t * K + i).to(tl.int64)
+        mine = (tl.load(ids + t * K + i) - first) // extent
+        v = tl.load(y + row * n + c, mask=(c < n) & (row >= 0), other=0.0).to(tl.float32)
+        w = tl.zeros((LEAVES, BLOCK), tl.float32) + tl.load(weights + t * K + i)
+        added = tl.fma(w, tl.broadcast_to(v[None, :], (LEAVES, BLOCK)), nodes)
+        nodes = tl.where(((leaf == mine) & (row >= 0))[:, None], added, nodes)
+    tl.store(out + t * n + c, tree(nodes).to(out.dtype.element_ty), mask=c < n)
+
+
+@triton.jit
+def backward_kernel(
+    d_out, y, weights, of, d_y, d_weights, n, K: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr
+):
+    t = tl.program_id(0).to(tl.int64)
+    at = t * K + tl.program_id(1)
+    row = tl.load(of + at).to(tl.int64)
+    w = tl.load(weights + at)
+    lane = tl.arange(0, LANES)
+    total = tl.zeros((1, LANES), tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        c = (chunk * LANES + lane)[None, :]
+        there = (c < n) & (row >= 0)
+        g = tl.load(d_out + t * n + c, mask=there, other=0.0).to(tl.float32)
+        v = tl.load(y + row * n + c, mask=there, other=0.0).to(tl.float32)
+        total = tl.fma(v, g, total)
+        tl.store(d_y + row * n + c, (g * w).to(d_y.dtype.element_ty), mask=there)
+    tl.store(d_weights + at + tl.arange(0, 1), fold(total))
+
+
+def forward(
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    of: torch.Tensor,
+    ids: torch.Tensor,
+    first: int,
+    extent: int,
+    leaves: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    (tokens, k), n = of.shape, y.shape[1]
+    out = y.new_empty(tokens, n, dtype=out_dtype)
+    if tokens:
+        grid, given = (tokens, cdiv(n, 512)), (y, weights.contiguous(), of, ids.contiguous(), out)
+        launch(combine_kernel, grid, *given, n, first, extent, k, leaves, 512, num_warps=4, enable_fp_fusion=False)
+    return out
+
+
+def backward(
+    d_out: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (tokens, k), n = of.shape, y.shape[1]
+    d_y, d_weights = torch.empty_like(y), weights.new_empty(tokens, k)
+    if tokens:
+        lanes = min(LANES, next_power_of_2(n))
+        given = (d_out, y, weights.contiguous(), of, d_y, d_weights, n, k, lanes, cdiv(n, lanes))
+        launch(backward_kernel, (tokens, k), *given, num_warps=4, enable_fp_fusion=False)
+    return d_y, d_weights

@@ -1,0 +1,81 @@
+"""Spec of the weighted sum over a token's experts."""
+
+import torch
+
+from kernels.ops.combine import combine
+from kernels.ops.dispatch import Slots, dispatch
+from kernels.ops.dispatch.spec import make_choices
+from kernels.spec import Inputs, OpSpec, Sharding, Work, spread, tree_sum
+
+
+def _make(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    made = make_choices({**case, "experts": case["leaves"] * case["extent"]}, generator, device)
+    rows, k = made["ids"].shape
+    return {
+        "y": spread((rows, k, case["n"]), generator, device, dtype),
+        "weights": torch.rand(rows, k, generator=generator).to(device),
+        "leaves": case["leaves"],
+        "first": 0,
+        **made,
+    }
+
+
+def _slots(i: Inputs, align: int) -> Slots:
+    return dispatch(i["ids"], i["first"], i["experts"], align, i["groups"])
+
+
+def _run(i: Inputs, align: int = 16, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`y` [T, k, n] laid out as an expert's matmul would leave it; rows that are nobody's are NaN."""
+    slots = _slots(i, align)
+    mine = slots.of >= 0
+    rows = torch.full((slots.capacity, i["y"].shape[2]), torch.nan, dtype=i["y"].dtype, device=i["y"].device)
+    rows = rows.index_put((slots.of[mine].long(),), i["y"][mine])
+    return combine(rows, i["weights"], i["ids"], slots, i["leaves"], out_dtype)
+
+
+def _split(i: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
+    mine = shard.range(i["experts"])
+    return {**i, "experts": mine.stop - mine.start, "first": mine.start, "leaves": i["leaves"] // shard.size}
+
+
+COMBINE = OpSpec(
+    name="combine",
+    make=_make,
+    run=_run,
+    reference=lambda i: torch.einsum("tk,tkn->tn", i["weights"], i["y"]),
+    scale=lambda i: torch.einsum("tk,tkn->tn", i["weights"].abs(), i["y"].abs()),
+    cases=(
+        {"rows": 1, "n": 1, "leaves": 1, "extent": 1, "k": 1, "groups": 1},
+        {"rows": 30, "n": 40, "leaves": 8, "extent": 1, "k": 8, "groups": 3},
+        {"rows": 53, "n": 700, "leaves": 8, "extent": 16, "k": 8, "groups": 7},
+    ),
+    space={
+        "rows": (1, 2, 7, 20),
+        "n": (1, 3, 16, 40),
+        "leaves": (1, 2, 4, 8),
+        "extent": (1, 2, 5),
+        "k": (1, 2, 5, 8),
+        "groups": (1, 2),
+    },
+    claims=("batch", "position", "padding", "alignments of experts", "shard", "threads", "alignment", "strides"),
+    accuracy=4.0,
+    row_inputs=("y", "weights", "ids"),
+    variants={"alignments of experts": lambda i, _: _run(i, 128)},
+    shardings=(
+        Sharding(
+            "experts",
+            most=lambda i: i["leaves"],
+            split=_split,
+            run=lambda i: _run(i, out_dtype=torch.float32),
+            join=tree_sum("y"),
+        ),
+    ),
+    differentiable=("y", "weights"),
+    gradient_accuracy=8.0,
+    work=lambda c, size: Work(
+        2.0 * c["rows"] * c["k"] * c["n"], size * c["rows"] * c["n"] * (1.0 + c["k"]), backward=2.0, by_flops=False
+    ),
+    vendor=lambda i: torch.einsum("tk,tkn->tn", i["weights"].to(i["y"].dtype), i["y"]),
+    bench=({"rows": 1024, "n": 2048, "leaves": 8, "extent": 16, "k": 8, "groups": 8},),
+)
+SPECS = (COMBINE,)

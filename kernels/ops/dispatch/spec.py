@@ -1,0 +1,52 @@
+"""Spec of rows sorted by expert: what a row holds, wherever it stands, and the sum that is its gradient."""
+
+import torch
+
+from kernels.ops.dispatch import dispatch, gather
+from kernels.spec import Inputs, OpSpec, Work, offsets, spread
+
+
+def choices(rows: int, experts: int, k: int, generator: torch.Generator) -> torch.Tensor:
+    """int32 [rows, k]: distinct experts in ascending id; some are chosen by all, some by nobody."""
+    liked = torch.rand(rows, experts, generator=generator) + 0.7 * torch.rand(experts, generator=generator)
+    return liked.topk(k, 1).indices.sort(1).values.int()
+
+
+def make_choices(case, generator, device) -> Inputs:  # type: ignore[no-untyped-def]
+    rows, experts = case["rows"], case["experts"]
+    ids = choices(rows, experts, min(case["k"], experts), generator).to(device)
+    return {"ids": ids, "experts": experts, "groups": offsets(rows, case["groups"], generator).to(device)}
+
+
+def _make(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    return {"x": spread((case["rows"], case["n"]), generator, device, dtype), **make_choices(case, generator, device)}
+
+
+def _rows_of(i: Inputs, align: int = 16) -> torch.Tensor:
+    """[T, k, n]: the row of every choice."""
+    slots = dispatch(i["ids"], 0, i["experts"], align, i["groups"])
+    return gather(i["x"], slots)[slots.of.long()]
+
+
+DISPATCH = OpSpec(
+    name="dispatch",
+    make=_make,
+    run=_rows_of,
+    reference=lambda i: i["x"][:, None].expand(-1, i["ids"].shape[1], -1).clone(),
+    cases=(
+        {"rows": 1, "n": 1, "experts": 1, "k": 1, "groups": 1},
+        {"rows": 30, "n": 40, "experts": 8, "k": 8, "groups": 3},
+        {"rows": 53, "n": 17, "experts": 60, "k": 4, "groups": 7},
+    ),
+    space={"rows": (1, 2, 7, 20), "n": (1, 3, 16), "experts": (1, 2, 8, 37), "k": (1, 2, 8), "groups": (1, 2, 5)},
+    claims=("batch", "position", "padding", "alignments of experts", "threads", "alignment", "strides"),
+    accuracy=0.0,
+    row_inputs=("x", "ids"),
+    variants={"alignments of experts": lambda i, _: _rows_of(i, 64)},
+    differentiable=("x",),
+    gradient_accuracy=4.0,
+    work=lambda c, size: Work(0.0, size * c["rows"] * c["n"] * (1.0 + c["k"]), backward=1.0, by_flops=False),
+    vendor=lambda i: i["x"].repeat_interleave(i["ids"].shape[1], 0).unflatten(0, i["ids"].shape),
+    bench=({"rows": 1024, "n": 2048, "experts": 128, "k": 8, "groups": 8},),
+)
+SPECS = (DISPATCH,)

@@ -1,0 +1,57 @@
+"""GPU experts: which kernel runs. Each has the same order, one chain of 16-wide steps, so the choice decides no bit."""
+
+import torch
+
+from kernels.device import UnsupportedError
+from kernels.gpu.hopper.ring import BK, reachable
+from kernels.ops.dispatch import Slots
+from kernels.ops.dispatch.portable import gather
+from kernels.ops.experts import STRIPE, TILE
+from kernels.ops.experts.hopper import gradient, many_rows
+from kernels.ops.experts.portable import few_rows
+from kernels.ops.swiglu.portable import forward as swiglu
+
+
+def align_of(tokens: int) -> int:
+    """Rows that an expert's are padded to: a block's, about as many as an expert has where each token has one in sixteen."""
+    return 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 768 else TILE
+
+
+def _check(*tensors: torch.Tensor) -> None:
+    if any(t.dtype != torch.bfloat16 for t in tensors):
+        raise UnsupportedError(f"experts on a GPU take bfloat16, got {[str(t.dtype) for t in tensors]}")
+
+
+def _many(a: torch.Tensor, b: torch.Tensor, slots: Slots, extent: int, width: int) -> bool:
+    fits = extent % BK == 0 and width % 8 == 0 and reachable(a) and reachable(b)
+    return slots.align == TILE and fits
+
+
+def matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    _check(x, w)
+    if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
+        return many_rows.matmul(x, w, slots)
+    return few_rows.matmul(x.contiguous(), w.contiguous(), slots, tokens=False, gated=False)
+
+
+def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    _check(x, w)
+    if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
+        return swiglu(many_rows.matmul(gather(x, slots), w, slots), STRIPE)
+    return few_rows.matmul(x.contiguous(), w.contiguous(), slots, tokens=True, gated=True)
+
+
+def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """dy [capacity, N], w [experts * N, K] -> [capacity, K]."""
+    _check(dy, w)
+    if _many(dy, w, slots, dy.shape[1], w.shape[1]):
+        return many_rows.matmul(dy, w, slots, b_mn=True)
+    N = dy.shape[1]
+    transposed = w.view(slots.experts, N, -1).transpose(1, 2).reshape(-1, N)
+    return few_rows.matmul(dy.contiguous(), transposed, slots, tokens=False, gated=False)
+
+
+def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """float32 [experts * N, K]: a sum over rows, one leaf for each group of tokens."""
+    _check(dy, x)
+    return gradient.weights(dy, x, slots)

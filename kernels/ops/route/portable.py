@@ -1,0 +1,106 @@
+"""GPU router: the operations of cpu.c one by one, so the bits are the CPU's. A row of experts is a row of a tile."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.gpu.arithmetic import exp_f32, fold
+from kernels.gpu.launch import cdiv, launch, next_power_of_2
+
+
+@triton.jit
+def exponentials(logits, row, expert, rows, experts):
+    """(what is compared, e^(logit - max)) [R, W]: a logit that is no number counts as infinity; 0 past the last expert."""
+    inside = (row < rows)[:, None] & (expert < experts)[None, :]
+    x = tl.load(logits + row[:, None].to(tl.int64) * experts + expert[None, :], mask=inside, other=float("-inf"))
+    rank = tl.where(x == x, x, float("inf"))
+    return rank, tl.where((expert < experts)[None, :], exp_f32(x - tl.max(rank, 1)[:, None]), 0.0)
+
+
+@triton.jit
+def chosen_of(rank, expert, experts, K: tl.constexpr):
+    """int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id."""
+    free = (expert < experts)[None, :] & (rank == rank)
+    for _ in tl.static_range(K):
+        best = tl.max(tl.where(free, rank, float("-inf")), 1)
+        first = tl.min(tl.where(free & (rank == best[:, None]), expert[None, :], 1 << 30), 1)
+        free = free & (expert[None, :] != first[:, None])
+    return ((expert < experts)[None, :] & (free == 0)).to(tl.int32)
+
+
+@triton.jit
+def route_kernel(
+    logits, ids, weights, rows, experts, K: tl.constexpr, W: tl.constexpr, R: tl.constexpr, NORMALIZE: tl.constexpr
+):
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    expert = tl.arange(0, W)
+    rank, e = exponentials(logits, row, expert, rows, experts)
+    chosen = chosen_of(rank, expert, experts, K)
+    total = fold(tl.where(chosen > 0, e, 0.0) if NORMALIZE else e)
+    share = tl.div_rn(e, tl.broadcast_to(total[:, None], (R, W)))
+    at = row[:, None].to(tl.int64) * K + tl.cumsum(chosen, 1) - 1
+    there = (chosen > 0) & (row < rows)[:, None]
+    tl.store(ids + at, tl.broadcast_to(expert[None, :], (R, W)), mask=there)
+    tl.store(weights + at, share, mask=there)
+
+
+@triton.jit
+def backward_kernel(
+    logits,
+    ids,
+    weights,
+    d_weights,
+    d_logits,
+    rows,
+    experts,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    R: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    expert = tl.arange(0, W)
+    there = (row < rows)[:, None]
+    share = tl.zeros((R, W), tl.float32)
+    g = tl.zeros((R, W), tl.float32)
+    for i in tl.static_range(K):
+        at = row.to(tl.int64) * K + i
+        own = expert[None, :] == tl.load(ids + at, mask=row < rows, other=-1)[:, None]
+        g = tl.where(own, tl.load(d_weights + at, mask=row < rows, other=0.0)[:, None], g)
+        if NORMALIZE:
+            share = tl.where(own, tl.load(weights + at, mask=row < rows, other=0.0)[:, None], share)
+    if not NORMALIZE:
+        _, e = exponentials(logits, row, expert, rows, experts)
+        share = tl.div_rn(e, tl.broadcast_to(fold(e)[:, None], (R, W)))
+    d = share * (g - fold(share * g)[:, None])
+    to = d_logits + row[:, None].to(tl.int64) * experts + expert[None, :]
+    tl.store(to, d, mask=there & (expert < experts)[None, :])
+
+
+def _rows(rows: int, W: int) -> int:
+    """Tokens of a block: few where there are few, so that more multiprocessors take part."""
+    return max(1, min(4096 // W, 1 if rows <= 256 else 16))
+
+
+def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, experts = logits.shape
+    W = next_power_of_2(experts)
+    R = _rows(rows, W)
+    ids, weights = logits.new_empty(rows, k, dtype=torch.int32), logits.new_empty(rows, k)
+    if rows:
+        given = (logits, ids, weights, rows, experts, k, W, R, normalize)
+        launch(route_kernel, (cdiv(rows, R),), *given, num_warps=1 if R == 1 else 4, enable_fp_fusion=False)
+    return ids, weights
+
+
+def backward(
+    logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, d_weights: torch.Tensor, normalize: bool
+) -> torch.Tensor:
+    rows, experts = logits.shape
+    W = next_power_of_2(experts)
+    R = _rows(rows, W)
+    d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if rows:
+        given = (logits.contiguous(), ids, weights, d_weights, d_logits, rows, experts, ids.shape[1], W, R, normalize)
+        launch(backward_kernel, (cdiv(rows, R),), *given, num_warps=1 if R == 1 else 4, enable_fp_fusion=False)
+    return d_logits
