@@ -30,8 +30,11 @@ ALLOWED = {  # why: "file, function, what"
         "kernels/model/ahead.py _train sum",
         "kernels/model/parameter.py Parameter.elements sum",
         "kernels/model/parameter.py Parameter.shape sum",
+        "kernels/model/parameter.py Parameter.to_files sum",
+        "kernels/ops/dispatch/cpu.py dispatch .cumsum",
+        "kernels/ops/dispatch/cpu.py dispatch .sum",
+        "kernels/ops/dispatch/cpu.py dispatch torch.bincount",
         "kernels/weights/files.py save sum",
-        "kernels/weights/files.py to_hf sum",
         "kernels/weights/initial.py initial sum",
         "kernels/ops/embedding/cpu.py scatter .cumsum",
         "kernels/ops/embedding/cpu.py scatter torch.bincount",
@@ -77,6 +80,9 @@ ALLOWED = {  # why: "file, function, what"
     "probabilities as whole multiples of 2^-40, below 2^60 in all": ("kernels/ops/truncate/cpu.py kept .cumsum",),
     "of tensors that hold anything: launches are compiled and none runs": ("kernels/model/ahead.py _train .sum",),
     "the largest number that a field may be": ("kernels/model/fields.py  **",),
+    "bytes of a step in the mean, for plans and benchmarks; it decides no bit": (
+        "kernels/model/costs.py step_bytes **",
+    ),
     "fractions: whole numbers, which Python multiplies exactly": ("kernels/scalars.py root_of_power **",),
     "a proposal that whole numbers confirm or correct": ("kernels/scalars.py root_of_power math.pow",),
     "numpy's Philox alone, whose words numpy keeps from version to version (NEP 19)": (

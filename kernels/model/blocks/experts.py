@@ -63,7 +63,8 @@ def forward(
     """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm."""
     config, shard, own = run.config, run.group.shard, _experts(run.config)
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
-    logits = config.ops.matmul(h, weights["router"], config.leaves, groups=run.layout.groups, out_dtype=torch.float32)
+    matmul = config.ops.matmul
+    logits = matmul(h, weights["router"], config.leaves, groups=run.layout.groups, out_dtype=torch.float32)
     mine = own.count // shard.size
     align = implementation("experts", h.device).align_of(len(h))
     where = (shard.rank * mine, mine, align)

@@ -27,7 +27,7 @@ def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tenso
     if x.shape[0] != slots.capacity:
         raise UnsupportedError(f"expert_matmul: {x.shape[0]} rows for {slots.capacity} slots")
     if not torch.is_grad_enabled():
-        return same_device("experts", x, w).matmul(x, w.to(x.dtype), slots)
+        return same_device("experts", x, w).product(x, w.to(x.dtype), slots)
     return _ExpertMatmul.apply(x, w, slots)
 
 
@@ -55,7 +55,7 @@ class _ExpertMatmul(torch.autograd.Function):
     def forward(ctx, x, w, slots):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, w)
         ctx.slots, ctx.w_dtype = slots, gradient_dtype(w)
-        return same_device("experts", x, w).matmul(x, w.to(x.dtype), slots)
+        return same_device("experts", x, w).product(x, w.to(x.dtype), slots)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ def _each(slots: Slots, w: torch.Tensor):  # type: ignore[no-untyped-def]
             yield e, first, end, part
 
 
-def matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_zeros(slots.capacity, N)
     for _, first, end, part in _each(slots, w):
@@ -32,7 +32,7 @@ def matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
 def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     from kernels.ops.experts import STRIPE
 
-    return swiglu(matmul(gather(x, slots), w, slots), STRIPE)
+    return swiglu(product(gather(x, slots), w, slots), STRIPE)
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -27,28 +27,28 @@ def _many(a: torch.Tensor, b: torch.Tensor, slots: Slots, extent: int, width: in
     return slots.align == TILE and fits
 
 
-def matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     _check(x, w)
     if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
-        return many_rows.matmul(x, w, slots)
-    return few_rows.matmul(x.contiguous(), w.contiguous(), slots, tokens=False, gated=False)
+        return many_rows.product(x, w, slots)
+    return few_rows.product(x.contiguous(), w.contiguous(), slots, tokens=False, gated=False)
 
 
 def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     _check(x, w)
     if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
-        return swiglu(many_rows.matmul(gather(x, slots), w, slots), STRIPE)
-    return few_rows.matmul(x.contiguous(), w.contiguous(), slots, tokens=True, gated=True)
+        return swiglu(many_rows.product(gather(x, slots), w, slots), STRIPE)
+    return few_rows.product(x.contiguous(), w.contiguous(), slots, tokens=True, gated=True)
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """dy [capacity, N], w [experts * N, K] -> [capacity, K]."""
     _check(dy, w)
     if _many(dy, w, slots, dy.shape[1], w.shape[1]):
-        return many_rows.matmul(dy, w, slots, b_mn=True)
+        return many_rows.product(dy, w, slots, b_mn=True)
     N = dy.shape[1]
     transposed = w.view(slots.experts, N, -1).transpose(1, 2).reshape(-1, N)
-    return few_rows.matmul(dy.contiguous(), transposed, slots, tokens=False, gated=False)
+    return few_rows.product(dy.contiguous(), transposed, slots, tokens=False, gated=False)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:

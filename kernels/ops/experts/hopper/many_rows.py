@@ -92,7 +92,7 @@ def many_experts_kernel(
     )
 
 
-def matmul(
+def product(
     a: torch.Tensor, b: torch.Tensor, slots: Slots, *, b_mn: bool = False, BN: int | None = None, group: int = 8
 ) -> torch.Tensor:
     """a [capacity, K] times b [experts * N, K] -> [capacity, N]; or, `b_mn`, times b [experts * K, N], which lies so."""

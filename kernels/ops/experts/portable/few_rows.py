@@ -87,7 +87,7 @@ class Plan(NamedTuple):
     stages: int = 3
 
 
-def matmul(
+def product(
     x: torch.Tensor,
     w: torch.Tensor,
     slots: Slots,
