@@ -282,6 +282,7 @@ def _trainer_ranks(
         section.micro_tokens,
         section.offload,
         section.checkpointing,
+        section.router_aux_loss_coef,
     )
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed

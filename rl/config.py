@@ -82,6 +82,9 @@ class TrainerSection(Section):
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     grad_clip: float = Field(gt=0)
+    router_aux_loss_coef: float = Field(
+        ge=0, description="of a mixture of experts: coefficient of the load-balancing loss; 0: none"
+    )
     threads: Threads
 
 

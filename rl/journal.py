@@ -106,4 +106,5 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
         "policy/clip_fraction": report.clip_fraction,
         "memory/trainer_peak_gib": report.peak_bytes / 2**30,
         "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
+        **(report.routing.metrics() if report.routing else {}),
     }

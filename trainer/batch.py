@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.routing import RoutingReport
+
 
 class BatchError(ValueError):
     """Batch sizes that do not fit together; one line with the formula and the numbers."""
@@ -182,6 +184,7 @@ class StepReport:
     step: int
     peak_bytes: int  # most memory of the device in this step; on a CPU: of the process since it began
     host_peak_bytes: int  # most memory of the process since it began
+    routing: RoutingReport | None = None  # of a mixture of experts
 
     @property
     def clip_fraction(self) -> float:
@@ -204,4 +207,5 @@ class StepReport:
             step=parts[0].step,
             peak_bytes=max(p.peak_bytes for p in parts),
             host_peak_bytes=max(p.host_peak_bytes for p in parts),
+            routing=RoutingReport.merge([p.routing for p in parts]),
         )

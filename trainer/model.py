@@ -11,10 +11,12 @@ from kernels.model import (
     ModelConfig,
     OuterWeights,
     Recompute,
+    Routed,
     decoder_layer,
     forward,
     layer_parameters,
     no_recompute,
+    not_told,
     position_table,
     token_logprobs,
     trained,
@@ -22,6 +24,7 @@ from kernels.model import (
 from kernels.ops import Truncation
 from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
+from trainer.routing import Routing
 
 
 def gradients_in_float32(module: nn.Module) -> None:
@@ -41,14 +44,20 @@ class Block(nn.Module):
             self.register_parameter(parameter.name, nn.Parameter(torch.empty(parameter.shape)))
 
     def forward(
-        self, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout, table: tuple[torch.Tensor, torch.Tensor]
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        layout: Layout,
+        table: tuple[torch.Tensor, torch.Tensor],
+        routed: Routed = not_told,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        given = (x, delta, layout, table, routed)
         if not torch.is_grad_enabled() or self.checkpointing == "none":
-            return self._layer(x, delta, layout, table)
+            return self._layer(*given)
         if self.checkpointing == "layer":
-            return checkpoint(self._layer, x, delta, layout, table, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+            return checkpoint(self._layer, *given, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         with Forgetting() as forgetting:
-            return self._layer(x, delta, layout, table, forgetting.again)
+            return self._layer(*given, forgetting.again)
 
     def _layer(
         self,
@@ -56,11 +65,13 @@ class Block(nn.Module):
         delta: torch.Tensor | None,
         layout: Layout,
         table: tuple[torch.Tensor, torch.Tensor],
+        routed: Routed,
         recompute: Recompute = no_recompute,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradients_in_float32(self)
         weights = dict(self.named_parameters(recurse=False))
-        return decoder_layer(self.config, TreeGroup(), weights, self.index, x, delta, layout, None, table, recompute)
+        given = (weights, self.index, x, delta, layout, None, table)
+        return decoder_layer(self.config, TreeGroup(), *given, recompute, routed)
 
 
 class TrainerModel(nn.Module):
@@ -92,37 +103,52 @@ class TrainerModel(nn.Module):
         row_groups: torch.Tensor,
         temperatures: torch.Tensor,
         truncation: Truncation | None = None,
+        routed: Routed = not_told,
     ) -> torch.Tensor:
         """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
-        the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut."""
-        hidden = self.hidden(token_ids, layout)
+        the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut.
+        `routed` is told what the routers choose."""
+        hidden = self.hidden(token_ids, layout, routed)
         of_rows = (token_ids[rows], temperatures, row_groups, truncation)
         return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
 
-    def hidden(self, token_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def hidden(self, token_ids: torch.Tensor, layout: Layout, routed: Routed = not_told) -> torch.Tensor:
         """Computes what the LM head reads: [T, H] in the dtype of activations."""
         gradients_in_float32(self)
         outer = OuterWeights(self.embed, self.norm, self.head)
 
         def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.layers[i](x, delta, layout, self.table)
+            return self.layers[i](x, delta, layout, self.table, routed)
 
         return forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)
 
 
-def batch_logprobs(model: TrainerModel, batch: Batch, leaf_sequences: int, device: torch.device | str) -> torch.Tensor:
+def batch_logprobs(
+    model: TrainerModel,
+    batch: Batch,
+    leaf_sequences: int,
+    device: torch.device | str,
+    routing: Routing | None = None,
+) -> torch.Tensor:
     """Computes the log-probs of the loss rows of `batch`, float32 [R], as one micro-batch of leaves of `leaf_sequences`
-    sequences. Every row is divided by its own temperature and cut by its own filters."""
+    sequences. Every row is divided by its own temperature and cut by its own filters. `routing` watches the routers."""
 
     def there(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
+    layout = Layout.packed(batch.lengths.tolist(), [leaf_sequences] * (batch.sequences // leaf_sequences), device)
+    if routing:
+        routing.begin(layout.groups)
     cut = np.flatnonzero((batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0))
-    return model(  # type: ignore[no-any-return]
+    logprobs = model(
         there(batch.token_ids),
-        Layout.packed(batch.lengths.tolist(), [leaf_sequences] * (batch.sequences // leaf_sequences), device),
+        layout,
         there(batch.rows),
         there(np.concatenate([[0], np.cumsum(batch.counts)])[::leaf_sequences]),
         there(batch.temperatures),
         Truncation(there(cut), there(batch.top_k[cut]), there(batch.top_p[cut]), there(batch.min_p[cut])),
+        routing.told if routing else not_told,
     )
+    if routing:
+        routing.end(len(batch.token_ids))
+    return logprobs  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import fill, gather, parallelize
 from trainer.recompute import Checkpointing
+from trainer.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainerConfig:
     micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
     offload: Offload = "none"  # what lives in host memory; likewise
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
+    router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
 
 
 class Trainer:
@@ -82,12 +84,12 @@ class Trainer:
         self.optimizer.discard()  # of a step that failed
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        logprobs, sequences, counts = [], [], []
+        logprobs, sequences, counts, routing = [], [], [], self._routing(batch)
         total, clipped = 0.0, 0
         for micro_batch in self.cut(batch):
             start, stop = micro_batch.sequences(rank, self.config.leaf_sequences)
             part = batch.take(start, stop)
-            values, part_loss, part_clipped = self._backward(part, loss)
+            values, part_loss, part_clipped = self._backward(part, loss, routing)
             self.optimizer.accumulate(micro_batch.level(world))
             logprobs.append(values)
             sequences.append(np.arange(start, stop))
@@ -106,7 +108,15 @@ class Trainer:
             step=self.optimizer.steps,
             peak_bytes=torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak(),
             host_peak_bytes=process_peak(),
+            routing=routing.report() if routing else None,
         )
+
+    def _routing(self, batch: Batch) -> Routing | None:
+        """Returns what watches the routers of a step on `batch`; None where there are none."""
+        model, leaves = self.model.config, batch.sequences // self.config.leaf_sequences
+        if model.experts is None:
+            return None
+        return Routing(model, model.experts, self.config.router_aux_loss_coef, leaves, self.device)
 
     def cut(self, batch: Batch) -> list[MicroBatch]:
         """Returns the micro-batches of a step on `batch`, the same on every rank. BatchError where the numbers do not fit."""
@@ -115,9 +125,9 @@ class Trainer:
             return cut(batch.lengths, config.leaf_sequences, world, config.micro_leaves)
         return cut_by_tokens(batch.lengths, config.leaf_sequences, world, config.micro_tokens)
 
-    def _backward(self, part: Batch, loss: Loss) -> tuple[np.ndarray, float, int]:
+    def _backward(self, part: Batch, loss: Loss, routing: Routing | None) -> tuple[np.ndarray, float, int]:
         """Returns (log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
-        logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device)
+        logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device, routing)
         columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.weights)
         *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
         losses, clipped = loss(logprobs, LossRows(*seen))

@@ -79,7 +79,7 @@ def layer(
     told: list[torch.Tensor] = []
     layout, table = Layout.packed([len(x)], [1]), position_table(config)
     given = (layer_weights(mine, 0), 0, x, None, layout, None, table)
-    _, delta = decoder_layer(config, group, *given, routed=lambda _, ids, logits: told.append(ids))
+    _, delta = decoder_layer(config, group, *given, routed=lambda _, ids, logits, share: told.append(ids) or share)
     return delta.detach(), told[0]
 
 
@@ -130,7 +130,7 @@ def test_a_token_alone(count: int, chosen: int, normalize: bool, tokens: int) ->
         layout, table = Layout.packed([1] * tokens, [tokens]), position_table(config)
         told: list[torch.Tensor] = []
         run = (config, TreeGroup(), layer_weights(weights, 0), 0)
-        rest = {"routed": lambda _, ids, logits: told.append(ids)}
+        rest = {"routed": lambda _, ids, logits, share: told.append(ids) or share}
         _, together = decoder_layer(*run, x, None, layout, None, table, **rest)  # type: ignore[arg-type]
         for i in range(0, tokens, 7):
             one = Layout.packed([1], [1])
@@ -173,7 +173,9 @@ def test_the_experts_are_those_of_transformers() -> None:
         x, delta = weights["embed"][ids], None
         for i in range(config.layers):
             given = (layer_weights(weights, i), i, x, delta, layout, None, table)
-            x, delta = decoder_layer(config, TreeGroup(), *given, routed=lambda i, e, _: mine.__setitem__(i, e))
+            x, delta = decoder_layer(
+                config, TreeGroup(), *given, routed=lambda i, e, _, share: mine.__setitem__(i, e) or share
+            )
     differ = []
     for i, (logits, chosen) in theirs.items():
         for t in (chosen.sort(1).values != mine[i]).any(1).nonzero().flatten().tolist():

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from kernels.model.experts import Experts
 from kernels.weights.initial import initial
 from tests.bits import sha256
-from tests.model.shapes import TINY, random_weights
+from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, StepReport
 from trainer.loss import LikelihoodLoss, PolicyLoss
@@ -20,6 +21,7 @@ from trainer.trainer import Trainer, TrainerConfig
 
 STEPS = 3
 LONGEST = 20  # tokens of a sequence
+MIXED = replace(SHAPES["experts"], experts=Experts(8, 2, 24, False, 1, (1,)))
 # name -> (model, weights, leaf_sequences, sequences a step, dtype, dtype of the moments if not float32)
 RUNS: dict[str, tuple] = {
     "untied, 8 leaves of 2": (TINY, lambda c: random_weights(c), 2, 16, torch.float32),
@@ -39,6 +41,8 @@ RUNS: dict[str, tuple] = {
         8,
         torch.float32,
     ),
+    "experts, a dense layer, 8 leaves of 2": (MIXED, lambda c: random_weights(c), 2, 16, torch.float32),
+    "experts, bfloat16, 8 leaves of 1": (SHAPES["experts"], lambda c: random_weights(c), 1, 8, torch.bfloat16),
     "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
 }
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
@@ -65,7 +69,8 @@ def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
 def trainer_config(name: str, way: dict[str, Any]) -> TrainerConfig:
     _, _, leaf, _, dtype, *moments = RUNS[name]
     adamw = AdamWConfig(moments=moments[0] if moments else torch.float32)
-    return TrainerConfig(leaf, **{"micro_leaves": 1} | way, optimizer=adamw, dtype=dtype)
+    how = {"micro_leaves": 1, "router_aux_loss_coef": 0.3} | way  # of a model that has experts
+    return TrainerConfig(leaf, **how, optimizer=adamw, dtype=dtype)
 
 
 def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
@@ -86,6 +91,7 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
                 "clipped": report.clipped,
                 "loss": round(report.loss, 9),
                 "step": report.step,
+                "choices": report.routing and report.routing.choices.tolist(),
             }
         )
         trainer.offload()

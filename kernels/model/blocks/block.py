@@ -20,12 +20,14 @@ Recompute = Callable[..., None]
 forget them, and compute them again, to the same bits, when it needs them."""
 
 
-Routed = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""routed(layer, ids [T, k], logits [T, E]): told what a router chose."""
+Routed = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""routed(layer, ids [T, k], logits [T, E], share [T, k]): is told what a router chose, and returns `share`, to which a
+trainer may attach a loss."""
 
 
-def not_told(*_: object) -> None:
+def not_told(layer: int, ids: torch.Tensor, logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """No-op hook: nobody wants to know what a router chose."""
+    return share
 
 
 def no_recompute(*_: object) -> None:

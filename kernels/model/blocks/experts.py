@@ -75,7 +75,7 @@ def forward(
     else:
         ids, share, slots = route_and_dispatch(logits, own.chosen, own.normalize, *where)
         z = config.ops.gated_experts(h, weights["experts_gate_up"], slots)
-    run.routed(run.layer, ids, logits)
+    share = run.routed(run.layer, ids, logits, share)
     y = config.ops.expert_matmul(z, weights["experts_down"], slots)
     del z
     unrounded = torch.float32 if shard.size > 1 else y.dtype  # on one rank the kernel rounds

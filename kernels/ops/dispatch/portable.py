@@ -126,12 +126,13 @@ def route_and_place_kernel(
     R: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ALIGN: tl.constexpr,
+    ALL: tl.constexpr,
 ):
     """All of a few tokens in one block: their choices need not be read back. `width`: experts in all."""
     t = tl.arange(0, R)
     every = tl.arange(0, W)
     rank, e = exponentials(logits, t, every, tokens, width)
-    chosen = chosen_of(rank, every, width, K) * (t < tokens).to(tl.int32)[:, None]
+    chosen = chosen_of(rank, every, width, K, ALL) * (t < tokens).to(tl.int32)[:, None]
     total = fold(tl.where(chosen > 0, e, 0.0) if NORMALIZE else e)
     share = tl.div_rn(e, tl.broadcast_to(total[:, None], (R, W)))
     at = t[:, None] * K + tl.cumsum(chosen, 1) - 1
@@ -228,7 +229,7 @@ def route_and_dispatch(
     ids, weights = logits.new_empty(tokens, k, dtype=torch.int32), logits.new_empty(tokens, k)
     made = _made(ids, whole, first, experts, align, capacity)
     given = (logits, ids, weights, made.of, made.token, made.starts, made.block_expert, tokens, width, first, experts)
-    shape = (k, next_power_of_2(width), next_power_of_2(tokens), normalize, align)
+    shape = (k, next_power_of_2(width), next_power_of_2(tokens), normalize, align, k == width)
     warps = min(8, next_power_of_2(tokens))
     launch(route_and_place_kernel, (1,), *given, *shape, num_warps=warps, enable_fp_fusion=False)
     return ids, weights, made

@@ -24,7 +24,9 @@ void route(const float *logits, int32_t *ids, float *weights, float *scratch, in
         float *e = scratch + 2 * W * r, *sum = e + W;
         int32_t *chosen = ids + r * k;
         exponentials(x, e, experts);
-        for (int64_t i = 0; i < k; i++) { /* insert in ascending id */
+        if (k == experts)
+            for (int64_t i = 0; i < k; i++) chosen[i] = (int32_t)i;
+        for (int64_t i = 0; i < k && k < experts; i++) { /* insert in ascending id */
             int64_t best = -1;
             for (int64_t j = 0; j < experts; j++) {
                 int taken = 0;

@@ -18,24 +18,33 @@ def exponentials(logits, row, expert, rows, experts):
 
 
 @triton.jit
-def chosen_of(rank, expert, experts, K: tl.constexpr):
-    """int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id."""
+def chosen_of(rank, expert, experts, K: tl.constexpr, ALL: tl.constexpr):
+    """int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id. `ALL`: K is the number of experts."""
     free = (expert < experts)[None, :] & (rank == rank)
-    for _ in tl.static_range(K):
+    for _ in tl.static_range(0 if ALL else K):
         best = tl.max(tl.where(free, rank, float("-inf")), 1)
         first = tl.min(tl.where(free & (rank == best[:, None]), expert[None, :], 1 << 30), 1)
         free = free & (expert[None, :] != first[:, None])
-    return ((expert < experts)[None, :] & (free == 0)).to(tl.int32)
+    return ((expert < experts)[None, :] & (ALL | (free == 0))).to(tl.int32)
 
 
 @triton.jit
 def route_kernel(
-    logits, ids, weights, rows, experts, K: tl.constexpr, W: tl.constexpr, R: tl.constexpr, NORMALIZE: tl.constexpr
+    logits,
+    ids,
+    weights,
+    rows,
+    experts,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    R: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ALL: tl.constexpr,
 ):
     row = tl.program_id(0) * R + tl.arange(0, R)
     expert = tl.arange(0, W)
     rank, e = exponentials(logits, row, expert, rows, experts)
-    chosen = chosen_of(rank, expert, experts, K)
+    chosen = chosen_of(rank, expert, experts, K, ALL)
     total = fold(tl.where(chosen > 0, e, 0.0) if NORMALIZE else e)
     share = tl.div_rn(e, tl.broadcast_to(total[:, None], (R, W)))
     at = row[:, None].to(tl.int64) * K + tl.cumsum(chosen, 1) - 1
@@ -57,13 +66,19 @@ def backward_kernel(
     W: tl.constexpr,
     R: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALL: tl.constexpr,
 ):
     row = tl.program_id(0) * R + tl.arange(0, R)
     expert = tl.arange(0, W)
     there = (row < rows)[:, None]
     share = tl.zeros((R, W), tl.float32)
     g = tl.zeros((R, W), tl.float32)
-    for i in tl.static_range(K):
+    if ALL:
+        every = row[:, None].to(tl.int64) * K + expert[None, :]
+        g = tl.load(d_weights + every, mask=there & (expert < experts)[None, :], other=0.0)
+        if NORMALIZE:
+            share = tl.load(weights + every, mask=there & (expert < experts)[None, :], other=0.0)
+    for i in tl.static_range(0 if ALL else K):
         at = row.to(tl.int64) * K + i
         own = expert[None, :] == tl.load(ids + at, mask=row < rows, other=-1)[:, None]
         g = tl.where(own, tl.load(d_weights + at, mask=row < rows, other=0.0)[:, None], g)
@@ -88,7 +103,7 @@ def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor
     R = _rows(rows, W)
     ids, weights = logits.new_empty(rows, k, dtype=torch.int32), logits.new_empty(rows, k)
     if rows:
-        given = (logits, ids, weights, rows, experts, k, W, R, normalize)
+        given = (logits, ids, weights, rows, experts, k, W, R, normalize, k == experts)
         launch(route_kernel, (cdiv(rows, R),), *given, num_warps=1 if R == 1 else 4, enable_fp_fusion=False)
     return ids, weights
 
@@ -101,6 +116,20 @@ def backward(
     R = _rows(rows, W)
     d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if rows:
-        given = (logits.contiguous(), ids, weights, d_weights, d_logits, rows, experts, ids.shape[1], W, R, normalize)
+        k = ids.shape[1]
+        given = (
+            logits.contiguous(),
+            ids,
+            weights,
+            d_weights,
+            d_logits,
+            rows,
+            experts,
+            k,
+            W,
+            R,
+            normalize,
+            k == experts,
+        )
         launch(backward_kernel, (cdiv(rows, R),), *given, num_warps=1 if R == 1 else 4, enable_fp_fusion=False)
     return d_logits
