@@ -38,6 +38,10 @@ ALLOWED = {  # why: "file, function, what"
         "kernels/weights/initial.py initial sum",
         "kernels/ops/embedding/cpu.py scatter .cumsum",
         "kernels/ops/embedding/cpu.py scatter torch.bincount",
+        "trainer/routing.py Routing.__init__ sum",
+        "trainer/routing.py Routing.told .scatter_add_",
+        "trainer/routing.py Routing.told .sum",
+        "trainer/routing.py RoutingReport.metrics .sum",
         "rl/rewards/answer.py _is_cheap sum",
         "rl/algorithms/grpo.py loss_counts .sum",
         "rl/journal.py compare np.cumsum",
@@ -80,6 +84,12 @@ ALLOWED = {  # why: "file, function, what"
     "probabilities as whole multiples of 2^-40, below 2^60 in all": ("kernels/ops/truncate/cpu.py kept .cumsum",),
     "of tensors that hold anything: launches are compiled and none runs": ("kernels/model/ahead.py _train .sum",),
     "the largest number that a field may be": ("kernels/model/fields.py  **",),
+    "metrics that decide no bit": (
+        "trainer/routing.py Routing.told torch.log_softmax",
+        "trainer/routing.py Routing.told .exp",
+        "trainer/routing.py RoutingReport.metrics .mean",
+        "trainer/routing.py RoutingReport.metrics .std",
+    ),
     "bytes of a step in the mean, for plans and benchmarks; it decides no bit": (
         "kernels/model/costs.py step_bytes **",
     ),
