@@ -68,7 +68,7 @@ def forward(
     mine = own.count // shard.size
     align = implementation("experts", h.device).align_of(len(h))
     where = (shard.rank * mine, mine, align)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or config.numerics != "exact":  # torch's matmuls want sorted rows
         ids, share = route(logits, own.chosen, own.normalize)
         slots = dispatch(ids, *where, run.layout.groups)
         z = _gated(run, h, weights["experts_gate_up"], slots)

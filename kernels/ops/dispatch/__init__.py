@@ -11,6 +11,19 @@ from kernels.device import UnsupportedError, same_device
 
 
 @dataclass(frozen=True)
+class Loose:
+    """Says where rows stand that are read once and by few: nobody sorts them, so that one kernel routes and places them.
+
+    With a `stride`, those of expert e begin at e * stride, `counts[e]` of them in any order; `starts`, `bounds` and
+    `block_expert` of the slots say nothing. With `each`, the number of choices a token, choice c of all stands alone at row
+    c * align, and `block_expert[c]` is its expert, -1 if that is another rank's."""
+
+    stride: int = 0
+    counts: torch.Tensor | None = None  # int32 [experts]
+    each: int = 0
+
+
+@dataclass(frozen=True)
 class Slots:
     """Says where the choices of T tokens stand among the rows of this rank's experts. The rows of expert e begin at starts[e],
     a multiple of `align`, and there is no host that knows how many there are: `capacity` rows are enough for any routing."""
@@ -22,10 +35,8 @@ class Slots:
     block_expert: torch.Tensor  # int32 [capacity / align]: the expert of each `align` rows that are in use
     align: int
     first: int  # the first of this rank's experts
-
-    @property
-    def experts(self) -> int:
-        return self.starts.numel() - 1
+    experts: int
+    loose: Loose | None = None
 
     @property
     def capacity(self) -> int:
@@ -51,8 +62,8 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
 def route_and_dispatch(
     logits: torch.Tensor, k: int, normalize: bool, first: int, experts: int, align: int
 ) -> tuple[torch.Tensor, torch.Tensor, Slots]:
-    """Does `route` and `dispatch` in one call, to the same bits, where no gradient is asked for; returns (ids, weights, slots),
-    the slots without bounds of groups."""
+    """Does `route` and `dispatch` in one call, where no gradient is asked for; returns (ids, weights, slots), the slots without
+    bounds of groups. Rows may stand elsewhere (`Loose`), which no sum of a row depends on."""
     tokens = logits.shape[0]
     room = capacity(tokens, k, experts, align)
     implementation = same_device("dispatch", logits)

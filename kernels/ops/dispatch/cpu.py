@@ -23,7 +23,7 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
     bounds = torch.cat([starts[:-1, None], starts[:-1, None] + sizes.cumsum(1)], 1)
     block_expert = torch.full((capacity // align,), -1, dtype=torch.int32)
     block_expert[: int(blocks.sum())] = torch.repeat_interleave(torch.arange(experts), blocks).int()
-    return Slots(of, token, starts.int(), bounds, block_expert, align, first)
+    return Slots(of, token, starts.int(), bounds, block_expert, align, first, experts)
 
 
 def route_and_dispatch(

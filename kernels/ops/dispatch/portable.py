@@ -10,12 +10,12 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
-from kernels.ops.dispatch import Slots
+from kernels.ops.dispatch import Loose, Slots
 from kernels.ops.route.portable import chosen_of, exponentials
 from kernels.ops.route.portable import forward as route
 
-ALONE = 16
-"""Tokens up to which one block routes and places them."""
+SINGLY, LOOSE = 4, 256
+"""Tokens up to which every choice is a block of its own; up to which rows of an expert stand as they come."""
 
 
 @triton.jit
@@ -45,13 +45,10 @@ def layout_of(total, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def write_layout(
-    token, starts, block_expert, total, room, start, first, experts, block, W: tl.constexpr, ALIGN: tl.constexpr
-):
-    """Where the experts first .. first + experts - 1 of W begin, the rows that are nobody's, and the expert of each aligned
-    block."""
-    expert = tl.arange(0, W) - first
-    mine = (expert >= 0) & (expert < experts)
+def write_layout(token, starts, block_expert, total, room, start, experts, block, W: tl.constexpr, ALIGN: tl.constexpr):
+    """Where the experts begin, the rows that are nobody's, and the expert of each aligned block."""
+    expert = tl.arange(0, W)
+    mine = expert < experts
     if block == 0:
         tl.store(starts + expert, start, mask=mine)
         tl.store(starts + experts, tl.sum(room, 0))
@@ -105,7 +102,7 @@ def place_kernel(
     to = of + t.to(tl.int64)[:, None] * K + below[:, None] + tl.cumsum(chosen, 1) - 1
     tl.store(to, row, mask=chosen > 0)
     tl.store(token + row, tl.broadcast_to(t[:, None], (R, W)), mask=chosen > 0)
-    write_layout(token, starts, block_expert, total, room, start, 0, experts, block, W, ALIGN)
+    write_layout(token, starts, block_expert, total, room, start, experts, block, W, ALIGN)
 
 
 @triton.jit(do_not_specialize=["tokens", "first"])
@@ -115,37 +112,41 @@ def route_and_place_kernel(
     weights,
     of,
     token,
-    starts,
+    counts,
     block_expert,
     tokens,
     width,
     first,
     experts,
+    stride,
     K: tl.constexpr,
     W: tl.constexpr,
-    R: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    ALIGN: tl.constexpr,
     ALL: tl.constexpr,
+    EACH: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    """All of a few tokens in one block: their choices need not be read back. `width`: experts in all."""
-    t = tl.arange(0, R)
+    """One token: its choices, and a row for each, the next one of its expert; or, with EACH, rows of its own. `width`: experts
+    in all."""
+    t = tl.program_id(0) + tl.arange(0, 1)
     every = tl.arange(0, W)
     rank, e = exponentials(logits, t, every, tokens, width)
-    chosen = chosen_of(rank, every, width, K, ALL) * (t < tokens).to(tl.int32)[:, None]
+    chosen = chosen_of(rank, every, width, K, ALL)
     total = fold(tl.where(chosen > 0, e, 0.0) if NORMALIZE else e)
-    share = tl.div_rn(e, tl.broadcast_to(total[:, None], (R, W)))
+    share = tl.div_rn(e, tl.broadcast_to(total[:, None], (1, W)))
     at = t[:, None] * K + tl.cumsum(chosen, 1) - 1
-    tl.store(ids + at, tl.broadcast_to(every[None, :], (R, W)), mask=chosen > 0)
+    expert = tl.broadcast_to(every[None, :], (1, W))
+    tl.store(ids + at, expert, mask=chosen > 0)
     tl.store(weights + at, share, mask=chosen > 0)
-    mine = (every >= first) & (every < first + experts)
-    local = tl.where(mine[None, :], chosen, 0)
-    count = tl.sum(local, 0)
-    room, start = layout_of(count, ALIGN)
-    row = start[None, :] + tl.cumsum(local, 0) - local
-    tl.store(of + at, tl.where(mine[None, :], row, -1), mask=chosen > 0)
-    tl.store(token + row, tl.broadcast_to(t[:, None], (R, W)), mask=local > 0)
-    write_layout(token, starts, block_expert, count, room, start, first, experts, 0, W, ALIGN)
+    local = expert - first
+    mine = (chosen > 0) & (local >= 0) & (local < experts)
+    if EACH:
+        row = at * ALIGN
+        tl.store(block_expert + at, tl.where(mine, local, -1), mask=chosen > 0)
+    else:
+        row = local * stride + tl.atomic_add(counts + local, 1, mask=mine, sem="relaxed")
+        tl.store(token + row, tl.broadcast_to(t[:, None], (1, W)), mask=mine)
+    tl.store(of + at, tl.where(mine, row, -1), mask=chosen > 0)
 
 
 @triton.jit(do_not_specialize=["leaves"])
@@ -199,6 +200,7 @@ def _made(ids: torch.Tensor, groups: torch.Tensor, first: int, experts: int, ali
         ids.new_empty(capacity // align),
         align,
         first,
+        experts,
     )
 
 
@@ -222,17 +224,22 @@ def route_and_dispatch(
     logits: torch.Tensor, k: int, normalize: bool, first: int, experts: int, align: int, capacity: int
 ) -> tuple[torch.Tensor, torch.Tensor, Slots]:
     tokens, width = logits.shape
-    whole = torch.empty(1, dtype=torch.int64, device=logits.device)
-    if not 0 < tokens <= ALONE:
+    nothing = torch.empty(1, dtype=torch.int64, device=logits.device)
+    if not 0 < tokens <= LOOSE:
         ids, weights = route(logits, k, normalize)
-        return ids, weights, dispatch(ids, first, experts, align, whole, capacity)
+        return ids, weights, dispatch(ids, first, experts, align, nothing, capacity)
     ids, weights = logits.new_empty(tokens, k, dtype=torch.int32), logits.new_empty(tokens, k)
-    made = _made(ids, whole, first, experts, align, capacity)
-    given = (logits, ids, weights, made.of, made.token, made.starts, made.block_expert, tokens, width, first, experts)
-    shape = (k, next_power_of_2(width), next_power_of_2(tokens), normalize, align, k == width)
-    warps = min(8, next_power_of_2(tokens))
-    launch(route_and_place_kernel, (1,), *given, *shape, num_warps=warps, enable_fp_fusion=False)
-    return ids, weights, made
+    if tokens <= SINGLY:
+        made, rows = Loose(each=k), tokens * k * align
+    else:
+        stride = cdiv(tokens, align) * align
+        made, rows = Loose(stride, ids.new_zeros(experts)), experts * stride
+    counts = ids if made.counts is None else made.counts
+    of, token, block_expert = torch.empty_like(ids), ids.new_empty(rows), ids.new_empty(tokens * k)
+    given = (logits, ids, weights, of, token, counts, block_expert, tokens, width, first, experts, made.stride)
+    shape = (k, next_power_of_2(width), normalize, k == width, made.each > 0, align)
+    launch(route_and_place_kernel, (tokens,), *given, *shape, num_warps=1, enable_fp_fusion=False)
+    return ids, weights, Slots(of, token, nothing, nothing, block_expert, align, first, experts, made)
 
 
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Few rows an expert (decoding): bound by the bytes of the experts that are chosen, each read once.
 
-A block takes BN rows of one expert's matrix and up to BM of its tokens: rows of the matrix stand on the long side of the tensor
-core's tile. The grid has room for every expert that could have been chosen; which ones were is known on the device alone, and
-blocks past them end at once. Tokens are read where they lie (`TOKENS`), so that no copy of them is made.
+A block takes BN rows of one expert's matrix and BM of its tokens at a time: rows of the matrix stand on the long side of the
+tensor core's tile. The grid has room for every expert that could have been chosen; which ones were is known on the device alone,
+and blocks past them end at once. Tokens are read where they lie (`TOKENS`), so that no copy of them is made.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import exp_f32
 from kernels.gpu.launch import cdiv, launch
-from kernels.ops.dispatch import Slots
+from kernels.ops.dispatch import Loose, Slots
 
 
 @triton.jit
@@ -27,7 +27,51 @@ def gated(root, dtype: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
     return tl.reshape(z, (BN // 2, BM))
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit
+def one_tile(
+    x,
+    w,
+    y,
+    e,
+    m,
+    s,
+    there,
+    N,
+    K,
+    ldx,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """BN rows of an expert's matrix times tokens m, which go to rows s of y."""
+    i = tl.program_id(0) * BN + tl.arange(0, BN)
+    n = e * N + i
+    k = tl.arange(0, BK)
+    total = tl.zeros((BN, BM), tl.float32)
+    for k0 in range(0, K, BK):
+        at = k0 + k
+        if EVEN:
+            b = tl.load(w + n[:, None] * K + at[None, :], eviction_policy="evict_first")
+            a = tl.load(x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :], other=0.0)
+        else:
+            b = tl.load(w + n[:, None] * K + at[None, :], mask=(i < N)[:, None] & (at < K)[None, :], other=0.0)
+            a = tl.load(
+                x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :] & (at < K)[:, None], other=0.0
+            )
+        total = tl.dot(b, a, total)
+    if GATED:
+        z = gated(total, y.dtype.element_ty, BN, BM)
+        j = tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2)
+        to = y + s[None, :].to(tl.int64) * (N // 2) + j[:, None]
+        tl.store(to, z.to(y.dtype.element_ty), mask=(j < N // 2)[:, None] & there[None, :])
+    else:
+        to = y + s[None, :].to(tl.int64) * N + i[:, None]
+        tl.store(to, total.to(y.dtype.element_ty), mask=(i < N)[:, None] & there[None, :])
+
+
+@triton.jit
 def few_experts_kernel(
     x,
     w,
@@ -35,47 +79,43 @@ def few_experts_kernel(
     token,
     block_expert,
     starts,
+    counts,
     experts,
     N,
     K,
     ldx,
+    stride,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     TOKENS: tl.constexpr,
     GATED: tl.constexpr,
     EVEN: tl.constexpr,
+    LOOSE: tl.constexpr,
+    EACH: tl.constexpr,
 ):
+    """Blocks of sorted rows; or, with LOOSE, experts, whose rows a block goes through; or, with EACH, choices."""
     block = tl.program_id(1)
-    if block * BM < tl.load(starts + experts):
+    lane = tl.arange(0, BM)
+    if LOOSE:
+        count = tl.load(counts + block)
+        for first in range(0, count, BM):
+            s = block * stride + first + lane
+            there = first + lane < count
+            m = tl.load(token + s, mask=there, other=0) if TOKENS else s
+            one_tile(x, w, y, block.to(tl.int64), m, s, there, N, K, ldx, BM, BN, BK, GATED, EVEN)
+    elif EACH:
         e = tl.load(block_expert + block).to(tl.int64)
-        s = block * BM + tl.arange(0, BM)
+        if e >= 0:
+            s = block * BM + lane
+            m = block // EACH + 0 * lane if TOKENS else s
+            one_tile(x, w, y, e, m, s, lane == 0, N, K, ldx, BM, BN, BK, GATED, EVEN)
+    elif block * BM < tl.load(starts + experts):
+        s = block * BM + lane
         row = tl.load(token + s)
-        there = row >= 0
+        e = tl.load(block_expert + block).to(tl.int64)
         m = row if TOKENS else s
-        i = tl.program_id(0) * BN + tl.arange(0, BN)
-        n = e * N + i
-        k = tl.arange(0, BK)
-        total = tl.zeros((BN, BM), tl.float32)
-        for k0 in range(0, K, BK):
-            at = k0 + k
-            if EVEN:
-                b = tl.load(w + n[:, None] * K + at[None, :], eviction_policy="evict_first")
-                a = tl.load(x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :], other=0.0)
-            else:
-                b = tl.load(w + n[:, None] * K + at[None, :], mask=(i < N)[:, None] & (at < K)[None, :], other=0.0)
-                a = tl.load(
-                    x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :] & (at < K)[:, None], other=0.0
-                )
-            total = tl.dot(b, a, total)
-        if GATED:
-            z = gated(total, y.dtype.element_ty, BN, BM)
-            j = tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2)
-            to = y + s[None, :].to(tl.int64) * (N // 2) + j[:, None]
-            tl.store(to, z.to(y.dtype.element_ty), mask=(j < N // 2)[:, None] & there[None, :])
-        else:
-            to = y + s[None, :].to(tl.int64) * N + i[:, None]
-            tl.store(to, total.to(y.dtype.element_ty), mask=(i < N)[:, None] & there[None, :])
+        one_tile(x, w, y, e, m, s, row >= 0, N, K, ldx, BM, BN, BK, GATED, EVEN)
 
 
 class Plan(NamedTuple):
@@ -101,8 +141,31 @@ def product(
     BN, BK, warps, stages = plan or (Plan(128, 64, 8, 4) if slots.align == 64 else Plan())
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)
-    grid = (cdiv(N, BN), slots.capacity // slots.align)
-    given = (x, w, y, slots.token, slots.block_expert, slots.starts, slots.experts, N, K, x.stride(0))
-    tile = (slots.align, BN, BK, tokens, gated, N % BN == 0 and K % BK == 0)
-    launch(few_experts_kernel, grid, *given, *tile, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+    loose = slots.loose or Loose()
+    blocks = slots.experts if loose.stride else slots.capacity // slots.align
+    counts = slots.starts if loose.counts is None else loose.counts
+    given = (
+        x,
+        w,
+        y,
+        slots.token,
+        slots.block_expert,
+        slots.starts,
+        counts,
+        slots.experts,
+        N,
+        K,
+        x.stride(0),
+        loose.stride,
+    )
+    tile = (slots.align, BN, BK, tokens, gated, N % BN == 0 and K % BK == 0, loose.stride > 0, loose.each)
+    launch(
+        few_experts_kernel,
+        (cdiv(N, BN), blocks),
+        *given,
+        *tile,
+        num_warps=warps,
+        num_stages=stages,
+        enable_fp_fusion=False,
+    )
     return y
