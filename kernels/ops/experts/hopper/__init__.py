@@ -47,8 +47,8 @@ def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Ten
     if _many(dy, w, slots, dy.shape[1], w.shape[1]):
         return many_rows.product(dy, w, slots, b_mn=True)
     N = dy.shape[1]
-    transposed = w.view(slots.experts, N, -1).transpose(1, 2).reshape(-1, N)
-    return few_rows.product(dy.contiguous(), transposed, slots, tokens=False, gated=False)
+    transposed = w.reshape(slots.experts, N, -1).transpose(1, 2).reshape(-1, N)
+    return few_rows.product(dy.contiguous(), transposed.contiguous(), slots, tokens=False, gated=False)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Few rows an expert (decoding): bound by the bytes of the experts that are chosen, each read once.
 
 A block takes BN rows of one expert's matrix and BM of its tokens at a time: rows of the matrix stand on the long side of the
-tensor core's tile. The grid has room for every expert that could have been chosen; which ones were is known on the device alone,
-and blocks past them end at once. Tokens are read where they lie (`TOKENS`), so that no copy of them is made.
+tensor core's tile. The grid has room for every expert that could have been chosen; which ones were is known on the device
+alone, and blocks past them end at once. Tokens are read where they lie (`TOKENS`), so that no copy of them is made.
 """
 
 from typing import NamedTuple
