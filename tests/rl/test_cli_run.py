@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from rl.config import validate
 from rl.metrics import FORMULAS
@@ -184,3 +185,22 @@ def test_a_contrast_run_is_named_in_all_that_it_leaves_and_is_no_exact_one(tmp_p
     assert "Contrast run (numerics=fast)" in (out_dir / "report.html").read_text()
     error = call(*short, "steps=2", f"out_dir={out_dir}").error()
     assert "numerics=fast there, numerics=exact here" in error
+
+
+def test_a_mixture_of_experts_has_one_hash(tmp_path: Path) -> None:
+    """With its load-balancing loss; `transformers` reads what it leaves."""
+    recipe = ("+recipe=moe_tiny", *SHORT, "trainer.router_aux_loss_coef=0.01")
+    found = []
+    for name, layout in (("one", ()), ("other", (*ELSEWHERE, "trainer.world_size=1", *SPARING))):
+        with command(*recipe, *layout, f"out_dir={tmp_path / name}", cwd=tmp_path) as running:
+            outcome = running.finish()
+            assert outcome.code == 0, outcome
+            running.assert_nothing_left()
+        found.append(summary(tmp_path / name))
+        assert found[-1]["tokens_nonzero"] == 0 and found[-1]["tokens_compared"] > 256
+        steps = [row for row in lines(tmp_path / name / "metrics.jsonl") if "reward/mean" in row]
+        assert [row["moe/dropped_tokens"] for row in steps] == [0, 0]
+        assert all(row["moe/tokens_per_expert_max"] > row["moe/tokens_per_expert_min"] for row in steps)
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "model")
+    assert type(model).__name__ == "Qwen3MoeForCausalLM" and model.config.num_experts == 16
