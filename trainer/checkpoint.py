@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 
 from kernels.model import ModelConfig
+from kernels.model.experts import Experts
 from kernels.ops.norm_rope import RopeScaling
 from kernels.weights.reshard import fsdp_rows
 from kernels.weights.tensor_file import WrittenFile
@@ -104,6 +105,8 @@ def read(folder: Path) -> Checkpoint:
         fields = dict(body["model"])
         if fields["rope_scaling"]:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        if experts := fields.get("experts"):
+            fields["experts"] = Experts(**experts | {"dense": tuple(experts["dense"])})
         return Checkpoint(
             folder,
             ModelConfig(**fields),

@@ -74,7 +74,7 @@ def test_a_long_prompt_is_scored_in_pieces(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["tiny", "tied", "multi-query", "qwen2"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "multi-query", "experts", "qwen2"])
 def test_prompt_log_probs_are_the_trainers(name: str, dtype: torch.dtype) -> None:
     config = SHAPES[name]
     asked = [replace(r, score_from=1) for r in requests(config)]

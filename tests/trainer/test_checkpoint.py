@@ -151,7 +151,7 @@ def test_another_format_is_refused(checkpoint: Path) -> None:
         read(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["tiny", "llama 3.1"])
+@pytest.mark.parametrize("name", ["tiny", "llama 3.1", "experts, dense layers"])
 def test_the_shape_is_the_one_that_was_written(name: str, tmp_path: Path) -> None:
     """Of its rope scaling too."""
     temporary = folder.temporary(tmp_path / "done")

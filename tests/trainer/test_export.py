@@ -49,7 +49,7 @@ def sha256(config: ModelConfig, dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny", "tied", "llama 3.1", "61 ids"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "llama 3.1", "61 ids", "experts, dense layers"])
 def test_transformers_loads_it(
     name: str, dtype: str, mesh: DeviceMesh, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -61,7 +61,7 @@ def test_transformers_loads_it(
     assert hf.dtype == torch_dtype
     weights = {p.name: w.to(torch_dtype) for p, w in random_weights(SHAPES[name])}
     assert_same_bits(hf.model.embed_tokens.weight, weights["embed"][: SHAPES[name].vocab_size])
-    assert_same_bits(hf.model.layers[0].mlp.down_proj.weight, weights["layers.0.down"])
+    assert_same_bits(hf.model.layers[0].self_attn.o_proj.weight, weights["layers.0.o"])
     assert ModelFolder(out).model() == SHAPES[name]
     for p, w in load(SHAPES[name], out):
         assert_same_bits(w, weights[p.name], p.name)

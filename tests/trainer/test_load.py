@@ -16,7 +16,7 @@ from tests.model.shapes import SHAPES, random_weights
 from trainer.trainer import Trainer, TrainerConfig
 
 
-@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "61 ids", "37 ids, tied"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts, dense layers", "61 ids", "37 ids, tied"])
 def test_a_trainer_begins_with_the_files_bits(name: str, mesh: DeviceMesh, tmp_path: Path) -> None:
     config = SHAPES[name]
     save(config, random_weights(config), tmp_path, file_bytes=20_000)

@@ -30,7 +30,7 @@ def step(trainer: Trainer, batch: Batch, lr: float = LR) -> float:
     return trainer.step(batch, LikelihoodLoss(), lr).grad_norm
 
 
-@pytest.mark.parametrize("name", ["tiny", "tied"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "experts"])
 @pytest.mark.parametrize("grad_clip", [0.01, 1e6])
 def test_adamw_is_torchs_in_float64(name: str, grad_clip: float, mesh: DeviceMesh) -> None:
     config = SHAPES[name]
@@ -158,7 +158,7 @@ def spoiled(kind: str, batch: Batch) -> tuple[Batch, str]:
     return replace(batch, **changed), message
 
 
-@pytest.mark.parametrize("name", ["tiny", "tied"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "experts"])
 @pytest.mark.parametrize(
     "kind",
     [

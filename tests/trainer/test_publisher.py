@@ -52,7 +52,7 @@ def publish(
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["narrow heads", "llama"])
+@pytest.mark.parametrize("name", ["narrow heads", "llama", "experts"])
 def test_it_is_a_load(name: str, dtype: torch.dtype, size: int) -> None:
     """In whatever world, the digests of `Engine.load` from whole tensors; rounded once."""
     config = SHAPES.get(name, TINY)
