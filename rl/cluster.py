@@ -114,6 +114,8 @@ class RolloutFleet:
     def __init__(self, replicas: list[Ranks], model: ModelConfig, cards: Sequence[int]) -> None:
         """`cards` of all ranks, engine by engine."""
         self.replicas, self.model = replicas, model
+        self.published: list[list[int]] | None = None
+        """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
         ranks = [(f"{e.name} rank {shard}", shard) for e in replicas for shard in range(len(e.actors))]
         self.receivers = [Receiver(name, shard, card) for (name, shard), card in zip(ranks, cards, strict=True)]
 

@@ -9,6 +9,7 @@ from rl.cluster import RolloutFleet
 from rl.config import RunConfig
 from rl.data import Source
 from rl.handover import Handover
+from rl.publish import check_served
 from rl.requests import eval_sampling, requests_for
 from rl.rewards.reward import Reward
 from rl.run.screen import Waiting
@@ -33,6 +34,7 @@ def evaluate(
     requests = requests_for(problems, 1, sampling, config.seed, "eval", 0)
     with Waiting(console, f"evaluating on {len(problems):,} held-out problems"):
         cards.to_rollout()
+        check_served(rollout)
         completions = rollout.generate(requests)
     earned = [score(p, [c], source, reward)[0].reward for p, c in zip(problems, completions, strict=True)]
     right, count = sum(r >= 1 for r in earned), len(earned)

@@ -1,12 +1,14 @@
 """Weights from the trainer to the engines, bucket by bucket: a trainer rank sends its rows, a rollout rank receives its shard.
 
-The next bucket is packed while the last one is taken. Nothing is served before all engines hold what all trainer ranks sent, by
-the fingerprints of both sides; where that fails, or a rank does, every engine goes on with the weights it had.
+The next bucket is packed while the last one is taken. Nothing is served before all engines hold what all trainer ranks serve, by
+the fingerprints of both sides; where that fails, or a rank does, every engine goes on with the weights it had. What is then
+served is compared once more after the commit, and before every evaluation (`check_served`; a step's own tokens are compared by
+`align`): where that fails no engine has weights any more.
 """
 
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kernels.model.fingerprint import unsigned
 from kernels.model.weights import parameters
@@ -52,17 +54,38 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
             pending |= trainer.started("pack", number + 1)
         gather(pending)
         progress(number + 1, total)
-    names = [p.name for p in parameters(rollout.model)]
     sent = _added(trainer.call("end_publication"))
-    for receiver, held in zip(rollout.receivers, rollout.call("received"), strict=True):
-        for name, mine, theirs in zip(names, sent, held, strict=True):
+    _compare(
+        rollout, rollout.call("received"), sent, f"received other weights than the trainer sent as version {version}"
+    )
+    rollout.call("commit", version)
+    rollout.published = sent
+    check_served(rollout)
+    return _digest(rollout, sent)
+
+
+def check_served(rollout: RolloutFleet) -> None:
+    """RunError where an engine would sample from other bits than the trainer's forward pass reads: names the rank and the
+    parameter. No engine serves anything then."""
+    if rollout.published is None:
+        raise RunError("the engines were given no weights yet")
+    try:
+        _compare(rollout, rollout.call("served"), rollout.published, "serves other weights than the trainer")
+    except RunError:
+        rollout.published = None
+        rollout.call("withdraw")
+        raise
+
+
+def _compare(rollout: RolloutFleet, found: Sequence[Sequence[int]], sent: list[list[int]], what: str) -> None:
+    """`found`: [receiver][parameter]; `sent`: [parameter][shard]."""
+    for receiver, held in zip(rollout.receivers, found, strict=True):
+        for parameter, mine, theirs in zip(parameters(rollout.model), sent, held, strict=True):
             if mine[receiver.shard] != theirs:
                 raise RunError(
-                    f"{receiver.name} received other weights than the trainer sent as version {version}: {name} "
-                    f"(fingerprint {theirs:016x}, sent {mine[receiver.shard]:016x}); version {version} is not served"
+                    f"{receiver.name} {what}: {parameter.name} (fingerprint {theirs:016x}, the trainer's "
+                    f"{mine[receiver.shard]:016x}); it is not served"
                 )
-    rollout.call("commit", version)
-    return _digest(rollout, sent)
 
 
 def _added(parts: list[list[list[int]]]) -> list[list[int]]:

@@ -57,6 +57,12 @@ class RolloutRank:
     def commit(self, version: int) -> None:
         self.receiver.commit(version)
 
+    def served(self) -> list[int]:
+        return self.receiver.served()
+
+    def withdraw(self) -> None:
+        self.receiver.withdraw()
+
     def abandon(self) -> None:
         self.receiver.abandon()
 

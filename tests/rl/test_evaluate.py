@@ -18,6 +18,12 @@ def source() -> Source:
     return open_source(check(["data.problems=300"])[0])
 
 
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engines here whose weights could be compared: tests/rl/test_publish.py has them."""
+    monkeypatch.setattr("rl.evaluate.check_served", lambda rollout: None)
+
+
 def answers(
     source: Source, texts: list[str], reward: Reward, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Evaluation, str]:
