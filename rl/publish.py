@@ -1,7 +1,7 @@
 """Weights from the trainer to the engines, bucket by bucket: a trainer rank sends its rows, a rollout rank receives its shard.
 
-The next bucket is packed while the last one is taken. Nothing is served before all engines hold what all trainer ranks serve, by
-the fingerprints of both sides; where that fails, or a rank does, every engine goes on with the weights it had. What is then
+The next bucket is packed while the last one is taken. Nothing is served before all engines hold what all trainer ranks serve,
+by the fingerprints of both sides; where that fails, or a rank does, every engine goes on with the weights it had. What is then
 served is compared once more after the commit, and before every evaluation (`check_served`; a step's own tokens are compared by
 `align`): where that fails no engine has weights any more.
 """
@@ -30,8 +30,8 @@ def publish(
     half: int = HALF,
 ) -> str:
     """All engines serve the trainer's weights as `version` after this. Returns the SHA-256 over the fingerprints of all
-    parameters, the same for every layout. RunError where one received other bits; whatever fails,
-    they serve what they served before."""
+    parameters, the same for every layout. RunError where one received other bits; whatever fails before the commit, they serve
+    what they served before."""
     try:
         return _publish(trainer, rollout, version, progress, half)
     except BaseException:
