@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from kernels.command import MOST_THREADS
@@ -13,9 +14,21 @@ from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
 
+LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""What float32, in which a run's numbers are computed, holds with all its bits."""
+
+
+def _below_one(value: float) -> float:
+    if np.float32(value) == 1:
+        raise PydanticCustomError("below_one", "is 1 in float32, and must be less than 1")
+    return value
+
+
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(ge=0, lt=5 * 10**7)]  # a checkpoint's name has 8 digits for those of both kinds
+Seconds = Annotated[int, Field(gt=0, le=10**6)]
+Decay = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
 Text = Annotated[str, Field(min_length=1)]
@@ -34,6 +47,18 @@ Typed = Annotated[str, AfterValidator(typed)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _held(cls, value: Any) -> Any:
+        """Refuses, in every field of every section, a number that its dtype does not hold: it would be another one, 0 or
+        infinity by the time it is computed with."""
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, float) and number and not LEAST <= abs(number) <= MOST:
+                raise PydanticCustomError("float32", f"must be 0 or from 2^-126 to {MOST:.3g}, which float32 holds")
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise PydanticCustomError("int64", "must be below 2^63, which int64 holds")
+        return value
 
 
 class ModelSection(Section):
@@ -102,7 +127,7 @@ class AlgorithmSection(Section):
 
 
 class WarmupSection(Section):
-    steps: Natural = Field(description="supervised steps before GRPO; 0: none")
+    steps: Steps = Field(description="supervised steps before GRPO; 0: none")
     sequences: Positive = Field(description="sequences of one supervised step")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
     wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
@@ -110,7 +135,7 @@ class WarmupSection(Section):
 
 class EvalSection(Section):
     problems: Positive = Field(description="held-out problems")
-    every: Natural = Field(description="GRPO steps between evaluations; 0: only before and after")
+    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
     temperature: float = Field(ge=0)
 
 
@@ -119,7 +144,7 @@ class AlignSection(Section):
 
 
 class CheckpointSection(Section):
-    every: Natural = Field(
+    every: Steps = Field(
         description="steps between checkpoints, supervised or GRPO; also after the last of each. 0: none"
     )
     keep: Positive = Field(description="checkpoints that stay, the newest ones")
@@ -132,7 +157,7 @@ class ClusterSection(Section):
     )
     address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
-    timeout: Positive = Field(description="seconds to wait for all processes to start")
+    timeout: Seconds = Field(description="seconds to wait for all processes to start")
 
 
 class ReasoningGymSection(Section):
@@ -167,7 +192,7 @@ def _resume(value: object) -> object:
 
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
-    steps: Natural = Field(description="GRPO steps")
+    steps: Steps = Field(description="GRPO steps")
     out_dir: Folder
     resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
