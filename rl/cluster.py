@@ -21,7 +21,7 @@ from kernels.model import ModelConfig
 from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
 from rl.config import ClusterSection, RunConfig
-from rl.errors import BAD_INPUT, RunError, UserError
+from rl.errors import BAD_INPUT, RunError, SaveError, UserError
 from rl.family import TAG, end, family, guarded
 from rl.memory import OutOfMemory, shortage_of
 from rl.placement import Placement, place
@@ -31,7 +31,7 @@ from rollout.sampling import Completion, Request
 from rollout.scheduler import Limits
 from trainer.actor import TrainerRank
 from trainer.batch import Batch, StepReport
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.loss import Clip, Objective
 from trainer.optimizer import AdamWConfig
 from trainer.publisher import Receiver
@@ -97,6 +97,8 @@ def _root_cause(failures: list[tuple[str, RayError]]) -> Exception:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, BAD_INPUT):
         return cause
+    if isinstance(cause, CheckpointError):
+        return SaveError(f"{name}: {cause}")
     if shortage := shortage_of(f"{type(cause).__name__}: {cause}"):
         return OutOfMemory(name, shortage)
     lines = str(cause).strip().splitlines()

@@ -19,7 +19,7 @@ from trainer.folder import whole as whole_folder
 from trainer.loss import Objective
 from trainer.publisher import Publisher, PublishingRank, Receiver
 from trainer.trainer import Trainer, TrainerConfig
-from trainer.writer import ShardWriter
+from trainer.writer import ShardWriter, check_finite
 
 
 class TrainerRank(PublishingRank):
@@ -98,6 +98,7 @@ class TrainerRank(PublishingRank):
 
         def observed() -> Iterator[tuple[Parameter, torch.Tensor]]:
             for parameter, whole in self.trainer.weights():
+                check_finite({f"weight.{parameter.name}": whole})
                 digests.update(slice_digests(self.config, parameter, whole, WHOLE))
                 yield parameter, whole
 
