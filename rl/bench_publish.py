@@ -5,6 +5,7 @@ The engines are those of a run; in the trainer's place stand processes that hold
 publication is checked by its fingerprints, as in a run.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -23,7 +24,9 @@ from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import parameters
 from kernels.tree import Shard
-from rl.cluster import Ranks, RolloutFleet, TrainerFleet, rendezvous, rollout_ranks, session, wait_for_start
+from rl.cluster import RolloutFleet, TrainerFleet, rendezvous, session
+from rl.cluster.calls import Rank
+from rl.cluster.start import rollout_ranks, start
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config
@@ -51,6 +54,10 @@ class Masters(PublishingRank):
         }
         self.publisher = Publisher(model, rank, size, dtype, device, store)
 
+    def start(self) -> int:
+        """Nothing is left to do; returns the id of this process."""
+        return os.getpid()
+
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
         return self.publisher.begin(name, self.rows, receivers, half)
 
@@ -76,10 +83,10 @@ def _measure(overrides: list[str], console: Console) -> None:
     with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
         what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
-        masters = Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
-        replicas = rollout_ranks(config, model, placement, stores)
-        wait_for_start((masters, *replicas), config.cluster.timeout)
-        trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
+        masters = [Rank(f"trainer rank {r}", actor.remote(r, *what, card)) for r, card in enumerate(placement.trainer)]
+        engines = rollout_ranks(config, model, placement, stores)
+        start([*masters, *(rank for engine in engines for rank in engine)], config.cluster.timeout)
+        trainer, rollout = TrainerFleet(masters), RolloutFleet(engines, model, placement.rollout)
         size = sum(
             prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in parameters(model)
         ) * len(placement.rollout)
@@ -96,9 +103,9 @@ def _measure(overrides: list[str], console: Console) -> None:
             seconds = []
             for _ in range(_REPEATS):
                 before()
-                start = time.perf_counter()
+                begin = time.perf_counter()
                 work()
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - begin)
             median = statistics.median(seconds)
             shown = (median, min(seconds), max(seconds))
             table.add_row(name, *(f"{s:.3f}" for s in shown), f"{moved / median / 1e9:.1f}" if moved else "")
@@ -114,9 +121,8 @@ def _measure(overrides: list[str], console: Console) -> None:
         row("sleep, level 2", lambda: rollout.sleep(2), rollout.wake, 0)
         row("wake, from level 2", rollout.wake, asleep, 0)
         console.print(table)
-        for group in (masters, *replicas):
-            for process in group.actors:
-                ray.kill(process)
+        trainer.kill()
+        rollout.kill()
 
 
 if __name__ == "__main__":

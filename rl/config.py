@@ -157,7 +157,8 @@ class ClusterSection(Section):
     )
     address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
-    timeout: Seconds = Field(description="seconds to wait for all processes to start")
+    timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
+    patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")
 
 
 class ReasoningGymSection(Section):

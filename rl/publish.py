@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from kernels.model.fingerprint import unsigned
 from kernels.model.weights import parameters
-from rl.cluster import RolloutFleet, TrainerFleet, gather
+from rl.cluster import RolloutFleet, TrainerFleet
+from rl.cluster.calls import gather
 from rl.errors import RunError
 
 HALF = 256 * 2**20
@@ -42,23 +43,21 @@ def publish(
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progress: Progress, half: int) -> str:
     name = uuid.uuid4().hex
-    tickets, counts = zip(*trainer.call("begin_publication", name, rollout.receivers, half), strict=True)
-    rollout.call("begin_publication", name, list(tickets), half)
+    tickets, counts = zip(*trainer.begin_publication(name, rollout.receivers, half), strict=True)
+    rollout.begin_publication(name, tickets, half)
     far = any(ticket.card != receiver.card for ticket in tickets for receiver in rollout.receivers)
     progress(0, max(counts))
-    trainer.call("pack", 0)
+    gather(trainer.packing(0), patience=trainer.patience)
     for number in range(total := max(counts)):
-        pending = trainer.started("send", number) if far else {}
-        pending |= rollout.started("take", number)
+        pending = trainer.sending(number) if far else {}
+        pending |= rollout.taking(number)
         if number + 1 < total:
-            pending |= trainer.started("pack", number + 1)
-        gather(pending)
+            pending |= trainer.packing(number + 1)
+        gather(pending, patience=trainer.patience)
         progress(number + 1, total)
-    sent = _added(trainer.call("end_publication"))
-    _compare(
-        rollout, rollout.call("received"), sent, f"received other weights than the trainer sent as version {version}"
-    )
-    rollout.call("commit", version)
+    sent = _added(trainer.end_publication())
+    _compare(rollout, rollout.received(), sent, f"received other weights than the trainer sent as version {version}")
+    rollout.commit(version)
     rollout.published = sent
     check_served(rollout)
     return _digest(rollout, sent)
@@ -70,10 +69,10 @@ def check_served(rollout: RolloutFleet) -> None:
     if rollout.published is None:
         raise RunError("the engines were given no weights yet")
     try:
-        _compare(rollout, rollout.call("served"), rollout.published, "serves other weights than the trainer")
+        _compare(rollout, rollout.served(), rollout.published, "serves other weights than the trainer")
     except RunError:
         rollout.published = None
-        rollout.call("withdraw")
+        rollout.withdraw()
         raise
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kernels.command import fail
+from kernels.command import Terminated, fail, interruptible
 from rl.align import AlignmentError
 from rl.command_line import readable, split
 from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
@@ -25,8 +24,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong 
 
 
 def main() -> None:
-    """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started. 130, 143: Ctrl-C, SIGTERM."""
+    with interruptible():
+        _main()
+
+
+def _main() -> None:
     os.environ.setdefault(
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"
     )  # which aborts on SIGTERM; read when ray is imported
@@ -40,8 +43,6 @@ def main() -> None:
         checked = _check_runs(overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
     except BAD_INPUT as error:
         fail(error, 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
     if checked is None:
         return
     runs, sweep = checked
@@ -117,9 +118,12 @@ def _run(composed: DictConfig, of: int) -> None:
         name = f" ({error.filename})" if error.filename else ""
         hint = "make room and give the same command again" if error.errno in _DISK else "make it writable"
         fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
-        fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
+        goes_on = f"; with out_dir={asked} the same command goes on" if begun else ""
+        if isinstance(error, Terminated):
+            fail(f"ended by {error}{goes_on}", error.code)
+        fail(f"interrupted{goes_on}", 130)
     if summary:
         before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
         console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")

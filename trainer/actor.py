@@ -1,5 +1,6 @@
 """The Ray actor of one trainer rank: a process, its rendezvous, and a trainer."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import join
+from kernels.failures import with_typed_failures
 from kernels.model import ModelConfig
 from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
@@ -22,6 +24,7 @@ from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter, check_finite
 
 
+@with_typed_failures
 class TrainerRank(PublishingRank):
     """Rank `rank` of the FSDP2 trainer. The driver calls every rank with the same arguments."""
 
@@ -37,19 +40,26 @@ class TrainerRank(PublishingRank):
         device: str,
         card: int,
     ) -> None:
-        """`source`: a Hugging Face model directory, the seed of random weights, or a checkpoint. `card`: the GPU to use."""
-        torch.set_num_threads(threads)
-        if device == "cuda":
-            torch.cuda.set_device(card)
-        join(store, device, rank, size)
-        self.rank, self.size, self.config = rank, size, model
+        """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
+        checkpoint. `card`: the GPU to use."""
+        self.rank, self.size, self.store, self.threads = rank, size, store, threads
+        self.config, self.training, self.source, self.device, self.card = model, config, source, device, card
+
+    def start(self) -> int:
+        """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cuda":
+            torch.cuda.set_device(self.card)
+        join(self.store, self.device, self.rank, self.size)
+        model, source = self.config, self.source
         if isinstance(source, int):
             weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source, soonest=True)
         else:
             weights = source if isinstance(source, Checkpoint) else Path(source)
-        self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)
+        self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.writer = ShardWriter()
-        self.publisher = Publisher(model, rank, size, config.dtype, device, store)
+        self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
+        return os.getpid()
 
     def step(self, batch: Batch, objective: Objective, lr: float) -> StepReport:
         return self.trainer.step(batch, objective, lr)

@@ -8,7 +8,10 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from kernels.collectives.rendezvous import address_of, connect
-from rl.cluster import RolloutFleet, _check_address, _root_cause, rendezvous
+from kernels.failures import RankLost
+from rl.cluster import RolloutFleet, rendezvous
+from rl.cluster.calls import Rank, root_cause
+from rl.cluster.ray_processes import check_address
 from rl.errors import RunError, UserError
 from rl.placement import CPU
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
@@ -19,7 +22,7 @@ def task_error(cause: Exception) -> RayTaskError:
     return RayTaskError("step", "traceback", cause)
 
 
-BROKEN = ("trainer rank 0", task_error(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")))
+BROKEN = ("trainer rank 0", task_error(RankLost("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")))
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -31,17 +34,17 @@ BROKEN = ("trainer rank 0", task_error(RuntimeError("[gloo/transport/tcp/pair.cc
     ],
 )
 def test_the_cause_comes_before_what_it_broke(failure: tuple, part: str, order: int) -> None:
-    error = _root_cause([BROKEN, failure][::order])
+    error = root_cause([BROKEN, failure][::order])
     assert isinstance(error, RunError) and part in str(error) and "\n" not in str(error)
 
 
 def test_bad_input_stays_bad_input() -> None:
     cause = RequestError("request 3: too long")
-    assert _root_cause([BROKEN, ("rollout engine 0 rank 0", task_error(cause))]) is cause
+    assert root_cause([BROKEN, ("rollout engine 0 rank 0", task_error(cause))]) is cause
 
 
 def test_a_broken_connection_alone_is_named() -> None:
-    assert "trainer rank 0 failed: RuntimeError: [gloo" in str(_root_cause([BROKEN]))
+    assert "trainer rank 0 lost another rank, and none says why: [gloo" in str(root_cause([BROKEN]))
 
 
 def test_a_rendezvous_keeps_its_port_from_the_start() -> None:
@@ -67,27 +70,27 @@ def test_a_rendezvous_listens_to_this_host_alone() -> None:
 )
 def test_nothing_at_the_address(address: str) -> None:
     with pytest.raises(UserError, match="nothing answers there"):
-        _check_address(address)
+        check_address(address)
 
 
 def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request is served once, completions come in the order of the requests, a prompt stays on one engine."""
     served: list[list[Request]] = []
 
-    class Engine:
-        def __init__(self, name: str) -> None:
-            self.name, self.actors = name, [None]
-
-        def start(self, method: str, share: list[Request]) -> list[tuple]:
+    class Method:
+        def remote(self, share: list[Request]) -> tuple:
             served.append(share)
             done = [Completion(r.id, (r.id,), (0.0,), "stop", 0, i) for r in share for i in range(r.sampling.n)]
-            return [tuple(reversed(done))]
+            return tuple(reversed(done))
 
-    monkeypatch.setattr("rl.cluster.gather", lambda calls: list(calls))
+    class Actor:
+        generate = Method()
+
+    monkeypatch.setattr("rl.cluster.fleets.gather", lambda calls, patience: list(calls))
     rng = np.random.default_rng(0)
     prompts = [(int(rng.integers(5)),) for _ in range(7)]
     requests = [Request(10 * i + j, p, SamplingParams(4, n=j + 1)) for i, p in enumerate(prompts) for j in range(3)]
-    fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")], TINY, [CPU] * 3)  # type: ignore[list-item]
+    fleet = RolloutFleet([[Rank(name, Actor())] for name in "abc"], TINY, [CPU] * 3)
     done = fleet.generate(requests)
     assert [(c.request_id, c.sample) for c in done] == [(r.id, i) for r in requests for i in range(r.sampling.n)]
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.model import ConfigError
 from rl.compose import check
-from rl.config import JsonlSection, ReasoningGymSection, RunConfig, Section, validate
+from rl.config import ReasoningGymSection, RunConfig, Section, validate
 from rl.errors import BAD_INPUT, UserError
 from rl.model import model_config, resolved
 from rl.plan import make_plan
@@ -97,13 +97,16 @@ def test_a_model_folder_has_its_own_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["attn_logit_softcapping=50", "num_experts=8", "num_local_experts=4", "qk_layernorm=true", "scale_attn=0.5"]
+    "field",
+    ["attn_logit_softcapping=50", "num_experts=8", "num_local_experts=4", "qk_layernorm=true", "scale_attn=0.5"],
 )
 def test_no_field_of_a_model_that_may_decide_numbers(field: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^model.hf.{field.split('=')[0]}=.* is not understood, and may decide numbers"):
+    with pytest.raises(
+        ConfigError, match=rf"^model.hf.{field.split('=')[0]}=.* is not understood, and may decide numbers"
+    ):
         model_config(check([f"+model.hf.{field}"])[0], 64)
 
 
 def test_layers_of_another_kind() -> None:
-    with pytest.raises(ConfigError, match="layer_types=.*must be 'full_attention'"):
+    with pytest.raises(ConfigError, match=r"layer_types=.*must be 'full_attention'"):
         model_config(check(["+model.hf.layer_types=[sliding_attention]"])[0], 64)

@@ -68,7 +68,7 @@ def test_one_bit_is_seen_and_not_served(fleets: Fleets, asleep: bool) -> None:
     train(trainer, rollout.model)
     if asleep:
         rollout.sleep(2)
-    corrupt(rollout.replicas[1].actors[1], "layers.0.down")
+    corrupt(rollout.engines[1][1].actor, "layers.0.down")
     with pytest.raises(
         RunError, match=r"engine 1 rank 1 received other weights .* version 4: layers.0.down .* not served"
     ):
@@ -109,20 +109,20 @@ def test_what_is_served_is_what_the_trainer_serves(fleets: Fleets, where: str) -
     train(trainer, rollout.model)
     name = "layers.0.down"
     if where == "in the rounding":
-        ray.get(trainer.ranks.actors[0].__ray_call__.remote(round_otherwise))
+        ray.get(trainer.ranks[0].actor.__ray_call__.remote(round_otherwise))
         with pytest.raises(RunError, match=r"received other weights .* version 10: \S+ \(fingerprint"):
             publish(trainer, rollout, 10, half=HALF)
         assert served(rollout) == before
     else:
         message = rf"rollout engine 0 rank 1 serves other weights than the trainer: {name} \(fingerprint"
         if where == "at the commit":
-            spoil(rollout.replicas[0].actors[1], name, after_commit=True)
+            spoil(rollout.engines[0][1].actor, name, after_commit=True)
             with pytest.raises(RunError, match=message):
                 publish(trainer, rollout, 10, half=HALF)
         else:
             publish(trainer, rollout, 10, half=HALF)
             check_served(rollout)
-            spoil(rollout.replicas[0].actors[1], name, after_commit=False)
+            spoil(rollout.engines[0][1].actor, name, after_commit=False)
             with pytest.raises(RunError, match=message):
                 check_served(rollout)
         with pytest.raises(Exception, match="no weights"):
@@ -195,7 +195,7 @@ def test_a_failure_in_the_middle(fleets: Fleets) -> None:
     publish(trainer, rollout, 6, half=HALF)
     before = served(rollout)
     train(trainer, rollout.model)
-    break_in(rollout.replicas[0].actors[1], "receiver", "take", 3, "raises")
+    break_in(rollout.engines[0][1].actor, "receiver", "take", 3, "raises")
     with pytest.raises(RunError, match=r"rollout engine 0 rank 1 failed: ValueError: boom"):
         publish(trainer, rollout, 7, half=HALF)
     assert served(rollout) == before
@@ -203,7 +203,7 @@ def test_a_failure_in_the_middle(fleets: Fleets) -> None:
     after = served(rollout)
     assert after != before
     train(trainer, rollout.model)
-    break_in(trainer.ranks.actors[1], "publisher", "pack", 3, "dies")
+    break_in(trainer.ranks[1].actor, "publisher", "pack", 3, "dies")
     start = time.monotonic()
     with pytest.raises(RunError, match=r"trainer rank 1 failed: ActorDiedError"):
         publish(trainer, rollout, 8, half=HALF)
