@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,13 +33,14 @@ class RayLost(RunError):
 def session(config: ClusterSection, processes: int) -> Iterator[None]:
     """Starts Ray; on the way out, however that is, ends all its processes. UserError where it cannot start here, RunError where
     it does not within `config.timeout` seconds."""
-    tag = uuid.uuid4().hex
+    tag, over = uuid.uuid4().hex, threading.Event()
     with guarded(tag):
         try:
-            _start_ray(config, processes, tag)
+            _start_ray(config, processes, tag, over)
             yield
         finally:
             _end_ray(tag)
+            over.set()
 
 
 def check_ray() -> None:
@@ -66,7 +66,8 @@ def _servers(node: str) -> tuple[tuple[str, str, int], ...]:
     return *found, *(("raylet", n["NodeManagerAddress"], n["NodeManagerPort"]) for n in here)
 
 
-def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
+def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading.Event) -> None:
+    """Until `over`, a thread stays from which Ray was started: Linux ends Ray's processes with that thread."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
     local: dict[str, Any] = {}
@@ -74,27 +75,26 @@ def _start_ray(config: ClusterSection, processes: int, tag: str) -> None:
         local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:
         check_address(config.address)
-    failure: list[Exception] = []
+    started, failure = threading.Event(), list[Exception]()
 
     def start() -> None:
         try:
             ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except Exception as error:  # Ray raises many kinds, a bare one where the machine is slow
             failure.append(error)
+        started.set()
+        over.wait()
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ[TAG] = tag
     try:
         # In a thread: Ray sets no handlers of signals there, and what waits here hears them, and a clock.
-        thread = threading.Thread(target=start, name="ray.init", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + config.timeout
-        while thread.is_alive() and time.monotonic() < deadline:
-            thread.join(0.2)
+        threading.Thread(target=start, name="ray.init", daemon=True).start()
+        in_time = started.wait(config.timeout)
     finally:
         del os.environ[TAG]
     at = f"(cluster.address={config.address})"
-    if thread.is_alive():
+    if not in_time:
         raise RunError(f"Ray did not start within cluster.timeout={config.timeout} s {at}")
     if failure:
         raise _unstarted(failure[0], at)
