@@ -79,13 +79,13 @@ def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading
 
     def start() -> None:
         try:
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.CRITICAL, **local)
         except Exception as error:  # Ray raises many kinds, a bare one where the machine is slow
             failure.append(error)
         started.set()
         over.wait()
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it raises is said here, in one line
     os.environ[TAG] = tag
     try:
         # In a thread: Ray sets no handlers of signals there, and what waits here hears them, and a clock.
@@ -97,10 +97,10 @@ def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading
     if not in_time:
         raise RunError(f"Ray did not start within cluster.timeout={config.timeout} s {at}")
     if failure:
-        raise _unstarted(failure[0], at)
+        raise unstarted(failure[0], at)
 
 
-def _unstarted(error: Exception, at: str) -> Exception:
+def unstarted(error: Exception, at: str) -> Exception:
     """What to say where ray.init raised `error`."""
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
