@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from kernels.collectives.bucket import remove_leftovers
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
@@ -124,6 +125,8 @@ def run(config: RunConfig, console: Screen) -> dict[str, Any]:
             print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
             console.note(f"checkpoint refused: {reason}")
         logged(begin, out_dir)  # says what is missing of them
+        for path, size in remove_leftovers():
+            console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
         if config.device == "cuda":
             _compile(config, ready.model, console)
         with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):

@@ -5,7 +5,9 @@ bytes travel over `Wire`. Who may read when is up to the callers: a half is fill
 """
 
 import contextlib
+import fcntl
 import os
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from kernels.collectives.rendezvous import PATIENCE, connect
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+_PREFIX = "samebit-"  # of a bucket's file there
 _STALL = 20.0  # seconds for what is queued, after which the other end is taken to be gone
 
 
@@ -43,9 +46,9 @@ class SharedBucket:
 
     def __init__(self, half: int, device: str) -> None:
         self._path = ""
+        self._held = -1
         if device == "cpu":
-            number, self._path = tempfile.mkstemp(prefix="samebit-", dir=_MEMORY if _MEMORY.is_dir() else None)
-            os.close(number)
+            self._held, self._path = _held_file()
             os.truncate(self._path, 2 * half)
             self.ticket = Ticket(b"", self._path, -1, half)
             self.halves = self.ticket.open()
@@ -60,10 +63,43 @@ class SharedBucket:
         if self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+            os.close(self._held)
             self._path = ""
 
     def __del__(self) -> None:
         self.hide()
+
+
+def _folder() -> Path:
+    return _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+
+
+def _held_file() -> tuple[int, str]:
+    """A new file, and a handle that holds its lock: the system lets go of it when this process dies, however it does."""
+    while True:
+        handle, path = tempfile.mkstemp(prefix=_PREFIX, dir=_folder())
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, path
+        os.close(handle)  # removed by another's `remove_leftovers`, before it was held
+
+
+def remove_leftovers() -> list[tuple[str, int]]:
+    """Removes the files of processes that were killed before they could `hide` them, of whatever user as far as the system
+    allows it: (path, bytes) of each. One that a living process holds stays."""
+    removed = []
+    for path in sorted(_folder().glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):  # another user's, held, or removed meanwhile
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.fstat(handle)
+                if stat.S_ISREG(found.st_mode):
+                    os.unlink(path)
+                    removed.append((str(path), found.st_size))
+            finally:
+                os.close(handle)
+    return removed
 
 
 def wait_for_wires() -> None:
