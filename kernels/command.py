@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kernels.device import UnsupportedError, check_cards
+from kernels.failures import shortage
 
 Row = TypeVar("Row")
 
@@ -70,7 +71,7 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ends with one line, and no traceback, where Ctrl-C or a signal asks for the end."""
+    """Ends with one line, and no traceback, where Ctrl-C or a signal asks for the end, or memory is short."""
     try:
         with terminable():
             yield
@@ -78,6 +79,10 @@ def interruptible() -> Iterator[None]:
         fail("interrupted", 130)
     except Terminated as error:
         fail(f"ended by {error}", error.code)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if short := shortage(error):
+            fail(f"{short}; ask for less, or end what else uses that memory", 1)
+        raise
 
 
 def count(text: str) -> int:

@@ -30,7 +30,9 @@ class OutOfMemory(RuntimeError):
         self.asked, self.free = asked, free
 
     def __str__(self) -> str:
-        return "out of memory" + (f": {self.asked:,} bytes asked for" if self.asked else "")
+        asked = f"{self.asked / 2**30:,.2f} GiB asked for" if self.asked else ""
+        free = f"{self.free / 2**30:,.2f} GiB free" if self.free else ""
+        return ": ".join(filter(None, ("out of memory", ", ".join(filter(None, (asked, free))))))
 
 
 class RankLost(RuntimeError):
@@ -49,6 +51,12 @@ def typed(error: BaseException) -> OutOfMemory | RankLost | None:
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError | OSError) and _NO_RANK.search(text)):
         return RankLost(" ".join(text.split()))
     return None
+
+
+def shortage(error: BaseException) -> OutOfMemory | None:
+    """Returns the allocation that failed, where that is what `error` says."""
+    found = typed(error)
+    return found if isinstance(found, OutOfMemory) else None
 
 
 def with_typed_failures(actor: Class) -> Class:

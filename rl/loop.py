@@ -126,7 +126,9 @@ def run(config: RunConfig, console: Screen) -> dict[str, Any]:
             console.note(f"checkpoint refused: {reason}")
         logged(begin, out_dir)  # says what is missing of them
         for path, size in remove_leftovers():
-            console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
+            console.print(
+                f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind"
+            )
         if config.device == "cuda":
             _compile(config, ready.model, console)
         with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives import TreeGroup, backend_of, peer_memory
+from kernels.failures import shortage
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
@@ -131,10 +132,10 @@ class Lockstep:
                 raise RankError(f"rank {rank} has ended") from None
         try:
             return _turn(self.engine, self.source, news)
-        except (RunnerError, torch.OutOfMemoryError):
+        except RunnerError:
             raise
         except RuntimeError as error:  # a collective whose other end is gone
-            if not self.pipes:
+            if not self.pipes or shortage(error):
                 raise
             raise RankError(f"a rank has ended or hangs: {' '.join(str(error).split())[:200]}") from None
 
