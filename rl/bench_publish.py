@@ -23,6 +23,7 @@ from kernels.command import fail, interruptible
 from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
 from kernels.model.weights import parameters
+from kernels.place import Place
 from kernels.tree import Shard
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous, session
 from rl.cluster.calls import Rank
@@ -41,10 +42,10 @@ class Masters(PublishingRank):
     """Rank `rank` of the stand-in for the trainer."""
 
     def __init__(
-        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, card: int
+        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, place: Place
     ) -> None:
         if device == "cuda":
-            torch.cuda.set_device(card)
+            torch.cuda.set_device(place.card)
         generator = torch.Generator(device).manual_seed(rank)
         self.rows = {
             p.name: torch.randn(
@@ -83,7 +84,9 @@ def _measure(overrides: list[str], console: Console) -> None:
     with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
         what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
-        masters = [Rank(f"trainer rank {r}", actor.remote(r, *what, card)) for r, card in enumerate(placement.trainer)]
+        masters = [
+            Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)
+        ]
         engines = rollout_ranks(config, model, placement, stores)
         start([*masters, *(rank for engine in engines for rank in engine)], config.cluster.timeout)
         trainer, rollout = TrainerFleet(masters), RolloutFleet(engines, model, placement.rollout)
@@ -91,8 +94,8 @@ def _measure(overrides: list[str], console: Console) -> None:
             prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in parameters(model)
         ) * len(placement.rollout)
         table = Table(
-            title=f"{model.parameter_count:,} parameters as {config.dtype}, cards {placement.trainer} to "
-            f"{placement.rollout}, buckets of 2 x {HALF >> 20} MiB",
+            title=f"{model.parameter_count:,} parameters as {config.dtype}, {', '.join(map(str, placement.trainer))} to "
+            f"{', '.join(map(str, placement.rollout))}, buckets of 2 x {HALF >> 20} MiB",
             title_justify="left",
         )
         for column in ("", "seconds, median", "least", "most", "GB/s"):

@@ -45,7 +45,7 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
     name = uuid.uuid4().hex
     tickets, counts = zip(*trainer.begin_publication(name, rollout.receivers, half), strict=True)
     rollout.begin_publication(name, tickets, half)
-    far = any(ticket.card != receiver.card for ticket in tickets for receiver in rollout.receivers)
+    far = any(ticket.place != receiver.place for ticket in tickets for receiver in rollout.receivers)
     progress(0, max(counts))
     gather(trainer.packing(0), patience=trainer.patience)
     for number in range(total := max(counts)):

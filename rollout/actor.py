@@ -11,6 +11,7 @@ from kernels.collectives.bucket import Ticket
 from kernels.collectives.rendezvous import join
 from kernels.failures import with_typed_failures
 from kernels.model import ModelConfig
+from kernels.place import Place
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
@@ -28,22 +29,22 @@ class RolloutRank:
         threads: int,
         model: ModelConfig,
         config: EngineConfig,
-        card: int,
+        place: Place,
         name: str,
         trainer: str,
         asleep: bool,
     ) -> None:
-        """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `card`: the
-        GPU to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the trainer.
+        """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `place`:
+        the card to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the trainer.
         `asleep`: others begin with the card's memory."""
         self.rank, self.size, self.stores, self.threads = rank, size, (store, trainer), threads
-        self.model, self.config, self.card, self.name, self.asleep = model, config, card, name, asleep
+        self.model, self.config, self.place, self.name, self.asleep = model, config, place, name, asleep
 
     def start(self) -> int:
         """Meets the other ranks of the engine, and builds it; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
         if self.config.device == "cuda":
-            torch.cuda.set_device(self.card)
+            torch.cuda.set_device(self.place.card)
         group, (store, trainer) = TreeGroup(), self.stores
         if self.size > 1:
             ranks = join(store, self.config.device, self.rank, self.size)

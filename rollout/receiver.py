@@ -8,6 +8,7 @@ from kernels.collectives.bucket import Ticket, Wire, wait_for_wires
 from kernels.model.fingerprint import fingerprint, unsigned
 from kernels.model.reshard import Bucket, buckets, extent, shard_rows
 from kernels.model.weights import parameters
+from kernels.place import Place
 from rollout.engine import Engine, InFlight
 from rollout.memory import Reclaimable
 
@@ -36,8 +37,7 @@ class Receiver:
             self.abandon()
         self._publication = name
         runner, config = self.engine.runner, self.engine.config
-        card = torch.cuda.current_device() if config.device == "cuda" else -1
-        self._near = [ticket.card == card for ticket in tickets]
+        self._near = [ticket.place == Place.here(config.device) for ticket in tickets]
         self._halves = [ticket.open() if near else [] for ticket, near in zip(tickets, self._near, strict=True)]
         size = runner.group.shard.size
         self._plans: list[list[Bucket]] = [

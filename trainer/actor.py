@@ -14,6 +14,7 @@ from kernels.model import ModelConfig
 from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
 from kernels.model.weights import Leaves, Parameter, digest, initial, save, slice_digests
+from kernels.place import Place
 from kernels.tree import WHOLE
 from trainer.batch import Batch, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
@@ -38,18 +39,18 @@ class TrainerRank(PublishingRank):
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
-        card: int,
+        place: Place,
     ) -> None:
         """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
-        checkpoint. `card`: the GPU to use."""
+        checkpoint. `place`: the card to use."""
         self.rank, self.size, self.store, self.threads = rank, size, store, threads
-        self.config, self.training, self.source, self.device, self.card = model, config, source, device, card
+        self.config, self.training, self.source, self.device, self.place = model, config, source, device, place
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
-            torch.cuda.set_device(self.card)
+            torch.cuda.set_device(self.place.card)
         join(self.store, self.device, self.rank, self.size)
         model, source = self.config, self.source
         if isinstance(source, int):

@@ -11,6 +11,7 @@ from kernels.model import ModelConfig
 from kernels.model.fingerprint import fingerprint, unsigned
 from kernels.model.reshard import Bucket, Piece, buckets, extent
 from kernels.model.weights import parameters
+from kernels.place import Place
 
 _AT_ONCE = 1 << 24  # elements of the masters that are rounded at once for their fingerprint
 
@@ -21,7 +22,7 @@ class Receiver:
 
     name: str
     shard: int  # its tensor-parallel rank
-    card: int  # -1: a CPU
+    place: Place
 
 
 def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
@@ -48,9 +49,9 @@ class Publisher:
         if self._under_way:
             self.cut()
         self._name = name
-        card = torch.cuda.current_device() if self.device == "cuda" else -1
+        here = Place.here(self.device)
         shards = 1 + max(r.shard for r in receivers)
-        self._rows, self._far = rows, [r for r in receivers if r.card != card]
+        self._rows, self._far = rows, [r for r in receivers if r.place != here]
         self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
         self._bucket = SharedBucket(_half(self._plan, self.dtype), self.device)
         self._place = {p.name: i for i, p in enumerate(parameters(self.model))}

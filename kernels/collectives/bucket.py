@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives.rendezvous import PATIENCE, connect
+from kernels.place import Place
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
 _PREFIX = "samebit-"  # of a bucket's file there
@@ -29,12 +30,12 @@ class Ticket:
 
     handle: bytes  # of CUDA IPC; empty on a CPU
     path: str  # of the file; "" on a GPU
-    card: int  # -1: a CPU
+    place: Place
     half: int  # bytes
 
     def open(self) -> list[torch.Tensor]:
-        """The halves, uint8 [half] each. On a GPU the process's current device must be `card`."""
-        if self.card < 0:
+        """The halves, uint8 [half] each. On a GPU the process's current device must be its card."""
+        if self.place.card is None:
             return list(torch.from_file(self.path, shared=True, size=2 * self.half, dtype=torch.uint8).split(self.half))
         from kernels.gpu import driver
 
@@ -50,13 +51,13 @@ class SharedBucket:
         if device == "cpu":
             self._held, self._path = _held_file()
             os.truncate(self._path, 2 * half)
-            self.ticket = Ticket(b"", self._path, -1, half)
+            self.ticket = Ticket(b"", self._path, Place.here(device), half)
             self.halves = self.ticket.open()
         else:
             from kernels.gpu import driver
 
             memory, handle = driver.shared(2 * half)
-            self.ticket = Ticket(handle, "", torch.cuda.current_device(), half)
+            self.ticket = Ticket(handle, "", Place.here(device), half)
             self.halves = list(memory.split(half))
 
     def hide(self) -> None:

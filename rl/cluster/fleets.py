@@ -10,6 +10,7 @@ from kernels.collectives.bucket import Ticket
 from kernels.model import ModelConfig
 from kernels.model.beside import Beside
 from kernels.model.tensor_file import WrittenFile
+from kernels.place import Place
 from rl.cluster.calls import Calls, Rank, gather, settle
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
@@ -42,14 +43,14 @@ class RolloutFleet(_Fleet):
         self,
         engines: Sequence[Sequence[Rank]],
         model: ModelConfig,
-        cards: Sequence[int],
+        places: Sequence[Place],
         patience: float = float("inf"),
     ) -> None:
-        """`cards` of all ranks, engine by engine. `patience`: seconds that a rank may be stopped, as of `gather`."""
+        """`places` of all ranks, engine by engine. `patience`: seconds that a rank may be stopped, as of `gather`."""
         super().__init__([rank for engine in engines for rank in engine], patience)
         self.engines, self.model = engines, model
         shards = [shard for engine in engines for shard in range(len(engine))]
-        self.receivers = [Receiver(r.name, s, c) for r, s, c in zip(self._ranks, shards, cards, strict=True)]
+        self.receivers = [Receiver(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
         self.published: list[list[int]] | None = None
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
 

@@ -83,13 +83,13 @@ def rollout_ranks(
     asleep = config.cluster.placement == "colocated"
     engines = []
     for i, address in enumerate(addresses):
-        cards = placement.rollout[i * section.tp : (i + 1) * section.tp]
+        places = placement.rollout[i * section.tp : (i + 1) * section.tp]
         what = (section.tp, address, section.threads, model, engine)
         names = [f"rollout engine {i} rank {r}" for r in range(section.tp)]
         engines.append(
             [
-                Rank(name, actor.remote(r, *what, card, name, trainer, asleep))
-                for r, (name, card) in enumerate(zip(names, cards, strict=True))
+                Rank(name, actor.remote(r, *what, where, name, trainer, asleep))
+                for r, (name, where) in enumerate(zip(names, places, strict=True))
             ]
         )
     return engines
@@ -114,7 +114,7 @@ def _trainer_ranks(
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed
     what = (section.world_size, address, section.threads, model, training, source, config.device)
-    return [Rank(f"trainer rank {r}", actor.remote(r, *what, card)) for r, card in enumerate(placement.trainer)]
+    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
 
 
 def rendezvous(first: int, count: int) -> list[TCPStore]:

@@ -13,11 +13,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from kernels.collectives.rendezvous import address_of, connect
 from kernels.failures import RankLost
+from kernels.place import HOST, Place
 from rl.cluster import RolloutFleet, rendezvous
 from rl.cluster.calls import Rank, gather, root_cause
 from rl.cluster.ray_processes import check_address, unstarted
 from rl.errors import RunError, UserError
-from rl.placement import CPU
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
 
@@ -180,7 +180,7 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     prompts = [(int(rng.integers(5)),) for _ in range(7)]
     requests = [Request(10 * i + j, p, SamplingParams(4, n=j + 1)) for i, p in enumerate(prompts) for j in range(3)]
-    fleet = RolloutFleet([[Rank(name, Actor())] for name in "abc"], TINY, [CPU] * 3)
+    fleet = RolloutFleet([[Rank(name, Actor())] for name in "abc"], TINY, [Place(HOST)] * 3)
     done = fleet.generate(requests)
     assert [(c.request_id, c.sample) for c in done] == [(r.id, i) for r in requests for i in range(r.sampling.n)]
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)

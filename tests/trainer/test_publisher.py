@@ -8,6 +8,7 @@ import torch
 
 from kernels.model import ModelConfig
 from kernels.model.reshard import fsdp_rows
+from kernels.place import HOST, Place
 from rollout.engine import Engine, InFlight
 from rollout.receiver import Receiver
 from tests.model.shapes import SHAPES, TINY, random_weights
@@ -37,7 +38,7 @@ def publish(
         rows = {
             p.name: x[(mine := fsdp_rows(len(x), w, size)).start : mine.stop] for p, x in random_weights(config, seed)
         }
-        begun.append(rank.begin("only", rows, [Addressee("engine", 0, -1)], HALF))
+        begun.append(rank.begin("only", rows, [Addressee("engine", 0, Place(HOST))], HALF))
     receiver.begin("only", [ticket for ticket, _ in begun], HALF)
     for number in range(max(count for _, count in begun)):
         for rank in ranks:
