@@ -210,7 +210,11 @@ def _follow(
     pipe: Connection, rank: int, size: int, folder: str, source: Source, config: EngineConfig, threads: int
 ) -> None:
     """The life of a peer."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group; rank 0 decides, and closes the pipe
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # of the whole group; rank 0 decides, and closes the pipe
         signal.signal(number, signal.SIG_IGN)
     try:
         pipe.send_bytes(_HERE)
