@@ -69,7 +69,7 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
             deadline = time.monotonic() + (_MOMENT if explained else _DEATH)
         elif not ready and time.monotonic() >= deadline:
             break
-        if not failures:
+        if not ready and not failures:
             check_ray()
             watch.look(calls[reference] for reference in waiting)
     if failures:
