@@ -322,7 +322,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     assert known == {
         "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
-        "trainer.grad_clip",
+        "trainer.grad_clip", "trainer.router_aux_loss_coef",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
