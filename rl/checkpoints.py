@@ -12,7 +12,7 @@ from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
 from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
-from rl.errors import RunError
+from rl.errors import RunError, SaveError
 from rl.run.log import RunLog
 from trainer.checkpoint import BESIDE, complete, folder_name, folders
 from trainer.folder import remove, temporary
@@ -78,10 +78,19 @@ class Checkpoints:
 
     def settle(self, wait: bool = False) -> None:
         """Completes what the ranks have written; with `wait`, waits for them. Then only the newest `keep` stay."""
-        if self._pending is None or (shards := self._trainer.written(wait)) is None:
+        if self._pending is None:
             return
-        done, self._pending = self._pending, None
-        final = self._root / folder_name(done.progress.supervised + done.progress.step)
+        done = self._pending
+        step = done.progress.supervised + done.progress.step
+        final = self._root / folder_name(step)
+        try:
+            shards = self._trainer.written(wait)
+        except SaveError as error:
+            kept = [f"{p} stays the newest" for p in folders(self._root)[:1]]
+            raise SaveError("; ".join([f"step {step}: {error}", *kept])) from None
+        if shards is None:
+            return
+        self._pending = None
         run = {**self._facts, "progress": asdict(done.progress)}
         what = (self._model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
         try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kernels.host.command import fail
+from kernels.host.command import Terminated, fail, interruptible
 from rl.align import AlignmentError
 from rl.command_line import readable, split
 from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, sweep_name, to_run_config
@@ -31,8 +30,13 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is wrong 
 
 
 def main(train: Train, prepare: Prepare) -> None:
-    """Does what `sys.argv` asks for. Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Does what `sys.argv` asks for. Exit code 0: done. 1: the run had to stop. 2: bad input, nothing started. 130, 143, 129:
+    ended by Ctrl-C, SIGTERM, SIGHUP."""
+    with interruptible():
+        _main(train, prepare)
+
+
+def _main(train: Train, prepare: Prepare) -> None:
     register_recipes()
     try:
         flags, overrides, shows = split(sys.argv[1:])
@@ -43,8 +47,6 @@ def main(train: Train, prepare: Prepare) -> None:
         checked = _check_runs(train, prepare, overrides, sweep=not {"-m", "--multirun"}.isdisjoint(flags))
     except BAD_INPUT as error:
         fail(error, 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
     if checked is None:
         return
     runs, sweep = checked
@@ -130,9 +132,12 @@ def _exit_codes(console: Screen, composed: DictConfig, asked: str) -> Iterator[N
         name = f" ({error.filename})" if error.filename else ""
         hint = "make room and give the same command again" if error.errno in _DISK else "make it writable"
         fail(f"out_dir={composed.out_dir}: a file cannot be written: {error.strerror}{name}: {hint}", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         begun = composed.checkpoint.every and (Path(composed.out_dir) / "config.yaml").exists()
-        fail("interrupted" + (f"; with out_dir={asked} the same command goes on" if begun else ""), 130)
+        goes_on = f"; with out_dir={asked} the same command goes on" if begun else ""
+        if isinstance(error, Terminated):
+            fail(f"ended by {error}{goes_on}", error.code)
+        fail(f"interrupted{goes_on}", 130)
 
 
 def _conclude(config: RunConfig, summary: dict[str, Any], console: Screen) -> None:

@@ -63,6 +63,8 @@ def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
             compose("train", overrides=own, return_hydra_config=True)
         for combination in itertools.product(*(_values(o) for o in parsed if not _is_hydra(o))):
             config = to_run_config(compose("train", overrides=list(combination)))
+            if config.model.path and (shape := [o for o in combination if o.lstrip("+~").startswith("model.hf.")]):
+                raise UserError(f"{shape[0].lstrip('+')}: the shape is that of model.path={config.model.path}")
             if sweep:
                 out_dir = str(Path(config.out_dir) / sweep_name(overrides, combination))
                 config = config.model_copy(update={"out_dir": out_dir})

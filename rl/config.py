@@ -13,7 +13,7 @@ from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
-from rl.section import Decay, Fraction, Natural, Positive, Section, Text
+from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
 
 Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
 
@@ -89,7 +89,7 @@ class TrainerSection(Section):
 
 
 class WarmupSection(Section):
-    steps: Natural = Field(description="supervised steps before GRPO; 0: none")
+    steps: Steps = Field(description="supervised steps before GRPO; 0: none")
     sequences: Positive = Field(description="sequences of one supervised step")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
     wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
@@ -97,7 +97,7 @@ class WarmupSection(Section):
 
 class EvalSection(Section):
     problems: Positive = Field(description="held-out problems")
-    every: Natural = Field(description="GRPO steps between evaluations; 0: only before and after")
+    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
     temperature: float = Field(ge=0)
 
 
@@ -106,7 +106,7 @@ class AlignSection(Section):
 
 
 class CheckpointSection(Section):
-    every: Natural = Field(
+    every: Steps = Field(
         description="steps between checkpoints, supervised or GRPO; also after the last of each. 0: none"
     )
     keep: Positive = Field(description="checkpoints that stay, the newest ones")
@@ -119,7 +119,8 @@ class ClusterSection(Section):
     )
     address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
-    timeout: Positive = Field(description="seconds to wait for all processes to start")
+    timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
+    patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")
 
 
 class ReasoningGymSection(Section):
@@ -154,7 +155,7 @@ def _resume(value: object) -> object:
 
 class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
-    steps: Natural = Field(description="GRPO steps")
+    steps: Steps = Field(description="GRPO steps")
     out_dir: Folder
     resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"

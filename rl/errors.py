@@ -20,4 +20,8 @@ class RunError(Exception):
     """A run that had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
 
 
+class SaveError(RunError):
+    """A rank that could not write its part of a checkpoint or of the model."""
+
+
 BAD_INPUT = (UserError, ConfigError, BatchError, RequestError, TreeError, BuildError, UnsupportedError)

@@ -1,7 +1,7 @@
 """Evaluates the policy on held-out problems, in the environment that it is trained in."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,9 +37,11 @@ class Evaluator:
         """`requests`: one a problem."""
         self.problems, self.requests, self.environment, self.judged_by = problems, requests, environment, judged_by
 
-    def __call__(self, generate: Generate, cards: Cards, console: Console) -> Evaluation:
+    def __call__(self, generate: Generate, cards: Cards, compare: Callable[[], None], console: Console) -> Evaluation:
+        """`compare` raises where what the engines sample from is not what the trainer has."""
         with Waiting(console, f"evaluating on {len(self.problems):,} held-out problems"):
             cards.to_rollout()
+            compare()
             transcripts = self.environment.play(self.requests, generate)
         pairs = zip(self.problems, transcripts, strict=True)
         earned = [self.environment.judge(problem, transcript).reward for problem, transcript in pairs]

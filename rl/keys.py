@@ -6,7 +6,7 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {"algorithm.name": "grpo", "trainer.router_aux_loss_coef": 0.0}
+ADDED = {"algorithm.name": "grpo", "trainer.router_aux_loss_coef": 0.0, "cluster.patience": 60}
 """Keys that it did not have, and what it did."""
 
 _MEANT = {  # names that other systems have for a key

@@ -1,52 +1,25 @@
 """An allocation that failed in a worker, and what to lower, by how much, so that the next one does not."""
 
 import contextlib
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from kernels.host.memory import available_memory
 from rl.config import RunConfig
 from rl.errors import BAD_INPUT, RunError
 from rl.plan import Plan, gib, make_plan
 
-_FAILED = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|MemoryError", re.IGNORECASE
-)
-_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
-_FREE = re.compile(r"of which ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB) is free", re.IGNORECASE)
-_UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
-@dataclass(frozen=True)
-class Shortage:
-    asked: int  # bytes; 0 where the error does not say
-    free: int
-
 
 class OutOfMemory(RunError):
-    """A worker that could not allocate; `advised` says what to change."""
+    """A worker that could not allocate: of `asked` bytes, `free` were there, 0 where nothing says; `advised` says what to
+    change."""
 
-    def __init__(self, name: str, shortage: Shortage) -> None:
-        super().__init__(name, shortage)
-        self.name, self.shortage = name, shortage
+    def __init__(self, name: str, asked: int = 0, free: int = 0) -> None:
+        super().__init__(name, asked, free)
+        self.name, self.asked, self.free = name, asked, free
 
     def __str__(self) -> str:
-        asked = f": {gib(self.shortage.asked)} asked for, {gib(self.shortage.free)} free" if self.shortage.asked else ""
+        asked = f": {gib(self.asked)} asked for, {gib(self.free)} free" if self.asked else ""
         return f"{self.name} ran out of memory{asked}"
-
-
-def shortage_of(text: str) -> Shortage | None:
-    """What an error of torch, on a CPU or a GPU, of Python or of Ray says of memory; None where it is another error."""
-    if not _FAILED.search(text):
-        return None
-    free = _bytes(_FREE.search(text))
-    return Shortage(_bytes(_ASKED.search(text)), free or (0 if "CUDA" in text else available_memory()))
-
-
-def _bytes(match: re.Match[str] | None) -> int:
-    return int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
 
 
 @contextlib.contextmanager
@@ -60,7 +33,7 @@ def advised(config: RunConfig, plan: Plan) -> Iterator[None]:
 
 def advice(error: OutOfMemory, config: RunConfig, plan: Plan) -> str:
     """What frees enough, of the keys that change no bit of the run."""
-    need = max(error.shortage.asked - error.shortage.free, error.shortage.asked // 2, 1)
+    need = max(error.asked - error.free, error.asked // 2, 1)
     choices = _rollout(config, plan, need) if error.name.startswith("rollout") else _trainer(config, plan, need)
     if config.device == "cuda":
         choices.append("end what else uses the card, as nvidia-smi lists it,")

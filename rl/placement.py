@@ -1,19 +1,19 @@
 """Which card each process has."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kernels.host.place import HOST, Place
 from rl.config import RunConfig
 from rl.errors import UserError
-
-CPU = -1
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The card of each rank, or CPU."""
+    """Where each rank has its tensors."""
 
-    trainer: tuple[int, ...]
-    rollout: tuple[int, ...]  # engine by engine
+    trainer: tuple[Place, ...]
+    rollout: tuple[Place, ...]  # engine by engine
 
 
 def place(config: RunConfig, cards: int) -> Placement:
@@ -21,15 +21,19 @@ def place(config: RunConfig, cards: int) -> Placement:
     other; split ones have a card each, the trainer's first. UserError where there is none, or a split needs more."""
     trainer, rollout = config.trainer.world_size, config.rollout.replicas * config.rollout.tp
     if config.device == "cpu":
-        return Placement((CPU,) * trainer, (CPU,) * rollout)
+        return Placement((Place(HOST),) * trainer, (Place(HOST),) * rollout)
     if not cards:
         raise UserError("device=cuda: this machine has no CUDA device; use device=cpu, or dry_run=true for the plan")
     if config.cluster.placement == "colocated":
-        return Placement(tuple(w % cards for w in range(trainer)), tuple(r % cards for r in range(rollout)))
+        return Placement(_on(w % cards for w in range(trainer)), _on(r % cards for r in range(rollout)))
     if trainer + rollout > cards:
         raise UserError(
             f"cluster.placement=split needs {trainer + rollout} cards (trainer.world_size={trainer} + "
             f"rollout.replicas x rollout.tp={rollout}) and this machine has {cards}: lower them, or set "
             f"cluster.placement=colocated"
         )
-    return Placement(tuple(range(trainer)), tuple(range(trainer, trainer + rollout)))
+    return Placement(_on(range(trainer)), _on(range(trainer, trainer + rollout)))
+
+
+def _on(cards: Iterable[int]) -> tuple[Place, ...]:
+    return tuple(Place(HOST, card) for card in cards)

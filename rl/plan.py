@@ -186,7 +186,7 @@ def _host_shortage(need: int) -> str:
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
     """Raises UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
     for card, size in enumerate(cards):
-        trainer, rollout = where.trainer.count(card), where.rollout.count(card)
+        trainer, rollout = (sum(p.card == card for p in ranks) for ranks in (where.trainer, where.rollout))
         parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
         need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
         if need > size:

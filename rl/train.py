@@ -16,6 +16,7 @@ import yaml
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
+from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
@@ -33,7 +34,7 @@ from rl.model import beside, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
 from rl.prepare import Prepared, prepare
-from rl.publish import Progress, publish
+from rl.publish import Progress, check_served, publish
 from rl.report import reported
 from rl.requests import eval_sampling, requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
@@ -99,13 +100,16 @@ def train(
 
 
 def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -> Start:
-    """Says where the run begins, now that nobody else writes there, and compiles what it needs."""
+    """Says where the run begins, now that nobody else writes there; frees memory that killed runs hold, and compiles what
+    it needs."""
     with Waiting(console, "reading the checkpoint"):
         begin = find_start(config, ready.identity, thorough=True)
     for reason in begin.refused:
         print(f"samebit: checkpoint refused: {reason}", file=sys.stderr)
         console.note(f"checkpoint refused: {reason}")
     logged(begin, out_dir)  # says what is missing of them
+    for path, size in remove_leftovers():
+        console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
     if config.device == "cuda":
         section = config.rollout
         serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
@@ -212,7 +216,9 @@ class Parts:
         return Loop(
             step=step,
             stream=stream,
-            evaluate=partial(evaluator, self.rollout.generate, self.cards, self.console),
+            evaluate=partial(
+                evaluator, self.rollout.generate, self.cards, partial(check_served, self.rollout), self.console
+            ),
             speeds=partial(speeds, self.ready.model, ranks=config.trainer.world_size, on_gpu=config.device == "cuda"),
             trainer=self.trainer,
             cards=self.cards,

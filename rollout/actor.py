@@ -1,5 +1,6 @@
 """The Ray actor of one rollout rank: a process, its rendezvous, and an engine."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,6 +8,8 @@ import torch
 
 from kernels.collectives import TreeGroup, peer_memory
 from kernels.collectives.rendezvous import join
+from kernels.host.failures import with_typed_failures
+from kernels.host.place import Place
 from kernels.model import ModelConfig
 from kernels.weights.bucket import Ticket
 from rollout.engine import Engine, EngineConfig, freeze_heap
@@ -14,6 +17,7 @@ from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
 
 
+@with_typed_failures
 class RolloutRank:
     """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
 
@@ -25,25 +29,32 @@ class RolloutRank:
         threads: int,
         model: ModelConfig,
         config: EngineConfig,
-        card: int,
+        place: Place,
         name: str,
         trainer: str,
         asleep: bool,
     ) -> None:
-        """`card`: the GPU to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the
-        trainer. `asleep`: others begin with the card's memory."""
-        torch.set_num_threads(threads)
-        if config.device == "cuda":
-            torch.cuda.set_device(card)
-        group = TreeGroup()
-        if size > 1:
-            ranks = join(store, config.device, rank, size)
+        """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `place`:
+        the card to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the trainer.
+        `asleep`: others begin with the card's memory."""
+        self.rank, self.size, self.stores, self.threads = rank, size, (store, trainer), threads
+        self.model, self.config, self.place, self.name, self.asleep = model, config, place, name, asleep
+
+    def start(self) -> int:
+        """Meets the other ranks of the engine, and builds it; returns the id of this process. A collective."""
+        torch.set_num_threads(self.threads)
+        if self.config.device == "cuda":
+            torch.cuda.set_device(self.place.card)
+        group, (store, trainer) = TreeGroup(), self.stores
+        if self.size > 1:
+            ranks = join(store, self.config.device, self.rank, self.size)
             group = TreeGroup(ranks, peer_memory(ranks))
-        self.engine = Engine(model, config, group)
-        if asleep:
+        self.engine = Engine(self.model, self.config, group)
+        if self.asleep:
             self.engine.sleep(2)
-        self.receiver = Receiver(self.engine, name, trainer)
+        self.receiver = Receiver(self.engine, self.name, trainer)
         freeze_heap()
+        return os.getpid()
 
     def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
         self.receiver.begin(name, tickets, half)
@@ -56,6 +67,12 @@ class RolloutRank:
 
     def commit(self, version: int) -> None:
         self.receiver.commit(version)
+
+    def served(self) -> list[int]:
+        return self.receiver.served()
+
+    def withdraw(self) -> None:
+        self.receiver.withdraw()
 
     def abandon(self) -> None:
         self.receiver.abandon()

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives import TreeGroup, backend_of, peer_memory
+from kernels.host.failures import shortage
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
@@ -131,10 +132,10 @@ class Lockstep:
                 raise RankError(f"rank {rank} has ended") from None
         try:
             return _turn(self.engine, self.source, news)
-        except (RunnerError, torch.OutOfMemoryError):
+        except RunnerError:
             raise
         except RuntimeError as error:  # a collective whose other end is gone
-            if not self.pipes:
+            if not self.pipes or shortage(error):
                 raise
             raise RankError(f"a rank has ended or hangs: {' '.join(str(error).split())[:200]}") from None
 
@@ -209,7 +210,11 @@ def _follow(
     pipe: Connection, rank: int, size: int, folder: str, source: Source, config: EngineConfig, threads: int
 ) -> None:
     """The life of a peer."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group; rank 0 decides, and closes the pipe
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # of the whole group; rank 0 decides, and closes the pipe
         signal.signal(number, signal.SIG_IGN)
     try:
         pipe.send_bytes(_HERE)

@@ -1,9 +1,10 @@
 """The rollout's side of a publication: a shard's part of every bucket, checked before it is served."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from kernels.host.place import Place
 from kernels.model import served
 from kernels.weights.bucket import Ticket, Wire, wait_for_wires
 from kernels.weights.fingerprint import fingerprint, unsigned
@@ -36,8 +37,7 @@ class Receiver:
             self.abandon()
         self._publication = name
         runner, config = self.engine.runner, self.engine.config
-        card = torch.cuda.current_device() if config.device == "cuda" else -1
-        self._near = [ticket.card == card for ticket in tickets]
+        self._near = [ticket.place == Place.here(config.device) for ticket in tickets]
         self._halves = [ticket.open() if near else [] for ticket, near in zip(tickets, self._near, strict=True)]
         size = runner.group.shard.size
         self._plans: list[list[Bucket]] = [
@@ -87,16 +87,23 @@ class Receiver:
 
     def received(self) -> list[int]:
         """The fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
+        self._halves = []
+        return self._fingerprints(self._target)
+
+    def served(self) -> list[int]:
+        """The same of the tensors from which the engine samples, at any time: each below 2^64."""
+        return self._fingerprints(self.engine.runner.weights)
+
+    def _fingerprints(self, weights: Mapping[str, torch.Tensor]) -> list[int]:
         runner, out = self.engine.runner, []
         for p in served(runner.config):
-            held = self._target[p.name]
+            held = weights[p.name]
             column = runner.group.shard.rank * held.shape[1] if p.axis == 1 else 0
             sums = [
                 fingerprint(held[at : at + len(rows)], rows.start, column)
                 for rows, at in shard_rows(p, runner.group.shard)
             ]
             out.append(torch.stack(sums).sum())
-        self._halves = []
         return [unsigned(value) for value in torch.stack(out).tolist()]
 
     def commit(self, version: int, in_flight: InFlight = "refuse") -> None:
@@ -107,6 +114,10 @@ class Receiver:
                 self.engine.runner.weights[name].copy_(tensor)
         self.engine.version = version
         self._close()
+
+    def withdraw(self) -> None:
+        """The engine has no weights from here on: those it holds are not what was published."""
+        self.engine.version = -1
 
     def abandon(self) -> None:
         """After a publication that failed, on any rank. The engine serves what it served before."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,8 @@ import torch
 
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
-from kernels.host.command import MOST_THREADS, fail, report, warn
+from kernels.host.command import MOST_THREADS, Terminated, fail, report, terminable, warn
+from kernels.host.failures import shortage
 from kernels.host.memory import available_memory
 from kernels.model import ConfigError, ModelConfig, costs
 from kernels.model.ahead import Serving, prepare
@@ -165,6 +166,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(error, 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except Terminated as error:
+        fail(f"ended by {error}", error.code)
+    except (MemoryError, RuntimeError) as error:
+        if short := shortage(error):
+            fail(f"{short}; lower pages, max_batch_tokens or max_running, or end what else uses that memory", 1)
+        raise
     sys.exit(code)
 
 
@@ -191,7 +198,7 @@ def serve(config: ServeConfig) -> int:
         if config.where == "cuda":
             serving = Serving(config.tp, config.page_size, engine.limits.max_running, source.config.max_positions)
             prepare(source.config, source.dtype, serving, False, _say)
-        with _signals_end_it(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
+        with terminable(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
             metrics = Metrics()
             loop = EngineLoop(ranks, metrics)
             key = config.api_key or os.environ.get("SAMEBIT_API_KEY") or None
@@ -289,16 +296,6 @@ def _listen(config: ServeConfig) -> socket.socket:
         listener.close()
         raise ArgumentError(f"host={config.host} port={config.port}: {error.strerror or error}") from None
     return listener
-
-
-@contextlib.contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """While weights load."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _progress() -> Any:

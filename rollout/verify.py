@@ -32,7 +32,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kernels.device import choose_device
 from kernels.host.command import Parser, count, interruptible, output, report, threads, warn
+from kernels.host.failures import shortage
 from kernels.model import costs
+from kernels.packages import check_packages
 from kernels.weights.files import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -285,6 +287,8 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
 def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int:
     asked = arguments(argv)
     console = Console(highlight=False)
+    if asked.mode in ("trainer", "all"):
+        check_packages(("trainer",))  # of which a process is started
     try:
         device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True))
         source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
@@ -297,12 +301,17 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
         console.print(f"verifying {about}{hint}", soft_wrap=True)
         verification = Verification(source, asked.trials, asked.new, asked.threads, device)
         rows = run(verification, MODES if asked.mode == "all" else [asked.mode], console)
-    except (*BAD_INPUT, OSError) as error:
-        report(error)
-        return 2
     except (VerifyError, RankError, RunnerError) as error:
         report(error)
         return 1
+    except (*BAD_INPUT, OSError, MemoryError, RuntimeError) as error:
+        if short := shortage(error):
+            report(f"{short}; lower --trials or --new, or end what else uses that memory: no verdict")
+            return 1
+        if not isinstance(error, (*BAD_INPUT, OSError)):
+            raise
+        report(error)
+        return 2
     if asked.json:
         asked.json.write_text(json.dumps({"model": source.name, "rows": [r.json() for r in rows]}, indent=2) + "\n")
     held = sum(row.holds for row in rows)

@@ -1,5 +1,6 @@
 """The Ray actor of one trainer rank: a process, its rendezvous, and a trainer."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives.rendezvous import join
+from kernels.host.failures import with_typed_failures
+from kernels.host.place import Place
 from kernels.model import ModelConfig, Parameter
 from kernels.tree import WHOLE
 from kernels.weights.beside import Beside
@@ -21,9 +24,10 @@ from trainer.folder import whole as whole_folder
 from trainer.loss import Loss
 from trainer.publisher import Publisher, PublishingRank, Receiver
 from trainer.trainer import Trainer, TrainerConfig
-from trainer.writer import ShardWriter
+from trainer.writer import ShardWriter, check_finite
 
 
+@with_typed_failures
 class TrainerRank(PublishingRank):
     """Rank `rank` of the FSDP2 trainer. The driver calls every rank with the same arguments."""
 
@@ -37,21 +41,28 @@ class TrainerRank(PublishingRank):
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
-        card: int,
+        place: Place,
     ) -> None:
-        """`source`: a Hugging Face model directory, the seed of random weights, or a checkpoint. `card`: the GPU to use."""
-        torch.set_num_threads(threads)
-        if device == "cuda":
-            torch.cuda.set_device(card)
-        join(store, device, rank, size)
-        self.rank, self.size, self.config = rank, size, model
+        """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
+        checkpoint. `place`: the card to use."""
+        self.rank, self.size, self.store, self.threads = rank, size, store, threads
+        self.config, self.training, self.source, self.device, self.place = model, config, source, device, place
+
+    def start(self) -> int:
+        """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cuda":
+            torch.cuda.set_device(self.place.card)
+        join(self.store, self.device, self.rank, self.size)
+        model, source = self.config, self.source
         if isinstance(source, int):
             weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source, soonest=True)
         else:
             weights = source if isinstance(source, Checkpoint) else Path(source)
-        self.trainer = Trainer(model, config, init_device_mesh(device, (size,)), weights)
+        self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.writer = ShardWriter()
-        self.publisher = Publisher(model, rank, size, config.dtype, device, store)
+        self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
+        return os.getpid()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         return self.trainer.step(batch, loss, lr)
@@ -100,6 +111,7 @@ class TrainerRank(PublishingRank):
 
         def observed() -> Iterator[tuple[Parameter, torch.Tensor]]:
             for parameter, whole in self.trainer.weights():
+                check_finite({f"weight.{parameter.name}": whole})
                 digests.update(slice_digests(self.config, parameter, whole, WHOLE))
                 yield parameter, whole
 

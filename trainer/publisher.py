@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from kernels.host.place import Place
 from kernels.model import ModelConfig, served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
 from kernels.weights.fingerprint import fingerprint, unsigned
-from kernels.weights.reshard import Bucket, buckets, extent
+from kernels.weights.reshard import Bucket, Piece, buckets, extent
+
+_AT_ONCE = 1 << 24  # elements of the masters that are rounded at once for their fingerprint
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Receiver:
 
     name: str
     shard: int  # its tensor-parallel rank
-    card: int  # -1: a CPU
+    place: Place
 
 
 def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
@@ -45,9 +48,9 @@ class Publisher:
         if self._under_way:
             self.cut()
         self._name = name
-        card = torch.cuda.current_device() if self.device == "cuda" else -1
+        here = Place.here(self.device)
         shards = 1 + max(r.shard for r in receivers)
-        self._rows, self._far = rows, [r for r in receivers if r.card != card]
+        self._rows, self._far = rows, [r for r in receivers if r.place != here]
         self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
         self._bucket = SharedBucket(_half(self._plan, self.dtype), self.device)
         self._place = {p.name: i for i, p in enumerate(served(self.model))}
@@ -69,11 +72,25 @@ class Publisher:
             held = self._rows[piece.parameter.name]
             rows = held.view(len(held), -1)[piece.source : piece.source + piece.rows, piece.columns]
             place = piece.of(half, self.dtype)
-            place.copy_(rows.to(self.device))
+            self.fill(place, rows)
             sums = self._sums[self._place[piece.parameter.name]]
-            sums[piece.shard.rank] += fingerprint(place, piece.row, piece.columns.start)
+            sums[piece.shard.rank] += self._promised(piece, rows)
         if self.device == "cuda":
             self._wait()
+
+    def fill(self, place: torch.Tensor, rows: torch.Tensor) -> None:
+        """Rounds masters to the served dtype, into the bucket."""
+        place.copy_(rows.to(self.device))
+
+    def _promised(self, piece: Piece, rows: torch.Tensor) -> torch.Tensor:
+        """The fingerprint of what the trainer's own forward pass reads of these masters: rounded anew, never read from the
+        bucket, so that a fault of the bucket's rounding is one of the publication."""
+        step = max(1, _AT_ONCE // rows.shape[1])
+        parts = [
+            fingerprint(some.to(self.device).to(self.dtype).contiguous(), piece.row + i * step, piece.columns.start)
+            for i, some in enumerate(rows.split(step))
+        ]
+        return torch.stack(parts).sum()
 
     def _wait(self) -> None:
         if not self._far:
@@ -102,7 +119,7 @@ class Publisher:
         return self._plan[number] if number < len(self._plan) else []
 
     def finish(self) -> list[list[int]]:
-        """The fingerprint of what this rank sent: [parameter][shard], each below 2^64. Frees the bucket."""
+        """The fingerprint of what this rank serves, by its masters: [parameter][shard], each below 2^64. Frees the bucket."""
         for works in self._sending:
             for work in works:
                 work.wait()

@@ -1,5 +1,6 @@
 """A thread that writes one rank's shard while the next step runs."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -8,6 +9,15 @@ import torch
 
 from kernels.weights.tensor_file import WrittenFile, write_tensors
 from trainer.checkpoint import CheckpointError
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """CheckpointError names the first of `tensors` (PART.NAME, as in a checkpoint) that holds a NaN or an infinity."""
+    for key, held in tensors.items():
+        if held.numel() and not all(math.isfinite(end) for end in map(float, held.aminmax())):
+            part, _, name = key.partition(".")
+            what = "weight" if part == "weight" else f"{part} moment"
+            raise CheckpointError(f"the {what} of {name} is not finite")
 
 
 class ShardWriter:
@@ -38,6 +48,7 @@ class ShardWriter:
 
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         try:
+            check_finite(tensors)
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
             self._written = write_tensors(path, shapes, torch.float32, tensors.items())
         except Exception as error:  # a thread has nobody to raise to; `result` does

@@ -7,6 +7,7 @@ publication is checked by its fingerprints, as in a run.
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +22,14 @@ from kernels.bench.table import console, show
 from kernels.bench.timer import Call, samples
 from kernels.collectives.rendezvous import address_of
 from kernels.host.command import Parser, fail, output
+from kernels.host.place import Place
 from kernels.model import ModelConfig, costs, served
 from kernels.tree import Shard
 from kernels.weights.bucket import Ticket
 from kernels.weights.reshard import fsdp_rows
-from rl.cluster import Ranks, RolloutFleet, TrainerFleet, rendezvous, rollout_ranks, session, wait_for_start
+from rl.cluster import RolloutFleet, TrainerFleet, rendezvous, session
+from rl.cluster.calls import Rank
+from rl.cluster.start import rollout_ranks, start
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config
@@ -40,10 +44,10 @@ class Masters(PublishingRank):
     """Stands for rank `rank` of the trainer."""
 
     def __init__(
-        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, card: int
+        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, place: Place
     ) -> None:
         if device == "cuda":
-            torch.cuda.set_device(card)
+            torch.cuda.set_device(place.card)
         generator = torch.Generator(device).manual_seed(rank)
         self.rows = {
             p.name: torch.randn(
@@ -52,6 +56,10 @@ class Masters(PublishingRank):
             for p in served(model)
         }
         self.publisher = Publisher(model, rank, size, dtype, device, store)
+
+    def start(self) -> int:
+        """Returns the id of this process; nothing is left to do."""
+        return os.getpid()
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
         return self.publisher.begin(name, self.rows, receivers, half)
@@ -103,18 +111,19 @@ def measure(overrides: list[str]) -> tuple[list[Row], str]:
     with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
         what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
-        masters = Ranks("trainer", [actor.remote(r, *what, card) for r, card in enumerate(placement.trainer)])
-        replicas = rollout_ranks(config, model, placement, stores)
-        wait_for_start((masters, *replicas), config.cluster.timeout)
-        trainer, rollout = TrainerFleet(masters), RolloutFleet(replicas, model, placement.rollout)
+        masters = [
+            Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)
+        ]
+        engines = rollout_ranks(config, model, placement, stores)
+        start([*masters, *(rank for engine in engines for rank in engine)], config.cluster.timeout)
+        trainer, rollout = TrainerFleet(masters), RolloutFleet(engines, model, placement.rollout)
         part = sum(prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in served(model))
         rows = list(_rows(trainer, rollout, part * len(placement.rollout)))
-        for group in (masters, *replicas):
-            for process in group.actors:
-                ray.kill(process)
+        trainer.kill()
+        rollout.kill()
     title = (
-        f"{costs.parameter_count(model):,} parameters as {config.dtype}, cards {placement.trainer} to "
-        f"{placement.rollout}, buckets of 2 x {HALF >> 20} MiB"
+        f"{costs.parameter_count(model):,} parameters as {config.dtype}, {', '.join(map(str, placement.trainer))} to "
+        f"{', '.join(map(str, placement.rollout))}, buckets of 2 x {HALF >> 20} MiB"
     )
     return rows, title
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kernels.device import UnsupportedError, check_cards
+from kernels.host.failures import shortage
 
 Row = TypeVar("Row")
 
@@ -35,16 +36,53 @@ def fail(error: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
+class Terminated(BaseException):
+    """A signal that asks this process to end: SIGTERM, or SIGHUP of a terminal that was closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+        """The exit code, as a shell has it."""
+
+    def __str__(self) -> str:
+        return signal.Signals(self.args[0]).name
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raises Terminated where a signal asks for the end, as Ctrl-C raises KeyboardInterrupt: what was started is ended on the
+    way out. A second signal does not disturb that. Who ignores SIGHUP (nohup) goes on doing so."""
+
+    def end(number: int, frame: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    asked = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {n: signal.getsignal(n) for n in asked if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns Ctrl-C into one line without a traceback, and lets SIGTERM too end what was started on the way out."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Ends with one line, and no traceback, where Ctrl-C or a signal asks for the end, or memory is short."""
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except Terminated as error:
+        fail(f"ended by {error}", error.code)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if short := shortage(error):
+            fail(f"{short}; ask for less, or end what else uses that memory", 1)
+        raise
 
 
 def count(text: str) -> int:

@@ -5,7 +5,9 @@ bytes travel over `Wire`. Who may read when is up to the callers: a half is fill
 """
 
 import contextlib
+import fcntl
 import os
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives.rendezvous import PATIENCE, connect
+from kernels.host.place import Place
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+_PREFIX = "samebit-"  # of a bucket's file there
 _STALL = 20.0  # seconds for what is queued, after which the other end is taken to be gone
 
 
@@ -26,12 +30,12 @@ class Ticket:
 
     handle: bytes  # of CUDA IPC; empty on a CPU
     path: str  # of the file; "" on a GPU
-    card: int  # -1: a CPU
+    place: Place
     half: int  # bytes
 
     def open(self) -> list[torch.Tensor]:
-        """Returns the halves, uint8 [half] each. On a GPU the process's current device must be `card`."""
-        if self.card < 0:
+        """Returns the halves, uint8 [half] each. On a GPU the process's current device must be its card."""
+        if self.place.card is None:
             return list(torch.from_file(self.path, shared=True, size=2 * self.half, dtype=torch.uint8).split(self.half))
         from kernels.gpu import driver
 
@@ -43,27 +47,60 @@ class SharedBucket:
 
     def __init__(self, half: int, device: str) -> None:
         self._path = ""
+        self._held = -1
         if device == "cpu":
-            number, self._path = tempfile.mkstemp(prefix="samebit-", dir=_MEMORY if _MEMORY.is_dir() else None)
-            os.close(number)
+            self._held, self._path = _held_file()
             os.truncate(self._path, 2 * half)
-            self.ticket = Ticket(b"", self._path, -1, half)
+            self.ticket = Ticket(b"", self._path, Place.here(device), half)
             self.halves = self.ticket.open()
         else:
             from kernels.gpu import driver
 
             memory, handle = driver.shared(2 * half)
-            self.ticket = Ticket(handle, "", torch.cuda.current_device(), half)
+            self.ticket = Ticket(handle, "", Place.here(device), half)
             self.halves = list(memory.split(half))
 
     def hide(self) -> None:
         if self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+            os.close(self._held)
             self._path = ""
 
     def __del__(self) -> None:
         self.hide()
+
+
+def _folder() -> Path:
+    return _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+
+
+def _held_file() -> tuple[int, str]:
+    """A new file, and a handle that holds its lock: the system lets go of it when this process dies, however it does."""
+    while True:
+        handle, path = tempfile.mkstemp(prefix=_PREFIX, dir=_folder())
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, path
+        os.close(handle)  # removed by another's `remove_leftovers`, before it was held
+
+
+def remove_leftovers() -> list[tuple[str, int]]:
+    """Removes the files of processes that were killed before they could `hide` them, of whatever user as far as the system
+    allows it: (path, bytes) of each. One that a living process holds stays."""
+    removed = []
+    for path in sorted(_folder().glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):  # another user's, held, or removed meanwhile
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.fstat(handle)
+                if stat.S_ISREG(found.st_mode):
+                    os.unlink(path)
+                    removed.append((str(path), found.st_size))
+            finally:
+                os.close(handle)
+    return removed
 
 
 def wait_for_wires() -> None:

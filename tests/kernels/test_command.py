@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.host.command import Parser, count, interruptible, output, threads
+from kernels.host.command import Parser, Terminated, count, interruptible, output, terminable, threads
 
 NUMBERS = {
     "kernels.bench.__main__": ("--threads",),
@@ -59,3 +59,40 @@ def test_an_interrupt_is_one_line_and_termination_unwinds(capsys: pytest.Capture
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert capsys.readouterr().err == "samebit: error: ended by SIGTERM\n"
+
+
+def test_a_second_signal_does_not_disturb_the_way_out() -> None:
+    ended = []
+    with pytest.raises(Terminated) as error, terminable():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            ended.append(True)
+    assert ended and error.value.code == 129 and str(error.value) == "SIGHUP"
+
+
+def test_who_ignores_a_closed_terminal_goes_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 8 bytes.")]
+)
+def test_memory_that_is_short_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, interruptible():
+        raise error
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 1 and line.startswith("samebit: error: out of memory")
+    with pytest.raises(RuntimeError, match="a fault"), interruptible():
+        raise RuntimeError("a fault")

@@ -9,7 +9,7 @@ import pytest
 from kernels.weights.tensor_file import WrittenFile
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import CheckpointSection
-from rl.errors import RunError
+from rl.errors import RunError, SaveError
 from rl.run.log import RunLog
 from tests.model.shapes import TINY
 from trainer.checkpoint import folder_name, folders, read, verify
@@ -80,6 +80,24 @@ def test_it_has_its_name_when_all_is_written(tmp_path: Path) -> None:
         saved.settle()
         saved.settle()
         assert steps(tmp_path) == [folder_name(2), folder_name(1)]
+
+
+def test_what_a_rank_may_not_write(tmp_path: Path) -> None:
+    """The step is named, the checkpoint before it stays, and nothing stands in the place of the new one."""
+
+    class Spoiled(Fleet):
+        def written(self, wait: bool) -> list[WrittenFile] | None:
+            if self.steps == 2:
+                raise SaveError("trainer rank 1: the checkpoint could not be written: the weight of norm is not finite")
+            return super().written(wait)
+
+    with RunLog(tmp_path, {}, "none") as log:
+        saved = checkpoints(tmp_path, log, fleet=Spoiled())
+        saved.save(Progress(step=1), "")
+        saved.save(Progress(step=2), "")
+        with pytest.raises(RunError, match=r"^step 2: trainer rank 1: .* weight of norm .*; \S+step-00000001 stays"):
+            saved.settle(wait=True)
+    assert steps(tmp_path) == [folder_name(1)]
 
 
 def test_a_newer_one_that_was_passed_over_does_not_push_it_out(tmp_path: Path) -> None:

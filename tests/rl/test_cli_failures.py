@@ -156,7 +156,7 @@ def test_request_that_no_engine_can_serve(fleets: Fleets) -> None:
 
 def test_dead_trainer_rank(fleets: Fleets, run: Callable[..., Outcome]) -> None:
     """The last test of the shared processes. Rank 0 dies in the middle of a step; rank 1 meets a broken connection."""
-    break_in(fleets[1].ranks.actors[0], "trainer", "_backward", 2, "dies")
+    break_in(fleets[1].ranks[0].actor, "trainer", "_backward", 2, "dies")
     start = time.monotonic()
     line = run().error(code=1)
     assert line.startswith("trainer rank 0 failed: ActorDiedError"), line
@@ -178,16 +178,62 @@ def test_dead_rollout_rank(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize(("when", "code"), [("start", 15), ("steps", 143)])  # 15: by a handler that ray.init sets
-def test_sigterm_leaves_no_process(tmp_path: Path, when: str, code: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("when", ["start", "steps"])
+def test_a_signal_ends_it_as_an_interrupt_does(tmp_path: Path, when: str, number: signal.Signals, code: int) -> None:
+    """One line, in the console and in train.log; no process is left."""
     with command(*LONG, cwd=tmp_path) as running:
         if when == "start":
             running.wait_for("raylet/raylet")
         else:
             running.line("held-out accuracy")
-        running.process.send_signal(signal.SIGTERM)
-        outcome = running.finish(timeout=40)
-        assert outcome.code == code, outcome
-        assert outcome.err == ""
+        running.process.send_signal(number)
+        line = running.finish(timeout=60).error(code)
+        goes_on = "; with out_dir=run the same command goes on" if when == "steps" else ""
+        assert line == f"ended by {number.name}{goes_on}"
         running.assert_nothing_left()
     assert (tmp_path / "run").exists() is (when == "steps")
+    if when == "steps":
+        assert (
+            (tmp_path / "run" / "train.log")
+            .read_text()
+            .splitlines()[-1]
+            .endswith(f"stopped by Terminated: {number.name}")
+        )
+
+
+@pytest.mark.parametrize("name", ["RolloutRank", "TrainerRank"])
+def test_a_rank_that_is_stopped(tmp_path: Path, name: str) -> None:
+    with command(*LONG, "cluster.patience=5", cwd=tmp_path) as running:
+        running.line("held-out accuracy")
+        pid = running.family(f"ray::{name}")[0]
+        os.kill(pid, signal.SIGSTOP)
+        start = time.monotonic()
+        line = running.finish(timeout=120).error(code=1)
+        assert time.monotonic() - start < 60
+        who = "rollout engine 0" if name == "RolloutRank" else "trainer"
+        assert re.match(rf"{who} rank \d \(pid {pid}\) was stopped, .* go on within cluster.patience=5 s", line), line
+        running.assert_nothing_left()
+
+
+def test_a_rank_that_goes_on(tmp_path: Path) -> None:
+    """Stopped for less than that: no bit and no line of the run shows it."""
+    with command(*LONG, "steps=2", cwd=tmp_path) as running:
+        running.line("held-out accuracy")
+        pid = running.family("ray::TrainerRank")[0]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(5)
+        os.kill(pid, signal.SIGCONT)
+        assert running.finish().code == 0
+
+
+@pytest.mark.parametrize(("process", "name"), [("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
+def test_ray_itself_is_lost(tmp_path: Path, process: str, name: str) -> None:
+    with command(*LONG, cwd=tmp_path) as running:
+        running.line("held-out accuracy")
+        os.kill(running.family(process)[0], signal.SIGKILL)
+        start = time.monotonic()
+        line = running.finish(timeout=120).error(code=1)
+        assert time.monotonic() - start < 60
+        assert re.match(rf"Ray's {name} \([\d.]+:\d+\) has ended|rollout .*Died|trainer .*Died", line), line
+        running.assert_nothing_left()

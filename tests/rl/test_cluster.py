@@ -1,16 +1,23 @@
 """Which failure is the cause, and which ports are taken, without starting Ray."""
 
+import http.server
 import socket
 import sys
+import threading
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from kernels.collectives.rendezvous import address_of, connect
-from rl.cluster import RolloutFleet, _check_address, _root_cause, rendezvous
+from kernels.host.failures import RankLost
+from kernels.host.place import HOST, Place
+from rl.cluster import RolloutFleet, rendezvous
+from rl.cluster.calls import Rank, gather, root_cause
+from rl.cluster.ray_processes import check_address, unstarted
 from rl.errors import RunError, UserError
-from rl.placement import CPU
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
 
@@ -19,7 +26,7 @@ def task_error(cause: Exception) -> RayTaskError:
     return RayTaskError("step", "traceback", cause)
 
 
-BROKEN = ("trainer rank 0", task_error(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")))
+BROKEN = ("trainer rank 0", task_error(RankLost("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")))
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -31,17 +38,17 @@ BROKEN = ("trainer rank 0", task_error(RuntimeError("[gloo/transport/tcp/pair.cc
     ],
 )
 def test_the_cause_comes_before_what_it_broke(failure: tuple, part: str, order: int) -> None:
-    error = _root_cause([BROKEN, failure][::order])
+    error = root_cause([BROKEN, failure][::order])
     assert isinstance(error, RunError) and part in str(error) and "\n" not in str(error)
 
 
 def test_bad_input_stays_bad_input() -> None:
     cause = RequestError("request 3: too long")
-    assert _root_cause([BROKEN, ("rollout engine 0 rank 0", task_error(cause))]) is cause
+    assert root_cause([BROKEN, ("rollout engine 0 rank 0", task_error(cause))]) is cause
 
 
 def test_a_broken_connection_alone_is_named() -> None:
-    assert "trainer rank 0 failed: RuntimeError: [gloo" in str(_root_cause([BROKEN]))
+    assert "trainer rank 0 lost another rank, and none says why: [gloo" in str(root_cause([BROKEN]))
 
 
 def test_a_rendezvous_keeps_its_port_from_the_start() -> None:
@@ -67,29 +74,115 @@ def test_a_rendezvous_listens_to_this_host_alone() -> None:
 )
 def test_nothing_at_the_address(address: str) -> None:
     with pytest.raises(UserError, match="nothing answers there"):
-        _check_address(address)
+        check_address(address)
+
+
+class Http(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *what: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_another_server_at_the_address(prefix: str) -> None:
+    """Ray would ask it for minutes."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Http) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"a server answers there that is not Ray's"):
+            check_address(f"{prefix}127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("says", [b"", b"-ERR unknown command\r\n", b"\0"])
+def test_a_server_that_says_little(says: bytes) -> None:
+    """It ends the connection, or speaks something else."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(100)
+        connection.sendall(says)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        with pytest.raises(UserError, match=r"is not Ray's|nothing answers"):
+            check_address(f"127.0.0.1:{listener.getsockname()[1]}")
+
+
+def test_a_server_that_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UserError, match="within 5 s"):
+        check_address(f"127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "part"),
+    [
+        (
+            OSError("AF_UNIX path length cannot exceed 107 bytes"),
+            UserError,
+            "set RAY_TMPDIR to another, short and writable",
+        ),
+        (NotADirectoryError(20, "Not a directory", "/dev/null/x"), UserError, "RAY_TMPDIR"),
+        (ConnectionError("no Ray instance"), UserError, "no Ray instance"),
+        (
+            Exception("The current node timed out\nduring startup."),
+            RunError,
+            "The current node timed out during startup.",
+        ),
+        (Exception(), RunError, "Exception"),
+    ],
+)
+def test_ray_that_does_not_start(error: Exception, kind: type[Exception], part: str) -> None:
+    said = unstarted(error, "(cluster.address=local)")
+    assert type(said) is kind and part in str(said) and "\n" not in str(said)
+
+
+class Process:
+    """A process that is stopped for as long as `stopped` says."""
+
+    pid, killed, stopped = 4321, False, True
+
+    def status(self) -> str:
+        return psutil.STATUS_STOPPED if self.stopped else psutil.STATUS_SLEEPING
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_a_stopped_rank_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing answers; one that goes on in time is waited for."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("rl.cluster.calls.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("rl.cluster.calls.ray.wait", lambda waiting, timeout: ([], list(waiting)))
+    process: Any = Process()
+    calls: Any = {"one": Rank("trainer rank 0", None), "other": Rank("trainer rank 1", None, process)}
+    with pytest.raises(RunError, match=r"^trainer rank 1 \(pid 4321\) was stopped, .* within cluster.patience=7 s$"):
+        gather(calls, patience=7)
+    assert process.killed
+    process.stopped = False
+    with pytest.raises(RunError, match="trainer rank 0 did not answer within 50 s"):
+        gather(calls, timeout=50, patience=7)
 
 
 def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request is served once, completions come in the order of the requests, a prompt stays on one engine."""
     served: list[list[Request]] = []
 
-    class Engine:
-        def __init__(self, name: str) -> None:
-            self.name, self.actors = name, [None]
-
-        def start(self, method: str, share: list[Request]) -> list[tuple]:
+    class Method:
+        def remote(self, share: list[Request]) -> tuple:
             served.append(share)
             done = [
                 Completion(r.id, (r.id,), (0.0,), "stop", 0, r.sampling, i) for r in share for i in range(r.sampling.n)
             ]
-            return [tuple(reversed(done))]
+            return tuple(reversed(done))
 
-    monkeypatch.setattr("rl.cluster.gather", lambda calls: list(calls))
+    class Actor:
+        generate = Method()
+
+    monkeypatch.setattr("rl.cluster.fleets.gather", lambda calls, patience: list(calls))
     rng = np.random.default_rng(0)
     prompts = [(int(rng.integers(5)),) for _ in range(7)]
     requests = [Request(10 * i + j, p, SamplingParams(4, n=j + 1)) for i, p in enumerate(prompts) for j in range(3)]
-    fleet = RolloutFleet([Engine("a"), Engine("b"), Engine("c")], TINY, [CPU] * 3)  # type: ignore[list-item]
+    fleet = RolloutFleet([[Rank(name, Actor())] for name in "abc"], TINY, [Place(HOST)] * 3)
     done = fleet.generate(requests)
     assert [(c.request_id, c.sample) for c in done] == [(r.id, i) for r in requests for i in range(r.sampling.n)]
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)

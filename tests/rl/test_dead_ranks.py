@@ -29,14 +29,14 @@ def test_an_exception_and_an_allocation(tmp_path: Path) -> None:
     config = check([*SMALL, "out_dir=unused"])[0]
     with cluster(config, prepare(config).model) as (rollout, trainer):
         on_these = partial(train, start=lambda *_: contextlib.nullcontext((rollout, trainer)))
-        break_in(rollout.replicas[0].actors[1], "engine", "step", 2, "raises")
+        break_in(rollout.engines[0][1].actor, "engine", "step", 2, "raises")
         start = time.monotonic()
         line = call(*SMALL, f"out_dir={tmp_path / 'run'}", train=on_these).error(code=1)
         assert line == "rollout engine 0 rank 1 failed: ValueError: boom in the middle"
         assert time.monotonic() - start < 30
         # that engine is lost, the trainer is whole: a step of its own
         trainer.onload()
-        break_in(trainer.ranks.actors[1], "trainer", "_backward", 2, "allocates")
+        break_in(trainer.ranks[1].actor, "trainer", "_backward", 2, "allocates")
         start = time.monotonic()
         with pytest.raises(OutOfMemory, match=r"^trainer rank 1 ran out of memory: \d+\.\d GiB asked for"):
             trainer.step(random_batch(replace(TINY, vocab_size=16), 256, longest=6), LikelihoodLoss(), 0.0)

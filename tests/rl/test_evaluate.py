@@ -25,14 +25,20 @@ def answers(
     """What is found where the engines answer the held-out problems with `texts`."""
     ids = [source.tokenizer.encode(t, add_special_tokens=False) for t in texts]
 
+    calls: list[str] = []
+
     def generate(requests: list[Request]) -> list[Completion]:
+        calls.append("sample")
         assert [r.prompt_ids for r in requests] == [p.prompt_ids for p in source.held_out[: len(texts)]]
         return [Completion(r.id, ids[r.id], (0.0,) * len(ids[r.id]), "stop", 0, r.sampling) for r in requests]
 
     problems, sampling = source.held_out[: len(texts)], SamplingParams(9, 0.5)
     requests = requests_for(problems, 1, sampling, 0, "eval", 0)
     evaluator = Evaluator(problems, requests, SingleTurn(source.tokenizer, reward), reward.name)
-    return evaluator(generate, SimpleNamespace(to_rollout=lambda: None), Console()), capsys.readouterr().out
+    cards = SimpleNamespace(to_rollout=lambda: calls.append("wake"))
+    found = evaluator(generate, cards, lambda: calls.append("compare"), Console())
+    assert calls == ["wake", "compare", "sample"]
+    return found, capsys.readouterr().out
 
 
 def test_by_the_datas_verifier(source: Source, capsys: pytest.CaptureFixture[str]) -> None:

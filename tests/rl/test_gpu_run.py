@@ -69,7 +69,7 @@ def test_an_allocation_that_fails_in_a_step() -> None:
     """On one of two trainer ranks, while the other waits in a collective."""
     config = check([*SHORT, "device=cuda", "rollout.tp=1", "trainer.micro_leaves=1", "out_dir=unused"])[0]
     with cluster(config, prepare(config).model) as (_, trainer):
-        break_in(trainer.ranks.actors[1], "trainer", "_backward", 2, "allocates on the card")
+        break_in(trainer.ranks[1].actor, "trainer", "_backward", 2, "allocates on the card")
         start = time.monotonic()
         with pytest.raises(
             OutOfMemory, match=r"^trainer rank 1 ran out of memory: \d+\.\d GiB asked for, \d+\.\d GiB free$"

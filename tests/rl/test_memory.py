@@ -2,21 +2,17 @@
 
 import pytest
 import ray.exceptions
-import torch
 from ray.exceptions import RayTaskError
 
-from rl.cluster import _root_cause
+from kernels.host.failures import OutOfMemory as NoMemory
+from kernels.host.failures import RankLost
+from rl.cluster.calls import root_cause
 from rl.compose import check
 from rl.config import RunConfig
 from rl.errors import RunError
-from rl.memory import OutOfMemory, Shortage, advised, shortage_of
+from rl.memory import OutOfMemory, advised
 from rl.model import model_config
 from rl.plan import Plan, make_plan
-
-CUDA = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 512.00 MiB is free. "
-    "Including non-PyTorch memory, this process has 78.60 GiB memory in use."
-)
 
 
 def plan_of(*overrides: str) -> tuple[RunConfig, Plan]:
@@ -26,39 +22,21 @@ def plan_of(*overrides: str) -> tuple[RunConfig, Plan]:
 
 def line(name: str, asked: int, free: int, *overrides: str) -> str:
     with pytest.raises(RunError) as error, advised(*plan_of(*overrides)):
-        raise OutOfMemory(name, Shortage(asked, free))
+        raise OutOfMemory(name, asked, free)
     assert not isinstance(error.value, OutOfMemory) and "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_what_torch_says() -> None:
-    assert shortage_of(f"OutOfMemoryError: {CUDA}") == Shortage(2 * 2**30, 512 * 2**20)
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(1 << 50)
-    found = shortage_of(f"RuntimeError: {error.value}")
-    assert found is not None and found.asked == 4 << 50 and 0 <= found.free < 1 << 45
-    assert shortage_of("MemoryError: ") is not None
-    assert shortage_of("ValueError: the memory of this test") is None
-
-
-@pytest.mark.parametrize(
-    "cause",
-    [
-        torch.OutOfMemoryError(CUDA),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-                     "8589934592 bytes. Error code 12 (Cannot allocate memory)"),
-    ],
-    ids=["GPU", "CPU"],
-)  # fmt: skip
-def test_it_outranks_what_it_breaks(cause: Exception) -> None:
-    broken = ("trainer rank 0", RayTaskError("step", "", RuntimeError("gloo: Connection closed by peer")))
-    error = _root_cause([broken, ("trainer rank 1", RayTaskError("step", "", cause))])
+def test_it_outranks_what_it_breaks() -> None:
+    broken = ("trainer rank 0", RayTaskError("step", "", RankLost("gloo: Connection closed by peer")))
+    error = root_cause([broken, ("trainer rank 1", RayTaskError("step", "", NoMemory(8 << 30, 0)))])
     assert isinstance(error, OutOfMemory) and error.name == "trainer rank 1"
-    assert str(error).startswith("trainer rank 1 ran out of memory: ") and "GiB asked for" in str(error)
+    assert str(error).startswith("trainer rank 1 ran out of memory: 8.0 GiB asked for, ")
+    assert 0 <= error.free < 1 << 45
 
 
 def test_ray_that_kills_for_memory() -> None:
-    error = _root_cause(
+    error = root_cause(
         [("trainer rank 1", ray.exceptions.OutOfMemoryError("Task was killed: node running low on memory"))]
     )
     assert isinstance(error, OutOfMemory)

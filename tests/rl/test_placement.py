@@ -2,17 +2,24 @@
 
 import pytest
 
+from kernels.host.place import HOST
 from rl.compose import check
 from rl.errors import UserError
-from rl.placement import CPU, place
+from rl.placement import Placement, place
 
 GPU = ("device=cuda", "out_dir=unused")
+
+
+def cards_of(placement: Placement) -> tuple[tuple, tuple]:
+    """All of them are of this host."""
+    assert {p.host for p in placement.trainer + placement.rollout} == {HOST}
+    return tuple(p.card for p in placement.trainer), tuple(p.card for p in placement.rollout)
 
 
 def test_a_cpu_has_no_cards() -> None:
     for how in ("colocated", "split"):
         placement = place(check([f"cluster.placement={how}", "rollout.tp=2", "out_dir=unused"])[0], 0)
-        assert set(placement.trainer + placement.rollout) == {CPU}
+        assert cards_of(placement) == ((None,) * 2, (None,) * 2)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ def test_a_cpu_has_no_cards() -> None:
 def test_colocated_ranks_go_round_the_cards(cards: int, trainer: tuple, rollout: tuple) -> None:
     config = check([*GPU, "trainer.world_size=2", "rollout.tp=2", "rollout.replicas=2"])[0]
     placement = place(config, cards)
-    assert (placement.trainer, placement.rollout) == (trainer, rollout)
+    assert cards_of(placement) == (trainer, rollout)
 
 
 def test_no_card_is_told() -> None:
@@ -33,6 +40,6 @@ def test_no_card_is_told() -> None:
 def test_split_ranks_have_a_card_each() -> None:
     split = (*GPU, "cluster.placement=split", "trainer.world_size=2", "rollout.tp=2", "rollout.replicas=1")
     placement = place(check(split)[0], 5)
-    assert (placement.trainer, placement.rollout) == ((0, 1), (2, 3))
+    assert cards_of(placement) == ((0, 1), (2, 3))
     with pytest.raises(UserError, match=r"split needs 4 cards \(trainer.world_size=2 \+ .*=2\) and this machine has 3"):
         place(check(split)[0], 3)

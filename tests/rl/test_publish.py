@@ -13,7 +13,7 @@ from rl.compose import check
 from rl.errors import RunError
 from rl.handover import Handover
 from rl.model import model_config
-from rl.publish import publish
+from rl.publish import check_served, publish
 from rollout.sampling import Request, SamplingParams
 from tests.rl.command import SHORT
 from tests.rl.faults import break_in
@@ -69,7 +69,7 @@ def test_one_bit_is_seen_and_not_served(fleets: Fleets, asleep: bool) -> None:
     train(trainer, rollout.model)
     if asleep:
         rollout.sleep(2)
-    corrupt(rollout.replicas[1].actors[1], "layers.0.down")
+    corrupt(rollout.engines[1][1].actor, "layers.0.down")
     with pytest.raises(
         RunError, match=r"engine 1 rank 1 received other weights .* version 4: layers.0.down .* not served"
     ):
@@ -101,6 +101,75 @@ def corrupt(actor: Any, name: str) -> None:
     ray.get(actor.__ray_call__.remote(install))
 
 
+@pytest.mark.parametrize("where", ["at the commit", "in the rounding", "before an evaluation"])
+def test_what_is_served_is_what_the_trainer_serves(fleets: Fleets, where: str) -> None:
+    """One bit that flips outside what travels: the run stops with the parameter's name, and nothing samples from it."""
+    rollout, trainer = fleets
+    publish(trainer, rollout, 9, half=HALF)
+    before = served(rollout)
+    train(trainer, rollout.model)
+    name = "layers.0.down"
+    if where == "in the rounding":
+        ray.get(trainer.ranks[0].actor.__ray_call__.remote(round_otherwise))
+        with pytest.raises(RunError, match=r"received other weights .* version 10: \S+ \(fingerprint"):
+            publish(trainer, rollout, 10, half=HALF)
+        assert served(rollout) == before
+    else:
+        message = rf"rollout engine 0 rank 1 serves other weights than the trainer: {name} \(fingerprint"
+        if where == "at the commit":
+            spoil(rollout.engines[0][1].actor, name, after_commit=True)
+            with pytest.raises(RunError, match=message):
+                publish(trainer, rollout, 10, half=HALF)
+        else:
+            publish(trainer, rollout, 10, half=HALF)
+            check_served(rollout)
+            spoil(rollout.engines[0][1].actor, name, after_commit=False)
+            with pytest.raises(RunError, match=message):
+                check_served(rollout)
+        with pytest.raises(Exception, match="no weights"):
+            served(rollout)
+        with pytest.raises(RunError, match="no weights yet"):
+            check_served(rollout)
+    publish(trainer, rollout, 10, half=HALF)
+    check_served(rollout)
+    assert {version for *_, version in served(rollout)} == {10}
+
+
+def round_otherwise(rank: Any) -> None:
+    """The next row that this rank rounds into its bucket gets one bit wrong, once."""
+    publisher, real = rank.publisher, rank.publisher.fill
+
+    def fill(place: torch.Tensor, rows: torch.Tensor) -> None:
+        publisher.fill = real
+        real(place, rows)
+        place.view(torch.int16 if place.itemsize == 2 else torch.int32)[0, 0] ^= 1
+
+    publisher.fill = fill
+
+
+def spoil(actor: Any, name: str, after_commit: bool) -> None:
+    """The lowest bit of an element that the engine samples from flips, now or after the next commit."""
+
+    def install(rank: Any) -> None:
+        receiver, real = rank.receiver, rank.receiver.commit
+
+        def flip() -> None:
+            held = rank.engine.runner.weights[name].view(-1)
+            held.view(torch.int16 if held.itemsize == 2 else torch.int32)[77] ^= 1
+
+        def commit(*what: Any) -> None:
+            receiver.commit = real
+            real(*what)
+            flip()
+
+        if after_commit:
+            receiver.commit = commit
+        else:
+            flip()
+
+    ray.get(actor.__ray_call__.remote(install))
+
+
 def test_a_handover_changes_nothing(fleets: Fleets) -> None:
     rollout, trainer = fleets
     publish(trainer, rollout, 5, half=HALF)
@@ -127,7 +196,7 @@ def test_a_failure_in_the_middle(fleets: Fleets) -> None:
     publish(trainer, rollout, 6, half=HALF)
     before = served(rollout)
     train(trainer, rollout.model)
-    break_in(rollout.replicas[0].actors[1], "receiver", "take", 3, "raises")
+    break_in(rollout.engines[0][1].actor, "receiver", "take", 3, "raises")
     with pytest.raises(RunError, match=r"rollout engine 0 rank 1 failed: ValueError: boom"):
         publish(trainer, rollout, 7, half=HALF)
     assert served(rollout) == before
@@ -135,7 +204,7 @@ def test_a_failure_in_the_middle(fleets: Fleets) -> None:
     after = served(rollout)
     assert after != before
     train(trainer, rollout.model)
-    break_in(trainer.ranks.actors[1], "publisher", "pack", 3, "dies")
+    break_in(trainer.ranks[1].actor, "publisher", "pack", 3, "dies")
     start = time.monotonic()
     with pytest.raises(RunError, match=r"trainer rank 1 failed: ActorDiedError"):
         publish(trainer, rollout, 8, half=HALF)

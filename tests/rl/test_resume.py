@@ -322,7 +322,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     assert known == {
         "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
-        "trainer.grad_clip",
+        "trainer.grad_clip", "trainer.router_aux_loss_coef",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
@@ -335,12 +335,13 @@ def test_every_key_is_of_the_run_or_free() -> None:
 
 
 def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
-    """The clip was the trainer's, and there was one algorithm: such a run goes on, and is another one by another value."""
+    """The clip was the trainer's, there was one algorithm, and no patience: such a run goes on, and another value is
+    another run."""
     leave(tmp_path / "run", (2,))
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     clip = {key: config["algorithm"].pop(key) for key in ("clip_low", "clip_high")}
     config["trainer"] |= clip
-    del config["algorithm"]["name"]
+    del config["algorithm"]["name"], config["cluster"]["patience"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert start(tmp_path / "run").progress.step == 2
     old = identity(check([])[0])

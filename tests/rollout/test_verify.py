@@ -1,7 +1,10 @@
 """The users' test of exactness: it says yes where the bits are equal, and where one is not it says no, and where."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch.distributed as dist
 from kernels.model import Parameter
 from kernels.weights.files import save
 from rollout.differences import Answer, compare, pattern
+from rollout.engine import Engine
 from rollout.runner import Launched
 from rollout.source import Source
 from rollout.verify import MODES, main
@@ -158,3 +162,35 @@ def test_a_difference_has_a_place_and_both_patterns() -> None:
 
 def test_the_tiny_model_can_be_cut_in_eight() -> None:
     TINY.config.check_shards(8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 of which 512.00 MiB is free."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
+        MemoryError(),
+    ],
+)
+def test_memory_that_is_short(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No verdict, in one line, wherever the allocation failed."""
+
+    def fails(self: Engine, *_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "step", fails)
+    for mode in ("single", "tp", "trainer"):
+        assert main([*FEW, "--mode", mode], FAST) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("samebit: error: out of memory") and "lower --trials or --new" in line, line
+
+
+def test_a_file_that_hides_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trainer.py").write_text("")
+    command = [sys.executable, "-m", "rollout.verify", *FEW, "--mode", "trainer"]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"samebit: error: {tmp_path / 'trainer.py'} hides the package 'trainer' of ")

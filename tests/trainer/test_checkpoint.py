@@ -178,6 +178,18 @@ def test_the_writer_waits_and_tells(tmp_path: Path) -> None:
     assert writer.result(wait=True) is not None
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part, said", [("weight", "weight"), ("first", "first moment"), ("second", "second moment")])
+def test_no_file_holds_what_is_not_finite(part: str, said: str, value: float, tmp_path: Path) -> None:
+    writer, spoiled = ShardWriter(), torch.zeros(70, 30)
+    spoiled[69, 29] = value
+    tensors = {"weight.embed": torch.full((4,), 3e38), "weight.empty": torch.empty(0, 3), f"{part}.norm": spoiled}
+    writer.start(tmp_path / "shard", tensors)
+    with pytest.raises(CheckpointError, match=rf"could not be written: the {said} of norm is not finite"):
+        writer.result(wait=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_tensor_that_is_not_the_next_is_refused(tmp_path: Path) -> None:
     shapes: dict[str, tuple[int, ...]] = {"a": (2,), "b": (1, 3)}
     good = {"a": torch.ones(2), "b": torch.ones(1, 3)}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
 from kernels.weights.reshard import fsdp_rows
 from rollout.engine import Engine, InFlight
@@ -37,7 +38,7 @@ def publish(
         rows = {
             p.name: x[(mine := fsdp_rows(len(x), w, size)).start : mine.stop] for p, x in random_weights(config, seed)
         }
-        begun.append(rank.begin("only", rows, [Addressee("engine", 0, -1)], HALF))
+        begun.append(rank.begin("only", rows, [Addressee("engine", 0, Place(HOST))], HALF))
     receiver.begin("only", [ticket for ticket, _ in begun], HALF)
     for number in range(max(count for _, count in begun)):
         for rank in ranks:

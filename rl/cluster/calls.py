@@ -1,0 +1,133 @@
+"""Calls that run on ranks in other processes: their results, or the one failure that explains the others."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import OutOfMemoryError as KilledForMemory
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from kernels.host.failures import OutOfMemory as NoMemory
+from kernels.host.failures import RankLost
+from kernels.host.memory import available_memory
+from rl.cluster.ray_processes import check_ray
+from rl.errors import BAD_INPUT, RunError, SaveError
+from rl.memory import OutOfMemory
+from trainer.checkpoint import CheckpointError
+
+_TICK = 1.0  # seconds between two looks at the processes of the ranks that have not answered
+_MOMENT, _DEATH = 0.5, 10.0  # seconds to wait for the other ranks' failures, and for the one that explains them
+_LOST = 2  # the severity of a collective that another rank left
+
+
+@dataclass
+class Rank:
+    """A process of a fleet, by the name that a user reads."""
+
+    name: str
+    actor: Any
+    process: psutil.Process | None = None  # known once it has started
+
+    def begun(self, pid: int) -> None:
+        self.process = psutil.Process(pid) if psutil.pid_exists(pid) else None
+
+    @property
+    def stopped(self) -> bool:
+        """A signal or a debugger holds it."""
+        try:
+            return self.process is not None and self.process.status() in (
+                psutil.STATUS_STOPPED,
+                psutil.STATUS_TRACING_STOP,
+            )
+        except psutil.Error:  # it has ended, which Ray tells
+            return False
+
+
+Calls = dict[Any, Rank]
+"""Results that are awaited (Ray's references), and whose."""
+
+
+def gather(calls: Calls, timeout: float | None = None, patience: float | None = None) -> list[Any]:
+    """The results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of the
+    failures that arrive within a moment, a death or a Python error outranks the broken connections it causes. RunError too
+    after `timeout` seconds, where a rank is stopped for `patience` seconds, and where Ray itself is lost."""
+    waiting, failures = list(calls), list[tuple[str, RayError]]()
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    watch = _Watch(float("inf") if patience is None else patience)
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(0.0, min(_TICK, deadline - time.monotonic())))
+        for reference in ready:
+            try:
+                ray.get(reference)
+            except RayError as error:
+                failures.append((calls[reference].name, error))
+        if failures and ready:  # connections broken alone: the death that broke them is on its way
+            explained = any(_severity(error) < _LOST for _, error in failures)
+            deadline = time.monotonic() + (_MOMENT if explained else _DEATH)
+        elif not ready and time.monotonic() >= deadline:
+            break
+        if not ready and not failures:
+            check_ray()
+            watch.look(calls[reference] for reference in waiting)
+    if failures:
+        raise root_cause(failures)
+    if waiting:
+        raise RunError(f"{calls[waiting[0]].name} did not answer within {timeout:.0f} s")
+    return ray.get(list(calls))
+
+
+def settle(calls: Calls) -> None:
+    """Waits a moment for what can still answer."""
+    ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH)
+
+
+class _Watch:
+    """Ranks that are stopped, and since when."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self._since: dict[str, float] = {}
+
+    def look(self, ranks: Iterable[Rank]) -> None:
+        """RunError names the rank that has been stopped for too long, and ends it: nothing else would."""
+        now = time.monotonic()
+        stopped = {rank.name: rank for rank in ranks if rank.stopped}
+        self._since = {name: self._since.get(name, now) for name in stopped}
+        for name, since in self._since.items():
+            if now - since >= self.patience:
+                process = stopped[name].process
+                assert process is not None
+                process.kill()
+                raise RunError(
+                    f"{name} (pid {process.pid}) was stopped, by a signal or a debugger, and did not go on within "
+                    f"cluster.patience={self.patience:.0f} s"
+                )
+
+
+def _severity(error: RayError) -> int:
+    """0 for a process that died, 1 for an exception of its own, _LOST for what these do to the other ranks."""
+    if isinstance(error, RayActorError):
+        return 0
+    return _LOST if isinstance(error, RayTaskError) and isinstance(error.cause, RankLost) else 1
+
+
+def root_cause(failures: list[tuple[str, RayError]]) -> Exception:
+    """What to raise of the failures (rank, what Ray says): the driver's own exception for the gravest."""
+    name, error = min(failures, key=lambda failure: _severity(failure[1]))
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    text = " ".join(str(cause).split())[:400]
+    match cause:
+        case _ if isinstance(cause, BAD_INPUT):
+            return cause
+        case NoMemory():
+            return OutOfMemory(name, cause.asked, cause.free or available_memory())
+        case KilledForMemory():
+            return OutOfMemory(name)
+        case CheckpointError():
+            return SaveError(f"{name}: {text}")
+        case RankLost():
+            return RunError(f"{name} lost another rank, and none says why: {text}")
+    return RunError(f"{name} failed: {type(cause).__name__}: {text}")

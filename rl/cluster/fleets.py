@@ -1,0 +1,177 @@
+"""The two fleets of a run: all rollout ranks and all trainer ranks, called as one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from kernels.host.place import Place
+from kernels.model import ModelConfig
+from kernels.weights.beside import Beside
+from kernels.weights.bucket import Ticket
+from kernels.weights.tensor_file import WrittenFile
+from rl.cluster.calls import Calls, Rank, gather, settle
+from rollout.sampling import Completion, Request
+from trainer.batch import Batch, StepReport
+from trainer.loss import Loss
+from trainer.publisher import Receiver
+
+
+class _Fleet:
+    """Ranks that are called together. A call that fails on one of them raises what `gather` says."""
+
+    def __init__(self, ranks: Sequence[Rank], patience: float) -> None:
+        self._ranks, self.patience = ranks, patience
+
+    def _calls(self, ask: Callable[[Any], Any]) -> Calls:
+        """`ask`: of an actor, returns the reference of the result."""
+        return {ask(rank.actor): rank for rank in self._ranks}
+
+    def _all(self, ask: Callable[[Any], Any]) -> list[Any]:
+        return gather(self._calls(ask), patience=self.patience)
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank.actor)
+
+
+class RolloutFleet(_Fleet):
+    """Engines that share a step's requests. Which one serves a request changes nothing in its completion."""
+
+    def __init__(
+        self,
+        engines: Sequence[Sequence[Rank]],
+        model: ModelConfig,
+        places: Sequence[Place],
+        patience: float = float("inf"),
+    ) -> None:
+        """`places` of all ranks, engine by engine. `patience`: seconds that a rank may be stopped, as of `gather`."""
+        super().__init__([rank for engine in engines for rank in engine], patience)
+        self.engines, self.model = engines, model
+        shards = [shard for engine in engines for shard in range(len(engine))]
+        self.receivers = [Receiver(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
+        self.published: list[list[int]] | None = None
+        """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """All completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
+        together, for the prefix cache."""
+        count = len(self.engines)
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
+        shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]
+        calls: Calls = {}
+        for engine, share in zip(self.engines, shares, strict=True):
+            if share:
+                calls |= {rank.actor.generate.remote(share): rank for rank in engine}
+        done = {(c.request_id, c.sample): c for part in gather(calls, patience=self.patience) for c in part}
+        return [done[r.id, sample] for r in requests for sample in range(r.sampling.n)]
+
+    def sleep(self, level: Literal[1, 2]) -> None:
+        """Gives back the memory of keys and values, at level 2 that of the weights too."""
+        self._all(lambda rank: rank.sleep.remote(level))
+
+    def wake(self) -> None:
+        """Takes it again; the weights of a sleep at level 2 come with the next publication."""
+        self._all(lambda rank: rank.wake.remote())
+
+    def peak_bytes(self) -> int:
+        """Most memory that the fullest rank had so far."""
+        return max(self._all(lambda rank: rank.peak_bytes.remote()))
+
+    # A publication (rl.publish), in the order of its calls.
+
+    def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
+        """As `rollout.receiver.Receiver.begin`, on every rank."""
+        self._all(lambda rank: rank.begin_publication.remote(name, tickets, half))
+
+    def taking(self, number: int) -> Calls:
+        """Begins to copy bucket `number`, on every rank."""
+        return self._calls(lambda rank: rank.take.remote(number))
+
+    def received(self) -> list[list[int]]:
+        """[rank][parameter]: fingerprints of what was copied."""
+        return self._all(lambda rank: rank.received.remote())
+
+    def commit(self, version: int) -> None:
+        """The engines serve what they copied."""
+        self._all(lambda rank: rank.commit.remote(version))
+
+    def served(self) -> list[list[int]]:
+        """[rank][parameter]: fingerprints of what the engines sample from."""
+        return self._all(lambda rank: rank.served.remote())
+
+    def withdraw(self) -> None:
+        """The engines have no weights any more."""
+        self._all(lambda rank: rank.withdraw.remote())
+
+    def abandon(self) -> None:
+        """Every engine that lives forgets a publication that failed."""
+        settle(self._calls(lambda rank: rank.abandon.remote()))
+
+
+class TrainerFleet(_Fleet):
+    """The FSDP2 ranks of the trainer."""
+
+    def __init__(self, ranks: Sequence[Rank], patience: float = float("inf")) -> None:
+        """`patience`: seconds that a rank may be stopped, as of `gather`."""
+        super().__init__(ranks, patience)
+        self.ranks = ranks
+
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """One optimizer step on all of `batch`, of which each rank takes its part."""
+        shared = ray.put(batch)
+        return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
+
+    def reset_optimizer(self) -> None:
+        """The moments are zero again."""
+        self._all(lambda rank: rank.reset_optimizer.remote())
+
+    def offload(self) -> None:
+        """The cards' memory is free until `onload`: weights and moments wait on the host, and nothing else works."""
+        self._all(lambda rank: rank.offload.remote())
+
+    def onload(self) -> None:
+        """The reverse of `offload`."""
+        self._all(lambda rank: rank.onload.remote())
+
+    def digest(self) -> str:
+        """`kernels.weights.digest` of the weights as they are served."""
+        return self._all(lambda rank: rank.digest.remote())[0]
+
+    def snapshot(self, folder: Path) -> int:
+        """Begins to write every rank's shard into `folder`; returns the optimizer's step count."""
+        return self._all(lambda rank: rank.snapshot.remote(str(folder)))[0]
+
+    def written(self, wait: bool) -> list[WrittenFile] | None:
+        """The files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError where one
+        cannot be written."""
+        files = self._all(lambda rank: rank.written.remote(wait))
+        return None if None in files else files
+
+    def save(self, directory: str, beside: Beside) -> str:
+        """Writes the master weights and what stands beside them as a Hugging Face model directory, if one is named; returns the
+        digest of the weights."""
+        return self._all(lambda rank: rank.save.remote(directory, beside))[0]
+
+    # A publication (rl.publish), in the order of its calls.
+
+    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> list[tuple[Ticket, int]]:
+        """Of every rank, how to open its bucket and how many buckets there will be."""
+        return self._all(lambda rank: rank.begin_publication.remote(name, receivers, half))
+
+    def packing(self, number: int) -> Calls:
+        """Begins to fill a half with bucket `number`, on every rank."""
+        return self._calls(lambda rank: rank.pack.remote(number))
+
+    def sending(self, number: int) -> Calls:
+        """Begins to send bucket `number` to the receivers on other cards, on every rank."""
+        return self._calls(lambda rank: rank.send.remote(number))
+
+    def end_publication(self) -> list[list[list[int]]]:
+        """[rank][parameter][shard]: fingerprints of what the trainer serves."""
+        return self._all(lambda rank: rank.end_publication.remote())
+
+    def cut(self) -> None:
+        """Every rank that lives ends a publication that failed."""
+        settle(self._calls(lambda rank: rank.cut.remote()))

@@ -1,0 +1,159 @@
+"""Ray itself: started, watched and ended, with one line for whatever goes wrong with it."""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import ray
+
+from rl.cluster.family import TAG, end, family, guarded
+from rl.config import ClusterSection
+from rl.errors import RunError, UserError
+
+_OBJECT_STORE = 256 * 2**20
+_ANSWER = 5.0  # seconds for a server to accept, and to speak
+_END = 20.0  # seconds for Ray to end by itself
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    [0, 0, 0, 4, 0, 0, 0, 0, 0]
+)  # RFC 9113: what a client begins with
+_SETTINGS = 4  # the type of the frame that a server of HTTP/2 begins with, as every server of Ray is
+
+
+class RayLost(RunError):
+    """Ray's own processes have ended: no rank can be called any more."""
+
+
+@contextlib.contextmanager
+def session(config: ClusterSection, processes: int) -> Iterator[None]:
+    """Starts Ray; on the way out, however that is, ends all its processes. UserError where it cannot start here, RunError where
+    it does not within `config.timeout` seconds."""
+    tag, over = uuid.uuid4().hex, threading.Event()
+    with guarded(tag):
+        try:
+            _start_ray(config, processes, tag, over)
+            yield
+        finally:
+            _end_ray(tag)
+            over.set()
+
+
+def check_ray() -> None:
+    """RayLost where a process of Ray's has ended on which all others depend. Ray itself waits for it, a minute or longer, and
+    then ends this process."""
+    if not ray.is_initialized():
+        return
+    for name, host, port in _servers(ray.get_runtime_context().get_node_id()):
+        try:
+            socket.create_connection((host, port), timeout=_ANSWER).close()
+        except ConnectionError as error:
+            raise RayLost(f"Ray's {name} ({host}:{port}) has ended: {error.strerror}") from None
+        except OSError:  # too busy to answer
+            continue
+
+
+@lru_cache(maxsize=1)
+def _servers(node: str) -> tuple[tuple[str, str, int], ...]:
+    """(name, host, port) of the GCS, which knows all processes, and of this node's raylet, which starts them."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    found = [("GCS", host, int(port))] if port.isdigit() else []
+    here = [n for n in ray.nodes() if n["NodeID"] == node and n["Alive"]]
+    return *found, *(("raylet", n["NodeManagerAddress"], n["NodeManagerPort"]) for n in here)
+
+
+def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading.Event) -> None:
+    """Until `over`, a thread stays from which Ray was started: Linux ends Ray's processes with that thread."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
+    local: dict[str, Any] = {}
+    if config.address == "local":
+        local = {"num_cpus": max(processes, 1), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+    else:
+        check_address(config.address)
+    started, failure = threading.Event(), list[Exception]()
+
+    deadline = time.monotonic() + config.timeout
+
+    def start() -> None:
+        while not _started(config.address, local, failure):
+            # A bare Exception is Ray's own limit of 30 s, which a busy machine passes: it has until ours.
+            if type(failure[-1]) is not Exception or time.monotonic() > deadline or os.environ.get(TAG) != tag:
+                break
+            ray.shutdown()
+            end(tag, family(tag, set()), patience=0)
+        started.set()
+        over.wait()
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it raises is said here, in one line
+    os.environ[TAG] = tag
+    try:
+        # In a thread: Ray sets no handlers of signals there, and what waits here hears them, and a clock.
+        threading.Thread(target=start, name="ray.init", daemon=True).start()
+        in_time = started.wait(config.timeout)
+    finally:
+        del os.environ[TAG]
+    at = f"(cluster.address={config.address})"
+    if not in_time:
+        raise RunError(f"Ray did not start within cluster.timeout={config.timeout} s {at}")
+    if not ray.is_initialized():
+        raise unstarted(failure[-1], at)
+
+
+def _started(address: str, local: dict[str, Any], failure: list[Exception]) -> bool:
+    """Whether ray.init did; else `failure` says why at its end. Ray raises many kinds."""
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **local)
+    except Exception as error:
+        failure.append(error)
+        return False
+    return True
+
+
+def unstarted(error: Exception, at: str) -> Exception:
+    """What to say where ray.init raised `error`."""
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        hint = f"its folder is {folder}; set RAY_TMPDIR to another, short and writable"
+        return UserError(f"Ray did not start {at}: {reason}: {hint}")
+    if isinstance(error, ConnectionError | RuntimeError | ValueError):
+        return UserError(f"Ray did not start {at}: {reason}")
+    return RunError(f"Ray did not start {at}: {reason or type(error).__name__}")
+
+
+def _end_ray(tag: str) -> None:
+    """Also ends what Ray leaves behind where it was interrupted while it started, or does not end by itself."""
+    left = family(tag, set())
+    thread = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
+    thread.start()
+    thread.join(_END)
+    end(tag, left, patience=3)
+    _servers.cache_clear()
+
+
+def check_address(address: str) -> None:
+    """UserError where no server of Ray's answers at once; Ray itself tries for minutes, and fills stderr."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                connection.sendall(_PREFACE)
+                said = connection.recv(9)
+                if len(said) < 4 or said[3] != _SETTINGS:
+                    raise UserError(
+                        f"cluster.address={address}: a server answers there that is not Ray's; 'local' starts Ray"
+                    )
+    except TimeoutError:
+        raise UserError(
+            f"cluster.address={address}: no server of Ray's answers there within {_ANSWER:.0f} s; 'local' starts Ray"
+        ) from None
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts Ray") from None

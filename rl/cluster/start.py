@@ -1,0 +1,129 @@
+"""Starts the processes of a run: where they meet, which card each has, and what they are told."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import ray
+import torch
+from torch.distributed import TCPStore
+
+from kernels.collectives.rendezvous import address_of, listen
+from kernels.model import ModelConfig
+from rl.cluster.calls import Rank, gather
+from rl.cluster.fleets import RolloutFleet, TrainerFleet
+from rl.cluster.ray_processes import RayLost, session
+from rl.config import RunConfig
+from rl.errors import UserError
+from rl.placement import Placement, place
+from rollout.actor import RolloutRank
+from rollout.engine import EngineConfig
+from rollout.scheduler import Limits
+from trainer.actor import TrainerRank
+from trainer.checkpoint import Checkpoint
+from trainer.optimizer import AdamWConfig
+from trainer.trainer import TrainerConfig
+
+
+@contextlib.contextmanager
+def cluster(
+    config: RunConfig, model: ModelConfig, checkpoint: Checkpoint | None = None
+) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
+    """Starts all processes, and Ray if there is none yet; the trainer begins with `checkpoint`, or with the model that the
+    config names. On the way out, however that is, ends what it started."""
+    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
+    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
+    processes = len(placement.trainer) + len(placement.rollout)
+    with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes):
+        ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
+        engines = rollout_ranks(config, model, placement, stores)
+        patience = config.cluster.patience
+        rollout, trainer = RolloutFleet(engines, model, placement.rollout, patience), TrainerFleet(ranks, patience)
+        try:
+            start([*ranks, *(rank for engine in engines for rank in engine)], config.cluster.timeout, patience)
+            yield rollout, trainer
+        except RayLost:  # which cannot be told to end anything; the session does
+            raise
+        except BaseException:
+            _end(rollout, trainer)
+            raise
+        _end(rollout, trainer)
+
+
+def _end(rollout: RolloutFleet, trainer: TrainerFleet) -> None:
+    rollout.kill()
+    trainer.kill()
+
+
+def start(ranks: Sequence[Rank], timeout: float, patience: float | None = None) -> None:
+    """Waits until all of them are ready. RunError with what failed, or after `timeout` seconds."""
+    begun = gather({rank.actor.start.remote(): rank for rank in ranks}, timeout, patience)
+    for rank, pid in zip(ranks, begun, strict=True):
+        rank.begun(pid)
+
+
+def rollout_ranks(
+    config: RunConfig, model: ModelConfig, placement: Placement, stores: Sequence[TCPStore]
+) -> list[list[Rank]]:
+    """The engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then one of
+    each engine."""
+    section = config.rollout
+    engine = EngineConfig(
+        pages=section.pages,
+        page_size=section.page_size,
+        prefix_cache=section.prefix_cache,
+        limits=Limits(section.max_running, section.max_batch_tokens, section.prefill_chunk),
+        dtype=config.dtype,
+        device=config.device,
+        cuda_graphs=config.device == "cuda",
+        overlap=config.device == "cuda",
+    )
+    actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
+    trainer, *addresses = [address_of(store) for store in stores]
+    asleep = config.cluster.placement == "colocated"
+    engines = []
+    for i, address in enumerate(addresses):
+        places = placement.rollout[i * section.tp : (i + 1) * section.tp]
+        what = (section.tp, address, section.threads, model, engine)
+        names = [f"rollout engine {i} rank {r}" for r in range(section.tp)]
+        engines.append(
+            [
+                Rank(name, actor.remote(r, *what, where, name, trainer, asleep))
+                for r, (name, where) in enumerate(zip(names, places, strict=True))
+            ]
+        )
+    return engines
+
+
+def _trainer_ranks(
+    config: RunConfig, model: ModelConfig, placement: Placement, address: str, checkpoint: Checkpoint | None
+) -> list[Rank]:
+    section = config.trainer
+    training = TrainerConfig(
+        section.leaf_sequences,
+        section.micro_leaves,
+        AdamWConfig(
+            section.betas, section.eps, section.weight_decay, section.grad_clip, getattr(torch, section.moments)
+        ),
+        config.dtype,
+        section.micro_tokens,
+        section.offload,
+        section.checkpointing,
+        section.router_aux_loss_coef,
+    )
+    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
+    source = checkpoint or config.model.path or config.seed
+    what = (section.world_size, address, section.threads, model, training, source, config.device)
+    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
+
+
+def rendezvous(first: int, count: int) -> list[TCPStore]:
+    """Stores where `count` groups meet, for as long as they are kept: at the ports from `first` on, or at any free ones."""
+    stores = []
+    for port in range(first, first + count) if first else [0] * count:
+        try:
+            stores.append(listen(port))
+        except OSError as error:
+            raise UserError(
+                f"cluster.port={first}: port {port} is in use ({error.strerror}); set another or 0"
+            ) from None
+    return stores
