@@ -38,12 +38,16 @@ def test_reclaimable(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @CUDA
 def test_release_returns_memory_to_the_device() -> None:
+    def freed() -> tuple[int, int]:
+        """Bytes of the card that a release frees, and that a regain takes. Other tests may use the card meanwhile."""
+        free = [torch.cuda.mem_get_info()[0]]
+        for change in (memory.release, memory.regain):
+            change()
+            free.append(torch.cuda.mem_get_info()[0])
+        return free[1] - free[0], free[1] - free[2]
+
     memory = Reclaimable({"a": (1 << 30,)}, torch.bfloat16, "cuda")
-    free = torch.cuda.mem_get_info()[0]
-    memory.release()
-    assert torch.cuda.mem_get_info()[0] - free >= 2 << 30
-    memory.regain()
-    assert torch.cuda.mem_get_info()[0] <= free
+    assert any(min(freed()) >= 2 << 30 for _ in range(10))
 
 
 def test_release_returns_memory_to_the_system() -> None:
