@@ -15,6 +15,7 @@ _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Compares dtype, shape and every bit of two tensors: NaNs are equal where their bits are, -0 differs from +0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     kind = _INTEGER[a.element_size()]
@@ -59,6 +60,7 @@ def transposed(t: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
+    """Sets torch's number of threads within the context, and restores it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -88,6 +90,7 @@ def of_neighbours(spec: OpSpec, inputs: Inputs, index: torch.Tensor) -> Iterator
 
 
 def of_columns(spec: OpSpec, inputs: Inputs, columns: slice) -> Iterator[Pair]:
+    """Yields the outputs for a slice of the output columns beside the same columns of the whole output."""
     assert spec.columns
     part = spec.outputs(spec.columns(inputs, columns))
     yield from _pairs(
@@ -96,6 +99,7 @@ def of_columns(spec: OpSpec, inputs: Inputs, columns: slice) -> Iterator[Pair]:
 
 
 def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
+    """Yields the joined outputs of `size` shards beside those of one, for every sharding that allows so many."""
     whole = spec.outputs(inputs)
     for sharding in spec.shardings:
         if size in sharding.sizes(inputs):
@@ -104,6 +108,7 @@ def of_shards(spec: OpSpec, inputs: Inputs, size: int) -> Iterator[Pair]:
 
 
 def of_threads(spec: OpSpec, inputs: Inputs, count: int) -> Iterator[Pair]:
+    """Yields outputs and gradients of `count` threads beside those of one."""
     with threads(1):
         expected = outputs_and_gradients(spec, inputs)
     with threads(count):
@@ -111,6 +116,7 @@ def of_threads(spec: OpSpec, inputs: Inputs, count: int) -> Iterator[Pair]:
 
 
 def of_alignment(spec: OpSpec, inputs: Inputs, elements: int) -> Iterator[Pair]:
+    """Yields outputs and gradients of inputs that begin `elements` into their storage beside those of aligned inputs."""
     moved = each_tensor(inputs, lambda t: at_offset(t, elements))
     yield from _pairs(
         f"storage offset {elements}", outputs_and_gradients(spec, moved), outputs_and_gradients(spec, inputs)
@@ -118,6 +124,7 @@ def of_alignment(spec: OpSpec, inputs: Inputs, elements: int) -> Iterator[Pair]:
 
 
 def of_strides(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
+    """Yields outputs and gradients of inputs with other strides beside those of contiguous inputs."""
     expected = outputs_and_gradients(spec, inputs)
     for lay in (inside, transposed):
         laid = {k: lay(v) if isinstance(v, torch.Tensor) and k not in spec.contiguous else v for k, v in inputs.items()}
@@ -125,6 +132,7 @@ def of_strides(spec: OpSpec, inputs: Inputs) -> Iterator[Pair]:
 
 
 def of_variants(spec: OpSpec, inputs: Inputs, generator: torch.Generator) -> Iterator[Pair]:
+    """Yields what each of the spec's other ways to the same result gives beside the outputs themselves."""
     for claim, variant in spec.variants.items():
         yield from _pairs(claim, as_tuple(variant(inputs, generator)), spec.outputs(inputs))
 
@@ -179,6 +187,7 @@ def cotangent(spec: OpSpec, inputs: Inputs, seed: int = 1) -> torch.Tensor:
 
 
 def gradients(spec: OpSpec, inputs: Inputs, dy: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Computes the gradient of the first output to each differentiable input, by name, for the output gradient `dy`."""
     leaf = {name: inputs[name].detach().requires_grad_() for name in spec.differentiable}
     y = spec.outputs({**inputs, **leaf})[0]
     return dict(zip(leaf, torch.autograd.grad(y, list(leaf.values()), dy), strict=True))

@@ -123,9 +123,11 @@ class OpSpec:
         return tuple(name for name in self.group_sums if name != "output")
 
     def label(self, case: Case) -> str:
+        """Describes a case in one line."""
         return self.describe(case) if self.describe else ", ".join(f"{k} {v}" for k, v in case.items())
 
     def outputs(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        """Runs the op and returns its outputs as a tuple."""
         return as_tuple(self.run(inputs))
 
     def dtypes_on(self, device: torch.device) -> tuple[torch.dtype, ...]:
@@ -138,9 +140,11 @@ class OpSpec:
         return (torch.bfloat16,)
 
     def accuracy_on(self, device: torch.device) -> float:
+        """Returns the bound on the error against float64 that holds on this device."""
         return self.accuracy if device.type == "cpu" or self.gpu_accuracy is None else self.gpu_accuracy
 
     def units(self, inputs: Inputs) -> int:
+        """Counts the units that a batch can be cut into: rows, unless the spec says otherwise."""
         return self.row_units(inputs) if self.row_units else int(inputs[self.row_inputs[0]].shape[0])
 
     def rows(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
@@ -167,6 +171,7 @@ class OpSpec:
 
 
 def as_tuple(outputs: Outputs) -> tuple[torch.Tensor, ...]:
+    """Wraps a single output into a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

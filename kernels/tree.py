@@ -26,6 +26,7 @@ class TreeError(ValueError):
 
 
 def is_power_of_two(n: int) -> bool:
+    """Says whether n is 1, 2, 4, ..."""
     return n > 0 and n & (n - 1) == 0
 
 
@@ -47,6 +48,7 @@ class Shard:
         return extent // self.size
 
     def range(self, extent: int, what: str = "extent") -> slice:
+        """Returns the slice of `extent` that this shard holds; an error names `what` where it cannot be cut evenly."""
         n = self.part(extent, what)
         return slice(self.rank * n, (self.rank + 1) * n)
 
@@ -84,6 +86,7 @@ class Counter(Generic[Node]):
         self._count = 0  # leaves
 
     def push(self, node: Node, level: int = 0) -> None:
+        """Takes the next node, of 2^level leaves, and merges it as far as it goes; TreeError where it is not aligned."""
         if self._count % (1 << level):
             raise TreeError(
                 f"a node of {1 << level} leaves cannot follow {self._count} leaves: it would not be aligned"
@@ -95,6 +98,7 @@ class Counter(Generic[Node]):
         self._parked.append((level, node))
 
     def root(self) -> Node:
+        """Returns the sum of all nodes so far and begins anew; TreeError where there are none."""
         if not self._parked:
             raise TreeError("an empty sum has no root")
         nodes = [node for _, node in self._parked]

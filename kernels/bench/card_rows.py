@@ -59,6 +59,7 @@ def matmul_row(
 
 
 def matmul_rows() -> Iterator[Row]:
+    """Yields the rows of matmul: Qwen3-8B's projections, whole at many batch sizes, and cut into 2, 4 and 8 shards."""
     for name, (N, K) in PROJECTIONS.items():
         case = f"{name} {N}x{K}, 8 leaves"
         for M in (1, 8, 16, 32, 64):
@@ -81,6 +82,7 @@ def matmul_rows() -> Iterator[Row]:
 
 
 def matmul_gradient_rows(tokens: int = 8192) -> Iterator[Row]:
+    """Yields the rows of matmul's gradients to input and weight, over a batch of `tokens`."""
     for name, (N, K) in PROJECTIONS.items():
         work, case = 2.0 * tokens * N * K, f"{name} {N}x{K}"
 
@@ -126,6 +128,7 @@ def _vendor_attention(
 
 
 def attention_rows(tokens: int = 16384) -> Iterator[Row]:
+    """Yields the rows of packed causal attention, forward and backward, at several sequence lengths of `tokens` in all."""
     scale = HEAD_DIM**-0.5
     for n in (1024, 4096, 16384):
         sequences = tokens // n
@@ -186,6 +189,7 @@ def attention_rows(tokens: int = 16384) -> Iterator[Row]:
 
 
 def decode_rows() -> Iterator[Row]:
+    """Yields the rows of paged attention of one query a sequence, for several batch sizes and context lengths."""
     scale, page = HEAD_DIM**-0.5, 16
     for batch, n in (
         *((1, 512), (1, 4096), (1, 32768), (16, 512), (16, 8192), (16, 32768)),
@@ -216,6 +220,8 @@ def decode_rows() -> Iterator[Row]:
 
 
 def logprob_rows(rows: int = 8192) -> Iterator[Row]:
+    """Yields the rows of the linear log-prob and its gradient, over Qwen3-8B's vocabulary."""
+
     def build() -> Bout:
         x, head = normal(rows, HIDDEN), normal(VOCABULARY, HIDDEN, std=0.02)
         targets = torch.randint(VOCABULARY, (rows,), device="cuda")
@@ -289,6 +295,8 @@ def elementwise_row(op: str, case: str, moved: float, tokens: int, make: Callabl
 
 
 def elementwise_rows(T: int = 16384) -> Iterator[Row]:
+    """Yields the rows of the ops that are bound by memory: norms, rope and the gated product, over `T` tokens."""
+
     def norm(*shape: int) -> list[Callable]:
         x, w = normal(T, *shape), normal(shape[-1])
         return [lambda rows: (rms_norm(x[rows], w, 1e-6),)]
@@ -316,6 +324,7 @@ def elementwise_rows(T: int = 16384) -> Iterator[Row]:
 
 
 def rows() -> list[Row]:
+    """Returns all rows of the table, in its order."""
     return [
         *matmul_rows(),
         *attention_rows(),

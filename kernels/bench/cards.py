@@ -58,6 +58,7 @@ def met(ratio: float, target: float | None) -> bool | None:
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
+    """Computes the geometric mean of positive ratios."""
     return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
@@ -100,6 +101,7 @@ def prepare(chosen: list[Row], workers: int, progress: Progress) -> None:
 
 
 def time_text(microseconds: float) -> str:
+    """Formats a time as microseconds below 1 ms and as milliseconds above."""
     return f"{microseconds:.1f} us" if microseconds < 1000 else f"{microseconds / 1000:.2f} ms"
 
 

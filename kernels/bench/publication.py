@@ -62,6 +62,7 @@ class Masters(PublishingRank):
         return os.getpid()
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        """Begins a publication; returns the ticket that opens this rank's bucket, and how many buckets follow."""
         return self.publisher.begin(name, self.rows, receivers, half)
 
 

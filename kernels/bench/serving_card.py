@@ -52,6 +52,7 @@ class Work:
 
     @property
     def sequences(self) -> int:
+        """Counts the sequences in flight: every prompt's samples."""
         return self.prompts * self.samples
 
 
@@ -92,6 +93,7 @@ class Result:
 
     @property
     def met(self) -> bool:
+        """Says whether the target is reached, which is an upper bound for times and a lower one for rates."""
         return self.ours <= self.target if self.unit == "ms a step" else self.ours >= self.target
 
 
@@ -242,6 +244,7 @@ def peers(model: Any, work: Work, new: int) -> Timing:
 
 
 def print_table(results: Sequence[Result], out: Console) -> None:
+    """Prints a line for each result beside its target, transformers' figure and the cost of a copy."""
     rows = []
     for r in results:
         ms = r.unit == "ms a step"

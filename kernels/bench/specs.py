@@ -81,6 +81,7 @@ def time_op(spec: OpSpec, case: Case, device: torch.device, dtype: torch.dtype) 
 
 
 def print_table(timings: list[Timing], title: str, out: Console) -> None:
+    """Prints a line for each timing, beside torch's own op."""
     rows = []
     for t in timings:
         op = t.op if t.direction == "forward" else f"{t.op} {t.direction}"

@@ -73,6 +73,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
+        """Divides the chosen baseline's time by ours: above 1 we are faster."""
         return self.baselines[self.baseline] / self.microseconds
 
 

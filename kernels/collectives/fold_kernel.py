@@ -22,6 +22,7 @@ def root_of(x, n, inside, FIRST: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def fold_kernel(parts, out, n, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds COUNT tensors of n elements in the tree's order and rounds the root once to the dtype of `out`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     root = root_of(parts + at, tl.cast(n, tl.int64), at < n, 0, COUNT)
     tl.store(out + at, root.to(out.dtype.element_ty), at < n)

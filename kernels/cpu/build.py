@@ -88,6 +88,7 @@ def build(target: tuple[str, ...] = ("-march=native",)) -> Path:
 
 @cache
 def library() -> ctypes.CDLL:
+    """Loads the shared library, building it first where the cache holds none."""
     return ctypes.CDLL(str(build()))
 
 

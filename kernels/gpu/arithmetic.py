@@ -38,16 +38,19 @@ def times_power_of_two(p, n):
 
 @triton.jit
 def nearest(x):
+    """Rounds float32 x to the nearest integer, ties to even, for |x| up to 2^22."""
     return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
 def clamp(x, low, high):
+    """Limits x to low .. high; a NaN stays what it is."""
     return tl.where(x < low, low, tl.where(x > high, high, x))
 
 
 @triton.jit
 def exp_f32(x):
+    """Computes e^x in float32 with the operations of samebit.h."""
     x = clamp(x, -105.0, 89.0)
     n = nearest(x * 1.44269502162933349609375)
     t = tl.fma(n, -0.693145751953125, x)

@@ -202,4 +202,5 @@ def cdiv(a: int, b: int) -> int:
 
 
 def next_power_of_2(n: int) -> int:
+    """Rounds n >= 1 up to a power of two."""
     return 1 << (n - 1).bit_length()

@@ -32,6 +32,7 @@ def warn(text: str) -> None:
 
 
 def fail(error: object, code: int) -> NoReturn:
+    """Writes the error as one line and exits with `code`."""
     report(error)
     sys.exit(code)
 
@@ -93,6 +94,7 @@ def count(text: str) -> int:
 
 
 def threads(text: str) -> int:
+    """Parses a number of threads from an argument: a positive integer of at most MOST_THREADS."""
     if count(text) > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text} is above {MOST_THREADS}")
     return int(text)
@@ -109,7 +111,10 @@ def output(text: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
+    """Parses arguments as argparse does, but says what is wrong in one line and exits with 2."""
+
     def error(self, message: str) -> NoReturn:
+        """Writes the message as one line, without the usage, and exits with 2."""
         fail(message, 2)
 
     def require_card(self) -> None:

@@ -35,6 +35,8 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Holds the shape of a decoder and the contract of its sums: all that decides what a forward pass computes."""
+
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -103,6 +105,7 @@ class ModelConfig:
 
     @property
     def family(self) -> Family:
+        """Returns the rules of the model's family: its architecture's name, biases, norms."""
         return FAMILIES[self.model_type]
 
     @property
@@ -114,6 +117,7 @@ class ModelConfig:
 
     @property
     def ops(self) -> Operations:
+        """Returns the ops that the model is computed with: the exact ones, or torch's fast ones."""
         return OPERATIONS[self.numerics]
 
     @classmethod
@@ -161,6 +165,7 @@ class ModelConfig:
         )
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
+        """Returns the fields of a Hugging Face `config.json` of this shape; `dtype` is what it says of the weights."""
         fields = {
             "architectures": [self.family.architecture],
             "model_type": self.model_type,

@@ -187,6 +187,7 @@ def rope_of(kind: str, fields: Mapping[str, Any], said: Said) -> tuple[float, Ro
 
 
 def rope_to_hf(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """Returns `rope_parameters` as config.json holds them: type default, or llama3 with its scaling."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if scaling:
         rope |= {"rope_type": "llama3"} | {hf: getattr(scaling, ours) for ours, hf in _SCALING.items()}

@@ -43,6 +43,7 @@ class Layout:
 
     @property
     def positions(self) -> torch.Tensor:
+        """Returns the position of each token in its sequence, int32 [T]."""
         return self.pages.position
 
     @classmethod

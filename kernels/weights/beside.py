@@ -20,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """Names a dtype as config.json does: bfloat16, float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -55,6 +56,7 @@ class Contract:
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype) -> "Contract":
+        """Makes the contract of a model's leaves and a dtype."""
         return cls(config.leaves, name_of(dtype))
 
     @classmethod
@@ -109,6 +111,7 @@ class Beside:
         return cls(contract, {name: config[name] for name in TOKENS if name in config}, files)
 
     def computed_in(self, dtype: str) -> "Beside":
+        """Returns a copy whose contract names another dtype."""
         return replace(self, contract=replace(self.contract, dtype=dtype))
 
     def contents(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, bytes]:
@@ -117,6 +120,7 @@ class Beside:
         return {**self.files, "config.json": (json.dumps(fields, indent=2) + "\n").encode()}
 
     def write(self, config: ModelConfig, dtype: torch.dtype, directory: Path) -> None:
+        """Writes config.json and all other files into a model directory."""
         for name, content in self.contents(config, dtype).items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(content)

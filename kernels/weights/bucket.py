@@ -61,6 +61,7 @@ class SharedBucket:
             self.halves = list(memory.split(half))
 
     def hide(self) -> None:
+        """Unlinks the file, so that nobody else can open it; who maps it keeps it."""
         if self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
@@ -132,6 +133,7 @@ class Wire:
         return self._group.send([x], self._other, 0)  # type: ignore[attr-defined]
 
     def receive(self, x: torch.Tensor) -> None:
+        """Fills x with what the other rank sends, and waits for it."""
         self._group.recv([x], self._other, 0).wait()  # type: ignore[attr-defined]
 
     def cut(self) -> None:

@@ -38,9 +38,11 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Returns (rows, columns) of the piece."""
         return self.rows, self.columns.stop - self.columns.start
 
     def bytes(self, dtype: torch.dtype) -> int:
+        """Counts the bytes of the piece in `dtype`."""
         return prod(self.shape) * dtype.itemsize
 
     def of(self, data: torch.Tensor, dtype: torch.dtype, start: int | None = None) -> torch.Tensor:

@@ -57,6 +57,7 @@ class Ring:
 
 @gluon.constexpr_function
 def accumulator(BN: int):  # type: ignore[no-untyped-def]
+    """Returns the register layout of a 64 x BN wgmma accumulator of one warpgroup."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
 
 
@@ -74,6 +75,7 @@ def park_layout(width: int):  # type: ignore[no-untyped-def]
 
 @gluon.constexpr_function
 def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
+    """Returns the shared-memory layout of a TMA box of bf16 [rows, columns]."""
     return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
 
 
@@ -124,6 +126,7 @@ def tile_origin(t, rows, columns, GROUP: gl.constexpr):
 
 @gluon.jit
 def advance(stage, phase, STAGES: gl.constexpr):
+    """Moves to the next stage of the ring and flips the phase where the ring begins anew."""
     stage += 1
     if stage == STAGES:
         stage = 0
@@ -133,6 +136,7 @@ def advance(stage, phase, STAGES: gl.constexpr):
 
 @gluon.jit
 def before(stage, STAGES: gl.constexpr):
+    """Returns the stage before `stage` in the ring."""
     return gl.where(stage == 0, STAGES - 1, stage - 1)
 
 
@@ -256,6 +260,7 @@ def tile_of(v, W: gl.constexpr, ACC: gl.constexpr):
 
 @gluon.jit
 def bound(bounds, j, leaves):
+    """Loads bounds[j] as int32; past the last leaf it is the last bound."""
     return gl.load(bounds + gl.minimum(j, leaves)).to(gl.int32)
 
 

@@ -12,6 +12,7 @@ from kernels.gpu.launch import cdiv, launch
 def adamw_kernel(
     w, grad, m, v, n, grad_scale, lr, beta1, beta2, eps, decay, correction1, correction2, BLOCK: tl.constexpr
 ):
+    """Updates n elements of float32 w, m and v in place, each by itself."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = i < n
     zero = tl.zeros((BLOCK,), tl.float32)
@@ -27,6 +28,7 @@ def adamw_kernel(
 
 
 def update(w: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor, *scalars: float) -> None:
+    """Updates contiguous float32 w, m and v in place; UnsupportedError for another dtype or layout."""
     if any(t.dtype != torch.float32 for t in (w, grad, m, v)):
         raise UnsupportedError(f"adamw works on float32 tensors, got {[str(t.dtype) for t in (w, grad, m, v)]}")
     if not (w.is_contiguous() and m.is_contiguous() and v.is_contiguous()):

@@ -36,6 +36,7 @@ def backward(
     starts: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Computes the gradients to q, keys and values, in their shapes and dtypes, from d_out and what the forward pass saved."""
     (_, heads, head_dim), kv_heads = q.shape, keys.shape[1]
     wide = [t.float().contiguous() for t in (q, keys, values, out, lse, d_out)]
     d_q, d_k, d_v = (torch.empty_like(wide[i]) for i in range(3))

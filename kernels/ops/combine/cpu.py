@@ -15,6 +15,7 @@ def forward(
     leaves: int,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
+    """Sums each token's weighted expert rows y [capacity, N], by leaf and up the tree of experts, into `out_dtype` [T, N]."""
     (tokens, k), n, levels = of.shape, y.shape[1], leaves.bit_length()
     out, room = torch.empty(tokens, n), torch.empty(tokens, levels, n)
     given = (y.float(), weights.contiguous(), of, ids.contiguous(), out, room)
@@ -25,6 +26,7 @@ def forward(
 def backward(
     d_out: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, of: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the gradients to y, in its dtype, and to the weights, float32 [T, k]."""
     (tokens, k), n = of.shape, y.shape[1]
     d_y, d_weights = torch.zeros(y.shape), torch.empty(tokens, k)
     call("combine_backward", d_out.float(), y.float(), weights.contiguous(), of, d_y, d_weights, tokens, k, n)

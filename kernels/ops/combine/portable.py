@@ -26,6 +26,7 @@ def tree(v):
 def combine_kernel(
     y, weights, of, ids, out, n, first, extent, K: tl.constexpr, LEAVES: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """Computes BLOCK columns of one token's sum over its experts."""
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     leaf = tl.arange(0, LEAVES)
@@ -44,6 +45,7 @@ def combine_kernel(
 def backward_kernel(
     d_out, y, weights, of, d_y, d_weights, n, K: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr
 ):
+    """Computes the gradients of one choice of one token: to its row of y and to its weight."""
     t = tl.program_id(0).to(tl.int64)
     at = t * K + tl.program_id(1)
     row = tl.load(of + at).to(tl.int64)
@@ -70,6 +72,7 @@ def forward(
     leaves: int,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
+    """Sums each token's weighted expert rows y [capacity, N], by leaf and up the tree of experts, into `out_dtype` [T, N]."""
     (tokens, k), n = of.shape, y.shape[1]
     out = y.new_empty(tokens, n, dtype=out_dtype)
     if tokens:
@@ -81,6 +84,7 @@ def forward(
 def backward(
     d_out: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, of: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the gradients to y, in its dtype, and to the weights, float32 [T, k]."""
     (tokens, k), n = of.shape, y.shape[1]
     d_y, d_weights = torch.empty_like(y), weights.new_empty(tokens, k)
     if tokens:

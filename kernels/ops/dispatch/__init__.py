@@ -40,6 +40,7 @@ class Slots:
 
     @property
     def capacity(self) -> int:
+        """Counts the rows that are held, used or not."""
         return self.token.numel()
 
 

@@ -32,6 +32,7 @@ def choices(ids, t0, tokens, first, experts, R: tl.constexpr, K: tl.constexpr, W
 
 @triton.jit(do_not_specialize=["tokens", "first"])
 def count_kernel(ids, counts, tokens, first, experts, R: tl.constexpr, K: tl.constexpr, W: tl.constexpr):
+    """Counts how many of a block's R tokens chose each expert."""
     block = tl.program_id(0)
     chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
     tl.store(counts + block * W + tl.arange(0, W), tl.sum(chosen, 0))
@@ -80,6 +81,7 @@ def place_kernel(
     ALIGN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    """Gives each choice of a block its row, and writes where experts begin and which rows are padding."""
     block = tl.program_id(0)
     expert = tl.arange(0, W)
     chosen = choices(ids, block * R, tokens, first, experts, R, K, W)
@@ -170,6 +172,7 @@ def bounds_kernel(token, starts, bounds, groups, leaves, G: tl.constexpr):
 
 @triton.jit
 def gather_kernel(x, rows, of, n, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Copies a token's row to the rows of its choices."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(x + t * n + i, mask=i < n)
@@ -180,6 +183,7 @@ def gather_kernel(x, rows, of, n, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gather_backward_kernel(d_rows, d_x, of, n, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums the rows of a token's choices, in their order, in float32."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -205,6 +209,8 @@ def _made(ids: torch.Tensor, groups: torch.Tensor, first: int, experts: int, ali
 
 
 def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: torch.Tensor, capacity: int) -> Slots:
+    """Gives each choice ids [T, k] of experts first .. first + experts - 1 a row, by expert and then token; aligns each
+    expert."""
     tokens, k = ids.shape
     W, R = next_power_of_2(experts), 16 if tokens <= 256 else 32
     blocks = max(1, cdiv(tokens, R))
@@ -223,6 +229,7 @@ def dispatch(ids: torch.Tensor, first: int, experts: int, align: int, groups: to
 def route_and_dispatch(
     logits: torch.Tensor, k: int, normalize: bool, first: int, experts: int, align: int, capacity: int
 ) -> tuple[torch.Tensor, torch.Tensor, Slots]:
+    """Routes logits [T, E] and dispatches the choices, in one launch for few tokens, whose rows may lie with gaps."""
     tokens, width = logits.shape
     nothing = torch.empty(1, dtype=torch.int64, device=logits.device)
     if not 0 < tokens <= LOOSE:
@@ -243,6 +250,7 @@ def route_and_dispatch(
 
 
 def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Copies the rows of x [T, N] to their slots [capacity, N]; a row that is nobody's is not written."""
     (tokens, k), n = slots.of.shape, x.shape[1]
     rows = x.new_empty(slots.capacity, n)
     if tokens:
@@ -251,6 +259,7 @@ def gather(x: torch.Tensor, slots: Slots) -> torch.Tensor:
 
 
 def gather_backward(d_rows: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Sums the rows of each token's choices, in their order, in float32: [capacity, N] -> [T, N]."""
     (tokens, k), n = slots.of.shape, d_rows.shape[1]
     d_x = d_rows.new_empty(tokens, n)
     if tokens:

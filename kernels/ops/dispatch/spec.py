@@ -13,6 +13,7 @@ def choices(rows: int, experts: int, k: int, generator: torch.Generator) -> torc
 
 
 def make_choices(case, generator, device) -> Inputs:  # type: ignore[no-untyped-def]
+    """Draws the inputs of a case: choices int32 [rows, k], the number of experts, and the groups of tokens."""
     rows, experts = case["rows"], case["experts"]
     ids = choices(rows, experts, min(case["k"], experts), generator).to(device)
     return {"ids": ids, "experts": experts, "groups": offsets(rows, case["groups"], generator).to(device)}

@@ -7,6 +7,7 @@ from kernels.device import UnsupportedError, check_groups
 
 
 def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tensor:
+    """Copies the rows of weight [V, N] for ids [T]; an id outside first_id .. first_id + V - 1 gives +0, and -0 becomes +0."""
     local = ids - first_id
     inside = (local >= 0) & (local < weight.shape[0])
     rows = weight[local.clamp(0, weight.shape[0] - 1)] + 0.0

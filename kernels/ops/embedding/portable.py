@@ -10,6 +10,7 @@ from kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 @triton.jit
 def gather_kernel(ids, weight, y, first_id, vocab, n, BLOCK: tl.constexpr):
+    """Copies BLOCK columns of one token's row; an id of another shard gives +0, and -0 becomes +0."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(ids + t) - first_id
@@ -20,6 +21,7 @@ def gather_kernel(ids, weight, y, first_id, vocab, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def scatter_kernel(d_y, order, first, leaf, d_weight, n, leaves, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums the gradient of one id over its tokens: a chain in each leaf, and the tree over leaves."""
     v = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at = tl.load(first + v)
@@ -53,6 +55,7 @@ def scatter_kernel(d_y, order, first, leaf, d_weight, n, leaves, LEVELS: tl.cons
 
 
 def gather(ids: torch.Tensor, weight: torch.Tensor, first_id: int) -> torch.Tensor:
+    """Copies the rows of weight [V, N] for ids [T]; an id outside first_id .. first_id + V - 1 gives +0, and -0 becomes +0."""
     n = weight.shape[1]
     y = weight.new_empty(ids.numel(), n)
     if ids.numel():

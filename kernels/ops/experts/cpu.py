@@ -22,6 +22,7 @@ def _each(slots: Slots, w: torch.Tensor):  # type: ignore[no-untyped-def]
 
 
 def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Multiplies each expert's rows of x [capacity, K] by its part of w [experts * N, K]: -> [capacity, N], padding zero."""
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_zeros(slots.capacity, N)
     for _, first, end, part in _each(slots, w):
@@ -30,12 +31,14 @@ def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
 
 
 def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Gathers x [T, K], multiplies by gate and up, and returns silu(gate) up [capacity, N / 2]."""
     from kernels.ops.experts import STRIPE
 
     return swiglu(product(gather(x, slots), w, slots), STRIPE)
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Multiplies dy [capacity, N] by each expert's part of w [experts * N, K]: -> [capacity, K]."""
     N = dy.shape[1]
     dx = dy.new_zeros(slots.capacity, w.shape[1])
     for _, first, end, part in _each(slots, w):
@@ -44,6 +47,7 @@ def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Ten
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Sums dy^T x over each expert's rows, one leaf a group: -> float32 [experts * N, K]."""
     N, K = dy.shape[1], x.shape[1]
     dw = torch.zeros(slots.experts, N, K)
     for e, first, end, part in _each(slots, dw):

@@ -10,6 +10,7 @@ from kernels.tree import is_power_of_two
 
 
 def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch.Tensor:
+    """Computes the node (maximum, sum of exponentials) of each leaf of logits [R, V]: -> float32 [R, leaves, 2]."""
     rows, vocab = logits.shape
     out = torch.empty(rows, leaves, 2)
     call("vocab_nodes", logits.contiguous(), temperature.contiguous(), out, rows, leaves, vocab // leaves)
@@ -17,6 +18,7 @@ def nodes(logits: torch.Tensor, temperature: torch.Tensor, leaves: int) -> torch
 
 
 def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Folds nodes [R, leaves, 2] up the tree: -> (log-prob of the logits `picked`, log-sum-exp), both float32 [R]."""
     rows, leaves, _ = nodes.shape
     if not is_power_of_two(leaves):
         raise UnsupportedError(f"log-prob: {leaves} leaves of the vocabulary; the number must be a power of two")
@@ -70,6 +72,7 @@ def backward(
     truncation: Truncation | None,
     vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Computes the gradients to x, and to the head where it is asked for, from logits that are computed again."""
     logits = _logits(x, head, temperature, leaves, truncation, vocabulary)
     of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))
     call("vocab_backward", logits, *of_rows, *logits.shape)

@@ -62,6 +62,7 @@ def tile_nodes(
 
 @triton.jit
 def merge(m, s, m1, s1):
+    """Merges two nodes (maximum, sum) of a log-sum-exp into one."""
     top = tl.maximum(m, m1)
     safe = finite(top)
     left = tl.exp2((m - safe) * LOG2_E)
@@ -87,6 +88,7 @@ def merge_tiles(nodes, leaf_nodes, count, tiles, BLOCK: tl.constexpr):
 
 @triton.jit
 def subtree(node, there, LEAVES: tl.constexpr):
+    """Folds LEAVES nodes in memory, a power of two, into one in tree order."""
     if LEAVES == 1:
         return tl.load(node, mask=there, other=0.0), tl.load(node + 1, mask=there, other=1.0)
     else:
@@ -97,6 +99,7 @@ def subtree(node, there, LEAVES: tl.constexpr):
 
 @triton.jit
 def root_logprob(nodes, picked, inverse, out, lse, R, LEAVES: tl.constexpr, BLOCK: tl.constexpr):
+    """Folds the nodes of BLOCK rows to the root and stores log-probs and log-sum-exps."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = row < R
     m, s = subtree(nodes + row * LEAVES * 2, there, LEAVES)

@@ -34,6 +34,7 @@ def forward(
     positions: torch.Tensor,
     kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]."""
     parts = [x[:, : x.shape[1] - kv_heads], x[:, x.shape[1] - kv_heads :]]
     if weights is not None:
         parts = [rms_norm.forward(part, weight, eps) for part, weight in zip(parts, weights, strict=True)]

@@ -63,6 +63,7 @@ def norm_rope_kernel(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Norms and rotates ROWS rows of query and key heads."""
     t, h = heads_of_token(ROWS)
     is_q = (h < HEADS)[:, None]
     i = tl.arange(0, HALF)
@@ -99,6 +100,7 @@ def forward(
     positions: torch.Tensor,
     kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]."""
     tokens, heads, D = x.shape[0], x.shape[1] - kv_heads, x.shape[2]
     if D & (D - 1):
         raise UnsupportedError(f"norm_rope on a GPU: head_dim {D} must be a power of two, as its attention's")
@@ -167,6 +169,7 @@ def norm_rope_backward_kernel(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Computes the gradient to ROWS rows of x, and each row's part of the gradient to the norms' weights."""
     t, h = heads_of_token(ROWS)
     is_q = h < HEADS
     i = tl.arange(0, HALF)

@@ -22,6 +22,7 @@ SPAN = 1024
 
 @triton.jit
 def square_kernel(x, y, n, LANES: tl.constexpr):
+    """Sums the squares of one row of n elements in LANES lanes."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, LANES)
     lane = tl.zeros((1, LANES), tl.float32)
@@ -76,6 +77,7 @@ def tree_kernel(nodes, roots, count, n, SPAN: tl.constexpr, WIDTH: tl.constexpr)
 
 
 def fold_rows(x: torch.Tensor) -> torch.Tensor:
+    """Adds the rows of x [T, N] up the tree, one leaf a row: -> float32 [N]."""
     n = x.shape[1]
     x = x.contiguous()
     while x.shape[0] > 1:
@@ -88,6 +90,7 @@ def fold_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Sums x [T, N] over rows, by group in lanes and up the tree of groups: -> float32 [N]."""
     n, count = x.shape[1], groups.numel() - 1
     lanes, nodes = x.new_empty(count, ROW_LANES, n), x.new_empty(count, n)
     width = 128 if n >= 128 else 32
@@ -107,6 +110,7 @@ def sum_rows(x: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def square_rows(x: torch.Tensor) -> torch.Tensor:
+    """Sums the squares of each row of x [T, N]: -> float32 [T]."""
     rows, n = x.shape
     y = x.new_empty(rows)
     if rows:

@@ -6,6 +6,7 @@ from kernels.cpu import call
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Scales the rows of x by weight / sqrt(mean(x^2) + eps), in float32, and rounds once to x's dtype."""
     n = x.shape[-1]
     x32 = x.float().contiguous()
     y = torch.empty_like(x32)
@@ -16,6 +17,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_forward(
     x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds delta to x, rounded to their dtype, and norms the sum; returns (normed, sum)."""
     total = x + delta
     return forward(total, weight, eps), total
 

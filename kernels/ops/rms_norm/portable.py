@@ -12,6 +12,7 @@ from kernels.ops.reduce.portable import LANES
 
 @triton.jit
 def inverse_rms(x, at, n, eps, there, ROWS: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr):
+    """Computes 1 / sqrt(mean(x^2) + eps) of the rows that begin at `at`: -> float32 [ROWS]."""
     i = tl.arange(0, LANES)
     lane = tl.zeros((ROWS, LANES), tl.float32)
     for chunk in tl.static_range(CHUNKS):
@@ -82,6 +83,7 @@ def forward_kernel(
     LANES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
+    """Norms ROWS rows, where ADD of x + delta, which is stored too."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = r // HEADS * xt + r % HEADS * xh
     lane = tl.zeros((ROWS, LANES), tl.float32)
@@ -107,6 +109,7 @@ def backward_kernel(
     LANES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
+    """Computes the gradient to ROWS rows of x, and each row's part of the gradient to the weight."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = r < rows
     at = r // HEADS * xt + r % HEADS * xh
@@ -179,12 +182,14 @@ def _forward(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, 
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, eps: float, *, warps: int | None = None) -> torch.Tensor:
+    """Scales the rows of x by weight / sqrt(mean(x^2) + eps), in float32, and rounds once to x's dtype."""
     return _forward(x, None, weight, eps, warps)[0]
 
 
 def add_forward(
     x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, *, warps: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds delta to x, rounded to their dtype, and norms the sum; returns (normed, sum)."""
     return _forward(x, delta, weight, eps, warps)
 
 

@@ -10,6 +10,8 @@ def _lanes(experts: int) -> int:
 
 
 def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chooses the k largest logits of each row [T, E] and weighs them by softmax, `normalize`d or not: -> ids int32 and
+    weights float32 [T, k]."""
     rows, experts = logits.shape
     W = _lanes(experts)
     ids, weights = torch.empty(rows, k, dtype=torch.int32), torch.empty(rows, k)
@@ -20,6 +22,7 @@ def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor
 def backward(
     logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, d_weights: torch.Tensor, normalize: bool
 ) -> torch.Tensor:
+    """Computes the gradient to the logits, float32 [T, E], from that to the weights."""
     rows, experts = logits.shape
     W = _lanes(experts)
     d_logits = torch.empty(rows, experts)

@@ -41,6 +41,7 @@ def route_kernel(
     NORMALIZE: tl.constexpr,
     ALL: tl.constexpr,
 ):
+    """Chooses the experts of R tokens and computes their weights."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     expert = tl.arange(0, W)
     rank, e = exponentials(logits, row, expert, rows, experts)
@@ -68,6 +69,7 @@ def backward_kernel(
     NORMALIZE: tl.constexpr,
     ALL: tl.constexpr,
 ):
+    """Computes the gradient to the logits of R tokens."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     expert = tl.arange(0, W)
     there = (row < rows)[:, None]
@@ -98,6 +100,8 @@ def _rows(rows: int, W: int) -> int:
 
 
 def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chooses the k largest logits of each row [T, E] and weighs them by softmax, `normalize`d or not: -> ids int32 and
+    weights float32 [T, k]."""
     rows, experts = logits.shape
     W = next_power_of_2(experts)
     R = _rows(rows, W)
@@ -111,6 +115,7 @@ def forward(logits: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor
 def backward(
     logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, d_weights: torch.Tensor, normalize: bool
 ) -> torch.Tensor:
+    """Computes the gradient to the logits, float32 [T, E], from that to the weights."""
     rows, experts = logits.shape
     W = next_power_of_2(experts)
     R = _rows(rows, W)

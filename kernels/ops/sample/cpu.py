@@ -14,6 +14,8 @@ def gumbel_argmax(
     greedy: torch.Tensor,
     first_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draws a token a row of float32 logits [R, V]: -> (best score, id int64, its logit), each [R]. UnsupportedError for a
+    temperature of 0 or below."""
     rows, n = logits.shape
     if (temperature <= 0).any():
         raise UnsupportedError(f"sampling: temperature {temperature.min().item()} must be positive; greedy rows take 1")

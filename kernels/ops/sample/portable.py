@@ -48,6 +48,7 @@ def exponential(bits):
 
 @triton.jit
 def near_log2(x):
+    """Computes log2 x by the device's fast instruction, whose error is bounded and whose bits are nobody's contract."""
     return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
@@ -73,6 +74,7 @@ def scores(logits, temperature, seed, position, noisy, v, first_four, n, first_i
 
 @triton.jit
 def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, stride, first_id, CHUNK: tl.constexpr):
+    """Finds the best exact score of a row's CHUNK ids, and the lowest id that has it."""
     r = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * CHUNK
     v = first + tl.arange(0, CHUNK)
@@ -107,6 +109,7 @@ def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, s
 
 @triton.jit
 def best_of_row(logits, best, ids, score, token, picked, chunks, stride, first_id, CHUNKS: tl.constexpr):
+    """Finds the best of a row's chunks, and stores its score, id and logit; the lowest id wins a tie."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, CHUNKS)
     b = tl.load(best + r * chunks + i, mask=i < chunks, other=float("-inf"))
@@ -127,6 +130,7 @@ def gumbel_argmax(
     greedy: torch.Tensor,
     first_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draws a token a row of float32 logits [R, V]: -> (best score, id int64, its logit), each [R]."""
     rows, n = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     chunks = cdiv(n, CHUNK)
@@ -170,6 +174,7 @@ def gumbel_argmax(
 
 @triton.jit
 def words_kernel(words, seed, position, n, FOURS: tl.constexpr):
+    """Stores the random words of ids 0 .. n - 1 for one seed and position."""
     v = tl.program_id(0) * (4 * FOURS) + tl.arange(0, 4 * FOURS)
     seed = tl.full((), 0, tl.int64) + seed
     position = tl.full((), 0, tl.int64) + position

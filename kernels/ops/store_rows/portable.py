@@ -10,6 +10,7 @@ from kernels.gpu.launch import launch as run
 
 @triton.jit
 def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK: tl.constexpr):
+    """Writes BLOCK columns of one token's new key and value."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     to = tl.load(slots + t) * width + i
@@ -20,6 +21,7 @@ def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK
 def store(
     keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor
 ) -> None:
+    """Writes new keys and values [T, KV, D] to the rows `slots` of the pools, in place."""
     tokens, width = new_keys.shape[0], keys.shape[1] * keys.shape[2]
     new_keys, new_values = heads_contiguous(new_keys), heads_contiguous(new_values)
     if tokens:

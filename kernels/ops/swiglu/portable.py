@@ -11,6 +11,7 @@ from kernels.gpu.launch import launch as run
 
 @triton.jit
 def forward_kernel(x, y, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Computes silu(gate) up of BLOCK columns of one row."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -23,6 +24,7 @@ def forward_kernel(x, y, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def backward_kernel(x, d_y, d_x, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Computes the gradients to gate and up of BLOCK columns of one row."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -38,6 +40,7 @@ def backward_kernel(x, d_y, d_x, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def forward(x: torch.Tensor, stripe: int) -> torch.Tensor:
+    """Computes silu(gate) up in float32, rounded once: x [T, 2 N], gate and up in turns of `stripe` columns -> [T, N]."""
     rows, n = x.shape[0], x.shape[1] // 2
     y = x.new_empty(rows, n)
     if rows:
@@ -46,6 +49,7 @@ def forward(x: torch.Tensor, stripe: int) -> torch.Tensor:
 
 
 def backward(x: torch.Tensor, dy: torch.Tensor, stripe: int) -> torch.Tensor:
+    """Computes the gradient to x [T, 2 N] from dy [T, N], in x's dtype."""
     rows, n = x.shape[0], x.shape[1] // 2
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows:

@@ -29,6 +29,7 @@ class Truncation:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> "Truncation":
+        """Copies every column to `device`."""
         return Truncation(*(t.to(device) for t in vars(self).values()))
 
     def take(self, start: int, stop: int) -> "Truncation":

@@ -6,6 +6,7 @@ from kernels.cpu import call
 
 
 def weights(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Computes e^(z - max z) of z = logits / temperature as integers in units of 2^-40: -> int64 [R, V]."""
     out = torch.empty(logits.shape, dtype=torch.int64)
     call("truncation_weights", logits.contiguous(), temperature.contiguous(), out, *logits.shape)
     return out
@@ -14,6 +15,7 @@ def weights(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
 def kept(
     logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
 ) -> torch.Tensor:
+    """Marks the tokens that the filters keep with 1: -> uint8 [R, V]. The most likely one always stays."""
     order = logits.sort(dim=1, descending=True, stable=True).indices
     weight = weights(logits, temperature).gather(1, order)
     upto = weight.cumsum(1)

@@ -17,6 +17,7 @@ BLOCK = 4096
 
 @triton.jit
 def weights_kernel(logits, temperature, top, weight, n, BLOCK: tl.constexpr):
+    """Computes BLOCK of one row's integer weights."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + r * n + i, mask=i < n, other=float("-inf"))
@@ -37,6 +38,7 @@ def keys_at(logits, i, n):
 
 @triton.jit
 def amount(weight, i, n, key, WEIGHED: tl.constexpr):
+    """Returns what each token adds to a sum of weights, or, not WEIGHED, to a count of tokens."""
     if WEIGHED:
         return tl.load(weight + i, mask=i < n, other=0)
     else:
@@ -84,6 +86,7 @@ def above(logits, weight, n, key, BLOCK: tl.constexpr):
 
 @triton.jit
 def kept_kernel(logits, weight, top_k, top_p, min_p, kept, n, BLOCK: tl.constexpr):
+    """Marks the tokens of one row that all three filters keep."""
     r = tl.program_id(0).to(tl.int64)
     logits += r * n
     weight += r * n
@@ -136,6 +139,7 @@ def kept_kernel(logits, weight, top_k, top_p, min_p, kept, n, BLOCK: tl.constexp
 def kept(
     logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
 ) -> torch.Tensor:
+    """Marks the tokens that the filters keep with 1: -> uint8 [R, V]. The most likely one always stays."""
     rows, n = logits.shape
     logits, temperature = logits.contiguous(), temperature.contiguous()
     weight = torch.empty(rows, n, dtype=torch.int64, device=logits.device)

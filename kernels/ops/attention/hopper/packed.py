@@ -111,6 +111,7 @@ def producer(
     STAGES: gl.constexpr,
     PAGE: gl.constexpr,
 ):
+    """Takes tiles from the queue, announces them on the board, and fills the rings of queries, keys and values by TMA."""
     q0, q1, q_full, q_empty = queries
     k, k_full, k_empty = keys
     v, v_full, v_empty = values
@@ -194,6 +195,7 @@ def log_f32(x):
 
 @gluon.jit
 def by_row(x, O: gl.constexpr):
+    """Lays a number for each row along the rows of layout O, as a column."""
     return gl.expand_dims(gl.convert_layout(x, gl.SliceLayout(1, O)), 1)
 
 
@@ -440,6 +442,7 @@ def packed_kernel(
     O: gl.constexpr,
     PARK: gl.constexpr,
 ):
+    """Computes out and lse of all tiles: one warp produces, two warpgroups consume."""
     q0 = gl.allocate_shared_memory(gl.bfloat16, [64, D], qd.layout)
     q1 = gl.allocate_shared_memory(gl.bfloat16, [64, D], qd.layout)
     park0 = gl.allocate_shared_memory(gl.float32, [1, 64, D], PARK)

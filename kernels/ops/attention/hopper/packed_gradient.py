@@ -108,6 +108,7 @@ def producer(
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
 ):
+    """Takes tiles from the queue, announces them on the board, and fills keys, values and the ring of queries by TMA."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
     k, v, q, g, e, _ = tiles
     kv_full, kv_empty, q_full, g_full = arrived
@@ -397,6 +398,7 @@ def gradient_kernel(
     O: gl.constexpr,
     X: gl.constexpr,
 ):
+    """Computes d_q, d_k and d_v of packed sequences: one warp produces, two warpgroups consume."""
     k = gl.allocate_shared_memory(gl.bfloat16, [1, 128, D], kd.layout)
     v = gl.allocate_shared_memory(gl.bfloat16, [1, 128, D], vd.layout)
     q = gl.allocate_shared_memory(gl.bfloat16, [2, 64, D], qd.layout)

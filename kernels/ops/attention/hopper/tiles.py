@@ -42,6 +42,7 @@ def post(board, slot, phase, w0, w1, w2, w3, w4):
 
 @gluon.jit
 def word(words, i, WARPS: gl.constexpr):
+    """Reads word i of an announcement into every thread."""
     return gl.sum(words.index(i).load(gl.BlockedLayout([1], [32], [WARPS], [0])), 0)
 
 

@@ -37,6 +37,7 @@ def decode_kernel(
     KEY_SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Computes one split of one query's attention; the last split of it to arrive merges them all into out and lse."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     part = tl.program_id(0)
     kv = tl.program_id(1)
@@ -99,6 +100,7 @@ def decode_kernel(
 
 
 def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=None, stages=None):  # type: ignore[no-untyped-def]
+    """Fills out and lse for one query a sequence, q [T, H, D]; `warps` and `stages` decide speed alone."""
     T, heads, D = q.shape
     if warps is None:  # where blocks are many and short, two warps wait less for each other
         reach = pages.table.shape[1] * pages.size

@@ -20,6 +20,7 @@ from kernels.ops.attention.portable.rows import tile_of
 
 @triton.jit
 def delta_kernel(out, d_out, delta, rows, D: tl.constexpr, ROWS: tl.constexpr):
+    """Computes delta [rows] = out . d_out over D."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, D)
     there = r < rows
@@ -52,6 +53,7 @@ def dq_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Computes d_q of a tile of queries by walking its keys in ascending order."""
     head = tl.program_id(0)
     kv = head // (HEADS // KV_HEADS)
     s, begin, end, tile = tile_of(starts, tl.program_id(1), sequences, SEQUENCES, ROWS)
@@ -108,6 +110,7 @@ def dkv_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Computes d_k and d_v of a tile of keys by walking the group's heads and their queries in ascending order."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     kv = tl.program_id(0)
     s, begin, end, reverse = tile_of(starts, tl.program_id(1), sequences, SEQUENCES, ROWS)

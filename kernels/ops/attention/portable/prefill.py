@@ -37,6 +37,7 @@ def prefill_kernel(
     KEY_SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Computes out and lse of a tile of one head's queries by walking their keys in ascending order."""
     head = tl.program_id(0)
     kv = head // (HEADS // KV_HEADS)
     s, begin, end, tile = tile_of(starts, tl.program_id(1), sequences, SEQUENCES, ROWS)
@@ -81,6 +82,7 @@ _SEQUENCES = tuple(32 << 4 * i for i in range(5))
 
 
 def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=None, warps=None, stages=None):  # type: ignore[no-untyped-def]
+    """Fills out and lse for packed queries q [T, H, D]; `rows`, `warps` and `stages` decide speed alone."""
     T, heads, D = q.shape
     wide = D > 128  # shared memory holds one block of such keys and values
     rows, warps, stages = rows or (64 if wide else 128), warps or (4 if wide else 8), stages or (1 if wide else 2)

@@ -28,6 +28,7 @@ def _many(a: torch.Tensor, b: torch.Tensor, slots: Slots, extent: int, width: in
 
 
 def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Multiplies each expert's rows of x [capacity, K] by its part of w [experts * N, K]: -> [capacity, N]."""
     _check(x, w)
     if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
         return many_rows.product(x, w, slots)
@@ -35,6 +36,7 @@ def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
 
 
 def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Gathers x [T, K], multiplies by gate and up, and returns silu(gate) up [capacity, N / 2]."""
     _check(x, w)
     if _many(x, w, slots, x.shape[1], w.shape[0] // slots.experts):
         return swiglu(many_rows.product(gather(x, slots), w, slots), STRIPE)

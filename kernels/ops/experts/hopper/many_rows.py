@@ -32,6 +32,7 @@ class Tiles(NamedTuple):
 
 @gluon.jit
 def producer(ring, ad, bd, tiles, GROUP: gl.constexpr):
+    """Fills the ring with the rows of each of the block's tiles and the matrix of the tile's expert."""
     stage = 0
     phase = 1
     row_tiles = gl.load(tiles.rows) // 128
@@ -73,6 +74,7 @@ def many_experts_kernel(
     GROUP: gl.constexpr,
     B_MN: gl.constexpr,
 ):
+    """Computes all tiles of 128 rows x BN columns, each of one expert."""
     OUT: gl.constexpr = box_layout(64, BN)
     tiles = Tiles(block_expert, rows, columns, width, extent)
     ring = allocate(ad, bd, BN, STAGES, False, B_MN)

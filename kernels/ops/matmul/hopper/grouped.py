@@ -65,6 +65,7 @@ def part_of(tile, tiles, groups, EXPERTS: gl.constexpr):
 
 @triton.jit
 def copy_tail(t, to, row, first, rest, width, stride, to_stride, column):
+    """Copies a group's last tokens of some columns into its padded stage, with zeros past their end."""
     inside = (row < rest)[:, None] & (column < width)[None, :]
     v = tl.load(t + (first + row)[:, None] * stride + column[None, :], mask=inside, other=0.0)
     tl.store(to + row.to(tl.int64)[:, None] * to_stride + column[None, :], v, mask=(column < width)[None, :])
@@ -108,6 +109,7 @@ def producer(
     EVERY: gl.constexpr,
     EXPERTS: gl.constexpr,
 ):
+    """Fills the ring with the stages of each group for each of the block's tiles."""
     rows = gl.cdiv(M, 128)
     columns = gl.cdiv(N, ring.BN)
     stage = 0
@@ -228,6 +230,7 @@ def grouped_kernel(
     EVERY: gl.constexpr,
     EXPERTS: gl.constexpr,
 ):
+    """Computes all tiles of a^T b, summed over tokens group by group and up the tree."""
     groups = Groups(bounds, leaves, sets, levels, experts)
     ring = allocate(ad, bd, BN, STAGES, True, True)
     park0 = park(ring, L)

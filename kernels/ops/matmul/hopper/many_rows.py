@@ -73,6 +73,7 @@ def tile_at(tile, shape, GROUP: gl.constexpr, BN: gl.constexpr, PARTS: gl.conste
 def producer(
     ring, ad, bd, pace, shape, GROUP: gl.constexpr, LEAVES: gl.constexpr, PARTS: gl.constexpr, EVERY: gl.constexpr
 ):
+    """Fills the ring with the stages of every leaf of each of the block's tiles, in step with the other blocks."""
     stage = 0
     phase = 1
     tiles = gl.cdiv(shape.M, 128) * shape.columns
@@ -184,6 +185,7 @@ def tree_kernel(
     EPILOGUE: gl.constexpr,
     EVERY: gl.constexpr,
 ):
+    """Computes all tiles of a b^T on the tree of leaves, and ends each with its epilogue."""
     OUT: gl.constexpr = box_layout(64, BN)
     shape = Shape(M, N, columns, part, part_tiles, extent, apart)
     ring = allocate(ad, bd, BN, STAGES, A_MN, B_MN)

@@ -41,6 +41,7 @@ def place(item, items, SPLIT: gl.constexpr):
 
 @gluon.jit
 def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr):
+    """Fills the ring with the stages of each of the block's items, without letting it drain between them."""
     stage = 0
     phase = 1
     for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
@@ -75,6 +76,7 @@ def merged(ring, w, stage, phase, extent, LEAVES: gl.constexpr):
 
 @gluon.jit
 def whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES: gl.constexpr):
+    """Computes a tile of all leaves and stores it; returns the ring's next stage and phase."""
     BN: gl.constexpr = ring.BN
     ACC: gl.constexpr = accumulator(BN)
     v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES)
@@ -186,6 +188,7 @@ def stream_kernel(
     WHOLE: gl.constexpr,
     HALVES: gl.constexpr,
 ):
+    """Computes all items of y = x w^T: one warp produces, a warpgroup consumes for each 64 rows of w."""
     ring = allocate(wd, xd, BN, STAGES, False, False, HALVES)
     todo = Items(items, whole, columns, M, N, extent)
     if HALVES == 2:

@@ -52,6 +52,7 @@ def subtree(
     BK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Computes the root of LEAVES adjacent leaves from `first` on: -> float32 [BN, BM]."""
     if LEAVES == 1:
         return leaf(x, w, m, n, M, N, ldx, ldw, first, extent, BN, BM, BK, EVEN)
     else:
@@ -89,6 +90,7 @@ def few_rows_kernel(
     BK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order."""
     tile = tl.program_id(0)
     part = tl.program_id(1)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
