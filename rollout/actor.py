@@ -57,34 +57,45 @@ class RolloutRank:
         return os.getpid()
 
     def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
+        """Begins a publication: opens the buckets of all trainer ranks, as `Receiver.begin`."""
         self.receiver.begin(name, tickets, half)
 
     def take(self, number: int) -> None:
+        """Copies this shard's part of bucket `number` out of it."""
         self.receiver.take(number)
 
     def received(self) -> list[int]:
+        """Returns the fingerprint of this shard's part of every parameter as it arrived."""
         return self.receiver.received()
 
     def commit(self, version: int) -> None:
+        """Serves the new weights from here on, as `version`."""
         self.receiver.commit(version)
 
     def served(self) -> list[int]:
+        """Returns the fingerprint of this shard's part of every parameter as it is served."""
         return self.receiver.served()
 
     def withdraw(self) -> None:
+        """Takes the weights out of service."""
         self.receiver.withdraw()
 
     def abandon(self) -> None:
+        """Forgets a publication that failed."""
         self.receiver.abandon()
 
     def sleep(self, level: Literal[1, 2]) -> None:
+        """Releases the memory of the keys and values (1), or of the weights too (2), which are lost."""
         self.engine.sleep(level)
 
     def wake(self) -> None:
+        """Regains the memory that `sleep` released."""
         self.engine.wake()
 
     def peak_bytes(self) -> int:
+        """Returns the most bytes that this rank held so far."""
         return self.engine.peak_bytes()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Serves all requests to their end; this rank runs in step with the others of its engine."""
         return self.engine.generate(requests)

@@ -13,6 +13,7 @@ class ArgumentError(ValueError):
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
+    """Makes a `kind` of `key=value` arguments; ArgumentError for a key that is unknown or given twice, or a bad value."""
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     found: dict[str, Any] = {}

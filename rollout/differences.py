@@ -24,6 +24,7 @@ class Answer:
 
     @classmethod
     def of(cls, completion: Completion) -> "Answer":
+        """Takes the tokens and the log-probs, the prompt's first, of a completion."""
         return cls(completion.token_ids, (*completion.prompt_logprobs, *completion.logprobs))
 
 
@@ -41,9 +42,11 @@ class Row:
 
     @property
     def holds(self) -> bool:
+        """Says whether all samples are the same to the bit, and enough was compared to say so."""
         return self.unique_samples == 1 and self.differing_bits == 0 and not self.hollow
 
     def line(self) -> str:
+        """Formats the verdict as a line, and the first difference as a second one."""
         text = (
             f"{self.mode:12} {self.case:36} {self.samples:5} samples   Unique samples: {self.unique_samples}   "
             f"differing bits: {self.differing_bits}"
@@ -51,6 +54,7 @@ class Row:
         return "\n    ".join(filter(None, [text, self.first_difference, self.hollow and f"hollow: {self.hollow}"]))
 
     def json(self) -> dict[str, Any]:
+        """Returns the fields of the row, and whether it holds."""
         return {**asdict(self), "holds": self.holds}
 
 

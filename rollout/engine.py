@@ -101,6 +101,7 @@ class Engine:
 
     @property
     def awake(self) -> bool:
+        """Says whether the memory of pages and weights is held."""
         return self.runner.page_memory.held and self.runner.weight_memory.held
 
     def peak_bytes(self) -> int:
@@ -136,6 +137,7 @@ class Engine:
             raise RequestError(f"request {request.id}: top={request.top} is more than the vocabulary of {vocab}")
 
     def add(self, request: Request) -> None:
+        """Queues a request; RequestError where it could never be served."""
         self.check(request)
         self.scheduler.add(request)
 

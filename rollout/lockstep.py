@@ -58,6 +58,7 @@ class News:
         return bool(self.requests or self.aborts or self.forget or self.memory)
 
     def encode(self) -> bytes:
+        """Encodes the news as JSON; nothing new is no bytes."""
         if not self:
             return b""
         parts = {"abort": self.aborts, "forget": self.forget, "memory": self.memory}
@@ -65,6 +66,7 @@ class News:
 
     @classmethod
     def decode(cls, message: bytes) -> "News":
+        """Decodes what `encode` made."""
         if not message:
             return cls()
         parts = json.loads(message)

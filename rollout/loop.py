@@ -22,6 +22,8 @@ Order = Literal["forget", "stop"]
 
 @dataclass(frozen=True)
 class MemoryOrder:
+    """Orders the engine to release or regain memory before its next step."""
+
     what: Memory
     done: Callable[[Exception | None], None]  # in the engine's thread, once it is done on this rank or could not be
 
@@ -29,9 +31,14 @@ class MemoryOrder:
 class Watch(Protocol):
     """Who measures."""
 
-    def token(self, request_id: int, sample: int) -> None: ...
-    def completion(self, completion: Completion) -> None: ...
-    def step(self, seconds: float, loop: "EngineLoop") -> None: ...
+    def token(self, request_id: int, sample: int) -> None:
+        """Hears of a sampled token."""
+
+    def completion(self, completion: Completion) -> None:
+        """Hears of a sample that ended."""
+
+    def step(self, seconds: float, loop: "EngineLoop") -> None:
+        """Hears of a step and the seconds that it took."""
 
 
 class EngineLoop(threading.Thread):
@@ -70,9 +77,11 @@ class EngineLoop(threading.Thread):
         self._inbox.put(order)
 
     def stop(self) -> None:
+        """Ends the thread before its next step; what is in flight is dropped."""
         self._inbox.put("stop")
 
     def run(self) -> None:
+        """Takes what other threads ask for and does steps, until `stop`; an error ends everything in flight."""
         try:
             while True:
                 news = self._take()

@@ -15,8 +15,11 @@ class Arena(Protocol):
 
     bytes: torch.Tensor
 
-    def release(self) -> None: ...
-    def regain(self) -> None: ...
+    def release(self) -> None:
+        """Gives the physical memory back; the addresses stay reserved."""
+
+    def regain(self) -> None:
+        """Lays physical memory, of any content, under the same addresses."""
 
 
 class _HostArena:

@@ -49,6 +49,7 @@ class PagePool:
         return len(self._free) + len(self._idle)
 
     def needed(self, tokens: int) -> int:
+        """Counts the pages that so many tokens fill, the last one perhaps in part."""
         return -(-tokens // self.page_size)
 
     def match(self, tokens: Sequence[int], path: Path | None = None) -> list[int]:

@@ -69,6 +69,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
+        """Says whether the most likely token is taken instead of a drawn one."""
         return self.temperature == 0
 
     @property

@@ -37,6 +37,8 @@ class Limits:
 
 
 class Scheduler:
+    """Plans the steps of one engine: which sequences compute which positions next, in which pages."""
+
     def __init__(self, pool: PagePool, limits: Limits, max_positions: int, decode: Decode | None = None) -> None:
         """`decode`: where the tokens are known to be text; stop texts need it."""
         self.pool, self.limits, self.max_positions, self.decode = pool, limits, max_positions, decode
@@ -79,6 +81,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
+        """Says whether no sequence runs or waits."""
         return not self.running and not self.waiting
 
     def abort(self, request_id: int, version: int) -> list[Completion]:

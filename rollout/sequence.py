@@ -48,6 +48,7 @@ class Sequence:
 
     @property
     def sampled(self) -> int:
+        """Counts the tokens sampled so far."""
         return len(self.tokens) - self.prompt
 
     @property
@@ -85,6 +86,7 @@ class Sequence:
             self.text.push(token)
 
     def take_scores(self, given: Many[tuple[float, Top]]) -> None:
+        """Takes the log-probs of the next prompt tokens, and where asked for the likeliest tokens of their places."""
         self.scoring -= len(given)
         for logprob, top in given:
             self.prompt_logprobs.append(logprob)
@@ -92,6 +94,7 @@ class Sequence:
                 self.prompt_top.append(top)
 
     def forget_scores(self) -> None:
+        """Drops the prompt's log-probs that were taken so far."""
         self.prompt_logprobs.clear()
         self.prompt_top.clear()
 

@@ -103,6 +103,7 @@ class ServeConfig:
         return _device(self.device)
 
     def engine(self, source: Source) -> EngineConfig:
+        """Makes the engine's config for a model, with limits for a CPU or a GPU where none are given."""
         gpu = self.where == "cuda"
         running, batch = self.max_running or (256 if gpu else 64), self.max_batch_tokens or (8192 if gpu else 2048)
         limits = Limits(running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
@@ -153,6 +154,7 @@ class ServeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Serves as the arguments say and exits with the code that tells how it ended."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help", "help"} & set(argv):
         print(__doc__, *(f"{f.name}={f.default}" for f in fields(ServeConfig)), sep="\n")
@@ -176,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def serve(config: ServeConfig) -> int:
+    """Starts ranks, engine thread and HTTP server, and serves until told to end; returns the exit code."""
     try:
         from rollout.server.app import build
         from rollout.server.connections import server

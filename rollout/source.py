@@ -70,6 +70,7 @@ class Source:
 
     @property
     def tensors(self) -> int:
+        """Counts the tensors that a file of the model holds."""
         return len(saved(self.config))
 
     @property

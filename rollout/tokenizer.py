@@ -80,6 +80,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> Any:
+        """Returns the chat template, None where there is none."""
         return getattr(self._words, "chat_template", None)
 
     def chat(self, messages: list[dict[str, str]], **arguments: Any) -> str:

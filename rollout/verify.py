@@ -61,16 +61,19 @@ class Verification:
         self.text = [self.random.randrange(source.config.vocab_size) for _ in range(max(self.lengths))]
 
     def config(self, cache: bool, running: int = 32) -> EngineConfig:
+        """Makes the engine's config: small chunks, so that prompts are cut, and `running` sequences at once."""
         limits, gpu = Limits(running, 512, 48), self.device == "cuda"
         return EngineConfig(400, 16, cache, limits, self.source.dtype, self.device, cuda_graphs=gpu, overlap=gpu)
 
     def engine(self, cache: bool = True) -> Engine:
+        """Starts an engine in this process with the model's weights."""
         torch.set_num_threads(self.threads)
         engine = Engine(self.source.config, self.config(cache))
         engine.load(self.source.weights(), 0)
         return engine
 
     def request(self, prompt: Sequence[int], seed: int = 42, temperature: float = 1.0, scored: bool = True) -> Request:
+        """Makes a request with the verification's number of new tokens, whose prompt is `scored` too."""
         return Request(0, tuple(prompt), SamplingParams(self.new, temperature, seed), 1 if scored else None)
 
     def prompts(self) -> list[list[int]]:
@@ -81,6 +84,7 @@ class Verification:
     # Each mode yields None once for every unit of its work, and its rows.
 
     def single(self) -> Iterator[Row | None]:
+        """Compares one prompt in batches of 1 to `trials`."""
         engine, answers = self.engine(), []
         request = self.request(self.text[:17])
         for size in range(1, self.trials + 1):
@@ -90,9 +94,11 @@ class Verification:
         yield compare("single", f"batches of 1 to {self.trials}", answers, names)
 
     def mixed(self) -> Iterator[Row | None]:
+        """Compares prompts of different lengths in batches drawn at random."""
         yield from self._together("mixed", [self.request(p) for p in self.prompts()])
 
     def prefix(self) -> Iterator[Row | None]:
+        """Compares prompts that share prefixes, in batches drawn at random."""
         yield from self._together("prefix", [self.request(self.text[:length], scored=False) for length in self.lengths])
 
     def _together(self, mode: str, requests: list[Request]) -> Iterator[Row | None]:
@@ -142,10 +148,12 @@ class Verification:
         ]
 
     def sizes(self) -> list[int]:
+        """Returns the tensor-parallel sizes, of 1, 2, 4 and 8, that the model can be cut into."""
         config = self.source.config
         return [size for size in (1, 2, 4, 8) if config.leaves % size == 0 and config.kv_heads % size == 0]
 
     def tp(self) -> Iterator[Row | None]:
+        """Compares every tensor-parallel size with one process."""
         found: dict[int, list[Answer]] = {}
         requests = [replace(r, id=i) for i, r in enumerate(self.requests())]
         sizes = self.sizes()
@@ -167,6 +175,7 @@ class Verification:
             )
 
     def trainer(self) -> Iterator[Row | None]:
+        """Compares the sampler's log-probs with those that the trainer computes for the same texts."""
         requests = self.requests()
         completions = served(self.engine(), requests)
         yield None
@@ -227,10 +236,12 @@ class VerifyError(RuntimeError):
 
 
 def served(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Generates completions of the requests, numbered in their order."""
     return engine.generate([replace(request, id=i) for i, request in enumerate(requests)])
 
 
 def run(verification: Verification, modes: Sequence[str], console: Console) -> list[Row]:
+    """Runs the modes with a progress bar, prints each row and returns all."""
     rows: list[Row] = []
     columns = (
         TextColumn("{task.description:12}"),
@@ -253,6 +264,8 @@ def run(verification: Verification, modes: Sequence[str], console: Console) -> l
 
 @dataclass(frozen=True)
 class Arguments:
+    """Holds the command's arguments."""
+
     mode: str
     trials: int
     model: str | None
@@ -265,6 +278,7 @@ class Arguments:
 
 
 def arguments(argv: Sequence[str] | None) -> Arguments:
+    """Parses the command's arguments; bad ones exit with 2."""
     parser = Parser(
         prog="python -m rollout.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -285,6 +299,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
 
 
 def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int:
+    """Verifies as the arguments say, the model `source` where it is given; returns the exit code."""
     asked = arguments(argv)
     console = Console(highlight=False)
     if asked.mode in ("trainer", "all"):

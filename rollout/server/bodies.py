@@ -46,6 +46,7 @@ class BadRequest(ValueError):
 
 
 def parse(model: type[Model], body: bytes) -> Model:
+    """Reads a body of JSON as `model`; BadRequest, in one line, for what it does not take or is too large."""
     if next(islice(_PART.finditer(body), MOST_PARTS, None), None):
         raise BadRequest(f"the body holds more than {MOST_PARTS:,} texts, lists and objects", 413)
     if body.count(b",") > MOST_VALUES and re.sub(_TEXT, b"", body, flags=re.DOTALL).count(b",") > MOST_VALUES:
@@ -78,6 +79,7 @@ def _line(model: type["Body"], errors: ValidationError) -> str:
 
 
 def show(value: Any) -> str:
+    """Formats a value of a body for a message, in at most 60 characters."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = to_json(value if not isinstance(value, str) else value[:60]).decode()
@@ -141,6 +143,8 @@ Names = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_listed, jso
 
 
 class Body(BaseModel):
+    """Refuses unknown fields and takes null as absent."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     where: ClassVar[str] = "the body"
 
@@ -236,6 +240,8 @@ class GenerateBody(Body):
 
 
 class StreamOptions(Body):
+    """Says what a stream tells beside its text."""
+
     where: ClassVar[str] = "stream_options"
     include_usage: bool = False
     include_obfuscation: Any = None
@@ -257,6 +263,8 @@ class OpenAIBody(Filters):
 
 
 class CompletionsBody(OpenAIBody):
+    """Asks for completions of one prompt or many, as OpenAI's `/v1/completions`."""
+
     prompt: str | Ids | Mixed = Field(union_mode="left_to_right", description=PROMPT)
     max_tokens: Count = 16  # 0: the prompt is scored
     logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
@@ -266,6 +274,8 @@ class CompletionsBody(OpenAIBody):
 
 
 class TextPart(TypedDict):
+    """Holds one part, a text, of a message."""
+
     type: Literal["text"]
     text: str
 
@@ -288,6 +298,8 @@ class Message(Body):
 
 
 class ChatBody(OpenAIBody):
+    """Asks for the answer to a conversation, as OpenAI's `/v1/chat/completions`."""
+
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: Count | None = None  # absent: all the room there is
     max_completion_tokens: Count | None = None
@@ -323,6 +335,8 @@ class TokensBody(Body):
 
 
 class AbortBody(Body):
+    """Ends the request `rid`, or all of them."""
+
     rid: str = ""
     abort_all: bool = False
 
@@ -334,4 +348,4 @@ class MemoryBody(Body):
 
 
 class EmptyBody(Body):
-    pass
+    """Asks for nothing."""

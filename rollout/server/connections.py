@@ -21,6 +21,8 @@ _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
+    """Bounds how many connections are open, and how long each phase of one may last."""
+
     most: int = 2048  # open at once
     header_seconds: float = 30.0  # from the beginning of a connection, or its last answer, to the end of headers
     request_seconds: float = 700.0  # from there to the last byte of the answer, a slow client's reading included
@@ -50,6 +52,8 @@ class Connection(H11Protocol):
     limits = ConnectionLimits()
 
     def connection_made(self, transport: Any) -> None:
+        """Starts the clock of the headers; where too many are open, one is cut: the oldest between two requests, or else
+        this one."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0  # when the answer that is on its way is to be read
@@ -64,11 +68,13 @@ class Connection(H11Protocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clock."""
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
+        """Starts the clock of the request where one has begun."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
@@ -76,6 +82,7 @@ class Connection(H11Protocol):
             self._waits(self.limits.request_seconds)
 
     def on_response_complete(self) -> None:
+        """Starts the clock of the next request's headers."""
         self._waits(self.limits.header_seconds)
         super().on_response_complete()
 
@@ -115,6 +122,7 @@ class Once(logging.Filter):
         self._last: dict[str, float] = {}
 
     def fresh(self, message: str) -> bool:
+        """Says whether the message was not said within the last `seconds`, and remembers it."""
         now = time.monotonic()
         if now - self._last.get(message, -self.seconds) < self.seconds:
             return False
@@ -124,6 +132,7 @@ class Once(logging.Filter):
         return True
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Lets a log record pass where its message and error are fresh."""
         return self.fresh(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"[:300])
 
 

@@ -21,11 +21,13 @@ _KINDS |= {429: "rate_limit_error", 503: "overloaded_error"}
 
 
 def error_body(error: BadRequest) -> dict[str, Any]:
+    """Returns the error as OpenAI's clients expect it in a body."""
     kind = _KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}
 
 
 def refusal(error: BadRequest) -> JSONResponse:
+    """Makes the HTTP answer of an error; the connection is closed where the body was not read."""
     headers = {"retry-after": "1"} if error.status in (429, 503) else {}
     if error.status in (401, 403, 408, 413, 415, 421):
         headers["connection"] = "close"  # the rest of the body is not read

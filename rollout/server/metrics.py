@@ -13,6 +13,8 @@ _SLOW = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 
 
 class Metrics:
+    """Counts and times what the engine does, for Prometheus."""
+
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
 
@@ -52,6 +54,7 @@ class Metrics:
             self.prompt_tokens.inc(len(request.prompt_ids))
 
     def token(self, request_id: int, sample: int) -> None:
+        """Counts a token, and observes the time since the one before it or since the request was admitted."""
         now = time.monotonic()
         self.sampled_tokens.inc()
         last = self._last.get((request_id, sample))
@@ -62,20 +65,24 @@ class Metrics:
         self._last[request_id, sample] = now
 
     def completion(self, completion: Completion) -> None:
+        """Counts a sample by the reason that ended it."""
         self.samples.labels(completion.finish_reason).inc()
         self._last.pop((completion.request_id, completion.sample), None)
 
     def forget(self, requests: Sequence[Request]) -> None:
+        """Forgets the times of requests that are over."""
         for request in requests:
             self._admitted.pop(request.id, None)
             for sample in range(request.sampling.n):
                 self._last.pop((request.id, sample), None)
 
     def step(self, seconds: float, loop: EngineLoop) -> None:
+        """Observes a step's seconds and the state after it."""
         self.steps.observe(seconds)
         self.state(loop)
 
     def state(self, loop: EngineLoop) -> None:
+        """Copies the engine's counters and the fill of its queues and pages."""
         engine = loop.ranks.engine
         self.computed_tokens.set(engine.scheduler.computed_tokens)
         self.hit_tokens.set(engine.pool.hit_tokens)
@@ -86,4 +93,5 @@ class Metrics:
         self.pages.set(engine.pool.pages)
 
     def text(self) -> bytes:
+        """Returns all metrics in Prometheus' text format."""
         return bytes(generate_latest(self.registry))

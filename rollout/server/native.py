@@ -78,14 +78,17 @@ class Generate:
         return Sample(self.service.source, ask.request, ask.special, ask.keep_stop)
 
     def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
+        """Returns the JSON of all samples: an object for one, else a list."""
         samples = [sample.whole(c) for sample, c in zip(self._samples, completions, strict=True)]
         out = [to_json(self._value(sample, seconds)) for sample in samples]  # one at a time: others run in between
         return out[0] if self.single else b"[" + b",".join(out) + b"]"
 
     def opening(self) -> list[str]:
+        """Returns no events: a stream begins with its first token."""
         return []
 
     def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
+        """Returns one event for each sample that grew, with its text and ids so far."""
         touched: dict[int, Sample] = {}
         for event in events:
             number = self._numbers[event.request_id, event.sample]
@@ -97,6 +100,7 @@ class Generate:
         return [to_json(value).decode() for value in values.values()]
 
     def closing(self) -> list[str]:
+        """Returns no events: the last one of each sample ends the stream."""
         return []
 
     def _value(self, sample: Sample, seconds: float) -> dict[str, Any]:

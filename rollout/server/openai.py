@@ -26,6 +26,8 @@ OneBody = TypeVar("OneBody", bound=OpenAIBody)
 
 @dataclass(frozen=True)
 class Prompt:
+    """Holds the ids of a prompt and its text."""
+
     ids: tuple[int, ...]
     given: str | None = None  # as it came, if as text
     decode: Decode | None = None
@@ -42,6 +44,7 @@ def drawn_seed() -> int:
 
 
 def check_model(asked: str | None, service: Service) -> None:
+    """Refuses the name of a model that is not served, with 404."""
     if asked not in (None, service.source.name, "default"):
         raise BadRequest(f"model {asked!r} is not served; served: {service.source.name!r}", 404)
 
@@ -109,6 +112,7 @@ class Endpoint(Generic[OneBody]):
         return service.request(prompt.ids, sampling, *self.extras())
 
     def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
+        """Returns the JSON of all choices and of the tokens used."""
         head = to_json({**self.head, "usage": self._usage(completions)})
         choices = []
         for number, (sample, c) in enumerate(zip(self._samples, completions, strict=True)):
@@ -117,6 +121,7 @@ class Endpoint(Generic[OneBody]):
         return head[:-1] + b',"choices":[' + b",".join(choices) + b"]}"
 
     def opening(self) -> list[str]:
+        """Returns the events that come before the first token: a role, or an echo."""
         out = []
         for number, prompt in enumerate(self._prompt_of):
             if (fields := self.before(self.prompts[prompt])) is not None:
@@ -124,6 +129,7 @@ class Endpoint(Generic[OneBody]):
         return out
 
     def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
+        """Returns one event for each sample that has text to show or has ended."""
         numbers = [self._numbers[event.request_id, event.sample] for event in events]
         for number, event in zip(numbers, events, strict=True):
             self._samples[number].hear(event)
@@ -138,6 +144,7 @@ class Endpoint(Generic[OneBody]):
         return out
 
     def closing(self) -> list[str]:
+        """Returns the event of the tokens used, where it is asked for."""
         if not self.body.stream_options.include_usage:
             return []
         done = [sample.done for sample in self._samples if sample.done]
@@ -162,10 +169,13 @@ class Endpoint(Generic[OneBody]):
 
 
 class Completions(Endpoint[CompletionsBody]):
+    """Answers `/v1/completions`."""
+
     object = chunk_object = "text_completion"
     prefix = "cmpl"
 
     def read(self) -> Iterator[Prompt]:
+        """Yields the prompts, texts or ids; BadRequest for too many of them, or an echo that cannot be streamed."""
         value: Any = self.body.prompt
         if self.body.echo and self.body.stream and self.body.logprobs is not None:
             raise BadRequest("echo=true with logprobs is not streamed: send stream=false")
@@ -180,12 +190,15 @@ class Completions(Endpoint[CompletionsBody]):
         return Prompt(tuple(value), decode=self.service.source.decode)
 
     def most(self, prompt: Prompt) -> int:
+        """Returns `max_tokens`."""
         return self.body.max_tokens
 
     def extras(self) -> tuple[int | None, int]:
+        """Scores the prompt where echo and log-probs are asked for."""
         return (1 if self.body.echo and self.body.logprobs is not None else None), self.body.logprobs or 0
 
     def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+        """Returns text and log-probs, with the prompt's first where it is echoed."""
         before = prompt.text if self.body.echo else ""
         logprobs = self._logprobs(sample, slice(None), len(before))
         if self.body.echo and logprobs and sample.done:
@@ -196,9 +209,11 @@ class Completions(Endpoint[CompletionsBody]):
         return {"text": before + sample.text, "logprobs": logprobs}
 
     def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
+        """Returns the new text and the log-probs of its tokens."""
         return {"text": text, "logprobs": self._logprobs(sample, tokens, 0)}
 
     def before(self, prompt: Prompt) -> dict[str, Any] | None:
+        """Returns the prompt's text where it is echoed."""
         return {"text": prompt.text, "logprobs": None} if self.body.echo else None
 
     def _logprobs(self, sample: Sample, tokens: slice, start: int) -> dict[str, Any] | None:
@@ -240,11 +255,14 @@ class Completions(Endpoint[CompletionsBody]):
 
 
 class Chat(Endpoint[ChatBody]):
+    """Answers `/v1/chat/completions`."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     prefix = "chatcmpl"
 
     def read(self) -> Iterator[Prompt]:
+        """Yields the one prompt that the chat template makes of the messages."""
         if self.body.top_logprobs and not self.body.logprobs:
             raise BadRequest("top_logprobs needs logprobs=true")
         messages = [message.model_dump() for message in self.body.messages]
@@ -258,16 +276,20 @@ class Chat(Endpoint[ChatBody]):
         return max(room, 1) if asked is None else asked
 
     def extras(self) -> tuple[int | None, int]:
+        """Scores no prompt; asks for the likeliest tokens as `top_logprobs` says."""
         return None, self.body.top_logprobs
 
     def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+        """Returns the assistant's message and its log-probs."""
         message = {"role": "assistant", "content": sample.text, "refusal": None}
         return {"message": message, "logprobs": self._logprobs(sample, slice(None))}
 
     def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
+        """Returns the new text as a delta, and the log-probs of its tokens."""
         return {"delta": {"content": text} if text else {}, "logprobs": self._logprobs(sample, tokens)}
 
     def before(self, prompt: Prompt) -> dict[str, Any] | None:
+        """Returns the delta that names the assistant's role."""
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def _logprobs(self, sample: Sample, tokens: slice) -> dict[str, Any] | None:

@@ -25,9 +25,11 @@ class Sample:
 
     @property
     def text(self) -> str:
+        """Joins all text that may be shown so far."""
         return "".join(self.pieces)
 
     def hear(self, event: Token | Completion) -> None:
+        """Takes the next token, or the completion that ends the sample."""
         self.version = event.version
         if isinstance(event, Completion):
             self.done = event

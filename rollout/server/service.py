@@ -29,6 +29,8 @@ _BODIES = 16  # of the largest size, that are in memory at once
 
 @dataclass(frozen=True)
 class ServiceLimits:
+    """Bounds what clients may ask for at once, and how long it may take."""
+
     body_bytes: int = 16 * 2**20
     body_seconds: float = 60.0  # for a body to arrive
     queue: int = 1024  # samples in flight, waiting or running; one more is answered 429
@@ -57,7 +59,8 @@ class Streamed(Answer, Protocol):
     def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
         """What has happened since the last call."""
 
-    def closing(self) -> list[str]: ...
+    def closing(self) -> list[str]:
+        """Returns the events that come after all samples have ended."""
 
 
 class GivenUp(Exception):
@@ -65,6 +68,8 @@ class GivenUp(Exception):
 
 
 class Service:
+    """Admits requests to the engine's thread, and brings its events to the calls that wait for them."""
+
     def __init__(self, source: Source, loop: EngineLoop, metrics: Metrics, limits: ServiceLimits) -> None:
         self.source, self.loop, self.metrics, self.limits = source, loop, metrics, limits
         self.words, self.engine = Words(source), loop.ranks.engine
@@ -77,9 +82,11 @@ class Service:
 
     @property
     def in_flight(self) -> int:
+        """Counts the samples that wait or run."""
         return sum(call.left for call in self.calls)
 
     def next_id(self) -> int:
+        """Returns an id that no request had before."""
         return next(self._ids)
 
     async def take(self, client: Client, work: Callable[[bytes], Result]) -> Result:
@@ -140,6 +147,7 @@ class Service:
         return made
 
     def check_awake(self) -> None:
+        """Refuses with 503 where the engine has failed, the server ends, or the memory is released."""
         if self.loop.failure is not None:
             raise BadRequest(f"the engine has stopped: {self.loop.failure}", 503)
         if self.draining:
@@ -235,6 +243,7 @@ class Call:
 
     @property
     def seconds(self) -> float:
+        """Returns the seconds since the call was read."""
         return asyncio.get_running_loop().time() - self._begin
 
     async def _watch(self, client: Client) -> None:

@@ -26,6 +26,7 @@ class Tokens:
         self.names = [uuid.uuid4().hex]
 
     def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
+        """Returns the JSON of all samples and of the tokens used."""
         (request,), (name,) = self.requests, self.names
         prompt, new = len(request.prompt_ids), sum(len(c.token_ids) for c in completions)
         usage = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}

@@ -15,6 +15,8 @@ _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte, in vocabularies that hav
 
 
 class Words:
+    """Turns text into ids within the model's length, and ids into what a client is shown."""
+
     def __init__(self, source: Source) -> None:
         self.source, self.positions = source, source.config.max_positions
 
@@ -37,6 +39,7 @@ class Words:
         return self.source.words.encode(text, add_special_tokens=special)
 
     def chat(self, messages: list[dict[str, Any]], extra: dict[str, Any]) -> tuple[int, ...]:
+        """Encodes messages by the model's chat template; BadRequest where it has none or the template refuses them."""
         words = self.source.words
         if words is None or not words.chat_template:
             raise BadRequest("this model has no chat template: use /v1/completions")
