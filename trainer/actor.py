@@ -65,18 +65,23 @@ class TrainerRank(PublishingRank):
         return os.getpid()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step on this rank's part of the batch."""
         return self.trainer.step(batch, loss, lr)
 
     def reset_optimizer(self) -> None:
+        """Sets the moments and the count of steps to zero."""
         self.trainer.optimizer.reset()
 
     def offload(self) -> None:
+        """Moves this rank's tensors to the host, so that the card is free."""
         self.trainer.offload()
 
     def onload(self) -> None:
+        """Moves them back."""
         self.trainer.onload()
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+        """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
         return self.publisher.begin(name, self.trainer.rows(), receivers, half)
 
     def digest(self) -> str:

@@ -68,6 +68,7 @@ class Batch:
 
     @property
     def sequences(self) -> int:
+        """Counts the sequences."""
         return len(self.lengths)
 
     @property
@@ -188,6 +189,7 @@ class StepReport:
 
     @property
     def clip_fraction(self) -> float:
+        """Divides the tokens whose ratio was clipped by all of them."""
         return self.clipped / max(1, len(self.logprobs))
 
     @staticmethod

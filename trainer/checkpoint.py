@@ -41,6 +41,8 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """Describes a complete checkpoint, as its manifest does."""
+
     folder: Path
     model: ModelConfig
     world_size: int
@@ -51,10 +53,12 @@ class Checkpoint:
 
 
 def shard_name(rank: int, size: int) -> str:
+    """Names the file of one rank."""
     return f"rank-{rank}-of-{size}.safetensors"
 
 
 def folder_name(step: int) -> str:
+    """Names the folder of a step's checkpoint, so that names sort as steps do."""
     return f"step-{step:08d}"
 
 

@@ -51,6 +51,7 @@ def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Exports as the arguments say; bad input or a damaged checkpoint exits with 2, a failed write with 1, each in one line."""
     parser = Parser(prog="trainer.export", description=(__doc__ or "").partition(":")[2].strip())
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or that of a run: its newest one")
     parser.add_argument("out_dir", type=Path, help="a folder that does not exist yet, or is empty")

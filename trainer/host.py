@@ -73,6 +73,7 @@ class Waiting:
 
     @property
     def away(self) -> bool:
+        """Says whether tensors wait on the host."""
         return bool(self._copies)
 
     def leave(self, tensors: Iterable[torch.Tensor]) -> None:

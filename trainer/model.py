@@ -51,6 +51,7 @@ class Block(nn.Module):
         table: tuple[torch.Tensor, torch.Tensor],
         routed: Routed = not_told,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes the layer, keeping for the backward pass what `checkpointing` says; x and delta [T, hidden]."""
         given = (x, delta, layout, table, routed)
         if not torch.is_grad_enabled() or self.checkpointing == "none":
             return self._layer(*given)

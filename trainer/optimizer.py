@@ -28,6 +28,8 @@ class TrainerError(RuntimeError):
 
 @dataclass(frozen=True)
 class AdamWConfig:
+    """Holds AdamW's settings, of which every one decides bits."""
+
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -70,6 +72,7 @@ class Optimizer:
         return self._moments[name]
 
     def all_moments(self) -> list[torch.Tensor]:
+        """Returns the first and second moments of all parameters, this rank's rows."""
         return [moment for pair in self._moments.values() for moment in pair]
 
     def accumulate(self, level: int) -> None:

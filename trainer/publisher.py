@@ -142,13 +142,17 @@ class PublishingRank:
     publisher: Publisher
 
     def pack(self, number: int) -> None:
+        """Rounds this rank's rows of bucket `number` to the served dtype and writes them there."""
         self.publisher.pack(number)
 
     def send(self, number: int) -> None:
+        """Sends bucket `number` to the receivers on other cards."""
         self.publisher.send(number)
 
     def end_publication(self) -> list[list[int]]:
+        """Ends the publication; returns the fingerprints of this rank's rows, for each parameter and shard."""
         return self.publisher.finish()
 
     def cut(self) -> None:
+        """Ends a publication that failed."""
         self.publisher.cut()

@@ -46,6 +46,7 @@ class Forgetting:
     def again(
         self, outputs: Sequence[torch.Tensor], function: Callable[..., Sequence[torch.Tensor]], *inputs: Any
     ) -> None:
+        """Notes how `outputs` come from `inputs`, so that the backward pass computes them again instead of keeping them."""
         recipe = _Recipe(function, inputs)
         for i, output in enumerate(outputs):
             self._recipes[id(output)] = weakref.ref(output), recipe, i

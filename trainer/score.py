@@ -79,6 +79,7 @@ def read(path: Path, vocabulary: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    """Scores the texts of the batch; bad input exits with 2."""
     parser = Parser(prog="python -m trainer.score", description=__doc__)
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)

@@ -28,6 +28,8 @@ from trainer.routing import Routing
 
 @dataclass(frozen=True)
 class TrainerConfig:
+    """Holds a trainer's settings; what decides bits, and what only memory and speed, is said beside each."""
+
     leaf_sequences: int  # sequences of one leaf of the gradient's tree: part of the run's identity, like its seed
     micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
