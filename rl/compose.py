@@ -26,6 +26,7 @@ RECIPES = ROOT / "recipes"
 
 
 def recipe_names() -> list[str]:
+    """Lists the recipes by name, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 

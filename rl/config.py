@@ -30,6 +30,8 @@ Typed = Annotated[str, AfterValidator(typed)]
 
 
 class ModelSection(Section):
+    """Says which model is trained, and in which arithmetic."""
+
     path: Folder | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
     leaves: Positive | None = Field(
@@ -43,6 +45,8 @@ class ModelSection(Section):
 
 
 class RolloutSection(Section):
+    """Says how many engines sample, how, and with how much memory."""
+
     tp: Positive = Field(description="tensor-parallel processes of one engine")
     replicas: Positive = Field(description="engines that share a step's requests")
     temperature: float = Field(gt=0, description="of sampling, and of the log-probs that are trained on")
@@ -62,6 +66,8 @@ class RolloutSection(Section):
 
 
 class TrainerSection(Section):
+    """Says how many ranks train, in which pieces, and with what kept."""
+
     world_size: Positive = Field(description="FSDP2 processes")
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
     micro_leaves: Positive = Field(description="leaves of one micro-batch, where micro_tokens is null")
@@ -89,6 +95,8 @@ class TrainerSection(Section):
 
 
 class WarmupSection(Section):
+    """Says how the policy is taught before GRPO."""
+
     steps: Steps = Field(description="supervised steps before GRPO; 0: none")
     sequences: Positive = Field(description="sequences of one supervised step")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
@@ -96,16 +104,22 @@ class WarmupSection(Section):
 
 
 class EvalSection(Section):
+    """Says when the policy is evaluated, and on how much."""
+
     problems: Positive = Field(description="held-out problems")
     every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
     temperature: float = Field(ge=0)
 
 
 class AlignSection(Section):
+    """Says what happens where sampler and trainer disagree."""
+
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
 
 
 class CheckpointSection(Section):
+    """Says when checkpoints are written and how many stay."""
+
     every: Steps = Field(
         description="steps between checkpoints, supervised or GRPO; also after the last of each. 0: none"
     )
@@ -113,6 +127,8 @@ class CheckpointSection(Section):
 
 
 class ClusterSection(Section):
+    """Says where processes run and how long they may take to start."""
+
     placement: Literal["colocated", "split"] = Field(
         description="colocated: rollout and trainer ranks share the cards and hand their memory to each other; split: a card "
         "each"
@@ -124,6 +140,8 @@ class ClusterSection(Section):
 
 
 class ReasoningGymSection(Section):
+    """Says which reasoning-gym dataset problems are drawn from."""
+
     kind: Literal["reasoning_gym"]
     task: str = Field(description="name of a reasoning-gym dataset")
     args: dict[str, Any] = Field(description="its parameters")
@@ -135,6 +153,8 @@ class ReasoningGymSection(Section):
 
 
 class JsonlSection(Section):
+    """Says which files problems are read from, and which of their fields."""
+
     kind: Literal["jsonl"]
     path: Folder = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
     question: str = Field(description="field of the question")
@@ -154,6 +174,8 @@ def _resume(value: object) -> object:
 
 
 class RunConfig(Section):
+    """Holds all keys of a run."""
+
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     steps: Steps = Field(description="GRPO steps")
     out_dir: Folder
@@ -181,6 +203,7 @@ class RunConfig(Section):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Returns the dtype of activations: as asked, else float32 on a CPU and bfloat16 on a GPU."""
         if self.model.dtype == "auto":
             return torch.bfloat16 if self.device == "cuda" else torch.float32
         return torch.float32 if self.model.dtype == "float32" else torch.bfloat16

@@ -15,17 +15,21 @@ from rollout.sampling import Request
 
 @dataclass(frozen=True)
 class Evaluation:
+    """Holds what the policy earned on the held-out problems."""
+
     accuracy: float  # share of the problems whose completion earns 1 or more
     reward: float  # mean over the problems
 
     def metrics(self) -> dict[str, float]:
+        """Names the values as a log does."""
         return {"eval/accuracy": self.accuracy, "eval/reward": self.reward}
 
 
 class Cards(Protocol):
     """What an evaluation asks of those who share the cards."""
 
-    def to_rollout(self) -> None: ...
+    def to_rollout(self) -> None:
+        """Gives the cards to the engines."""
 
 
 class Evaluator:

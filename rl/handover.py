@@ -23,6 +23,7 @@ class Handover:
             self._trains = True
 
     def to_rollout(self) -> None:
+        """Gives the cards to the engines, if they are shared and the trainer has them."""
         if self.colocated and self._trains:
             self.trainer.offload()
             self.rollout.wake()

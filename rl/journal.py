@@ -33,6 +33,7 @@ class Journal:
         self._stamp = {} if numerics == "exact" else {"numerics": numerics}
 
     def supervised(self, step: int, metrics: dict[str, Any]) -> None:
+        """Logs a supervised step."""
         self._log.step(step, metrics | self._stamp)
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:

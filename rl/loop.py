@@ -17,11 +17,14 @@ from trainer.batch import Batch
 class Trainer(Protocol):
     """What the loop asks of the trainer beside its steps."""
 
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Returns the SHA-256 of the weights as they are served."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
+    """Takes a run from its first step to its last."""
+
     step: Step
     stream: ProblemStream
     evaluate: Callable[[], Evaluation]

@@ -22,6 +22,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def contract_of(config: RunConfig, model: ModelConfig) -> Contract:
+    """Makes the contract of the run's model: its leaves, and the dtype it is computed in."""
     return Contract.of(model, config.dtype)
 
 

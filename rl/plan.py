@@ -35,6 +35,8 @@ _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
 
 @dataclass(frozen=True)
 class Plan:
+    """Holds what a run will take: processes, bytes of each, and the tokens that fit."""
+
     model: ModelConfig
     on_cpu: bool
     colocated: bool
@@ -301,4 +303,5 @@ def _first_prompt(source: Source | None) -> list[tuple[str, str]]:
 
 
 def gib(n: int) -> str:
+    """Formats bytes as GiB, or below one as MiB."""
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

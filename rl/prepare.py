@@ -21,6 +21,8 @@ from rl.run.screen import Waiting
 
 @dataclass(frozen=True)
 class Prepared:
+    """Holds what was found out of a run before it starts."""
+
     source: Source
     reward: Reward
     model: ModelConfig

@@ -73,6 +73,8 @@ CHOSEN = (*KEYS.values(), "trainer.micro_leaves", "trainer.micro_tokens", "out_d
 
 @dataclass(frozen=True)
 class Layout:
+    """Names one way to lay a run out, in which no value may change a bit."""
+
     dtype: str
     world_size: int  # FSDP ranks
     micro: int | str  # leaves of the gradient's tree in one micro-batch, or BY_TOKENS: as many as a budget allows
@@ -98,6 +100,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
+    """Holds how the run of one layout ended."""
+
     layout: Layout
     device: str
     sha256: str  # of the trained weights; empty where the run failed
@@ -194,6 +198,7 @@ def _killed(overrides: Sequence[str], out_dir: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
+    """Makes a table of the rows: layout, differing log-probs, seconds, hash."""
     out = Table(title="One run in many layouts: SHA-256 of the trained weights", title_justify="left")
     titles = ("dtype", "FSDP", "micro", "checkpointing", "offload", "TP", "engines", "placement", "killed")
     for name in (*titles, "log-probs ≠", "s", "weights"):
@@ -220,6 +225,7 @@ def against(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs the chosen layouts and prints their table; exits with 1 where a hash or a log-prob differs, with 2 for bad input."""
     parser = Parser(prog="rl.prove", description=(__doc__ or "").partition(":")[2].strip())
     parser.add_argument("overrides", nargs="*", help="of the small run: device=cuda steps=5 seed=1 ...")
     parser.add_argument("--all", action="store_true", help="every layout of the product, which takes hours")

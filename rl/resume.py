@@ -25,12 +25,15 @@ LEFT = (*LOGS, "train.log", "summary.json", "report.html", "model")  # what a ru
 
 @dataclass(frozen=True)
 class Start:
+    """Says where a run begins and what was found on the way."""
+
     checkpoint: Checkpoint | None
     continues: bool  # out_dir holds an earlier part of this run, whose logs are cut where this one begins
     refused: tuple[str, ...]  # newer checkpoints that are damaged, and how
 
     @property
     def progress(self) -> Progress:
+        """Returns how far the checkpoint is, or the beginning."""
         return Progress(**self.checkpoint.run["progress"]) if self.checkpoint else Progress()
 
 

@@ -15,12 +15,15 @@ were sampled after all that stands before them."""
 
 @dataclass(frozen=True)
 class Sample:
+    """Holds a transcript, its text and its reward."""
+
     transcript: Transcript
     text: str  # what was judged
     reward: float
 
     @property
     def completions(self) -> list[Completion]:
+        """Returns what the policy wrote in the transcript, piece by piece."""
         return completions(self.transcript)
 
 
@@ -33,6 +36,7 @@ class Group:
 
     @property
     def rewards(self) -> list[float]:
+        """Returns the rewards, in the order of the samples."""
         return [sample.reward for sample in self.samples]
 
 

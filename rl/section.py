@@ -26,6 +26,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
+    """Refuses unknown keys and numbers that no dtype holds, and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*")

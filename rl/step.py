@@ -22,26 +22,32 @@ from trainer.loss import Loss
 class Rollout(Protocol):
     """What a step asks of the engines."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Generates the completions of all requests, in their order, the samples of each side by side."""
 
 
 class Trainer(Protocol):
     """What a step asks of the trainer."""
 
-    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport: ...
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step on the batch."""
 
 
 class Cards(Protocol):
     """Gives the memory of the cards to one side or the other (`rl/handover.py`)."""
 
-    def to_rollout(self) -> None: ...
-    def to_trainer(self, weights_stay: bool) -> None: ...
+    def to_rollout(self) -> None:
+        """Gives the cards to the engines."""
+
+    def to_trainer(self, weights_stay: bool) -> None:
+        """Gives the cards to the trainer; `weights_stay` where the engines sample again before the next publication."""
 
 
 class Stream(Protocol):
     """Gives problems in the run's order."""
 
-    def take(self, count: int) -> list[Problem]: ...
+    def take(self, count: int) -> list[Problem]:
+        """Returns the next `count` problems."""
 
 
 @dataclass(frozen=True, kw_only=True)

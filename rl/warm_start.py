@@ -21,9 +21,14 @@ Record = Callable[[int, dict[str, Any]], None]
 class Student(Protocol):
     """What the warm start asks of the trainer."""
 
-    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport: ...
-    def reset_optimizer(self) -> None: ...
-    def digest(self) -> str: ...
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step on the batch."""
+
+    def reset_optimizer(self) -> None:
+        """Sets the moments to zero."""
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the weights as they are served."""
 
 
 class Demonstrations:

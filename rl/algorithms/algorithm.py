@@ -12,11 +12,15 @@ from trainer.loss import Loss
 
 
 class AlgorithmSection(Section):
+    """Holds the keys that every algorithm has."""
+
     prompts_per_step: Positive
     group_size: Annotated[int, Field(ge=2)]
 
 
 class Algorithm(Protocol):
+    """Turns a step's samples into a batch and says by which loss it is trained on."""
+
     @property
     def loss(self) -> Loss:
         """Returns the loss of each row, before its weight."""

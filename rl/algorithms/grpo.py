@@ -21,6 +21,8 @@ LossMean = Literal["token", "sequence", "constant"]
 
 
 class GrpoSection(AlgorithmSection):
+    """Holds the keys of GRPO."""
+
     name: Literal["grpo"] = Field(description="one of rl/algorithms")
     advantage: Advantage = Field(description="what a reward is worth against its group's")
     loss_mean: LossMean = Field(
@@ -31,6 +33,8 @@ class GrpoSection(AlgorithmSection):
 
 
 class Grpo:
+    """Weighs each sample by its reward against its group's."""
+
     def __init__(self, section: GrpoSection, max_new_tokens: int) -> None:
         self.section, self.max_new_tokens = section, max_new_tokens
         self.loss = PolicyLoss(section.clip_low, section.clip_high)

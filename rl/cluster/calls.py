@@ -32,6 +32,7 @@ class Rank:
     process: psutil.Process | None = None  # known once it has started
 
     def begun(self, pid: int) -> None:
+        """Remembers the process by its pid, if it lives on this machine."""
         self.process = psutil.Process(pid) if psutil.pid_exists(pid) else None
 
     @property

@@ -10,6 +10,8 @@ from rollout.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Problem:
+    """Holds a prompt, its answer, and what a supervised step teaches for it."""
+
     id: str
     prompt: str
     prompt_ids: tuple[int, ...]
@@ -41,6 +43,7 @@ class Source:
     warnings: tuple[str, ...] = ()  # one line each
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
+        """Encodes the solution as a completion, with its end."""
         return self.tokenizer.completion(problem.solution)
 
 
@@ -54,6 +57,7 @@ class ProblemStream:
         self._order: list[int] = []
 
     def take(self, count: int) -> list[Problem]:
+        """Returns the next `count` problems; each pass over all of them has its own drawn order."""
         out = []
         for _ in range(count):
             epoch, at = divmod(self.cursor, len(self._problems))

@@ -12,6 +12,8 @@ Generate = Callable[[Sequence[Request]], list[Completion]]
 
 
 class Environment(Protocol):
+    """Plays conversations between policy and problem, and judges them."""
+
     def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
         """Returns what came of each request, which is the first turn of its conversation; the order is that of the requests."""
 

@@ -17,9 +17,11 @@ class SingleTurn:
         self.tokenizer, self.reward = tokenizer, reward
 
     def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
+        """Generates one completion of each request's prompt."""
         return [(r.prompt_ids, done) for r, done in zip(requests, generate(requests), strict=True)]
 
     def judge(self, problem: Problem, transcript: Transcript) -> Sample:
+        """Decodes the one completion and gives it the reward of its text."""
         (completion,) = completions(transcript)
         text = self.tokenizer.decode(completion.token_ids)
         return Sample(transcript, text, self.reward(problem, text))
