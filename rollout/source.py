@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kernels.model import ConfigError, ModelConfig, Parameter, saved
+from kernels.model.known import TINY_BYTES
 from kernels.weights.beside import DTYPES
 from kernels.weights.files import load
 from kernels.weights.folder import ModelFolder
@@ -15,21 +16,6 @@ from kernels.weights.initial import initial
 from rollout.text import BYTE_LETTERS, Decode
 from rollout.tokenizer import Tokenizer
 
-TINY = ModelConfig(
-    vocab_size=288,  # 256 bytes, the end of text, and room to be divisible
-    hidden_size=64,
-    intermediate_size=128,
-    layers=2,
-    heads=8,
-    kv_heads=8,
-    head_dim=16,
-    max_positions=1024,
-    rms_eps=1e-6,
-    rope_theta=10000.0,
-    tied=False,
-    leaves=8,
-    init_std=0.2,
-)
 EOS = "<|endoftext|>"
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
 
@@ -56,7 +42,7 @@ class Source:
             if name not in DTYPES:
                 raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
             made = Tokenizer(_byte_tokenizer())
-            return cls("tiny", replace(TINY, leaves=leaves or 8), None, DTYPES[name], made, made.ends)
+            return cls("tiny", replace(TINY_BYTES, leaves=leaves or 8), None, DTYPES[name], made, made.ends)
         folder = ModelFolder(directory)
         contract = folder.asked(leaves or None, asked)
         config = folder.model(contract.leaves)

@@ -1,4 +1,5 @@
-"""The shapes of known models, for benchmarks and tests. `configs/model/` has them for users; a test compares the two."""
+"""The shapes of known models, for benchmarks, tests and a server without a model. `configs/model/` has them for users; a
+test compares the two."""
 
 from dataclasses import replace
 
@@ -46,3 +47,19 @@ BENCH = ModelConfig(
     leaves=8,
 )
 """A small model that a CPU runs in milliseconds."""
+TINY_BYTES = ModelConfig(
+    vocab_size=288,  # 256 bytes, the end of text, and room to be divisible
+    hidden_size=64,
+    intermediate_size=128,
+    layers=2,
+    heads=8,
+    kv_heads=8,
+    head_dim=16,
+    max_positions=1024,
+    rms_eps=1e-6,
+    rope_theta=10000.0,
+    tied=False,
+    leaves=8,
+    init_std=0.2,
+)
+"""A model over bytes that needs no files: what is served and verified where no directory is given."""

@@ -10,7 +10,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, served
-from kernels.model.experts import Experts
+from kernels.model.known import QWEN3_0P6B, QWEN3_8B, QWEN3_30B_A3B
 from rl.pack import pack
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams
@@ -19,32 +19,8 @@ from tests.bits import assert_same_bits
 from trainer.batch import Batch
 from trainer.model import TrainerModel, batch_logprobs
 
-SMALL = ModelConfig(  # two layers of Qwen3-0.6B
-    vocab_size=151936,
-    hidden_size=1024,
-    intermediate_size=3072,
-    layers=2,
-    heads=16,
-    kv_heads=8,
-    head_dim=128,
-    max_positions=2048,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=True,
-    leaves=8,
-)
-LARGE = replace(  # two layers of Qwen3-8B
-    SMALL, hidden_size=4096, intermediate_size=12288, heads=32, tied=False
-)
-EXPERTS = replace(  # two layers of Qwen3-30B-A3B
-    SMALL,
-    hidden_size=2048,
-    intermediate_size=6144,
-    heads=32,
-    kv_heads=4,
-    tied=False,
-    model_type="qwen3_moe",
-    experts=Experts(128, 8, 768, True),
+SMALL, LARGE, EXPERTS = (
+    replace(whole, layers=2, max_positions=2048) for whole in (QWEN3_0P6B, QWEN3_8B, QWEN3_30B_A3B)
 )
 WIDTHS = {"Qwen3-0.6B": SMALL, "Qwen3-8B": LARGE, "Qwen3-30B-A3B": EXPERTS}
 

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from kernels.model import ModelConfig, Parameter, trained
+from kernels.model import Parameter, trained
+from kernels.model.known import QWEN3_8B
 from tests.bits import sha256
 from tests.trainer.batches import suffix_rows
 from trainer.batch import Batch
@@ -25,20 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-MODEL = ModelConfig(
-    vocab_size=16384,
-    hidden_size=4096,
-    intermediate_size=12288,
-    layers=2,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    max_positions=4096,
-    rms_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    leaves=8,
-)
+MODEL = replace(QWEN3_8B, vocab_size=16384, layers=2, max_positions=4096)
 SEQUENCES, LENGTH = 8, 512
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"micro_leaves": 8},
