@@ -17,7 +17,7 @@ Policy = Literal["fail", "warn", "record"]
 
 
 class AlignmentError(RuntimeError):
-    """Sampler and trainer disagree; the message says where, `mismatch` holds it."""
+    """Says that sampler and trainer disagree; the message says where, `mismatch` holds it."""
 
     def __init__(self, line: str, mismatch: Mismatch) -> None:
         super().__init__(line)
@@ -36,8 +36,8 @@ def check(
     policy: Policy,
     step: int,
 ) -> Mismatch | None:
-    """None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail), printed (warn) or just
-    returned (record: a run with numerics=fast, which is expected to differ).
+    """Returns None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail), printed (warn) or
+    just returned (record: a run with numerics=fast, which is expected to differ).
 
     `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token.
     """
@@ -55,7 +55,8 @@ def check(
 
 
 def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> str:
-    """One line: the place, both values (shortest decimals that name the float32), both bit patterns, and how many."""
+    """Describes a mismatch in one line: the place, both values (shortest decimals that name the float32), both bit patterns,
+    and how many."""
     m = mismatch
     return (
         f"step {step}: sample {m.sample}, position {m.position}, token {m.token}: "
@@ -66,6 +67,6 @@ def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> st
 
 
 def check_batch(batch: Batch, report: StepReport, policy: Policy, step: int) -> Mismatch | None:
-    """`check` of a whole step. It costs nothing: the loss needed the trainer's log-probs anyway."""
+    """Does `check` for a whole step. It costs nothing: the loss needed the trainer's log-probs anyway."""
     where = batch.sequence, batch.positions, batch.token_ids[batch.rows]
     return check(report.logprobs, batch.logprobs, *where, policy, step)

@@ -20,7 +20,7 @@ from trainer.folder import remove, temporary
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: with the trainer's state, all that a resumed one needs. There is no generator state: every draw is
+    """Says how far a run is: with the trainer's state, all that a resumed one needs. There is no generator state: every draw is
     keyed by the seed and the step."""
 
     supervised: int = 0  # steps of the warm start
@@ -43,7 +43,7 @@ class _Pending:
 
 
 class Checkpoints:
-    """One save at a time: the ranks write in the background, `settle` gives the folder its name when all are done."""
+    """Writes one save at a time: the ranks write in the background, `settle` gives the folder its name when all are done."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Checkpoints:
         self._pending: _Pending | None = None
 
     def due(self, step: int, last: int) -> bool:
-        """After step `step` of `last`."""
+        """Says whether a save is due after step `step` of `last`."""
         return bool(self._config.every) and (step % self._config.every == 0 or step == last)
 
     def save(self, progress: Progress, weights_sha256: str) -> None:
@@ -103,5 +103,5 @@ class Checkpoints:
 
 
 def beside_files(beside: Beside, model: ModelConfig) -> dict[str, bytes]:
-    """What a checkpoint of float32 masters holds for `trainer.export`, by path."""
+    """Returns what a checkpoint of float32 masters holds for `trainer.export`, by path."""
     return {f"{BESIDE}/{name}": content for name, content in beside.contents(model, torch.float32).items()}

@@ -9,19 +9,19 @@ from trainer.batch import BatchError
 
 
 class UserError(Exception):
-    """Bad input: config, data, checkpoint or request. One line that says what to change; exit code 2."""
+    """Says that the input is bad: config, data, checkpoint or request. One line that says what to change; exit code 2."""
 
 
 class FinishedError(UserError):
-    """out_dir holds all of the run already."""
+    """Says that out_dir holds all of the run already."""
 
 
 class RunError(Exception):
-    """A run that had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
+    """Says why a run had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
 
 
 class SaveError(RunError):
-    """A rank that could not write its part of a checkpoint or of the model."""
+    """Says that a rank could not write its part of a checkpoint or of the model."""
 
 
 BAD_INPUT = (UserError, ConfigError, BatchError, RequestError, TreeError, BuildError, UnsupportedError)

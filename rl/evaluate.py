@@ -26,7 +26,7 @@ class Evaluation:
 
 
 class Cards(Protocol):
-    """What an evaluation asks of those who share the cards."""
+    """Declares what an evaluation asks of those who share the cards."""
 
     def to_rollout(self) -> None:
         """Gives the cards to the engines."""

@@ -4,7 +4,8 @@ from rl.cluster import RolloutFleet, TrainerFleet
 
 
 class Handover:
-    """The trainer has the cards while it steps, publishes or is saved; the engines have them while they sample.
+    """Hands the cards to and fro: the trainer has the cards while it steps, publishes or is saved; the engines have them
+    while they sample.
 
     Colocated: the engines sleep meanwhile, their pages freed and, unless they are still to serve them, their weights; the
     trainer's masters and moments wait on the host. Split: there is nothing to hand over. No bit depends on it.
@@ -16,7 +17,7 @@ class Handover:
         self.to_trainer(weights_stay=False)
 
     def to_trainer(self, weights_stay: bool) -> None:
-        """`weights_stay`: the engines will sample again before the next publication."""
+        """Gives the cards to the trainer. `weights_stay`: the engines will sample again before the next publication."""
         if self.colocated and not self._trains:
             self.rollout.sleep(1 if weights_stay else 2)
             self.trainer.onload()

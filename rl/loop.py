@@ -15,7 +15,7 @@ from trainer.batch import Batch
 
 
 class Trainer(Protocol):
-    """What the loop asks of the trainer beside its steps."""
+    """Declares what the loop asks of the trainer beside its steps."""
 
     def digest(self) -> str:
         """Returns the SHA-256 of the weights as they are served."""

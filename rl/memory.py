@@ -10,7 +10,7 @@ from rl.plan import Plan, gib, make_plan
 
 
 class OutOfMemory(RunError):
-    """A worker that could not allocate: of `asked` bytes, `free` were there, 0 where nothing says; `advised` says what to
+    """Says that a worker could not allocate: of `asked` bytes, `free` were there, 0 where nothing says; `advised` says what to
     change."""
 
     def __init__(self, name: str, asked: int = 0, free: int = 0) -> None:
@@ -24,7 +24,7 @@ class OutOfMemory(RunError):
 
 @contextlib.contextmanager
 def advised(config: RunConfig, plan: Plan) -> Iterator[None]:
-    """RunError with the advice, in the place of OutOfMemory."""
+    """Makes a RunError with the advice, in the place of OutOfMemory."""
     try:
         yield
     except OutOfMemory as error:
@@ -32,7 +32,7 @@ def advised(config: RunConfig, plan: Plan) -> Iterator[None]:
 
 
 def advice(error: OutOfMemory, config: RunConfig, plan: Plan) -> str:
-    """What frees enough, of the keys that change no bit of the run."""
+    """Says what frees enough, of the keys that change no bit of the run."""
     need = max(error.asked - error.free, error.asked // 2, 1)
     choices = _rollout(config, plan, need) if error.name.startswith("rollout") else _trainer(config, plan, need)
     if config.device == "cuda":

@@ -46,14 +46,14 @@ EQUAL = "equal bits"
 
 
 def bits(logprobs: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """The bit patterns [R] of float32 values [R]. Another dtype is an error: a cast would hide a difference."""
+    """Returns the bit patterns [R] of float32 values [R]. Another dtype is an error: a cast would hide a difference."""
     if logprobs.dtype != np.float32:
         raise TypeError(f"log-probabilities must be float32, got {logprobs.dtype}")
     return np.ascontiguousarray(logprobs).view(np.uint32)
 
 
 def differs(trainer: NDArray[np.float32], rollout: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """True [R] where the two bit patterns are not the same."""
+    """Returns True [R] where the two bit patterns are not the same."""
     if trainer.ndim != 1 or trainer.shape != rollout.shape:
         raise ValueError(f"trainer {trainer.shape} and rollout {rollout.shape} log-probabilities must both be [R]")
     return bits(trainer) != bits(rollout)
@@ -68,7 +68,7 @@ def difference(trainer: NDArray[np.float32], rollout: NDArray[np.float32]) -> ND
 def divergence(
     trainer: NDArray[np.float32], rollout: NDArray[np.float32], sequence: NDArray[np.integer]
 ) -> dict[str, float]:
-    """The metrics of `FORMULAS`, plus `divergence/tokens_compared` = R; `sequence` is the sample of each token.
+    """Computes the metrics of `FORMULAS`, plus `divergence/tokens_compared` = R; `sequence` is the sample of each token.
 
     Computed in float64. Equal bits are d = 0, so -inf on both sides is no gap. With R = 0 every metric is ideal: nothing
     differs, and tokens_compared says that nothing was compared. A gap of ±inf or a NaN is passed on, not hidden.
@@ -161,7 +161,7 @@ def worst(trainer: NDArray[np.float32], rollout: NDArray[np.float32]) -> tuple[B
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One token whose log-probability the trainer and the rollout do not agree on."""
+    """Names one token whose log-probability the trainer and the rollout do not agree on."""
 
     sample: int  # index in the batch
     position: int  # absolute, in the sequence: the prompt counts
@@ -179,7 +179,7 @@ def first_mismatch(
     positions: NDArray[np.integer],
     tokens: NDArray[np.integer],
 ) -> Mismatch | None:
-    """The token with different bits that is lowest in (sample, position), or None.
+    """Finds the token with different bits that is lowest in (sample, position), or None.
 
     First in the batch, not in memory: the same token is named however the batch was packed.
     """

@@ -11,7 +11,7 @@ from trainer import folder
 
 
 def check_out_dir(out_dir: Path) -> None:
-    """UserError where it cannot become a folder of this run's own."""
+    """Raises UserError where the folder cannot become a folder of this run's own."""
     try:
         nearest = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
     except OSError as error:

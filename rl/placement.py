@@ -10,15 +10,16 @@ from rl.errors import UserError
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each rank has its tensors."""
+    """Says where each rank has its tensors."""
 
     trainer: tuple[Place, ...]
     rollout: tuple[Place, ...]  # engine by engine
 
 
 def place(config: RunConfig, cards: int) -> Placement:
-    """On a machine with so many cards. Colocated ranks go round them, both kinds from card 0 on, and hand their memory to each
-    other; split ones have a card each, the trainer's first. UserError where there is none, or a split needs more."""
+    """Places the ranks on a machine with so many cards. Colocated ranks go round them, both kinds from card 0 on, and hand
+    their memory to each other; split ones have a card each, the trainer's first. UserError where there is none, or a split
+    needs more."""
     trainer, rollout = config.trainer.world_size, config.rollout.replicas * config.rollout.tp
     if config.device == "cpu":
         return Placement((Place(HOST),) * trainer, (Place(HOST),) * rollout)

@@ -86,13 +86,13 @@ class Layout:
     killed: bool  # with SIGKILL, in another layout, and resumed in this one
 
     def overrides(self, out_dir: Path, budget: int) -> list[str]:
-        """`budget`: tokens of a micro-batch where they cut it."""
+        """Returns the overrides of the small run. `budget`: tokens of a micro-batch where they cut it."""
         values = [f"{key}={getattr(self, name)}" for name, key in KEYS.items()]
         leaves, tokens = (1, budget) if self.micro == BY_TOKENS else (self.micro, "null")
         return [*values, f"trainer.micro_leaves={leaves}", f"trainer.micro_tokens={tokens}", f"out_dir={out_dir}"]
 
     def other(self) -> "Layout":
-        """The layout that a killed run began in."""
+        """Returns the layout that a killed run began in."""
         other = replace(self, world_size=3 - self.world_size if self.world_size < 3 else 2, micro=2, replicas=1)
         offload = "optimizer" if self.offload == "none" else "none"
         return replace(other, checkpointing="none", offload=offload, placement="colocated")
@@ -112,13 +112,13 @@ class Row:
 
 
 def product(device: str) -> list[Layout]:
-    """All there are on this machine, in each dtype that the device computes in."""
+    """Lists all layouts there are on this machine, in each dtype that the device computes in."""
     others = [values for name, values in AXES.items() if name != "dtype"]
     return [x for values in itertools.product(_dtypes(device), *others) if _fits(x := Layout(*values), device)]
 
 
 def few(device: str) -> list[Layout]:
-    """Some in which every value occurs, in each of these dtypes."""
+    """Chooses some in which every value occurs, in each of these dtypes."""
     chosen: list[tuple[Any, ...]] = [
         (1, 1, "none", "none", 1, 1, "colocated", False),
         (1, 2, "layer", "all", 2, 2, "colocated", False),
@@ -152,7 +152,7 @@ def budget_of(config: RunConfig) -> int:
 
 
 def prove(chosen: Sequence[Layout], overrides: Sequence[str], folder: Path, budget: int) -> Iterator[Row]:
-    """One run after the other, under one Ray."""
+    """Does one run after the other, under one Ray."""
     first = check([*SMALL, *overrides])[0]
     with session(first.cluster, 4):
         for i, layout in enumerate(chosen):
@@ -213,7 +213,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def against(rows: Sequence[Row]) -> str:
-    """What speaks against the proof; "" where no run failed, no log-prob differed, and every dtype has one hash."""
+    """Says what speaks against the proof; "" where no run failed, no log-prob differed, and every dtype has one hash."""
     hashes = {(row.layout.dtype, row.sha256) for row in rows if row.sha256}
     if len(hashes) > len({dtype for dtype, _ in hashes}):
         return "the hashes differ: the layout changed the run"

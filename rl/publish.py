@@ -30,7 +30,7 @@ def publish(
     progress: Progress = lambda done, of: None,
     half: int = HALF,
 ) -> str:
-    """All engines serve the trainer's weights as `version` after this. Returns the SHA-256 over the fingerprints of all
+    """Makes all engines serve the trainer's weights as `version`. Returns the SHA-256 over the fingerprints of all
     parameters, the same for every layout. RunError where one received other bits; whatever fails before the commit, they serve
     what they served before."""
     try:
@@ -64,8 +64,8 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
 
 
 def check_served(rollout: RolloutFleet) -> None:
-    """RunError where an engine would sample from other bits than the trainer's forward pass reads: names the rank and the
-    parameter. No engine serves anything then."""
+    """Raises RunError where an engine would sample from other bits than the trainer's forward pass reads: names the rank and
+    the parameter. No engine serves anything then."""
     if rollout.published is None:
         raise RunError("the engines were given no weights yet")
     try:

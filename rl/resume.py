@@ -143,7 +143,7 @@ def _finished(out_dir: Path) -> int | None:
 
 
 def check_model(start: Start, model: ModelConfig) -> None:
-    """UserError where a model's folder now holds another shape."""
+    """Raises UserError where a model's folder now holds another shape."""
     if start.checkpoint is None:
         return
     theirs, mine = asdict(start.checkpoint.model), asdict(model)
@@ -154,7 +154,8 @@ def check_model(start: Start, model: ModelConfig) -> None:
 
 
 def logged(start: Start, out_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of both logs that this run goes on from. What is missing of them is said: no run can be held up by its log."""
+    """Returns the rows of both logs that this run goes on from. What is missing of them is said: no run can be held up by its
+    log."""
     if start.checkpoint is None:
         return [], []
     folder = out_dir if start.continues else start.checkpoint.folder.parent.parent
@@ -171,8 +172,8 @@ def logged(start: Start, out_dir: Path) -> tuple[list[dict[str, Any]], list[dict
 
 
 def prepare_logs(start: Start, out_dir: Path) -> dict[str, int]:
-    """Where the log of the part that goes on ends, by file: what was logged after the checkpoint is logged again. The logs of
-    a run that goes on in another folder are copied there."""
+    """Returns where the log of the part that goes on ends, by file: what was logged after the checkpoint is logged again. The
+    logs of a run that goes on in another folder are copied there."""
     positions = dict.fromkeys(LOGS, 0) | start.progress.log
     if start.continues:
         for name in ("summary.json", "report.html"):  # of a run that is now longer

@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """All samples of one problem."""
+    """Holds all samples of one problem."""
 
     problem: Problem
     samples: tuple[Sample, ...]

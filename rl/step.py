@@ -20,14 +20,14 @@ from trainer.loss import Loss
 
 
 class Rollout(Protocol):
-    """What a step asks of the engines."""
+    """Declares what a step asks of the engines."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Generates the completions of all requests, in their order, the samples of each side by side."""
 
 
 class Trainer(Protocol):
-    """What a step asks of the trainer."""
+    """Declares what a step asks of the trainer."""
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on the batch."""

@@ -19,7 +19,7 @@ Record = Callable[[int, dict[str, Any]], None]
 
 
 class Student(Protocol):
-    """What the warm start asks of the trainer."""
+    """Declares what the warm start asks of the trainer."""
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on the batch."""

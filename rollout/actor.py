@@ -19,7 +19,7 @@ from rollout.sampling import Completion, Request
 
 @with_typed_failures
 class RolloutRank:
-    """Rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
+    """Runs rank `rank` of one tensor-parallel engine. The driver calls every rank of an engine with the same arguments."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Config = TypeVar("Config")
 
 
 class ArgumentError(ValueError):
-    """One line that names the argument and what it may be."""
+    """Says, in one line, that an argument is wrong: names the argument and what it may be."""
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:

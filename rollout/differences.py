@@ -9,13 +9,13 @@ from rollout.sampling import Completion
 
 
 def pattern(value: float) -> int:
-    """The 32 bits of a float32."""
+    """Returns the 32 bits of a float32."""
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens and all log-probs of one sample. `places`: of each log-prob in the text, for messages."""
+    """Holds the tokens and all log-probs of one sample. `places`: of each log-prob in the text, for messages."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the verdict."""
+    """Holds one line of the verdict."""
 
     mode: str
     case: str
@@ -59,7 +59,7 @@ class Row:
 
 
 def compare(mode: str, case: str, answers: Sequence[Answer], names: Sequence[str], hollow: str = "") -> Row:
-    """All against the first; `names` say where each comes from."""
+    """Compares all answers with the first; `names` say where each comes from."""
     reference, bits, first = answers[0], 0, ""
     for answer, name in zip(answers[1:], names[1:], strict=True):
         here = _difference(reference, answer)

@@ -31,7 +31,7 @@ resume  they keep their tokens and go on: the keys of all tokens are computed ag
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How one engine serves. Nothing here changes a bit of a completion."""
+    """Says how one engine serves. Nothing here changes a bit of a completion."""
 
     pages: int
     page_size: int
@@ -44,8 +44,8 @@ class EngineConfig:
 
 
 class Engine:
-    """One rank of a tensor-parallel engine; `group` is the whole of it. Ranks are given the same requests in the same order
-    and then need no coordinator: the schedule is a function of the requests, the samples meet in the collectives."""
+    """Runs one rank of a tensor-parallel engine; `group` is the whole of it. Ranks are given the same requests in the same
+    order and then need no coordinator: the schedule is a function of the requests, the samples meet in the collectives."""
 
     def __init__(
         self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None, decode: Decode | None = None
@@ -64,7 +64,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nothing in flight, and nothing to hand out."""
+        """Says whether nothing is in flight, and nothing to be handed out."""
         return self.scheduler.idle and not self._ended
 
     def load(

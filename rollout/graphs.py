@@ -29,7 +29,7 @@ Step = Callable[
 
 @dataclass(frozen=True)
 class Row:
-    """What one sequence brings to a decode step."""
+    """Holds what one sequence brings to a decode step."""
 
     token: int  # the last one, if its value is known
     source: int  # else which of the last step's tokens it is; -1 if it is known
@@ -40,7 +40,7 @@ class Row:
 
 
 class PageTable:
-    """The page tables of the sequences that decode, on the device, a line each. Only what is new is uploaded."""
+    """Holds the page tables of the sequences that decode, on the device, a line each. Only what is new is uploaded."""
 
     def __init__(self, lines: int, width: int, spare_page: int, device: str) -> None:
         """A last line, of nothing but `spare_page`, is for rows that pad a batch."""
@@ -50,7 +50,7 @@ class PageTable:
         self._lines: dict[int, _Line] = {}  # by the identity of the list of pages, which the line keeps alive
 
     def update(self, tables: Sequence[list[int]]) -> list[int]:
-        """The line of each of `tables`, which now says what the list says."""
+        """Returns the line of each of `tables`, which now says what the list says."""
         if sum(id(pages) not in self._lines for pages in tables) > len(self._free):
             current = set(map(id, tables))
             for old in [key for key in self._lines if key not in current]:
@@ -82,7 +82,7 @@ class _Line:
 
 
 def padded(count: int) -> int:
-    """Batch sizes of graphs: 1, 2, 4, 8, then multiples of 8 up to 64, of 16 up to 256, and of 64 above."""
+    """Rounds up to the batch sizes of graphs: 1, 2, 4, 8, then multiples of 8 up to 64, of 16 up to 256, and of 64 above."""
     if count <= 8:
         return 1 << (count - 1).bit_length()
     step = 8 if count <= 64 else 16 if count <= 256 else 64
@@ -90,7 +90,8 @@ def padded(count: int) -> int:
 
 
 class DecodeGraphs:
-    """Captured on first use. `step` must launch the same kernels every time it is called with tensors of the same shapes."""
+    """Captures a CUDA graph of `step` for each batch size, on first use. `step` must launch the same kernels every time it is
+    called with tensors of the same shapes."""
 
     def __init__(self, step: Step, most: int, page_size: int, spare_page: int, positions: int, device: str) -> None:
         self.step, self.page_size = step, page_size
@@ -103,8 +104,8 @@ class DecodeGraphs:
         self.last = torch.zeros(padded(most), dtype=torch.int64, device=device)  # the tokens of the step before
 
     def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens, log-probs) of the next token of each row, on the device until the next launch. `last`: the tokens of the
-        step before, int64, which sources of rows refer to."""
+        """Launches a step and returns (tokens, log-probs) of the next token of each row, on the device until the next launch.
+        `last`: the tokens of the step before, int64, which sources of rows refer to."""
         key = (
             padded(len(rows)),
             self.width_of(max(row.position for row in rows) + 1),

@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 class RankError(RuntimeError):
-    """Another rank's process could not start, or ended."""
+    """Says that another rank's process could not start, or ended."""
 
 
 Memory = Literal["release pages", "release all", "resume"]
@@ -47,7 +47,7 @@ Memory = Literal["release pages", "release all", "resume"]
 
 @dataclass(frozen=True)
 class News:
-    """What happened since the last step: the same on every rank."""
+    """Holds what happened since the last step: the same on every rank."""
 
     requests: Sequence[Request] = ()
     aborts: Sequence[int] = ()
@@ -80,7 +80,7 @@ def _request(fields: dict) -> Request:
 
 
 class Lockstep:
-    """Rank 0 and its peers. A context manager: on the way out the peers have ended."""
+    """Runs rank 0 and its peers. A context manager: on the way out the peers have ended."""
 
     def __init__(
         self, source: Source, config: EngineConfig, size: int, threads: int, progress: Progress = lambda i, n: None
@@ -125,7 +125,7 @@ class Lockstep:
         self.close()
 
     def turn(self, news: News) -> list[Completion]:
-        """On every rank: the news, then one batch. RunnerError as of Engine.step; RankError where a peer is gone."""
+        """Does on every rank: the news, then one batch. RunnerError as of Engine.step; RankError where a peer is gone."""
         message = news.encode()
         for rank, pipe in enumerate(self.pipes, 1):
             try:
@@ -142,7 +142,7 @@ class Lockstep:
             raise RankError(f"a rank has ended or hangs: {' '.join(str(error).split())[:200]}") from None
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All of them to the end; the samples of each side by side."""
+        """Serves all of them to the end; the samples of each side by side."""
         for request in requests:
             self.engine.check(request)
         done = self.turn(News(requests))
@@ -152,7 +152,7 @@ class Lockstep:
         return [found[r.id, sample] for r in requests for sample in range(r.sampling.n)]
 
     def close(self, patience: float = 5) -> None:
-        """`patience`: seconds for a peer to end by itself."""
+        """Ends the peers. `patience`: seconds for a peer to end by itself."""
         for pipe in self.pipes:
             with contextlib.suppress(OSError):
                 pipe.close()

@@ -29,7 +29,7 @@ class MemoryOrder:
 
 
 class Watch(Protocol):
-    """Who measures."""
+    """Hears what the engine does, to measure it."""
 
     def token(self, request_id: int, sample: int) -> None:
         """Hears of a sampled token."""
@@ -57,7 +57,7 @@ class EngineLoop(threading.Thread):
         ranks.engine.on_token = self._token
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """The request must have passed Engine.check."""
+        """Hands a request to the engine's thread. It must have passed Engine.check."""
         with self._lock:
             if self.failure is None:
                 self._inbox.put((request, sink))
@@ -73,7 +73,7 @@ class EngineLoop(threading.Thread):
         self._inbox.put("forget")
 
     def memory(self, order: MemoryOrder) -> None:
-        """Before the next step."""
+        """Releases or regains memory before the next step."""
         self._inbox.put(order)
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ _ALIGNMENT = 256  # bytes, as of cudaMalloc
 
 
 class Arena(Protocol):
-    """A range of addresses, uint8 [at least the size asked for], and the physical memory under it."""
+    """Holds a range of addresses, uint8 [at least the size asked for], and the physical memory under it."""
 
     bytes: torch.Tensor
 
@@ -37,7 +37,7 @@ class _HostArena:
 
 
 class Reclaimable:
-    """Named tensors of one dtype on `device`, the current one where that is "cuda". NaN when fresh, so that what was not
+    """Holds named tensors of one dtype on `device`, the current one where that is "cuda". NaN when fresh, so that what was not
     written cannot be read unnoticed. `release` takes the physical memory from under them, `regain` puts other memory there; the
     tensors stay the same objects, at the same addresses. Between the two nobody may touch them."""
 
@@ -60,7 +60,8 @@ class Reclaimable:
             self.held = False
 
     def regain(self) -> None:
-        """The memory again, NaN. torch.OutOfMemoryError where there is too little; it can be tried again."""
+        """Puts memory under the tensors again, full of NaN. torch.OutOfMemoryError where there is too little; it can be tried
+        again."""
         if not self.held:
             self._arena.regain()
             self.held = True

@@ -22,14 +22,14 @@ class _Node:
 
 @dataclass
 class Path:
-    """The nodes of a sequence's first pages, so that what is known of them is not looked up again."""
+    """Remembers the nodes of a sequence's first pages, so that what is known of them is not looked up again."""
 
     nodes: list[int] = field(default_factory=list)
     evictions: int = 0  # of the pool when this was last known to be true
 
 
 class PagePool:
-    """`pages` pages of `page_size` tokens. Pure bookkeeping; the rows themselves live in PagedCache."""
+    """Keeps the books of `pages` pages of `page_size` tokens. Pure bookkeeping; the rows themselves live in PagedCache."""
 
     def __init__(self, pages: int, page_size: int, prefix_cache: bool = True) -> None:
         self.pages, self.page_size, self.prefix_cache = pages, page_size, prefix_cache
@@ -75,7 +75,7 @@ class PagePool:
         return found
 
     def take(self, count: int) -> list[int] | None:
-        """`count` fresh pages with one reference each, or None (and nothing taken) if so many are not to be had."""
+        """Returns `count` fresh pages with one reference each, or None (and nothing taken) if so many are not to be had."""
         if count > self.available:
             return None
         while len(self._free) < count:

@@ -14,8 +14,8 @@ from rollout.memory import Reclaimable
 
 
 class Receiver:
-    """One rank of an engine. One publication at a time: `begin`, `take` of every bucket, `received`, then `commit` or
-    `abandon`.
+    """Receives publications on one rank of an engine. One publication at a time: `begin`, `take` of every bucket, `received`,
+    then `commit` or `abandon`.
 
     Atomic: an engine that has weights goes on with them until `commit`; the new ones gather in a second set of the shard's
     size, which is there for the publication only. An engine without weights (not loaded yet, or asleep at level 2) has nothing
@@ -31,8 +31,8 @@ class Receiver:
         self._under_way = False
 
     def begin(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """`tickets` of all trainer ranks; `name` and `half` as on their side. torch.OutOfMemoryError where there is no room for
-        the second set."""
+        """Begins a publication: `tickets` of all trainer ranks; `name` and `half` as on their side. torch.OutOfMemoryError
+        where there is no room for the second set."""
         if self._under_way:
             self.abandon()
         self._publication = name
@@ -86,12 +86,12 @@ class Receiver:
             torch.cuda.current_stream().synchronize()
 
     def received(self) -> list[int]:
-        """The fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
+        """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
         self._halves = []
         return self._fingerprints(self._target)
 
     def served(self) -> list[int]:
-        """The same of the tensors from which the engine samples, at any time: each below 2^64."""
+        """Returns the same of the tensors from which the engine samples, at any time: each below 2^64."""
         return self._fingerprints(self.engine.runner.weights)
 
     def _fingerprints(self, weights: Mapping[str, torch.Tensor]) -> list[int]:
@@ -107,7 +107,7 @@ class Receiver:
         return [unsigned(value) for value in torch.stack(out).tolist()]
 
     def commit(self, version: int, in_flight: InFlight = "refuse") -> None:
-        """The engine serves the new weights from here on; `in_flight`: what becomes of its requests."""
+        """Makes the engine serve the new weights from here on; `in_flight`: what becomes of its requests."""
         self.engine.pause(f"weights of version {version} arrived", in_flight)
         if self._shadow:
             for name, tensor in self._shadow.tensors.items():
@@ -116,11 +116,11 @@ class Receiver:
         self._close()
 
     def withdraw(self) -> None:
-        """The engine has no weights from here on: those it holds are not what was published."""
+        """Leaves the engine without weights from here on: those it holds are not what was published."""
         self.engine.version = -1
 
     def abandon(self) -> None:
-        """After a publication that failed, on any rank. The engine serves what it served before."""
+        """Forgets a publication that failed, on any rank. The engine serves what it served before."""
         for wire in self._wires.values():
             wire.cut()
         self._wires = {}

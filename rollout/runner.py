@@ -43,7 +43,7 @@ _NO_NUMBER = "no logit is a number; the weights or the activations overflowed"
 
 
 class RunnerError(RuntimeError):
-    """The model produced no number to sample from."""
+    """Says that the model produced no number to sample from."""
 
 
 class Scores(NamedTuple):
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
         return Scores(_to_host(self.logprobs), *(None if t is None else _to_host(t) for t in self[1:]))
 
     def read(self, spans: Many[Span]) -> list[tuple[float, Top]]:
-        """(log-prob, what its request asks for) of each row; `spans`: whose row it is."""
+        """Returns (log-prob, what its request asks for) of each row; `spans`: whose row it is."""
         logprobs = self.logprobs.tolist()
         if bad := [s for s, isnt in zip(spans, map(math.isnan, logprobs), strict=True) if isnt]:
             raise RunnerError(f"request {bad[0].sequence.request.id}: {_NO_NUMBER}")
@@ -76,7 +76,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Launched:
-    """A batch that may still run. Its results are the same on every rank."""
+    """Holds a batch that may still run. Its results are the same on every rank."""
 
     spans: list[Span]
     sampling: list[Span]  # those of them that sample, in order
@@ -86,7 +86,7 @@ class Launched:
     ready: torch.cuda.Event | None  # when these are there; None: they are
 
     def row(self, sequence: Sequence) -> int:
-        """Which of `tokens` is its."""
+        """Finds which of `tokens` is a sequence's."""
         return self._rows[id(sequence)]
 
     @cached_property
@@ -109,7 +109,7 @@ class Launched:
 
 
 class Runner:
-    """One shard's weights and key-value rows. No gradients."""
+    """Holds one shard's weights and key-value rows. No gradients."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Runner:
         self.weights[parameter.name].copy_(parameter.shard(whole, self.group.shard))
 
     def digests(self) -> Leaves:
-        """SHA-256 of every slice held."""
+        """Computes the SHA-256 of every slice held."""
         out: Leaves = {}
         for p in served(self.config):
             out |= slice_digests(self.config, p, self.weights[p.name], self.group.shard)
@@ -153,7 +153,7 @@ class Runner:
 
     @torch.no_grad()
     def launch(self, spans: list[Span], before: Launched | None = None) -> Launched:
-        """`before`: the batch launched before this one, if its results have not been read."""
+        """Launches a batch. `before`: the batch launched before this one, if its results have not been read."""
         sampling = [s for s in spans if s.samples]
         if self.graphs and all(_decodes(s) for s in spans):
             last = before.tokens if before and any(s.pending for s in spans) else None

@@ -10,7 +10,7 @@ Top = tuple[tuple[int, float], ...]
 
 
 class RequestError(ValueError):
-    """A request that cannot be served; one line that names the field and the number."""
+    """Says that a request cannot be served; one line that names the field and the number."""
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -23,8 +23,9 @@ def sample_seed(seed: int, sample: int) -> int:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """A token is drawn from softmax(logits / temperature), cut to what top_k, then top_p, then min_p keep, and renormalised;
-    the log-probability recorded is that of this distribution. `kernels.ops.kept_tokens` has the definition, ties included.
+    """Says how a token is drawn: from softmax(logits / temperature), cut to what top_k, then top_p, then min_p keep, and
+    renormalised; the log-probability recorded is that of this distribution. `kernels.ops.kept_tokens` has the definition,
+    ties included.
 
     Temperature 0 is greedy: the most likely token (the lowest id of several), which every filter keeps; the log-probability
     recorded is then that of softmax(logits), as if there were no filter. `seed` keys the noise together with the token's
@@ -74,17 +75,17 @@ class SamplingParams:
 
     @property
     def filters(self) -> tuple[int, float, float]:
-        """top_k, top_p and min_p as they apply: not to greedy sampling."""
+        """Returns top_k, top_p and min_p as they apply: not to greedy sampling."""
         return (0, 1.0, 0.0) if self.greedy else (self.top_k, self.top_p, self.min_p)
 
     @property
     def truncated(self) -> bool:
-        """Whether a filter may cut the distribution."""
+        """Says whether a filter may cut the distribution."""
         return self.filters != (0, 1.0, 0.0)
 
     @property
     def scale(self) -> float:
-        """The temperature that logits are divided by."""
+        """Returns the temperature that logits are divided by."""
         return 1.0 if self.greedy else self.temperature
 
 
@@ -112,7 +113,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A sampled token, as soon as it is known."""
+    """Holds a sampled token, as soon as it is known."""
 
     request_id: int
     sample: int
@@ -127,7 +128,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample of a request."""
+    """Holds one sample of a request."""
 
     request_id: int
     token_ids: tuple[int, ...]  # sampled tokens, with the stop token or all tokens of the stop text if one ended it
@@ -147,5 +148,5 @@ class Completion:
 
     @property
     def token_versions(self) -> tuple[int, ...]:
-        """The version of the weights that sampled each token."""
+        """Returns the version of the weights that sampled each token."""
         return self.versions or (self.version,) * len(self.token_ids)

@@ -24,7 +24,7 @@ from rollout.text import Decode, TextStream
 
 @dataclass(frozen=True)
 class Limits:
-    """None of these changes a bit of the output."""
+    """Bounds what runs at once; none of these changes a bit of the output."""
 
     max_running: int  # sequences in one batch
     max_batch_tokens: int  # tokens computed in one step

@@ -58,12 +58,12 @@ class Sequence:
 
     @property
     def complete(self) -> bool:
-        """Nothing is left to launch, whatever the pending tokens are."""
+        """Says whether nothing is left to launch, whatever the pending tokens are."""
         return self.length == self.most if self.samples else self.computed == self.prompt
 
     @property
     def scores_at(self) -> int | None:
-        """The place of the next prompt token whose log-prob is wanted and not under way."""
+        """Returns the place of the next prompt token whose log-prob is wanted and not under way."""
         if self.request.score_from is None:
             return None
         place = self.request.score_from + len(self.prompt_logprobs) + self.scoring
@@ -137,7 +137,7 @@ _NOTHING = range(0)
 
 @dataclass(slots=True, eq=False)  # not frozen: one is made for every sequence of every step
 class Span:
-    """Compute positions `start <= p < stop` of a sequence. Planned by counts: the value of its last token may be known on the
+    """Asks for positions `start <= p < stop` of a sequence. Planned by counts: the value of its last token may be known on the
     device alone."""
 
     sequence: Sequence

@@ -44,7 +44,7 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
+    """Holds the server's arguments; nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
 
     model: str | None = None  # a Hugging Face model directory
     tp: int = 1  # processes that share the model
@@ -93,13 +93,13 @@ class ServeConfig:
 
     @property
     def known_names(self) -> frozenset[str]:
-        """What clients may call the server."""
+        """Returns what clients may call the server."""
         told = (name.strip() for name in (self.names or "").lower().split(","))
         return frozenset({"localhost", self.host.lower(), *filter(None, told)})
 
     @property
     def where(self) -> str:
-        """cpu or cuda."""
+        """Returns the device: cpu or cuda."""
         return _device(self.device)
 
     def engine(self, source: Source) -> EngineConfig:

@@ -22,7 +22,7 @@ CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% en
 
 @dataclass(frozen=True)
 class Source:
-    """Plain data, so that it can be sent to the processes of other ranks; weights are read there."""
+    """Says what is served, in plain data, so that it can be sent to the processes of other ranks; weights are read there."""
 
     name: str
     config: ModelConfig
@@ -34,8 +34,9 @@ class Source:
 
     @classmethod
     def open(cls, directory: str | None, leaves: int = 0, dtype: str = "auto", device: str = "cpu") -> "Source":
-        """`leaves` 0 and `dtype` auto: those of the directory's contract, or else 8 leaves and the dtype of its tensors; for
-        the tiny model 8 leaves and the dtype of the device. ConfigError where the directory holds no model to serve."""
+        """Opens a model directory, or the tiny model. `leaves` 0 and `dtype` auto: those of the directory's contract, or else
+        8 leaves and the dtype of its tensors; for the tiny model 8 leaves and the dtype of the device. ConfigError where the
+        directory holds no model to serve."""
         asked = None if dtype == "auto" else dtype
         if directory is None:
             name = asked or ("bfloat16" if device == "cuda" else "float32")
@@ -51,7 +52,7 @@ class Source:
         return cls(name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told)
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
-        """Every parameter whole, one at a time."""
+        """Yields every parameter whole, one at a time."""
         return initial(self.config, 0) if self.directory is None else load(self.config, self.directory)
 
     @property
@@ -61,12 +62,12 @@ class Source:
 
     @property
     def decode(self) -> Decode | None:
-        """The same function of the ids on every rank; None where there is no tokenizer."""
+        """Returns the same function of the ids on every rank; None where there is no tokenizer."""
         return self.words.decode if self.words else None
 
     @property
     def decode_special(self) -> Decode | None:
-        """The same, special tokens being text too."""
+        """Returns the same function, to which special tokens are text too."""
         return partial(self.words.decode, special=True) if self.words else None
 
 

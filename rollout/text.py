@@ -16,7 +16,8 @@ _CROWD = 8  # tokens without text of their own that are decoded together
 
 
 class TextStream:
-    """The text of a growing list of tokens, decoded a few tokens at a time: a token costs what it adds, however long the text.
+    """Decodes the text of a growing list of tokens, decoded a few tokens at a time: a token costs what it adds, however long
+    the text.
 
     The text depends on the tokens alone, so every rank finds the same stop at the same token. What a token adds to the text is
     what decoding it after the tokens of the last step adds; a token that ends inside a character adds nothing until a later one
@@ -35,14 +36,14 @@ class TextStream:
         self._borders = [_borders(stop) for stop in stops]
 
     def push(self, token: int) -> str:
-        """What can be shown now: text that is complete and cannot become part of a stop."""
+        """Returns what can be shown now: text that is complete and cannot become part of a stop."""
         if self.matched is not None:
             return ""
         self._ids.append(token)
         return self._show(self._new(final=False))
 
     def finish(self) -> str:
-        """The rest. No token follows: what is left inside a character becomes a replacement character."""
+        """Returns the rest. No token follows: what is left inside a character becomes a replacement character."""
         if self.matched is not None:
             return ""
         shown = self._show(self._new(final=True)) + self._held
@@ -106,6 +107,6 @@ def _borders(stop: str) -> list[int]:
 
 
 def decode_all(decode: Decode, ids: Sequence[int], stops: Sequence[str] = ()) -> str:
-    """The text of a finished sample, as its stream gave it, cut before the stop text that ended it."""
+    """Returns the text of a finished sample, as its stream gave it, cut before the stop text that ended it."""
     stream = TextStream(decode, stops)
     return "".join([*map(stream.push, ids), stream.finish()])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A `transformers` tokenizer that gives every process the same ids for a text and the same text for ids.
+    """Wraps a `transformers` tokenizer that gives every process the same ids for a text and the same text for ids.
 
     A copy in another process encodes and decodes; it has no chat template and no files.
     """
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, folder: ModelFolder) -> "Tokenizer | None":
-        """None where the directory has none; ConfigError for one that cannot be read."""
+        """Reads the tokenizer of a directory: None where it has none; ConfigError for one that cannot be read."""
         if not any((folder.path / name).exists() for name in VOCABULARIES):
             return None
         folder.model(leaves=1)  # `transformers` reads the config too, and makes a list of as many layers as it says
@@ -48,7 +48,7 @@ class Tokenizer:
 
     @property
     def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` below, for what is asked of single tokens."""
+        """Returns the `tokenizers.Tokenizer` below, for what is asked of single tokens."""
         return self._backend
 
     @cached_property
@@ -60,18 +60,18 @@ class Tokenizer:
         return self._size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """The ids of a prompt, with what the tokenizer puts around a text (a begin of text); without that the ids of a part: of
-        what a chat template has written, of a completion."""
+        """Returns the ids of a prompt, with what the tokenizer puts around a text (a begin of text); without that the ids of
+        a part: of what a chat template has written, of a completion."""
         encoded = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)  # others run meanwhile
         return tuple(encoded[0].ids)
 
     def completion(self, text: str) -> tuple[int, ...]:
-        """The ids of a text that is taught as the answer to a prompt, and its end."""
+        """Returns the ids of a text that is taught as the answer to a prompt, and its end."""
         assert self.end is not None
         return (*self.encode(text, add_special_tokens=False), self.end)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """A pure function of the ids. `special`: special tokens are text too."""
+        """Returns the text, a pure function of the ids. `special`: special tokens are text too."""
         return str(self._backend.decode(list(ids), skip_special_tokens=not special))
 
     def shown(self, ids: Iterable[int]) -> str:
@@ -84,8 +84,8 @@ class Tokenizer:
         return getattr(self._words, "chat_template", None)
 
     def chat(self, messages: list[dict[str, str]], **arguments: Any) -> str:
-        """What the chat template makes of messages, up to where the answer begins; `encode` it without special tokens. Raises
-        whatever the template does."""
+        """Returns what the chat template makes of messages, up to where the answer begins; `encode` it without special
+        tokens. Raises whatever the template does."""
         assert self._words is not None
         text = self._words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
         return str(text)
@@ -102,12 +102,12 @@ class Tokenizer:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """Those of config.json that say something of tokens."""
+        """Returns those fields of config.json that say something of tokens."""
         return _completed(self._folder.token_fields if self._folder else {}, self._known)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """All others that do, by path."""
+        """Returns all other files that do, by path."""
         assert self._words is not None
         files = self._folder.token_files() if self._folder else _saved(self._words)
         generation = self._folder.generation if self._folder else {}

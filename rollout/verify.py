@@ -77,7 +77,7 @@ class Verification:
         return Request(0, tuple(prompt), SamplingParams(self.new, temperature, seed), 1 if scored else None)
 
     def prompts(self) -> list[list[int]]:
-        """Of different lengths, no two with a common start."""
+        """Draws prompts of different lengths, no two with a common start."""
         vocab = self.source.config.vocab_size
         return [[(t + 7 * i) % vocab for t in self.text[:length]] for i, length in enumerate(self.lengths)]
 
@@ -117,7 +117,8 @@ class Verification:
             yield compare(mode, f"prompt of {len(request.prompt_ids)} tokens", found, where)
 
     def radix_cache(self) -> Iterator[Row | None]:
-        """The first of each prompt computes, the second finds the pages, a third computes again without a cache."""
+        """Compares three runs of each prompt: the first computes, the second finds the pages, a third computes again without
+        a cache."""
         for length in [n for n in self.lengths if n > 16]:
             engine, plain, rows, hits = self.engine(), self.engine(cache=False), [], []
             for trial in range(self.trials):
@@ -135,7 +136,7 @@ class Verification:
             yield replace(worst, case=case, samples=3 * self.trials, differing_bits=bits, hollow=hollow)
 
     def requests(self) -> list[Request]:
-        """`trials` of them, of all lengths, several temperatures and filters."""
+        """Makes `trials` of them, of all lengths, several temperatures and filters."""
         temperatures, prompts = (1.0, 0.7, 1.3, 0.0), self.prompts()
         filters: tuple[dict[str, Any], ...] = ({}, {"top_p": 0.9}, {"top_k": 20, "top_p": 0.95}, {"min_p": 0.1})
         asked = [
@@ -195,7 +196,7 @@ class Verification:
         yield replace(worst, case=case, samples=2 * len(rows), differing_bits=bits, first_difference=where)
 
     def trained(self, requests: Sequence[Request], completions: Sequence[Completion]) -> list[float]:
-        """What the trainer's own process says of these texts."""
+        """Returns what the trainer's own process says of these texts."""
         texts = [r.prompt_ids + c.token_ids for r, c in zip(requests, completions, strict=True)]
         asked = [r.sampling for r in requests]
         with tempfile.TemporaryDirectory() as folder:
@@ -226,13 +227,13 @@ class Verification:
             return [float(v) for v in np.load(out)]
 
     def units(self, mode: str) -> int:
-        """How often a mode says None."""
+        """Counts how often a mode says None."""
         cached = len([n for n in self.lengths if n > 16])
         return {"radix_cache": cached * self.trials, "tp": len(self.sizes()), "trainer": 2}.get(mode, self.trials)
 
 
 class VerifyError(RuntimeError):
-    """No verdict."""
+    """Says why there is no verdict."""
 
 
 def served(engine: Engine, requests: Sequence[Request]) -> list[Completion]:

@@ -29,7 +29,7 @@ from trainer.writer import ShardWriter, check_finite
 
 @with_typed_failures
 class TrainerRank(PublishingRank):
-    """Rank `rank` of the FSDP2 trainer. The driver calls every rank with the same arguments."""
+    """Runs rank `rank` of the FSDP2 trainer. The driver calls every rank with the same arguments."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class TrainerRank(PublishingRank):
         return self.publisher.begin(name, self.trainer.rows(), receivers, half)
 
     def digest(self) -> str:
-        """`kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
+        """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
         digests: Leaves = {}
         for parameter, whole in self.trainer.weights():
             if self.rank == 0:
@@ -101,13 +101,13 @@ class TrainerRank(PublishingRank):
         return self.trainer.optimizer.steps
 
     def written(self, wait: bool) -> WrittenFile | None:
-        """The file of the last snapshot, None while it is being written. Raises CheckpointError where that failed."""
+        """Returns the file of the last snapshot, None while it is being written. Raises CheckpointError where that failed."""
         return self.writer.result(wait)
 
     def save(self, directory: str, beside: Beside) -> str:
-        """Rank 0 writes the master weights as a Hugging Face model directory, with what stands `beside` them, one tensor in
-        memory at a time, whole or not at all (no `directory`: they are read alone), and returns their digest (others: ""). A
-        collective."""
+        """Writes, on rank 0, the master weights as a Hugging Face model directory, with what stands `beside` them, one tensor
+        in memory at a time, whole or not at all (no `directory`: they are read alone), and returns their digest (others: "").
+        A collective."""
         if self.rank:
             for _ in self.trainer.weights():
                 pass

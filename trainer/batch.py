@@ -9,7 +9,7 @@ from trainer.routing import RoutingReport
 
 
 class BatchError(ValueError):
-    """Batch sizes that do not fit together; one line with the formula and the numbers."""
+    """Says that batch sizes do not fit together; one line with the formula and the numbers."""
 
 
 COLUMNS: dict[str, tuple[type[np.generic], float]] = {
@@ -73,17 +73,17 @@ class Batch:
 
     @property
     def sequence(self) -> np.ndarray:
-        """int64 [R]: the sequence of each row."""
+        """Returns int64 [R]: the sequence of each row."""
         return np.searchsorted(np.cumsum(self.lengths), self.rows, side="right")
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [S]: loss rows of each sequence."""
+        """Returns int64 [S]: loss rows of each sequence."""
         return np.bincount(self.sequence, minlength=self.sequences)
 
     @property
     def positions(self) -> np.ndarray:
-        """int64 [R]: the place of each row in its sequence."""
+        """Returns int64 [R]: the place of each row in its sequence."""
         return self.rows - self._starts()[self.sequence]
 
     def _starts(self) -> np.ndarray:
@@ -119,7 +119,7 @@ def check_batch_arithmetic(sequences: int, leaf_sequences: int, micro_leaves: in
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """An aligned subtree of the global batch: `leaves` consecutive leaves on each rank, beginning at leaf `first`."""
+    """Holds an aligned subtree of the global batch: `leaves` consecutive leaves on each rank, beginning at leaf `first`."""
 
     first: int
     leaves: int  # of each rank, a power of two

@@ -36,7 +36,7 @@ _FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or is not what was written; one line."""
+    """Says that a checkpoint cannot be written, or is not what was written; one line."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def folder_name(step: int) -> str:
 
 
 def folders(root: Path) -> list[Path]:
-    """The complete checkpoints in `root`, newest first."""
+    """Lists the complete checkpoints in `root`, newest first."""
     return sorted((p for p in root.glob("step-*") if p.is_dir()), key=lambda p: p.name, reverse=True)
 
 
@@ -97,7 +97,8 @@ def complete(
 
 
 def read(folder: Path) -> Checkpoint:
-    """What the manifest says. CheckpointError where it is missing, altered or of another format; `verify` reads the rest."""
+    """Reads what the manifest says. CheckpointError where it is missing, altered or of another format; `verify` reads the
+    rest."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())

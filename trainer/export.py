@@ -22,7 +22,7 @@ from trainer.folder import whole
 
 
 def weights(checkpoint: Checkpoint) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Every master weight, float32, one at a time."""
+    """Yields every master weight, float32, one at a time."""
     for parameter in saved(checkpoint.model):
         rows = parameter.shape[0]
         yield parameter, read_rows(checkpoint, "weight", parameter.name, rows, 0, rows)

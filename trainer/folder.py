@@ -11,14 +11,14 @@ _SUFFIX = ".tmp"
 
 
 def temporary(final: Path) -> Path:
-    """A new folder beside `final`, for `publish`. Its name is its own, so that nobody else writes there."""
+    """Makes a new folder beside `final`, for `publish`. Its name is its own, so that nobody else writes there."""
     folder = _beside(final)
     folder.mkdir(parents=True)
     return folder
 
 
 def publish(folder: Path, final: Path) -> None:
-    """`folder` becomes `final`; a kill at any moment leaves `final` as it was, missing, or whole. What stood there goes."""
+    """Turns `folder` into `final`; a kill at any moment leaves `final` as it was, missing, or whole. What stood there goes."""
     for path in (*folder.rglob("*"), folder):
         _sync(path)
     remove(final)
@@ -42,7 +42,7 @@ def clear(parent: Path) -> None:
 
 @contextlib.contextmanager
 def whole(final: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `final` at the end, or goes where an error ends it."""
+    """Gives a folder to write in, which becomes `final` at the end, or goes where an error ends it."""
     folder = temporary(final)
     try:
         yield folder

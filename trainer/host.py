@@ -59,7 +59,7 @@ def clear(tensors: Iterable[torch.Tensor], device: str) -> None:
 
 
 def process_peak() -> int:
-    """Most bytes of this machine's memory that the process had at once, since it began."""
+    """Returns the most bytes of this machine's memory that the process had at once, since it began."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -97,7 +97,7 @@ class Waiting:
             torch.cuda.empty_cache()
 
     def back(self) -> None:
-        """The reverse of `leave`."""
+        """Moves everything back, as the reverse of `leave`."""
         for storage, kept in self._copies.values():
             storage.resize_(kept.numel())
             _bytes(storage).copy_(kept, non_blocking=True)
@@ -115,7 +115,7 @@ def _wait(device: str) -> None:
 
 
 class Passage:
-    """Elementwise updates of tensors that live on the host, by kernels of the device: piece i + 1 arrives and piece i - 1
+    """Updates tensors elementwise that live on the host, by kernels of the device: piece i + 1 arrives and piece i - 1
     leaves while piece i is worked on. Cutting changes no bit of an elementwise update."""
 
     def __init__(self, device: str, piece: int = PIECE) -> None:
@@ -126,7 +126,7 @@ class Passage:
         self._next = 0
 
     def update(self, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], work: Callable[..., None]) -> None:
-        """work(*pieces of `read`, *pieces of `written`) over flat contiguous pieces of tensors of one length, each passed
+        """Calls work(*pieces of `read`, *pieces of `written`) over flat contiguous pieces of tensors of one length, each passed
         through the device if it is not there. Not complete on the host before `finish`."""
         tensors = [t.detach().view(-1) for t in (*read, *written)]
         n, outputs = tensors[0].numel(), range(len(read), len(tensors))

@@ -44,7 +44,8 @@ def trainer_memory(
     rows: int,
     micro_batches: int,
 ) -> TrainerMemory:
-    """`tokens` and `rows` (response tokens): of the fullest micro-batch on one rank; `micro_batches`: of one step."""
+    """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
+    rank; `micro_batches`: of one step."""
     width, table = dtype.itemsize, costs.table_elements(model)
     own, held = costs.parameter_count(model), costs.trainer_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)

@@ -106,9 +106,9 @@ class TrainerModel(nn.Module):
         truncation: Truncation | None = None,
         routed: Routed = not_told,
     ) -> torch.Tensor:
-        """float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the offsets of
-        the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p cut.
-        `routed` is told what the routers choose."""
+        """Computes float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the
+        offsets of the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p
+        cut. `routed` is told what the routers choose."""
         hidden = self.hidden(token_ids, layout, routed)
         of_rows = (token_ids[rows], temperatures, row_groups, truncation)
         return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)

@@ -23,7 +23,7 @@ Node = dict[str, torch.Tensor]
 
 
 class TrainerError(RuntimeError):
-    """A step that must not touch the weights; one line that says what was not finite."""
+    """Says that a step must not touch the weights; one line that says what was not finite."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class AdamWConfig:
 
 
 class Optimizer:
-    """`accumulate` after every backward pass, then `step`. Moments are sharded as the parameters are, and on the host if
-    `offload` says so."""
+    """Updates the parameters: `accumulate` after every backward pass, then `step`. Moments are sharded as the parameters are,
+    and on the host if `offload` says so."""
 
     def __init__(self, model: TrainerModel, config: AdamWConfig, device: str, offload: Offload = "none") -> None:
         self.config, self.device, self.offload = config, device, offload
@@ -100,7 +100,7 @@ class Optimizer:
         return left
 
     def spoiled(self) -> str:
-        """The first tensor that is not finite on any rank: a weight, in the order of the forward pass, or else an
+        """Names the first tensor that is not finite on any rank: a weight, in the order of the forward pass, or else an
         accumulated gradient, in that of the backward pass. A collective, after which nothing is accumulated."""
         gradients: dict[str, torch.Tensor] = self._gradients.root()
         names = list(self._parameters)
@@ -119,7 +119,7 @@ class Optimizer:
         return f"its gradient is not finite from {bad} down" if bad else "every weight and gradient is finite"
 
     def step(self, lr: float) -> float:
-        """One update; returns the gradient's norm before clipping. Raises TrainerError, on every rank alike and with
+        """Does one update and returns the gradient's norm before clipping. Raises TrainerError, on every rank alike and with
         weights and moments untouched, where that norm is not finite. Forgets what was accumulated either way."""
         gradients: dict[str, torch.Tensor] = self._gradients.root()
         if self.tied:
@@ -143,7 +143,7 @@ class Optimizer:
 
     @torch.no_grad()
     def tie(self) -> None:
-        """The head is the embedding."""
+        """Makes the head the embedding."""
         self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
 
     def _update(self, name: str, gradient: torch.Tensor, lr: float, scale: float) -> None:

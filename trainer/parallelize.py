@@ -14,7 +14,7 @@ from trainer.model import TrainerModel
 
 
 class TreeReduceScatter:
-    """The communication object of FSDPModule.set_custom_reduce_scatter: no sum is left to the transport's order. FSDP2 calls
+    """Is the communication object of FSDPModule.set_custom_reduce_scatter: no sum is left to the transport's order. FSDP2 calls
     it on its own stream, beside the backward pass, and keeps the buffers until that stream has used them."""
 
     def __init__(self, mesh: DeviceMesh, on_host: bool) -> None:
@@ -25,7 +25,8 @@ class TreeReduceScatter:
         self._input: torch.Tensor | None = None
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """FSDP2 asks for the input of a sum, then for its output. On one rank that is the input: nothing is copied."""
+        """Allocates a buffer: FSDP2 asks for the input of a sum, then for its output. On one rank that is the input: nothing
+        is copied."""
         if self._input is not None:
             output, self._input = self._input, None
             return output
@@ -79,8 +80,8 @@ def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
 
 
 def gather(parameter: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded parameter, on every rank: the reverse of `fill`. A collective. (DTensor.full_tensor kills the
-    process where CUDA tensors travel over gloo, torch 2.11.)"""
+    """Returns the whole of a sharded parameter, on every rank: the reverse of `fill`. A collective. (DTensor.full_tensor
+    kills the process where CUDA tensors travel over gloo, torch 2.11.)"""
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
     local, rows = parameter.to_local().to(mesh.device_type), -(-parameter.shape[0] // mesh.size())

@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 24  # elements of the masters that are rounded at once for their
 
 @dataclass(frozen=True)
 class Receiver:
-    """A rollout rank, as the driver numbers them."""
+    """Names a rollout rank, as the driver numbers them."""
 
     name: str
     shard: int  # its tensor-parallel rank
@@ -30,8 +30,8 @@ def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
 
 
 class Publisher:
-    """Rank `rank` of `size`. One publication at a time: `begin`; for each bucket `pack`, then `send` while the receivers
-    `take`; `finish`. Holds two halves of a bucket, and no parameter whole."""
+    """Publishes from rank `rank` of `size`. One publication at a time: `begin`; for each bucket `pack`, then `send` while the
+    receivers `take`; `finish`. Holds two halves of a bucket, and no parameter whole."""
 
     def __init__(self, model: ModelConfig, rank: int, size: int, dtype: torch.dtype, device: str, store: str) -> None:
         """`store`: of a TCPStore that the receivers reach, tcp://host:port."""
@@ -43,8 +43,9 @@ class Publisher:
     def begin(
         self, name: str, rows: Mapping[str, torch.Tensor], receivers: Sequence[Receiver], half: int
     ) -> tuple[Ticket, int]:
-        """`name`: of this publication, on all ranks of both sides; new. `rows`: this rank's of every parameter, float32, which
-        must stay as they are until `finish`. Returns how to open the bucket, and how many buckets there will be."""
+        """Begins a publication. `name`: of this publication, on all ranks of both sides; new. `rows`: this rank's of every
+        parameter, float32, which must stay as they are until `finish`. Returns how to open the bucket, and how many buckets
+        there will be."""
         if self._under_way:
             self.cut()
         self._name = name
@@ -103,7 +104,7 @@ class Publisher:
             raise
 
     def send(self, number: int) -> None:
-        """To the receivers on other cards, their part of bucket `number`."""
+        """Sends to the receivers on other cards their part of bucket `number`."""
         assert self._bucket is not None
         half, pieces = self._bucket.halves[number % 2], self._pieces(number)
         for receiver in self._far:
@@ -119,7 +120,8 @@ class Publisher:
         return self._plan[number] if number < len(self._plan) else []
 
     def finish(self) -> list[list[int]]:
-        """The fingerprint of what this rank serves, by its masters: [parameter][shard], each below 2^64. Frees the bucket."""
+        """Returns the fingerprint of what this rank serves, by its masters: [parameter][shard], each below 2^64. Frees the
+        bucket."""
         for works in self._sending:
             for work in works:
                 work.wait()
@@ -130,14 +132,14 @@ class Publisher:
         return sums
 
     def cut(self) -> None:
-        """After a publication that failed, on any rank: ends it here, and the wires, whose other ends may still wait."""
+        """Ends a publication that failed, on any rank: here, and the wires, whose other ends may still wait."""
         for wire in self._wires.values():
             wire.cut()
         self._wires, self._bucket, self._rows, self._under_way = {}, None, {}, False
 
 
 class PublishingRank:
-    """What the driver calls of a process that has a publisher, once it has begun a publication."""
+    """Does what the driver calls of a process that has a publisher, once it has begun a publication."""
 
     publisher: Publisher
 

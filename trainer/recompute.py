@@ -29,7 +29,7 @@ class _Recipe:
 
 
 class Forgetting:
-    """A context in which autograd saves recipes in the place of the tensors that were given to `again`."""
+    """Makes autograd save, inside this context, recipes in the place of the tensors that were given to `again`."""
 
     def __init__(self) -> None:
         self._recipes: dict[int, tuple[weakref.ref[torch.Tensor], _Recipe, int]] = {}

@@ -12,7 +12,8 @@ from trainer.checkpoint import CheckpointError
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """CheckpointError names the first of `tensors` (PART.NAME, as in a checkpoint) that holds a NaN or an infinity."""
+    """Raises CheckpointError, which names the first of `tensors` (PART.NAME, as in a checkpoint) that holds a NaN or an
+    infinity."""
     for key, held in tensors.items():
         if held.numel() and not all(math.isfinite(end) for end in map(float, held.aminmax())):
             part, _, name = key.partition(".")
@@ -21,7 +22,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 class ShardWriter:
-    """One file at a time: `start` waits for the one before. What goes wrong in the thread is raised by the next call."""
+    """Writes one file at a time: `start` waits for the one before. What goes wrong in the thread is raised by the next call."""
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
@@ -29,14 +30,14 @@ class ShardWriter:
         self._error: Exception | None = None
 
     def start(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """`tensors`: float32, on the CPU, and nobody else's."""
+        """Starts to write a file. `tensors`: float32, on the CPU, and nobody else's."""
         self.result(wait=True)
         self._written = None
         self._thread = Thread(target=self._write, args=(path, tensors), name="checkpoint", daemon=True)
         self._thread.start()
 
     def result(self, wait: bool) -> WrittenFile | None:
-        """The last file, once it is on the disk; None before."""
+        """Returns the last file, once it is on the disk; None before."""
         if self._thread is not None and (wait or not self._thread.is_alive()):
             self._thread.join()
             self._thread = None

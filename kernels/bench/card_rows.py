@@ -279,7 +279,8 @@ def logprob_rows(rows: int = 8192) -> Iterator[Row]:
 
 
 def elementwise_row(op: str, case: str, moved: float, tokens: int, make: Callable[[], list[Callable]]) -> Row:
-    """`make` gives runs over different operands; run(rows) is the op on a slice of the tokens."""
+    """Makes the row of an elementwise op and its gradient. `make` gives runs over different operands; run(rows) is the op on
+    a slice of the tokens."""
 
     def build() -> Bout:
         runs = [run for _ in range(copies(moved)) for run in make()]

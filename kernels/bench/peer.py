@@ -52,7 +52,7 @@ class Comparison:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, case: str, tokens: int, ours: float, theirs: float) -> None:
-        """`ours` and `theirs` in seconds."""
+        """Records a pair of times; `ours` and `theirs` in seconds."""
         row = {"case": case, "ours": tokens / ours, "transformers": tokens / theirs, "ratio": theirs / ours}
         self.rows.append(row)
 

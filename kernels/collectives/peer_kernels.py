@@ -12,7 +12,7 @@ REDUCE, SCATTER, GATHER, WHOLE = (tl.constexpr(kind) for kind in range(4))
 
 @triton.jit
 def signal(flags, at, value, RANK: tl.constexpr, WORLD: tl.constexpr):
-    """flags[p][at] = value at every other rank, after everything that this block has read and written.
+    """Sets flags[p][at] = value at every other rank, after everything that this block has read and written.
 
     The barrier orders the block's threads before thread 0, and its fence is cumulative over them."""
     tl.debug_barrier()
@@ -39,7 +39,8 @@ def signal(flags, at, value, RANK: tl.constexpr, WORLD: tl.constexpr):
 
 @triton.jit
 def wait(mine, value, RANK: tl.constexpr, WORLD: tl.constexpr):
-    """Until mine[p] >= value (modulo 2^32) for every other rank p; what they wrote before they said so is then visible."""
+    """Waits until mine[p] >= value (modulo 2^32) for every other rank p; what they wrote before they said so is then
+    visible."""
     tl.inline_asm_elementwise(
         """{ .reg .pred p; .reg .pred q; .reg .u32 t; .reg .s32 v; .reg .u64 a;
         mov.u32 t, %tid.x; setp.ge.u32 p, t, $4; setp.eq.u32 q, t, $3; or.pred p, p, q; @p bra done;
@@ -92,7 +93,8 @@ def tagged_kernel(
     BLOCK: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):
-    """REDUCE: out = tree sum over ranks of float32 x [n]. GATHER: out [WORLD, n] = every rank's integers x [n].
+    """Reduces or gathers small tensors in one crossing. REDUCE: out = tree sum over ranks of float32 x [n]. GATHER: out
+    [WORLD, n] = every rank's integers x [n].
 
     A value travels as 64 bits, itself and the number of the call, which no store tears: no flag, no fence, one way across.
     Even and odd calls use their own boxes. A rank that has finished call c has a word of call c from every rank, so each
@@ -167,9 +169,9 @@ def stream_kernel(
     SLOTS: tl.constexpr,
     LAG: tl.constexpr,
 ):
-    """REDUCE: out [n] = tree sum over ranks of x [n]; rank r adds and rounds the r-th slice, `slice_` long. WHOLE: the same
-    sum, but every rank adds everything. SCATTER: out [n] = tree sum of part r of x [WORLD * n]. GATHER: out [WORLD, n] =
-    every rank's x [n].
+    """Reduces, scatters or gathers large tensors, slice by slice. REDUCE: out [n] = tree sum over ranks of x [n]; rank r adds
+    and rounds the r-th slice, `slice_` long. WHOLE: the same sum, but every rank adds everything. SCATTER: out [n] = tree sum
+    of part r of x [WORLD * n]. GATHER: out [WORLD, n] = every rank's x [n].
 
     Block b owns the pieces b, b + blocks, ... of a slice and talks to block b of the other ranks alone. It walks steps.
     Step g, once every other rank has finished step g - LAG,

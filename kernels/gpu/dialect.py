@@ -66,8 +66,9 @@ def encode(descriptor: Any, meta: dict[str, Any]) -> list[Any]:
 
 
 def launcher(compiled: Any, descriptors: bool) -> Callable[..., None] | None:
-    """`f(x, y, z, stream, values)`, which launches a compiled kernel without describing its arguments again, or None where
-    it needs memory that only Triton's own call allocates. `values`: every argument, constants too, descriptors encoded."""
+    """Returns `f(x, y, z, stream, values)`, which launches a compiled kernel without describing its arguments again, or None
+    where it needs memory that only Triton's own call allocates. `values`: every argument, constants too, descriptors
+    encoded."""
     run, metadata = compiled.run, compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         return None

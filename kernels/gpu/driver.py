@@ -126,8 +126,8 @@ class _Range:
 
 
 class Arena:
-    """`size` bytes of the device at an address that stays: `bytes` is uint8 [size, rounded up]. Between `release` and `regain`
-    nobody may touch it; what it held is lost. Freed when the last tensor over it is gone."""
+    """Holds `size` bytes of the device at an address that stays: `bytes` is uint8 [size, rounded up]. Between `release` and
+    `regain` nobody may touch it; what it held is lost. Freed when the last tensor over it is gone."""
 
     def __init__(self, size: int, device: int) -> None:
         self._range = _Range(size, device)

@@ -38,7 +38,7 @@ def fail(error: object, code: int) -> NoReturn:
 
 
 class Terminated(BaseException):
-    """A signal that asks this process to end: SIGTERM, or SIGHUP of a terminal that was closed."""
+    """Says that a signal asks this process to end: SIGTERM, or SIGHUP of a terminal that was closed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -23,7 +23,7 @@ _NO_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset)|another card has not
 
 
 class OutOfMemory(RuntimeError):
-    """An allocation that failed, on the host or on a card. `asked`, `free`: bytes; 0 where nothing says."""
+    """Says that an allocation failed, on the host or on a card. `asked`, `free`: bytes; 0 where nothing says."""
 
     def __init__(self, asked: int, free: int) -> None:
         super().__init__(asked, free)
@@ -36,7 +36,7 @@ class OutOfMemory(RuntimeError):
 
 
 class RankLost(RuntimeError):
-    """A collective that another rank left: that rank's own failure is the cause."""
+    """Says that another rank left a collective: that rank's own failure is the cause."""
 
 
 def typed(error: BaseException) -> OutOfMemory | RankLost | None:

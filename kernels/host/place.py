@@ -11,7 +11,7 @@ HOST = platform.node()
 
 @dataclass(frozen=True)
 class Place:
-    """A host, and one of its cards by number, or None for the memory of the host itself."""
+    """Names a host, and one of its cards by number, or None for the memory of the host itself."""
 
     host: str
     card: int | None = None

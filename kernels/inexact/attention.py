@@ -12,8 +12,9 @@ _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.
 
 
 def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float) -> torch.Tensor:
-    """As `kernels.ops.attention`. Packed sequences of one length go to SDPA as a batch; of several lengths, one by one on a CPU
-    and to torch's flash attention on a GPU. Keys in pages, for which torch has no op, take the exact one."""
+    """Computes what `kernels.ops.attention` does, without its order. Packed sequences of one length go to SDPA as a batch; of
+    several lengths, one by one on a CPU and to torch's flash attention on a GPU. Keys in pages, for which torch has no op,
+    take the exact one."""
     if not pages.packed:
         return ops.attention(q, keys, values, pages, scale)
     sequences, longest = pages.starts.numel() - 1, pages.table.shape[1]  # both known without waiting for the device

@@ -12,12 +12,12 @@ from kernels.ops.experts import STRIPE
 
 
 def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """y and its gradients as in `kernels.ops.expert_matmul`, without its order."""
+    """Computes y and its gradients as in `kernels.ops.expert_matmul`, without its order."""
     return _ExpertMatmul.apply(x, w, slots)
 
 
 def gated_experts(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """silu(gate) up of every choice, as `kernels.ops.gated_experts`."""
+    """Computes silu(gate) up of every choice, as `kernels.ops.gated_experts`."""
     return swiglu(expert_matmul(gather(x, slots), w, slots), STRIPE)
 
 

@@ -20,7 +20,7 @@ def linear_logprob(
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
 ) -> torch.Tensor:
-    """As `kernels.ops.linear_logprob`; float32 logits too."""
+    """Computes what `kernels.ops.linear_logprob` does, without its order; logits are float32 too."""
     truncation = Truncation.none() if truncation is None else truncation
     vocabulary = head.shape[0] if vocabulary is None else vocabulary
     if x.is_cuda:

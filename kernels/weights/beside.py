@@ -76,7 +76,7 @@ class Contract:
         return cls(leaves, dtype, version)
 
     def fields(self) -> dict[str, Any]:
-        """As config.json has them."""
+        """Returns the contract's fields as config.json has them."""
         return {CONTRACT: {"contract": self.version, "leaves": self.leaves, "dtype": self.dtype}}
 
     def departures(self, other: "Contract", leaves: str = "leaves", dtype: str = "dtype") -> list[str]:

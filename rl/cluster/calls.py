@@ -25,7 +25,7 @@ _LOST = 2  # the severity of a collective that another rank left
 
 @dataclass
 class Rank:
-    """A process of a fleet, by the name that a user reads."""
+    """Names a process of a fleet, by the name that a user reads."""
 
     name: str
     actor: Any
@@ -37,7 +37,7 @@ class Rank:
 
     @property
     def stopped(self) -> bool:
-        """A signal or a debugger holds it."""
+        """Says whether a signal or a debugger holds it."""
         try:
             return self.process is not None and self.process.status() in (
                 psutil.STATUS_STOPPED,
@@ -52,9 +52,9 @@ Calls = dict[Any, Rank]
 
 
 def gather(calls: Calls, timeout: float | None = None, patience: float | None = None) -> list[Any]:
-    """The results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of the
-    failures that arrive within a moment, a death or a Python error outranks the broken connections it causes. RunError too
-    after `timeout` seconds, where a rank is stopped for `patience` seconds, and where Ray itself is lost."""
+    """Returns the results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of
+    the failures that arrive within a moment, a death or a Python error outranks the broken connections it causes. RunError
+    too after `timeout` seconds, where a rank is stopped for `patience` seconds, and where Ray itself is lost."""
     waiting, failures = list(calls), list[tuple[str, RayError]]()
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     watch = _Watch(float("inf") if patience is None else patience)
@@ -116,7 +116,7 @@ def _severity(error: RayError) -> int:
 
 
 def root_cause(failures: list[tuple[str, RayError]]) -> Exception:
-    """What to raise of the failures (rank, what Ray says): the driver's own exception for the gravest."""
+    """Returns what to raise of the failures (rank, what Ray says): the driver's own exception for the gravest."""
     name, error = min(failures, key=lambda failure: _severity(failure[1]))
     cause = error.cause if isinstance(error, RayTaskError) else error
     text = " ".join(str(cause).split())[:400]

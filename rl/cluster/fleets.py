@@ -55,7 +55,7 @@ class RolloutFleet(_Fleet):
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
+        """Returns all completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
         together, for the prefix cache."""
         count = len(self.engines)
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
@@ -76,13 +76,13 @@ class RolloutFleet(_Fleet):
         self._all(lambda rank: rank.wake.remote())
 
     def peak_bytes(self) -> int:
-        """Most memory that the fullest rank had so far."""
+        """Returns the most memory that the fullest rank had so far."""
         return max(self._all(lambda rank: rank.peak_bytes.remote()))
 
     # A publication (rl.publish), in the order of its calls.
 
     def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """As `rollout.receiver.Receiver.begin`, on every rank."""
+        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank."""
         self._all(lambda rank: rank.begin_publication.remote(name, tickets, half))
 
     def taking(self, number: int) -> Calls:
@@ -90,28 +90,28 @@ class RolloutFleet(_Fleet):
         return self._calls(lambda rank: rank.take.remote(number))
 
     def received(self) -> list[list[int]]:
-        """[rank][parameter]: fingerprints of what was copied."""
+        """Returns [rank][parameter]: fingerprints of what was copied."""
         return self._all(lambda rank: rank.received.remote())
 
     def commit(self, version: int) -> None:
-        """The engines serve what they copied."""
+        """Makes the engines serve what they copied."""
         self._all(lambda rank: rank.commit.remote(version))
 
     def served(self) -> list[list[int]]:
-        """[rank][parameter]: fingerprints of what the engines sample from."""
+        """Returns [rank][parameter]: fingerprints of what the engines sample from."""
         return self._all(lambda rank: rank.served.remote())
 
     def withdraw(self) -> None:
-        """The engines have no weights any more."""
+        """Leaves the engines without weights."""
         self._all(lambda rank: rank.withdraw.remote())
 
     def abandon(self) -> None:
-        """Every engine that lives forgets a publication that failed."""
+        """Makes every engine that lives forget a publication that failed."""
         settle(self._calls(lambda rank: rank.abandon.remote()))
 
 
 class TrainerFleet(_Fleet):
-    """The FSDP2 ranks of the trainer."""
+    """Drives the FSDP2 ranks of the trainer."""
 
     def __init__(self, ranks: Sequence[Rank], patience: float = float("inf")) -> None:
         """`patience`: seconds that a rank may be stopped, as of `gather`."""
@@ -119,24 +119,24 @@ class TrainerFleet(_Fleet):
         self.ranks = ranks
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
-        """One optimizer step on all of `batch`, of which each rank takes its part."""
+        """Does one optimizer step on all of `batch`, of which each rank takes its part."""
         shared = ray.put(batch)
         return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
 
     def reset_optimizer(self) -> None:
-        """The moments are zero again."""
+        """Sets the moments to zero."""
         self._all(lambda rank: rank.reset_optimizer.remote())
 
     def offload(self) -> None:
-        """The cards' memory is free until `onload`: weights and moments wait on the host, and nothing else works."""
+        """Frees the cards' memory until `onload`: weights and moments wait on the host, and nothing else works."""
         self._all(lambda rank: rank.offload.remote())
 
     def onload(self) -> None:
-        """The reverse of `offload`."""
+        """Moves everything back, as the reverse of `offload`."""
         self._all(lambda rank: rank.onload.remote())
 
     def digest(self) -> str:
-        """`kernels.weights.digest` of the weights as they are served."""
+        """Returns `kernels.weights.digest` of the weights as they are served."""
         return self._all(lambda rank: rank.digest.remote())[0]
 
     def snapshot(self, folder: Path) -> int:
@@ -144,8 +144,8 @@ class TrainerFleet(_Fleet):
         return self._all(lambda rank: rank.snapshot.remote(str(folder)))[0]
 
     def written(self, wait: bool) -> list[WrittenFile] | None:
-        """The files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError where one
-        cannot be written."""
+        """Returns the files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError
+        where one cannot be written."""
         files = self._all(lambda rank: rank.written.remote(wait))
         return None if None in files else files
 
@@ -157,7 +157,7 @@ class TrainerFleet(_Fleet):
     # A publication (rl.publish), in the order of its calls.
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> list[tuple[Ticket, int]]:
-        """Of every rank, how to open its bucket and how many buckets there will be."""
+        """Begins a publication and returns, of every rank, how to open its bucket and how many buckets there will be."""
         return self._all(lambda rank: rank.begin_publication.remote(name, receivers, half))
 
     def packing(self, number: int) -> Calls:
@@ -169,9 +169,9 @@ class TrainerFleet(_Fleet):
         return self._calls(lambda rank: rank.send.remote(number))
 
     def end_publication(self) -> list[list[list[int]]]:
-        """[rank][parameter][shard]: fingerprints of what the trainer serves."""
+        """Returns [rank][parameter][shard]: fingerprints of what the trainer serves."""
         return self._all(lambda rank: rank.end_publication.remote())
 
     def cut(self) -> None:
-        """Every rank that lives ends a publication that failed."""
+        """Makes every rank that lives end a publication that failed."""
         settle(self._calls(lambda rank: rank.cut.remote()))

@@ -27,7 +27,7 @@ _SETTINGS = 4  # the type of the frame that a server of HTTP/2 begins with, as e
 
 
 class RayLost(RunError):
-    """Ray's own processes have ended: no rank can be called any more."""
+    """Says that Ray's own processes have ended: no rank can be called any more."""
 
 
 @contextlib.contextmanager
@@ -45,8 +45,8 @@ def session(config: ClusterSection, processes: int) -> Iterator[None]:
 
 
 def check_ray() -> None:
-    """RayLost where a process of Ray's has ended on which all others depend. Ray itself waits for it, a minute or longer, and
-    then ends this process."""
+    """Raises RayLost where a process of Ray's has ended on which all others depend. Ray itself waits for it, a minute or
+    longer, and then ends this process."""
     if not ray.is_initialized():
         return
     for name, host, port in _servers(ray.get_runtime_context().get_node_id()):
@@ -116,7 +116,7 @@ def _started(address: str, local: dict[str, Any], failure: list[Exception]) -> b
 
 
 def unstarted(error: Exception, at: str) -> Exception:
-    """What to say where ray.init raised `error`."""
+    """Returns what to say where ray.init raised `error`."""
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
@@ -138,7 +138,7 @@ def _end_ray(tag: str) -> None:
 
 
 def check_address(address: str) -> None:
-    """UserError where no server of Ray's answers at once; Ray itself tries for minutes, and fills stderr."""
+    """Raises UserError where no server of Ray's answers at once; Ray itself tries for minutes, and fills stderr."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
         return  # "auto"

@@ -64,8 +64,8 @@ def start(ranks: Sequence[Rank], timeout: float, patience: float | None = None) 
 def rollout_ranks(
     config: RunConfig, model: ModelConfig, placement: Placement, stores: Sequence[TCPStore]
 ) -> list[list[Rank]]:
-    """The engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then one of
-    each engine."""
+    """Starts the engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then
+    one of each engine."""
     section = config.rollout
     engine = EngineConfig(
         pages=section.pages,

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Draws:
-    """The stream of two keys: 64-bit words of Philox4x64-10 (Salmon et al. 2011, section 4).
+    """Draws from the stream of two keys: 64-bit words of Philox4x64-10 (Salmon et al. 2011, section 4).
 
     numpy keeps the words of a bit generator from version to version (its compatibility policy; NEP 19), but not what its
     `Generator` makes of them. That is here: whole numbers, and one exact multiplication by a power of two.

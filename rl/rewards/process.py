@@ -21,7 +21,7 @@ _PATIENCE = 60.0  # seconds of one call before it is said that it is still under
 
 
 class JudgeError(Exception):
-    """What a judge did in place of judging, as the end of "the reward ..."."""
+    """Says what a judge did in place of judging, as the end of "the reward ..."."""
 
 
 class UserFunction:

@@ -61,7 +61,7 @@ class RunLog:
             self._to_wandb("did not start", lambda: self._start_wandb(strict(config), name))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append {"step": step, **metrics} as one line of strict JSON: NaN and ±inf become null."""
+        """Appends {"step": step, **metrics} as one line of strict JSON: NaN and ±inf become null."""
         self._write(self._metrics, {"step": step} | {k: v for k, v in metrics.items() if k != "step"})
         if self._wandb is not None:
             shown = {
@@ -70,7 +70,7 @@ class RunLog:
             self._to_wandb("stopped", lambda: self._wandb.log({**shown, "step": step}))
 
     def completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append sampled completions, one {"step": step, **row} a line.
+        """Appends sampled completions, one {"step": step, **row} a line.
 
         The report reads prompt, completion, answer, reward, and for the token view tokens (ids or texts), logprobs
         (rollout) and trainer_logprobs, all [T] over the response, and optionally token_texts [T] beside ids.
@@ -81,20 +81,20 @@ class RunLog:
             self._remember(row)
 
     def positions(self) -> dict[str, int]:
-        """The bytes of each file so far, all of them on the disk."""
+        """Returns the bytes of each file so far, all of them on the disk."""
         for file in self._files:
             os.fsync(file.fileno())
         return {Path(file.name).name: os.fstat(file.fileno()).st_size for file in self._files}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json whole or not at all, end the wandb run, close the files."""
+        """Writes summary.json whole or not at all, ends the wandb run, closes the files."""
         write_atomic(self.out_dir / "summary.json", json.dumps(strict(summary), indent=2, allow_nan=False) + "\n")
         if self._wandb is not None:
             self._to_wandb("stopped", lambda: self._summarise_wandb(strict(summary)))
         self.close(exit_code=0)
 
     def close(self, exit_code: int = 1) -> None:
-        """Close the files and end wandb with its service process; `exit_code` 1 marks the wandb run as failed."""
+        """Closes the files and ends wandb with its service process; `exit_code` 1 marks the wandb run as failed."""
         self._metrics.close()
         self._completions.close()
         if self._wandb is not None:

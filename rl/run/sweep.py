@@ -12,7 +12,8 @@ from rl.config import RunConfig
 
 
 def sweep_table(configs: Sequence[RunConfig]) -> Table:
-    """One row a run, those included that an earlier command finished; a run without a summary is said to be unfinished."""
+    """Makes a table with one row a run, those included that an earlier command finished; a run without a summary is said to
+    be unfinished."""
     out = Table(title=f"Sweep of {len(configs)} runs", title_justify="left", box=SIMPLE)
     for name in ("run", "overrides", "accuracy", "weights (SHA-256)", "s"):
         right = name in ("run", "s")

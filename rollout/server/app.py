@@ -43,7 +43,8 @@ _PROBE = 20.0  # seconds in which an engine that works has done a step
 def build(
     service: Service, names: frozenset[str] = frozenset({"localhost"}), info: Mapping[str, Any] | None = None
 ) -> Gate:
-    """`names`: what the server may be called; `info`: what /server_info tells of how it was started."""
+    """Builds the server's routes. `names`: what the server may be called; `info`: what /server_info tells of how it was
+    started."""
     app = FastAPI(title="samebit", docs_url=None, redoc_url=None)
     _tells(app, service, dict(info or {}))
     changes = _changes(app, service)
@@ -197,7 +198,7 @@ async def _lines(call: Call, answer: Streamed) -> AsyncIterator[str]:
 
 
 class Events(StreamingResponse):
-    """Server-sent events. However it ends, what is left of the call is aborted."""
+    """Streams server-sent events. However it ends, what is left of the call is aborted."""
 
     def __init__(self, call: Call, values: AsyncIterator[str]) -> None:
         super().__init__(self._lines(values), media_type="text/event-stream", headers={"cache-control": "no-cache"})

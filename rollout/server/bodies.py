@@ -38,7 +38,7 @@ Model = TypeVar("Model", bound="Body")
 
 
 class BadRequest(ValueError):
-    """Answered with `status`, and with the message as the reason."""
+    """Is answered with `status`, and with the message as the reason."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ def show(value: Any) -> str:
 
 
 class Only:
-    """In an annotation: the one value that changes nothing."""
+    """Allows, in an annotation, only the one value that changes nothing."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -162,7 +162,7 @@ class Body(BaseModel):
 
 
 class Filters(Body):
-    """Of a sampler, and the ends of a text; the same names for all clients."""
+    """Holds the filters of a sampler, and the ends of a text; the same names for all clients."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -178,7 +178,7 @@ class Filters(Body):
     logit_bias: Unset = None
 
     def sampling(self, new: int, seed: int, end_ids: Sequence[int], most: int) -> SamplingParams:
-        """`most`: samples of one request."""
+        """Makes the sampling parameters. `most`: samples of one request."""
         if not 1 <= self.n <= most:
             raise BadRequest(f"n={self.n} must be in 1 .. {most}")
         if self.top_k < -1:
@@ -192,7 +192,7 @@ class Filters(Body):
 
 
 class NativeSampling(Filters):
-    """`sampling_params` of `/generate`, as SGLang's."""
+    """Holds `sampling_params` of `/generate`, as SGLang's."""
 
     where: ClassVar[str] = "sampling_params"
     max_new_tokens: Count = 128  # 0: the prompt is scored
@@ -211,7 +211,7 @@ class NativeSampling(Filters):
 
 
 class GenerateBody(Body):
-    """`/generate`, as SGLang's: `text` or `input_ids`, one or a list; other lists have one entry for each."""
+    """Asks `/generate`, as SGLang's: `text` or `input_ids`, one or a list; other lists have one entry for each."""
 
     text: str | Many | None = Field(None, union_mode="left_to_right", description="a string, or a list of strings")
     input_ids: Ids | Batch | None = Field(
@@ -248,7 +248,8 @@ class StreamOptions(Body):
 
 
 class OpenAIBody(Filters):
-    """What `/v1/completions` and `/v1/chat/completions` share, as OpenAI's; top_k, min_p, stop_token_ids and ignore_eos too."""
+    """Holds what `/v1/completions` and `/v1/chat/completions` share, as OpenAI's; top_k, min_p, stop_token_ids and ignore_eos
+    too."""
 
     model: str | None = None
     stream: bool = False
@@ -289,7 +290,7 @@ def _joined(value: Any) -> Any:
 
 
 class Message(Body):
-    """What else it holds is the chat template's."""
+    """Holds one message of a conversation; what else it holds is the chat template's."""
 
     model_config = ConfigDict(extra="allow")
     where: ClassVar[str] = "a message"
@@ -315,7 +316,7 @@ class ChatBody(OpenAIBody):
 
 
 class TokensSampling(Filters):
-    """`sampling_params` of `/inference/v1/generate`, as vLLM's."""
+    """Holds `sampling_params` of `/inference/v1/generate`, as vLLM's."""
 
     model_config = ConfigDict(extra="ignore")
     where: ClassVar[str] = "sampling_params"
@@ -325,7 +326,8 @@ class TokensSampling(Filters):
 
 
 class TokensBody(Body):
-    """`/inference/v1/generate`, as vLLM's: ids in, ids out. What is not known is for who trains, and changes nothing here."""
+    """Asks `/inference/v1/generate`, as vLLM's: ids in, ids out. What is not known is for who trains, and changes nothing
+    here."""
 
     model_config = ConfigDict(extra="ignore")
     token_ids: Ids
@@ -342,7 +344,7 @@ class AbortBody(Body):
 
 
 class MemoryBody(Body):
-    """Without tags: all of them."""
+    """Names the kinds of memory by tags; without tags: all of them."""
 
     tags: list[Literal["kv_cache", "weights"]] = ["kv_cache", "weights"]
 

@@ -29,11 +29,11 @@ class ConnectionLimits:
 
     @property
     def burst(self) -> int:
-        """How many are accepted in one turn of the event loop, which looks at them, and closes some, a few turns later."""
+        """Says how many are accepted in one turn of the event loop, which looks at them, and closes some, a few turns later."""
         return min(max(self.most // 16, 8), 128)
 
     def allowed(self) -> "ConnectionLimits":
-        """As many as the system lets this process have, whose limit is raised as far as it may be."""
+        """Allows as many connections as the system lets this process have, whose limit is raised as far as it may be."""
         files = Path("/proc/self/fd")
         taken = _SPARE_FILES + (len(list(files.iterdir())) if files.exists() else _SPARE_FILES)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -46,8 +46,8 @@ class ConnectionLimits:
 
 
 class Connection(H11Protocol):
-    """Every phase of it has an end. Where there are too many, the one that has been silent or sending for longest makes room,
-    not one whose request has arrived."""
+    """Serves one connection, every phase of which has an end. Where there are too many, the one that has been silent or
+    sending for longest makes room, not one whose request has arrived."""
 
     limits = ConnectionLimits()
 
@@ -88,7 +88,7 @@ class Connection(H11Protocol):
 
     @property
     def is_sending(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Says whether no request of it is being answered."""
         answered = self.cycle is None or self.cycle.response_complete
         return (answered and not self.transport.get_write_buffer_size()) or (not answered and self.cycle.more_body)
 
@@ -106,7 +106,7 @@ class Connection(H11Protocol):
 
 
 def server(app: Any, limits: ConnectionLimits) -> uvicorn.Server:
-    """One whose connections keep to them."""
+    """Makes a server whose connections keep to them."""
     kind = type("LimitedConnection", (Connection,), {"limits": limits})
     idle = math.ceil(limits.header_seconds)
     how: Any = {"log_level": "warning", "lifespan": "off", "backlog": limits.burst, "timeout_keep_alive": idle}
@@ -137,7 +137,7 @@ class Once(logging.Filter):
 
 
 def quiet(loop: asyncio.AbstractEventLoop) -> None:
-    """What goes wrong in `loop` or in uvicorn is said, in one line where nobody asked for more, and not over and over."""
+    """Logs what goes wrong in `loop` or in uvicorn, in one line where nobody asked for more, and not over and over."""
     once = Once()
     logging.getLogger("uvicorn.error").addFilter(once)
 

@@ -47,7 +47,7 @@ class Metrics:
         self._admitted: dict[int, float] = {}
 
     def admitted(self, requests: Sequence[Request]) -> None:
-        """In the event loop's thread, before the engine hears of them."""
+        """Notes when requests came; called in the event loop's thread, before the engine hears of them."""
         self.requests.inc()
         for request in requests:
             self._admitted[request.id] = time.monotonic()

@@ -22,7 +22,7 @@ _EACH = ("sampling_params", "return_logprob", "logprob_start_len", "top_logprobs
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt of a call."""
+    """Holds one prompt of a call."""
 
     request: Request
     rid: str
@@ -33,7 +33,7 @@ class Ask:
 
 
 class Generate:
-    """The answer to one call (`service.Answer`)."""
+    """Answers one call (`service.Answer`)."""
 
     def __init__(self, service: Service, body: GenerateBody) -> None:
         if (body.text is None) == (body.input_ids is None):

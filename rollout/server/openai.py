@@ -34,12 +34,12 @@ class Prompt:
 
     @cached_property
     def text(self) -> str:
-        """Of ids that are of the vocabulary, which is not said of what came."""
+        """Returns the text, decoded of ids that are of the vocabulary, which is not said of what came."""
         return self.given if self.given is not None else decode_all(self.decode, self.ids) if self.decode else ""
 
 
 def drawn_seed() -> int:
-    """One that a client's JSON keeps, whose numbers may be float64."""
+    """Draws a seed that a client's JSON keeps, whose numbers may be float64."""
     return secrets.randbelow(2**53)
 
 
@@ -50,7 +50,7 @@ def check_model(asked: str | None, service: Service) -> None:
 
 
 class Endpoint(Generic[OneBody]):
-    """What the two have in common (`service.Answer`): a body into requests, events into chunks."""
+    """Holds what the two have in common (`service.Answer`): a body into requests, events into chunks."""
 
     object: str
     chunk_object: str
@@ -82,27 +82,27 @@ class Endpoint(Generic[OneBody]):
         self._numbers = {key: number for number, key in enumerate(keys)}
 
     def read(self) -> Iterator[Prompt]:
-        """One by one, so that what cannot be served ends it."""
+        """Yields the prompts one by one, so that what cannot be served ends it."""
         raise NotImplementedError
 
     def most(self, prompt: Prompt) -> int:
-        """New tokens of one sample."""
+        """Returns the most new tokens of one sample."""
         raise NotImplementedError
 
     def extras(self) -> tuple[int | None, int]:
-        """`score_from` and `top` of the requests."""
+        """Returns `score_from` and `top` of the requests."""
         raise NotImplementedError
 
     def shown(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
-        """What a choice holds of a whole sample."""
+        """Returns what a choice holds of a whole sample."""
         raise NotImplementedError
 
     def added(self, text: str, sample: Sample, tokens: slice) -> dict[str, Any]:
-        """The same of what a stream adds."""
+        """Returns the same of what a stream adds."""
         raise NotImplementedError
 
     def before(self, prompt: Prompt) -> dict[str, Any] | None:
-        """The same of what it begins with."""
+        """Returns the same of what it begins with."""
         raise NotImplementedError
 
     def _request(self, prompt: Prompt) -> Request:
@@ -269,7 +269,7 @@ class Chat(Endpoint[ChatBody]):
         yield Prompt(self.service.words.chat(messages, self.body.chat_template_kwargs))
 
     def most(self, prompt: Prompt) -> int:
-        """All the room there is, unless told."""
+        """Returns all the room there is, unless told."""
         body, pool = self.body, self.service.engine.pool
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         room = min(self.service.source.config.max_positions, pool.pages * pool.page_size) - len(prompt.ids)

@@ -6,7 +6,7 @@ from rollout.text import TextStream
 
 
 class Sample:
-    """Fed with the events of one sample; what it says at the end is what a client that did not stream is told."""
+    """Gathers the events of one sample; what it says at the end is what a client that did not stream is told."""
 
     def __init__(self, source: Source, request: Request, special: bool = False, keep_stop: bool = False) -> None:
         """`special`: special tokens are text; `keep_stop`: so is what stopped it."""
@@ -47,7 +47,7 @@ class Sample:
             self.pieces.append(self.stream.push(token))
 
     def whole(self, completion: Completion) -> "Sample":
-        """Itself, at its end."""
+        """Returns itself, fed with the whole completion."""
         tops = completion.top or ((),) * len(completion.token_ids)
         for added in zip(completion.token_ids, completion.logprobs, tops, strict=True):
             self._add(*added)
@@ -56,12 +56,12 @@ class Sample:
 
     @property
     def fresh(self) -> bool:
-        """Whether there is news: text, or where there is none tokens."""
+        """Says whether there is news: text, or where there is none tokens."""
         pieces, tokens = self.told
         return any(self.pieces[pieces:]) or (self.stream is None and len(self.ids) > tokens)
 
     def news(self) -> tuple[str, slice]:
-        """The text and the tokens since the last call."""
+        """Returns the text and the tokens since the last call."""
         pieces, tokens = self.told
         self.told = len(self.pieces), len(self.ids)
         return "".join(self.pieces[pieces:]), slice(tokens, len(self.ids))

@@ -40,31 +40,33 @@ class ServiceLimits:
 
 
 class Answer(Protocol):
-    """One call, read: what it asks of the engine, and how the client is told, in JSON. No method runs in the event loop."""
+    """Holds one call, read: what it asks of the engine, and how the client is told, in JSON. No method runs in the event
+    loop."""
 
     requests: Sequence[Request]
     names: Sequence[str]  # of each request, by which a client aborts it
     stream: bool
 
     def whole(self, completions: Sequence[Completion], seconds: float) -> bytes:
-        """The completions are in the order of the requests, the samples of each side by side."""
+        """Returns the body of the answer; the completions are in the order of the requests, the samples of each side by
+        side."""
 
 
 class Streamed(Answer, Protocol):
-    """One that can be told in events."""
+    """Is an answer that can be told in events."""
 
     def opening(self) -> list[str]:
-        """Before the first token."""
+        """Returns the events that come before the first token."""
 
     def chunks(self, events: Sequence[Token | Completion], seconds: float) -> list[str]:
-        """What has happened since the last call."""
+        """Returns the events of what has happened since the last call."""
 
     def closing(self) -> list[str]:
         """Returns the events that come after all samples have ended."""
 
 
 class GivenUp(Exception):
-    """The client went away."""
+    """Says that the client went away."""
 
 
 class Service:
@@ -90,7 +92,7 @@ class Service:
         return next(self._ids)
 
     async def take(self, client: Client, work: Callable[[bytes], Result]) -> Result:
-        """What `work` makes of the body, in a thread."""
+        """Returns what `work` makes of the body, in a thread."""
         limit, seconds = self.limits.body_bytes, self.limits.body_seconds
         too_large = BadRequest(f"the body is larger than {limit} bytes", 413)
         length = client.headers.get("content-length", "0")
@@ -116,7 +118,7 @@ class Service:
     async def read(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """`work` in a thread: a text of megabytes takes seconds to read, and nobody else shall wait for it."""
+        """Runs `work` in a thread: a text of megabytes takes seconds to read, and nobody else shall wait for it."""
         if self._reading >= self.limits.queue:
             raise self._refused(f"{self._reading} requests are being read, of at most {self.limits.queue}")
         self._reading += 1
@@ -128,7 +130,7 @@ class Service:
     async def write(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """The same for what was admitted, which waits for nobody's reading."""
+        """Does the same for what was admitted, which waits for nobody's reading."""
         return await _aside(self._writers, work, *args, **kwargs)
 
     def _refused(self, why: str) -> BadRequest:
@@ -173,7 +175,7 @@ class Service:
                     self.loop.abort(request.id)
 
     async def works(self, seconds: float) -> bool:
-        """Whether the engine does a step within that time: of what it is at, or for a token that is asked for here."""
+        """Says whether the engine does a step within that time: of what it is at, or for a token that is asked for here."""
         before, now = self.loop.turns, asyncio.get_running_loop().time
         if not self.in_flight:
             self.loop.submit(Request(self.next_id(), (0,), SamplingParams(1)), lambda event: None)
@@ -252,11 +254,12 @@ class Call:
         self._queue.put_nowait(GivenUp())
 
     def give_up(self) -> None:
-        """The server ends."""
+        """Gives the call up, as the server ends."""
         self._queue.put_nowait(BadRequest("the request was aborted: the server is shutting down", 503))
 
     async def events(self) -> AsyncIterator[list[Token | Completion]]:
-        """What has happened since the last was taken, until all samples have ended. BadRequest where they could not be."""
+        """Yields what has happened since the last was taken, until all samples have ended. BadRequest where they could not
+        be."""
         while self.left:
             event, batch = await self._queue.get(), []
             while not isinstance(event, Exception):
@@ -273,7 +276,7 @@ class Call:
                 raise BadRequest(f"the engine failed: {' '.join(str(event).split())[:300]}", 500)
 
     async def completions(self) -> list[Completion]:
-        """In the order of the requests, the samples of each side by side."""
+        """Waits for all completions, in the order of the requests, the samples of each side by side."""
         try:
             done = [event async for batch in self.events() for event in batch if isinstance(event, Completion)]
         finally:
@@ -282,7 +285,7 @@ class Call:
         return sorted(done, key=lambda c: (order[c.request_id], c.sample))
 
     def close(self) -> None:
-        """What is still in the engine is aborted, its pages freed."""
+        """Aborts what is still in the engine, which frees its pages."""
         if self._closed:
             return
         self._closed = True

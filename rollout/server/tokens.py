@@ -13,7 +13,7 @@ from rollout.server.service import Service
 
 
 class Tokens:
-    """The answer to one call (`service.Answer`)."""
+    """Answers one call (`service.Answer`)."""
 
     stream = False
 

@@ -27,8 +27,8 @@ class Words:
         return max(map(len, self.source.words.backend.get_vocab(with_added_tokens=True)), default=1)
 
     def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
-        """`special`: with what the tokenizer puts around a text. A text that cannot fit is refused unread: a tokenizer takes
-        some 200 bytes of memory for one of the text."""
+        """Encodes a text. `special`: with what the tokenizer puts around a text. A text that cannot fit is refused unread: a
+        tokenizer takes some 200 bytes of memory for one of the text."""
         if self.source.words is None:
             raise BadRequest("this model has no tokenizer: send token ids")
         if len(text) > self.positions * self._longest:
@@ -53,7 +53,7 @@ class Words:
         return self.encode(text, special=False)
 
     def bytes_of(self, token: int) -> bytes | None:
-        """Those that a token stands for, which may be a part of a character; None where there is no tokenizer."""
+        """Returns the bytes that a token stands for, which may be a part of a character; None where there is no tokenizer."""
         return self._spell(token) if self.source.words else None
 
     def name(self, token: int) -> str:

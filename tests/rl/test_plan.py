@@ -165,6 +165,6 @@ def test_a_plan_of_very_many_sequences_is_made_at_once() -> None:
         plan_of(*many[:2], f"{many[2]}{2**20 + 1}")
 
 
-@pytest.mark.parametrize("name", known.ON_CARDS)
-def test_known_shapes_are_those_of_the_configs(name: str) -> None:
-    assert model_config(check([f"model={name}"])[0], None) == known.ON_CARDS[name]
+@pytest.mark.parametrize(("name", "shape"), [*known.ON_CARDS.items(), ("qwen3_0p6b", known.QWEN3_0P6B)])
+def test_known_shapes_are_those_of_the_configs(name: str, shape: ModelConfig) -> None:
+    assert model_config(check([f"model={name}"])[0], None) == shape

@@ -16,8 +16,9 @@ PATIENCE = gl.constexpr(64)
 
 @gluon.jit
 def in_step(pace, everyone, more, since, target, patient, EVERY: gl.constexpr):
-    """Before `more` stages: if EVERY are done since the last wait, and `everyone` has a tile of this wave, waits for the other
-    blocks. Returns the new (stages since the last wait, arrivals that it waited for, patience left).
+    """Keeps blocks in step: before `more` stages, if EVERY are done since the last wait, and `everyone` has a tile of this
+    wave, waits for the other blocks. Returns the new (stages since the last wait, arrivals that it waited for, patience
+    left).
 
     `pace`: two zeroed counters, of arrivals and of blocks that have left."""
     if everyone & (since >= EVERY):

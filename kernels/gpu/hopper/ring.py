@@ -30,7 +30,7 @@ BK = 64
 
 @aggregate
 class Ring:
-    """STAGES stages in shared memory, and their barriers. Of a: 64 rows for each consumer."""
+    """Holds STAGES stages in shared memory, and their barriers. Of a: 64 rows for each consumer."""
 
     a0: gl.shared_memory_descriptor  # bf16 [STAGES, 64, BK]; [STAGES, BK, 64] where A_MN
     a1: gl.shared_memory_descriptor  # the same
@@ -212,7 +212,7 @@ def leaf(ring, a, stage, phase, extent):
 
 @gluon.jit
 def zeros(BN: gl.constexpr):
-    """Of two leaves."""
+    """Returns the zero accumulators of two leaves."""
     ACC: gl.constexpr = accumulator(BN)
     even = gl.zeros([64, BN], gl.float32, ACC)
     odd = gl.zeros([64, BN], gl.float32, ACC)

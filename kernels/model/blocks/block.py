@@ -26,7 +26,7 @@ trainer may attach a loss."""
 
 
 def not_told(layer: int, ids: torch.Tensor, logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """No-op hook: nobody wants to know what a router chose."""
+    """Does nothing: the hook where nobody wants to know what a router chose."""
     return share
 
 

@@ -13,7 +13,7 @@ LANES = 1024
 
 @triton.jit
 def tree(v):
-    """[L, B] -> [B]: rows 2 i and 2 i + 1 are added until one is left. A sum of two has one order."""
+    """Sums up the tree, [L, B] -> [B]: rows 2 i and 2 i + 1 are added until one is left. A sum of two has one order."""
     L: tl.constexpr = v.shape[0]
     B: tl.constexpr = v.shape[1]
     if L == 1:

@@ -20,7 +20,7 @@ SINGLY, LOOSE = 4, 256
 
 @triton.jit
 def choices(ids, t0, tokens, first, experts, R: tl.constexpr, K: tl.constexpr, W: tl.constexpr):
-    """int32 [R, W]: 1 where a token of the block chose one of this rank's experts."""
+    """Returns int32 [R, W]: 1 where a token of the block chose one of this rank's experts."""
     token = t0 + tl.arange(0, R)
     expert = tl.arange(0, W)
     chosen = tl.zeros((R, W), tl.int32)
@@ -40,14 +40,14 @@ def count_kernel(ids, counts, tokens, first, experts, R: tl.constexpr, K: tl.con
 
 @triton.jit
 def layout_of(total, ALIGN: tl.constexpr):
-    """(rows with their padding, first row) of each expert, from the number of its choices."""
+    """Computes (rows with their padding, first row) of each expert, from the number of its choices."""
     room = (total + ALIGN - 1) // ALIGN * ALIGN
     return room, tl.cumsum(room, 0) - room
 
 
 @triton.jit
 def write_layout(token, starts, block_expert, total, room, start, experts, block, W: tl.constexpr, ALIGN: tl.constexpr):
-    """Where the experts begin, the rows that are nobody's, and the expert of each aligned block."""
+    """Writes where the experts begin, the rows that are nobody's, and the expert of each aligned block."""
     expert = tl.arange(0, W)
     mine = expert < experts
     if block == 0:
@@ -128,8 +128,8 @@ def route_and_place_kernel(
     EACH: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """One token: its choices, and a row for each, the next one of its expert; or, with EACH, rows of its own. `width`: experts
-    in all."""
+    """Routes one token: its choices, and a row for each, the next one of its expert; or, with EACH, rows of its own. `width`:
+    experts in all."""
     t = tl.program_id(0) + tl.arange(0, 1)
     every = tl.arange(0, W)
     rank, e = exponentials(logits, t, every, tokens, width)

@@ -7,7 +7,7 @@ from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 
 def choices(rows: int, experts: int, k: int, generator: torch.Generator) -> torch.Tensor:
-    """int32 [rows, k]: distinct experts in ascending id; some are chosen by all, some by nobody."""
+    """Draws int32 [rows, k]: distinct experts in ascending id; some are chosen by all, some by nobody."""
     liked = torch.rand(rows, experts, generator=generator) + 0.7 * torch.rand(experts, generator=generator)
     return liked.topk(k, 1).indices.sort(1).values.int()
 

@@ -39,7 +39,7 @@ def linear_logprob(
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
 ) -> torch.Tensor:
-    """log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
+    """Computes log softmax(x head^T / temperature)[target] for each row, with its gradient to x and head.
 
     x [R, n], head [V, n] (a float32 head against a bfloat16 x is a master weight, as in matmul), targets int64 [R],
     temperature float32 [R] -> float32 [R]. The logits are float32 roots of the matmul tree, never rounded to bfloat16: the

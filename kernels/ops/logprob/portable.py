@@ -23,7 +23,7 @@ _EXACT = {"enable_fp_fusion": False}
 
 
 class Exponentials(NamedTuple):
-    """What a forward pass keeps for the gradient, which uses up `values`."""
+    """Holds what a forward pass keeps for the gradient, which uses up `values`."""
 
     values: torch.Tensor  # bf16 [R, leaves * tiles * TILE]
     nodes: torch.Tensor  # float32 [R, leaves * tiles, 2]
@@ -32,7 +32,7 @@ class Exponentials(NamedTuple):
 
 @triton.jit
 def finite(m):
-    """m, or 0 where every logit is -inf: none of the tokens may be drawn, and the node is (-inf, 0)."""
+    """Returns m, or 0 where every logit is -inf: none of the tokens may be drawn, and the node is (-inf, 0)."""
     return tl.where(m == float("-inf"), 0.0, m)
 
 
@@ -40,7 +40,7 @@ def finite(m):
 def tile_nodes(
     logits, inverse, nodes, values, R, stride, width, tiles, KEEP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr
 ):
-    """nodes [R, leaves * tiles, 2] of logits [R, leaves * width], and where KEEP the exponentials."""
+    """Computes nodes [R, leaves * tiles, 2] of logits [R, leaves * width], and where KEEP the exponentials."""
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(0)
     column = tile % tiles * TILE + tl.arange(0, TILE)
@@ -72,7 +72,7 @@ def merge(m, s, m1, s1):
 
 @triton.jit
 def merge_tiles(nodes, leaf_nodes, count, tiles, BLOCK: tl.constexpr):
-    """One ascending chain over the tiles of each of `count` leaves."""
+    """Merges, in one ascending chain, the tiles of each of `count` leaves."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < count
     node = nodes + at * tiles * 2
@@ -178,7 +178,8 @@ def logprob(nodes: torch.Tensor, picked: torch.Tensor, temperature: torch.Tensor
 def gradient(
     values, nodes, picked, inverse, lse, target, scale, width, tiles, total, TILES: tl.constexpr, TILE: tl.constexpr
 ):
-    """values [R, total tiles of TILE]: exponentials -> scale (1[target] - e^(z - lse)), zeros past the end of a leaf."""
+    """Overwrites values [R, total tiles of TILE] with the gradient of the logits: exponentials -> scale (1[target] - e^(z -
+    lse)), zeros past the end of a leaf."""
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     there = tile < total

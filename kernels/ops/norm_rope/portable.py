@@ -37,7 +37,7 @@ def weight_of(q_weight, k_weight, is_q, HALF: tl.constexpr):
 
 @triton.jit
 def inverse_rms(a, b, eps):
-    """Of rows whose halves are a and b [ROWS, HALF]."""
+    """Computes 1 / sqrt(mean(x^2) + eps) of rows whose halves are a and b [ROWS, HALF]."""
     zero = tl.zeros(a.shape, tl.float32)
     one = tl.full((a.shape[0],), 1.0, tl.float32)
     squares = tl.fma(a, a, zero) + tl.fma(b, b, zero)  # the first fold of a row of 2 HALF lanes

@@ -34,7 +34,7 @@ def square_kernel(x, y, n, LANES: tl.constexpr):
 
 @triton.jit
 def lane_kernel(x, groups, lanes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """lanes[g, l, i]: one lane of the rows of one group."""
+    """Computes lanes[g, l, i]: one lane of the rows of one group."""
     at = tl.program_id(0)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     first = tl.load(groups + at // ROWS)
@@ -47,7 +47,7 @@ def lane_kernel(x, groups, lanes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def fold_kernel(lanes, nodes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """nodes[g, i]: the lanes of one group, folded by halves."""
+    """Computes nodes[g, i]: the lanes of one group, folded by halves."""
     g = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     at = (g * ROWS + tl.arange(0, ROWS))[:, None] * n + i[None, :]
@@ -57,7 +57,7 @@ def fold_kernel(lanes, nodes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def fold_neighbours(v):
-    """v [S, W] -> [W]: neighbours are added, v[2 i] + v[2 i + 1], until one is left. S a power of two."""
+    """Folds v [S, W] -> [W]: neighbours are added, v[2 i] + v[2 i + 1], until one is left. S a power of two."""
     S: tl.constexpr = v.shape[0]
     W: tl.constexpr = v.shape[1]
     if S == 1:
@@ -68,7 +68,8 @@ def fold_neighbours(v):
 
 @triton.jit
 def tree_kernel(nodes, roots, count, n, SPAN: tl.constexpr, WIDTH: tl.constexpr):
-    """roots[b, i]: the subtree of SPAN nodes. Missing ones are +0, which changes no bit of a node, as none is -0."""
+    """Computes roots[b, i]: the root of the subtree of SPAN nodes. Missing ones are +0, which changes no bit of a node, as
+    none is -0."""
     b = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     r = b * SPAN + tl.arange(0, SPAN)

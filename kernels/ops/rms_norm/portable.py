@@ -42,8 +42,8 @@ def norm_chunks(
     LANES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once, and no load
-    waits for a store. ADD: the row is x + delta, rounded, which is also written to `total`."""
+    """Norms chunk CHUNK and those after it: the way down sums squares, the way back writes, so that a row is read once, and
+    no load waits for a store. ADD: the row is x + delta, rounded, which is also written to `total`."""
     c = CHUNK * LANES + tl.arange(0, LANES)
     inside = there[:, None] & (c < n)[None, :]
     a = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)

@@ -10,7 +10,8 @@ from kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 @triton.jit
 def exponentials(logits, row, expert, rows, experts):
-    """(what is compared, e^(logit - max)) [R, W]: a logit that is no number counts as infinity; 0 past the last expert."""
+    """Returns (what is compared, e^(logit - max)) [R, W]: a logit that is no number counts as infinity; 0 past the last
+    expert."""
     inside = (row < rows)[:, None] & (expert < experts)[None, :]
     x = tl.load(logits + row[:, None].to(tl.int64) * experts + expert[None, :], mask=inside, other=float("-inf"))
     rank = tl.where(x == x, x, float("inf"))
@@ -19,7 +20,7 @@ def exponentials(logits, row, expert, rows, experts):
 
 @triton.jit
 def chosen_of(rank, expert, experts, K: tl.constexpr, ALL: tl.constexpr):
-    """int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id. `ALL`: K is the number of experts."""
+    """Returns int32 [R, W]: 1 for the K largest of each row, a tie going to the lower id. `ALL`: K is the number of experts."""
     free = (expert < experts)[None, :] & (rank == rank)
     for _ in tl.static_range(0 if ALL else K):
         best = tl.max(tl.where(free, rank, float("-inf")), 1)

@@ -35,7 +35,7 @@ def words_of(seed, position, first, FOURS: tl.constexpr):
 
 @triton.jit
 def exponential(bits):
-    """-ln(1 - u), Kahan's correction of ln(1 + x)."""
+    """Computes -ln(1 - u), with Kahan's correction of ln(1 + x)."""
     top = (bits >> 8).to(tl.int32)
     u = (top.to(tl.float32) + 0.5) * 5.9604644775390625e-08
     u = tl.minimum(u, 0.999999940395355225)  # the largest of them rounds to 1
@@ -54,7 +54,7 @@ def near_log2(x):
 
 @triton.jit
 def near_gumbel(bits):
-    """-ln(-ln(1 - u)) with an error below 1e-4: by its series where 1 - u would lose u."""
+    """Computes -ln(-ln(1 - u)) with an error below 1e-4: by its series where 1 - u would lose u."""
     u = ((bits >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
     u = tl.where(bits < 256, (bits.to(tl.int32).to(tl.float32) + 0.5) * 2.3283064365386962890625e-10, u)
     small = u * (1.0 + u * (0.5 + u * 0.3333333))

@@ -47,9 +47,9 @@ def tiles_of(begin, end, position, there, PAGED: tl.constexpr):
 
 @triton.jit
 def tiles_kernel(starts, position, queue, sequences, SEQUENCES: tl.constexpr, PAGED: tl.constexpr):
-    """queue: tiles handed out so far (0), tiles, two unused words, then of each tile: the row that its sequence's position 0
-    has or would have, its first token, one past its last, the tile's number in the sequence, and the sequence. Program s lists
-    the tiles of sequence s."""
+    """Writes the queue of tiles: tiles handed out so far (0), tiles, two unused words, then of each tile: the row that its
+    sequence's position 0 has or would have, its first token, one past its last, the tile's number in the sequence, and the
+    sequence. Program s lists the tiles of sequence s."""
     s = tl.program_id(0)
     i = tl.arange(0, SEQUENCES)
     there = i < sequences
@@ -77,8 +77,8 @@ def tiles_kernel(starts, position, queue, sequences, SEQUENCES: tl.constexpr, PA
 
 @gluon.jit
 def fetch(d, boxes, bar, stage, block, base, column, table, last_page, D: gl.constexpr, PAGE: gl.constexpr):
-    """One block of 128 keys or values into a stage: a box, or, from pages, one for each page (or its part in the block) and 64
-    columns. A page past the sequence's last is not in the table: the last is read again, and blanked."""
+    """Copies one block of 128 keys or values into a stage: a box, or, from pages, one for each page (or its part in the
+    block) and 64 columns. A page past the sequence's last is not in the table: the last is read again, and blanked."""
     if PAGE == 0:
         load_boxes(d, [base + block * 128, column], bar, boxes.index(stage))
     else:
@@ -178,7 +178,7 @@ def one_lane(l):
 
 @gluon.jit
 def log_f32(x):
-    """kernels.gpu.arithmetic.log_f32 for normal x."""
+    """Computes kernels.gpu.arithmetic.log_f32 for normal x."""
     b = x.to(gl.int32, bitcast=True) - 0x3F3504F3
     e = (b >> 23).to(gl.float32)
     m = ((b & 0x007FFFFF) + 0x3F3504F3).to(gl.float32, bitcast=True)
@@ -336,8 +336,8 @@ def consumer(
     S: gl.constexpr,
     O: gl.constexpr,
 ):
-    """One warpgroup: queries 64 HALF .. of every tile of this block. SPLIT: key blocks of a split. WIDTH: keys of the last
-    block that these queries see, with scores in layout LS."""
+    """Computes with one warpgroup: queries 64 HALF .. of every tile of this block. SPLIT: key blocks of a split. WIDTH: keys
+    of the last block that these queries see, with scores in layout LS."""
     R: gl.constexpr = gl.SliceLayout(1, S)
     v, v_full, v_empty = values
     stage = 0
@@ -493,7 +493,7 @@ def readable(pages: Pages) -> bool:
 
 
 def launch(q, keys, values, pages, out, lse, c, key_split, *, blocks=None):  # type: ignore[no-untyped-def]
-    """For a key block of 128, and pages that are `readable`."""
+    """Fills out and lse, for a key block of 128, and pages that are `readable`."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
     sequences, page = pages.starts.numel() - 1, 0 if pages.packed else pages.size
     count = cdiv(T, 128) + (1 if pages.packed else 2) * sequences  # at least the number of tiles

@@ -43,8 +43,9 @@ HEAD_DIMS = (64, 128)
 
 @triton.jit
 def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
-    """queue: tiles handed out (0), tiles, two unused words, then of each tile: first token of its sequence, one past the last,
-    number in the sequence, the sequence's first block. Program s lists the tiles of sequence s, ascending; longer first."""
+    """Writes the queue of tiles: tiles handed out (0), tiles, two unused words, then of each tile: first token of its
+    sequence, one past the last, number in the sequence, the sequence's first block. Program s lists the tiles of sequence s,
+    ascending; longer first."""
     s = tl.program_id(0)
     i = tl.arange(0, SEQUENCES)
     first = tl.load(starts + i, mask=i < sequences, other=0).to(tl.int32)
@@ -71,7 +72,8 @@ def tiles_kernel(starts, queue, sequences, SEQUENCES: tl.constexpr):
 def rows_kernel(
     out, d_out, lse, starts, rows, turns, sequences, HEADS: tl.constexpr, D: tl.constexpr, SEQUENCES: tl.constexpr
 ):
-    """rows [blocks heads, 128]: of 64 queries -lse, then delta = out . d_out; past a sequence's end -inf (so p = 0) and 0."""
+    """Writes rows [blocks heads, 128]: of 64 queries -lse, then delta = out . d_out; past a sequence's end -inf (so p = 0)
+    and 0."""
     head = tl.program_id(0)
     block = tl.program_id(1)
     i = tl.arange(0, SEQUENCES)
@@ -234,7 +236,7 @@ def add(
 
 @gluon.jit
 def numbers(row, FIRST: gl.constexpr, S: gl.constexpr):
-    """64 of the 128 numbers of a row of `rows_kernel`, above the columns of an accumulator."""
+    """Loads 64 of the 128 numbers of a row of `rows_kernel`, above the columns of an accumulator."""
     row = reinterpret(row, gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     return gl.expand_dims(row.slice(FIRST, 64).load(gl.SliceLayout(0, S)), 0)
 
@@ -259,8 +261,8 @@ def consumer(
     Q: gl.constexpr,
     O: gl.constexpr,
 ):
-    """One warpgroup: keys 64 HALF .. of every tile, and columns D / 2 HALF .. of dq. full, full_other: d_s of this one and of
-    the other stands in shared memory."""
+    """Computes with one warpgroup: keys 64 HALF .. of every tile, and columns D / 2 HALF .. of dq. full, full_other: d_s of
+    this one and of the other stands in shared memory."""
     GROUP: gl.constexpr = HEADS // KV_HEADS
     W: gl.constexpr = D // 2
     d_q, d_k, d_v, park = sums

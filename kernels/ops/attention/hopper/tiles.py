@@ -11,7 +11,7 @@ from kernels.gpu.hopper.ring import advance
 
 @gluon.jit
 def barriers(n: gl.constexpr, count: gl.constexpr):
-    """n barriers that wait for `count` arrivals each."""
+    """Allocates n barriers that wait for `count` arrivals each."""
     b = gl.allocate_shared_memory(gl.int64, [n, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(n):
         mbarrier.init(b.index(i), count=count)

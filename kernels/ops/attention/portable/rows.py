@@ -22,7 +22,7 @@ LANES = tl.constexpr(8)
 
 @triton.jit
 def finite(m):
-    """m, or 0 for a row that has seen no key: -inf - -inf is no number."""
+    """Returns m, or 0 for a row that has seen no key: -inf - -inf is no number."""
     return tl.where(m == float("-inf"), 0.0, m)
 
 
@@ -63,8 +63,8 @@ def half_block(
 
 @triton.jit
 def block(s0, s1, v0, v1, m, l, o, c):
-    """One block of keys, as two halves (fewer registers); s0, s1 [rows, KEY_BLOCK / 2] are -inf at keys that a row may not
-    see."""
+    """Takes one block of keys into the online softmax, as two halves (fewer registers); s0, s1 [rows, KEY_BLOCK / 2] are -inf
+    at keys that a row may not see."""
     top = tl.maximum(m, tl.maximum(tl.max(s0, 1), tl.max(s1, 1)))
     safe = finite(top)
     shrink = tl.exp2((m - safe) * c)

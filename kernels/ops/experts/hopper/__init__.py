@@ -44,7 +44,7 @@ def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """dy [capacity, N], w [experts * N, K] -> [capacity, K]."""
+    """Multiplies rows by their experts' matrices: dy [capacity, N], w [experts * N, K] -> [capacity, K]."""
     _check(dy, w)
     if _many(dy, w, slots, dy.shape[1], w.shape[1]):
         return many_rows.product(dy, w, slots, b_mn=True)
@@ -54,6 +54,6 @@ def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Ten
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """float32 [experts * N, K]: a sum over rows, one leaf for each group of tokens."""
+    """Computes float32 [experts * N, K]: a sum over rows, one leaf for each group of tokens."""
     _check(dy, x)
     return gradient.weights(dy, x, slots)

@@ -9,7 +9,7 @@ from kernels.ops.matmul.portable import order
 
 
 def weights(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """dy [capacity, N], x [capacity, K] -> float32 [experts * N, K]."""
+    """Sums dy^T x over each expert's rows: dy [capacity, N], x [capacity, K] -> float32 [experts * N, K]."""
     N, K = dy.shape[1], x.shape[1]
     dw = dy.new_empty(slots.experts * N, K, dtype=torch.float32)
     if reachable(dy) and reachable(x):

@@ -48,7 +48,7 @@ def producer(ring, ad, bd, tiles, GROUP: gl.constexpr):
 
 @gluon.jit
 def consumer(ring, a, out, yd, tiles, ROW: gl.constexpr, GROUP: gl.constexpr):
-    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
+    """Computes with one warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
     stage = 0
     phase = 0
     row_tiles = gl.load(tiles.rows) // 128
@@ -97,7 +97,8 @@ def many_experts_kernel(
 def product(
     a: torch.Tensor, b: torch.Tensor, slots: Slots, *, b_mn: bool = False, BN: int | None = None, group: int = 8
 ) -> torch.Tensor:
-    """a [capacity, K] times b [experts * N, K] -> [capacity, N]; or, `b_mn`, times b [experts * K, N], which lies so."""
+    """Multiplies a [capacity, K] times b [experts * N, K] -> [capacity, N]; or, `b_mn`, times b [experts * K, N], which lies
+    so."""
     K = a.shape[1]
     N = b.shape[1] if b_mn else b.shape[0] // slots.experts
     BN = BN or (256 if N % 256 == 0 and not b_mn else 128)

@@ -18,8 +18,8 @@ from kernels.ops.dispatch import Loose, Slots
 
 @triton.jit
 def gated(root, dtype: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
-    """[BN, BM] in stripes of eight rows, gate and up -> silu(gate) up [BN / 2, BM], as kernels.ops.swiglu computes it from
-    rounded values."""
+    """Computes the gated product: [BN, BM] in stripes of eight rows, gate and up -> silu(gate) up [BN / 2, BM], as
+    kernels.ops.swiglu computes it from rounded values."""
     pairs = tl.permute(tl.reshape(root.to(dtype), (BN // 16, 2, 8, BM)), (0, 2, 3, 1))
     gate, up = tl.split(pairs)
     gate = gate.to(tl.float32)
@@ -45,7 +45,7 @@ def one_tile(
     GATED: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """BN rows of an expert's matrix times tokens m, which go to rows s of y."""
+    """Multiplies BN rows of an expert's matrix times tokens m, which go to rows s of y."""
     i = tl.program_id(0) * BN + tl.arange(0, BN)
     n = e * N + i
     k = tl.arange(0, BK)
@@ -136,8 +136,8 @@ def product(
     gated: bool,
     plan: Plan | None = None,
 ) -> torch.Tensor:
-    """x [capacity, K], or, `tokens`, [T, K]; w [experts * N, K], both with contiguous rows -> [capacity, N], or, `gated`,
-    [capacity, N / 2]. `slots.align` is the number of tokens of a block."""
+    """Multiplies rows by their experts' matrices: x [capacity, K], or, `tokens`, [T, K]; w [experts * N, K], both with
+    contiguous rows -> [capacity, N], or, `gated`, [capacity, N / 2]. `slots.align` is the number of tokens of a block."""
     BN, BK, warps, stages = plan or (Plan(128, 64, 8, 4) if slots.align == 64 else Plan())
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)

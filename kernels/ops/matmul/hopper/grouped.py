@@ -44,7 +44,8 @@ WIDE = 128 * 256 * 128
 
 
 class Groups(NamedTuple):
-    """Leaf j are the tokens bounds[j] .. bounds[j + 1] - 1; `sets` of leaves are finished one after the other."""
+    """Bounds the leaves: leaf j are the tokens bounds[j] .. bounds[j + 1] - 1; `sets` of leaves are finished one after the
+    other."""
 
     bounds: Any  # int64 [leaves + 1]; of each expert
     leaves: Any
@@ -55,7 +56,7 @@ class Groups(NamedTuple):
 
 @gluon.jit
 def part_of(tile, tiles, groups, EXPERTS: gl.constexpr):
-    """(expert, its tile, its bounds)."""
+    """Returns (expert, its tile, its bounds)."""
     if EXPERTS:
         e = tile // tiles
         return e, tile - e * tiles, groups.bounds + e * (groups.leaves + 1)
@@ -75,8 +76,9 @@ def copy_tail(t, to, row, first, rest, width, stride, to_stride, column):
 def copy_tails(
     a, b, a_tails, b_tails, bounds, leaves, M, N, a_stride, b_stride, am, bn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """tails [groups * ROWS, M] and [groups * ROWS, N]: the last extent % ROWS tokens of a group, then zeros. Where a group ends
-    with a whole stage nothing is written, and nothing will be read. Of each expert `leaves` groups, with a bound more."""
+    """Fills tails [groups * ROWS, M] and [groups * ROWS, N]: the last extent % ROWS tokens of a group, then zeros. Where a
+    group ends with a whole stage nothing is written, and nothing will be read. Of each expert `leaves` groups, with a bound
+    more."""
     group = tl.program_id(0).to(tl.int64)
     bound = bounds + group // leaves * (leaves + 1) + group % leaves
     last = tl.load(bound + 1)
@@ -162,7 +164,7 @@ def consumer(
     MORE: gl.constexpr,
     EXPERTS: gl.constexpr,
 ):
-    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
+    """Computes with one warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
     BN: gl.constexpr = ring.BN
     ACC: gl.constexpr = accumulator(BN)
     rows = gl.cdiv(M, 128)
@@ -269,8 +271,8 @@ def launch(
     blocks: int | None = None,
     period: int = PERIOD,
 ) -> None:
-    """a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N] (float32, or rounded once); or bounds
-    [experts, leaves + 1] -> y [experts * M, N]."""
+    """Computes y = a^T b, one leaf a group: a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N]
+    (float32, or rounded once); or bounds [experts, leaves + 1] -> y [experts * M, N]."""
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
     experts, leaves = (bounds.shape[0] if bounds.dim() == 2 else 1), bounds.shape[-1] - 1

@@ -35,7 +35,7 @@ from kernels.gpu.workspace import counters
 
 
 class Vocabulary(NamedTuple):
-    """What the epilogues over a vocabulary read and write, for each row."""
+    """Holds what the epilogues over a vocabulary read and write, for each row."""
 
     inverse: Any  # float32 [M]: 1 / temperature
     target: Any  # int64 [M]
@@ -44,7 +44,8 @@ class Vocabulary(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Where the columns come in parts (leaves of a vocabulary), tiles are counted from the start of a part."""
+    """Holds the extents of a product. Where the columns come in parts (leaves of a vocabulary), tiles are counted from the
+    start of a part."""
 
     M: Any
     N: Any
@@ -57,7 +58,7 @@ class Shape(NamedTuple):
 
 @gluon.jit
 def tile_at(tile, shape, GROUP: gl.constexpr, BN: gl.constexpr, PARTS: gl.constexpr):
-    """First row, column of tiles, first column and end of columns of a tile."""
+    """Returns first row, column of tiles, first column and end of columns of a tile."""
     row, column = tile_origin(tile, gl.cdiv(shape.M, 128), shape.columns, GROUP)
     if PARTS:
         index = column // shape.part_tiles
@@ -125,7 +126,7 @@ def consumer(
     LEAVES: gl.constexpr,
     EPILOGUE: gl.constexpr,
 ):
-    """One warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
+    """Computes with one warpgroup: rows ROW .. ROW + 63 of every tile of this block."""
     BN: gl.constexpr = ring.BN
     ACC: gl.constexpr = accumulator(BN)
     stage = 0
@@ -231,7 +232,8 @@ def launch(
     blocks: int | None = None,
     period: int = PERIOD,
 ) -> None:
-    """a [M, K] (or, `a_mn`, [K, M]) and b [N, K] (or [K, N]) bf16 -> y [M, N]; or an epilogue over `parts` equal parts of N.
+    """Computes y = a b^T on the tree: a [M, K] (or, `a_mn`, [K, M]) and b [N, K] (or [K, N]) bf16 -> y [M, N]; or an epilogue
+    over `parts` equal parts of N.
 
     `apart`, a multiple of 64: the leaves of a start so far apart, with zeros past their end (default: where those of b do)."""
     extent = b.shape[0 if b_mn else 1] // leaves

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class FewRows(NamedTuple):
-    """A plan of portable/few_rows.py."""
+    """Chooses portable/few_rows.py and its plan."""
 
     BN: int
     BK: int
@@ -15,7 +15,7 @@ class FewRows(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """A plan of weight_stream.py."""
+    """Chooses weight_stream.py and its plan."""
 
     BN: int
     split: int
@@ -24,7 +24,7 @@ class Stream(NamedTuple):
 
 
 class ManyRows(NamedTuple):
-    """many_rows.py, which has nothing to choose, for more than `above` rows; for fewer `below`."""
+    """Chooses many_rows.py, which has nothing to choose, for more than `above` rows; for fewer `below`."""
 
     above: int
     below: Stream

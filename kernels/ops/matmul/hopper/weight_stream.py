@@ -22,7 +22,7 @@ from kernels.gpu.workspace import counters
 
 
 class Items(NamedTuple):
-    """An item is a tile of y^T [N, M], or of those from `whole` on one of SPLIT parts of its leaves."""
+    """Describes the items: one is a tile of y^T [N, M], or of those from `whole` on one of SPLIT parts of its leaves."""
 
     count: Any
     whole: Any
@@ -145,7 +145,7 @@ def consumer(
     WHOLE: gl.constexpr,
     HALVES: gl.constexpr,
 ):
-    """One warpgroup: 64 rows of w, ROW .. ROW + 63 of the tile. WHOLE: some tiles are."""
+    """Computes with one warpgroup: 64 rows of w, ROW .. ROW + 63 of the tile. WHOLE: some tiles are."""
     stage = 0
     phase = 0
     for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
@@ -235,7 +235,7 @@ def contract(
     tail: int = 1,
     blocks: int | None = None,
 ) -> torch.Tensor:
-    """x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64.
+    """Computes y = x w^T on the tree: x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64.
 
     Every tile goes to `split` blocks, or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
     (M, K), N = x.shape, w.shape[0]

@@ -18,7 +18,7 @@ from kernels.gpu.workspace import counters
 def leaf(
     x, w, m, n, M, N, ldx, ldw, first, extent, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
 ):
-    """One chain over first <= k < first + extent -> float32 [BN, BM]."""
+    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]."""
     total = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, BK)
     for k0 in range(0, extent, BK):
@@ -124,7 +124,7 @@ def contract(
     warps: int,
     stages: int,
 ) -> torch.Tensor:
-    """x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
+    """Computes y = x w^T on the tree: x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
     BM = min(128, max(16, next_power_of_2(M)))
