@@ -187,12 +187,12 @@ def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def concatenated(dim: int) -> Callable[[Inputs, list[Outputs]], Outputs]:
-    """Shards whose outputs lie side by side."""
+    """Declares shards whose outputs lie side by side."""
     return lambda _, parts: tuple(torch.cat(each, dim) for each in zip(*map(as_tuple, parts), strict=True))
 
 
 def tree_sum(dtype_of: str) -> Callable[[Inputs, list[torch.Tensor]], torch.Tensor]:
-    """Shards that are float32 subtrees: their sum on the tree, rounded once to the dtype of input `dtype_of`."""
+    """Declares shards that are float32 subtrees: their sum on the tree, rounded once to the dtype of input `dtype_of`."""
     return lambda inputs, parts: fold(parts, torch.add).to(inputs[dtype_of].dtype)
 
 

@@ -57,7 +57,7 @@ WHOLE = Shard()
 
 
 def leaf_bounds(extent: int, leaves: int, what: str = "extent") -> list[int]:
-    """Offsets [leaves + 1] of `leaves` equal parts of `extent`; `leaves` must be a power of two that divides it."""
+    """Returns offsets [leaves + 1] of `leaves` equal parts of `extent`; `leaves` must be a power of two that divides it."""
     if not is_power_of_two(leaves):
         raise TreeError(f"{leaves} leaves: the number of leaves must be a power of two")
     if extent % leaves:

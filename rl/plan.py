@@ -58,18 +58,18 @@ class Plan:
 
     @property
     def rollout_bytes(self) -> int:
-        """Bytes of one rollout process: tensors on its GPU, or on a CPU all that it has."""
+        """Counts the bytes of one rollout process: tensors on its GPU, or on a CPU all that it has."""
         return self.weights_bytes + self.kv_bytes + self.serving_bytes + (ENGINE_PROCESS if self.on_cpu else 0)
 
     @property
     def trainer_host_bytes(self) -> int:
-        """Bytes of one trainer process in host memory, where it has a GPU: what lives there, and what waits there while the
-        rollout has the card."""
+        """Counts the bytes of one trainer process in host memory, where it has a GPU: what lives there, and what waits there
+        while the rollout has the card."""
         return 0 if self.on_cpu else self.trainer.host + self.trainer.state * self.colocated
 
     @property
     def trainer_bytes(self) -> int:
-        """Bytes of one trainer process: tensors on its GPU, or on a CPU all that it has."""
+        """Counts the bytes of one trainer process: tensors on its GPU, or on a CPU all that it has."""
         return self.trainer.peak + (_PROCESS if self.on_cpu else 0)
 
 

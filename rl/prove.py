@@ -145,7 +145,8 @@ def _shape(layout: Layout) -> Layout:
 
 
 def budget_of(config: RunConfig) -> int:
-    """Tokens of two leaves of the longest sequences there can be: in most leaves they are fewer, and more leaves fit."""
+    """Counts the tokens of two leaves of the longest sequences there can be: in most leaves they are fewer, and more leaves
+    fit."""
     source = open_source(config)
     prompt = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
     return 2 * config.trainer.leaf_sequences * (prompt + config.rollout.max_new_tokens)

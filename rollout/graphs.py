@@ -143,7 +143,8 @@ class DecodeGraphs:
         return 0, -1, 0, 0, 1, self.pages.spare, 0, *np.array([1, 1, 0], np.float32).view(np.int32).tolist()
 
     def width_of(self, tokens: int) -> int:
-        """Pages of a table for so many tokens: half a split of the attention, or whole ones, their number a power of two."""
+        """Counts the pages of a table for so many tokens: half a split of the attention, or whole ones, their number a power
+        of two."""
         splits = -(-tokens // KEY_SPLIT)
         reach = KEY_SPLIT << (splits - 1).bit_length() if 2 * tokens > KEY_SPLIT else KEY_SPLIT // 2
         return min(self.width, -(-reach // self.page_size))

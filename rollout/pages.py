@@ -45,7 +45,7 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """Pages that `take` can still hand out."""
+        """Counts the pages that `take` can still hand out."""
         return len(self._free) + len(self._idle)
 
     def needed(self, tokens: int) -> int:
@@ -53,7 +53,7 @@ class PagePool:
         return -(-tokens // self.page_size)
 
     def match(self, tokens: Sequence[int], path: Path | None = None) -> list[int]:
-        """References to the cached pages of the longest prefix of `tokens`; at least one token is left to compute. `path`
+        """Takes references to the cached pages of the longest prefix of `tokens`; at least one token is left to compute. `path`
         becomes that of these pages."""
         found: list[int] = []
         nodes: list[int] = []

@@ -47,8 +47,8 @@ class RunnerError(RuntimeError):
 
 
 class Scores(NamedTuple):
-    """Log-probs float32 [R] of the tokens of R rows; of the A rows that ask for them the K most likely ids int64 [A, K] and
-    their log-probs float32 [A, K], -inf where a filter keeps fewer."""
+    """Holds log-probs float32 [R] of the tokens of R rows; of the A rows that ask for them the K most likely ids int64 [A, K]
+    and their log-probs float32 [A, K], -inf where a filter keeps fewer."""
 
     logprobs: torch.Tensor
     ids: torch.Tensor | None = None

@@ -53,7 +53,7 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens, known or pending."""
+        """Counts the tokens, known or pending."""
         return len(self.tokens) + self.pending
 
     @property
@@ -71,8 +71,8 @@ class Sequence:
 
     @property
     def reusable(self) -> int:
-        """Keys may come from a cache for fewer tokens than this: the last token, and what precedes a prompt token to score,
-        must be computed for its hidden state."""
+        """Bounds the tokens whose keys may come from a cache, which are fewer than this: the last token, and what precedes a
+        prompt token to score, must be computed for its hidden state."""
         return self.scores_at or self.length
 
     def append(self, token: int, logprob: float, top: Top, version: int) -> None:

@@ -75,7 +75,7 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=not special))
 
     def shown(self, ids: Iterable[int]) -> str:
-        """Ids with their text, for people."""
+        """Returns ids with their text, for people."""
         return ", ".join(f"{i} {self.decode([i], special=True)!r}" for i in ids)
 
     @property

@@ -51,7 +51,7 @@ _LENGTHS = (1, 17, 64, 150)  # of prompts: one token, past a page, a block of ke
 
 
 class Verification:
-    """Engines over one model, and the requests that are put to them."""
+    """Runs engines over one model, and the requests that are put to them."""
 
     def __init__(self, source: Source, trials: int, new: int, threads: int, device: str) -> None:
         self.source, self.trials, self.new, self.threads, self.device = source, trials, new, threads, device

@@ -153,7 +153,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def read_rows(checkpoint: Checkpoint, part: str, name: str, rows: int, start: int, stop: int) -> torch.Tensor:
-    """Rows start .. stop of the `rows` of a tensor, from all the files that hold some."""
+    """Reads rows start .. stop of the `rows` of a tensor, from all the files that hold some."""
     pieces = list(_pieces(checkpoint, f"{part}.{name}", rows, start, stop))
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 

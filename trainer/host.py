@@ -19,8 +19,8 @@ _DEPTH = 3  # pieces in flight: one arrives, one is worked on, one leaves
 
 
 def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Zeros on the CPU; pinned where `device` is a GPU, and exactly as long as asked for (torch's own pinned allocator rounds
-    up to a power of two). RuntimeError where the system refuses to pin so much."""
+    """Allocates zeros on the CPU; pinned where `device` is a GPU, and exactly as long as asked for (torch's own pinned
+    allocator rounds up to a power of two). RuntimeError where the system refuses to pin so much."""
     size = prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(tuple(shape), dtype=dtype)
@@ -44,7 +44,7 @@ def _pin(tensor: torch.Tensor, size: int) -> None:
 
 
 def clear(tensors: Iterable[torch.Tensor], device: str) -> None:
-    """Zeros, in place; the card writes them into host memory several times faster than one thread does."""
+    """Sets to zero, in place; the card writes them into host memory several times faster than one thread does."""
     zeros: dict[torch.dtype, torch.Tensor] = {}
     for tensor in tensors:
         for piece in tensor.view(-1).split(PIECE):
@@ -64,7 +64,7 @@ def process_peak() -> int:
 
 
 class Waiting:
-    """Tensors that leave the card together and come back to where they were, for whoever holds them."""
+    """Holds tensors that leave the card together and come back to where they were, for whoever holds them."""
 
     def __init__(self, device: str) -> None:
         self.device = device

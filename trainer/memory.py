@@ -22,7 +22,7 @@ _DEPTH = 3  # pieces that pass through the device at once
 
 @dataclass(frozen=True)
 class TrainerMemory:
-    """Bytes of one rank; `device` is the GPU, or on a CPU the process's own memory, where `host` is 0."""
+    """Counts the bytes of one rank; `device` is the GPU, or on a CPU the process's own memory, where `host` is 0."""
 
     state: int  # masters and moments on the device
     gradients: int  # of this rank's rows, when all are there, and of what waits for its sibling

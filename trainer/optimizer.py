@@ -68,7 +68,7 @@ class Optimizer:
         return host_tensor(shape, dtype, self.device)
 
     def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's rows of both moments of a parameter, to read or to restore in place."""
+        """Returns this rank's rows of both moments of a parameter, to read or to restore in place."""
         return self._moments[name]
 
     def all_moments(self) -> list[torch.Tensor]:

@@ -30,7 +30,7 @@ class _Address(NamedTuple):
 
 
 class Descriptor:
-    """Boxes of a matrix for TMA."""
+    """Describes boxes of a matrix for TMA."""
 
     __slots__ = ("kind", "tensor", "words")
 
@@ -57,13 +57,13 @@ def _descriptor(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple, 
 
 
 def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
-    """Boxes of `rows` x `columns` of a matrix, bf16 for products or float32 to be read; zeros past its end."""
+    """Describes boxes of `rows` x `columns` of a matrix, bf16 for products or float32 to be read; zeros past its end."""
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
 
 
 def head_boxes(t: torch.Tensor, tokens: int, columns: int | None = None) -> Descriptor:
-    """Boxes of `tokens` and `columns` (default: all) of one head of bf16 [tokens, heads, head_dim], in which heads and head_dim
-    are contiguous."""
+    """Describes boxes of `tokens` and `columns` (default: all) of one head of bf16 [tokens, heads, head_dim], in which heads
+    and head_dim are contiguous."""
     T, heads, D = t.shape
     return _descriptor(t.data_ptr(), t.dtype, (T, heads * D), (t.stride(0), 1), tokens, columns or D)
 

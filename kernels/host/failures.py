@@ -60,7 +60,7 @@ def shortage(error: BaseException) -> OutOfMemory | None:
 
 
 def with_typed_failures(actor: Class) -> Class:
-    """Class decorator: every public method raises `typed` failures in the place of torch's."""
+    """Decorates a class: every public method raises `typed` failures in the place of torch's."""
     for name in {n for n in dir(actor) if not n.startswith("_") and callable(getattr(actor, n))}:
         setattr(actor, name, _translated(getattr(actor, name)))
     return actor

@@ -110,8 +110,9 @@ class ModelConfig:
 
     @property
     def vocab_rows(self) -> int:
-        """Rows of the embedding and of the head as they are held: a multiple of 4 ids for each leaf. Those from vocab_size on
-        are zeros and stand for no token: their logits are -inf (`kernels.ops.exclude_padding`), and no file has them."""
+        """Counts the rows of the embedding and of the head as they are held: a multiple of 4 ids for each leaf. Those from
+        vocab_size on are zeros and stand for no token: their logits are -inf (`kernels.ops.exclude_padding`), and no file has
+        them."""
         unit = 4 * self.leaves
         return -(-self.vocab_size // unit) * unit
 

@@ -118,7 +118,7 @@ class Layout:
 
     @staticmethod
     def kind(span: tuple[int, int]) -> str:
-        """Spans of a kind are best side by side: see `paged`."""
+        """Names the kind of a span; spans of a kind are best side by side: see `paged`."""
         start, stop = span
         return "decoding" if stop - start == 1 else "rest" if start else "beginning"
 

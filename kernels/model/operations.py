@@ -14,7 +14,7 @@ Numerics = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class Operations:
-    """Functions of the same signatures, which are those of `kernels.ops`."""
+    """Holds functions of the same signatures, which are those of `kernels.ops`."""
 
     matmul: Callable[..., torch.Tensor]
     attention: Callable[..., torch.Tensor]

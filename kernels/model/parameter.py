@@ -38,7 +38,7 @@ class Parameter:
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """Rows of each Hugging Face tensor in a file."""
+        """Counts the rows of each Hugging Face tensor in a file."""
         return self.tensors or (*self.sections[:-1], self.sections[-1] - self.padding)
 
     @property

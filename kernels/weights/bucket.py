@@ -117,8 +117,8 @@ def wait_for_wires() -> None:
 
 
 class Wire:
-    """Bytes from one process to another on another card of the host, over NCCL: a communicator of two ranks. Sends and receives
-    are queued on the device, in the order of the calls; the first waits for the other end to make its own."""
+    """Carries bytes from one process to another on another card of the host, over NCCL: a communicator of two ranks. Sends
+    and receives are queued on the device, in the order of the calls; the first waits for the other end to make its own."""
 
     def __init__(self, name: str, address: str, sender: bool) -> None:
         """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port)."""

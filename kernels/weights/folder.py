@@ -39,13 +39,13 @@ class ModelFolder:
         return Contract(leaves or (own.leaves if own else LEAVES), name)
 
     def remarks(self, contract: Contract, leaves: str = "leaves", dtype: str = "dtype") -> list[str]:
-        """Lines that whoever loads the model is to be told: where `contract` is not its own, and which file is passed over.
-        `leaves`, `dtype`: what the user calls the two."""
+        """Lists the lines that whoever loads the model is to be told: where `contract` is not its own, and which file is
+        passed over. `leaves`, `dtype`: what the user calls the two."""
         other = self.contract.departures(contract, leaves, dtype) if self.contract else []
         return [*(f"{self.path}: {line}" for line in other), *filter(None, [passed_over(self.path)])]
 
     def model(self, leaves: int | None = None) -> ModelConfig:
-        """Its shape; `leaves` as of `asked`."""
+        """Returns its shape; `leaves` as of `asked`."""
         path = self.path / "config.json"
         number = leaves or (self.contract.leaves if self.contract else LEAVES)
         return ModelConfig.from_hf(self.fields, number, lambda field, value: f"{path}: {field} is {value}; it")
@@ -64,13 +64,14 @@ class ModelFolder:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Ids that end a text by generation_config.json, in its order, then by config.json. A tokenizer may name another."""
+        """Lists the ids that end a text by generation_config.json, in its order, then by config.json. A tokenizer may name
+        another."""
         said = end_ids(self.generation, self.path / GENERATION) + end_ids(self.fields, self.path / "config.json")
         return tuple(dict.fromkeys(said))
 
     @property
     def token_fields(self) -> dict[str, Any]:
-        """Fields of config.json that say something of tokens."""
+        """Returns the fields of config.json that say something of tokens."""
         return {name: self.fields[name] for name in TOKENS if name in self.fields}
 
     def token_files(self) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ _ALIGNMENT = 16  # bytes of a piece's place in a bucket
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `row` to `row + rows` of a parameter, cut to the columns of shard `shard`, at `start` of a bucket."""
+    """Names rows `row` to `row + rows` of a parameter, cut to the columns of shard `shard`, at `start` of a bucket."""
 
     parameter: Parameter
     shard: Shard
@@ -46,7 +46,7 @@ class Piece:
         return prod(self.shape) * dtype.itemsize
 
     def of(self, data: torch.Tensor, dtype: torch.dtype, start: int | None = None) -> torch.Tensor:
-        """Its [rows, columns] in the bytes of its bucket, or in `data` from `start` on."""
+        """Returns its [rows, columns] in the bytes of its bucket, or in `data` from `start` on."""
         start = self.start if start is None else start
         return data[start : start + self.bytes(dtype)].view(dtype).view(self.shape)
 

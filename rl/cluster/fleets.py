@@ -37,7 +37,7 @@ class _Fleet:
 
 
 class RolloutFleet(_Fleet):
-    """Engines that share a step's requests. Which one serves a request changes nothing in its completion."""
+    """Drives the engines that share a step's requests. Which one serves a request changes nothing in its completion."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ Judge = Callable[[Problem, str], float]
 
 @dataclass(frozen=True)
 class Source:
-    """Problems for training, problems that training never sees, and what judges both."""
+    """Brings problems for training, problems that training never sees, and what judges both."""
 
     train: Sequence[Problem]
     held_out: Sequence[Problem]
@@ -48,8 +48,8 @@ class Source:
 
 
 class ProblemStream:
-    """Epochs over the problems, each in its own order. A pure function of (seed, name, cursor): the cursor is all there is
-    to save."""
+    """Goes in epochs over the problems, each in its own order. A pure function of (seed, name, cursor): the cursor is all
+    there is to save."""
 
     def __init__(self, problems: Sequence[Problem], seed: int, name: int) -> None:
         self._problems, self._key, self.cursor = problems, (seed, name), 0

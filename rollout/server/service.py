@@ -219,7 +219,7 @@ async def _aside(
 
 
 class Call:
-    """Requests of one HTTP call while they are in the engine. `close` must be called, whatever happens."""
+    """Holds the requests of one HTTP call while they are in the engine. `close` must be called, whatever happens."""
 
     def __init__(self, service: Service, answer: Answer, client: Client) -> None:
         self.service, self.requests, self.names = service, answer.requests, answer.names

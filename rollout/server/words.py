@@ -57,7 +57,7 @@ class Words:
         return self._spell(token) if self.source.words else None
 
     def name(self, token: int) -> str:
-        """Its text; for a part of a character its bytes, as OpenAI writes them."""
+        """Returns a token's text; for a part of a character its bytes, as OpenAI writes them."""
         spelled = self.bytes_of(token)
         if not spelled:
             return f"token_id:{token}"

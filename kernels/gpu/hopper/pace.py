@@ -34,7 +34,7 @@ def in_step(pace, everyone, more, since, target, patient, EVERY: gl.constexpr):
 
 @gluon.jit
 def leave(pace):
-    """Leaves; the last block to do so sets the counters back to zero."""
+    """Leaves the counters; the last block to do so sets the counters back to zero."""
     if gl.atomic_add(pace + 1, 1, sem="acq_rel") == gl.num_programs(0) - 1:
         gl.store(pace, 0)
         gl.store(pace + 1, 0)

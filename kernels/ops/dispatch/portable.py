@@ -153,8 +153,8 @@ def route_and_place_kernel(
 
 @triton.jit(do_not_specialize=["leaves"])
 def bounds_kernel(token, starts, bounds, groups, leaves, G: tl.constexpr):
-    """Rows of expert e whose token is below each group's offset: a binary search, as tokens ascend; those after the last are
-    nobody's, -1, and so are compared as they would stand after all tokens."""
+    """Counts the rows of expert e whose token is below each group's offset: a binary search, as tokens ascend; those after
+    the last are nobody's, -1, and so are compared as they would stand after all tokens."""
     e = tl.program_id(0)
     g = tl.arange(0, G)
     offset = tl.load(groups + g, mask=g <= leaves, other=0)

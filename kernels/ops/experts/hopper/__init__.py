@@ -13,7 +13,8 @@ from kernels.ops.swiglu.portable import forward as swiglu
 
 
 def align_of(tokens: int) -> int:
-    """Rows that an expert's are padded to: a block's, about as many as an expert has where each token has one in sixteen."""
+    """Returns the number of rows that an expert's are padded to: a block's, about as many as an expert has where each token
+    has one in sixteen."""
     return 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 768 else TILE
 
 

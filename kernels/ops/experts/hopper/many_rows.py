@@ -21,7 +21,7 @@ from kernels.ops.matmul.hopper.many_rows import store_box
 
 
 class Tiles(NamedTuple):
-    """Tiles of y [rows, N], of which the device knows the number."""
+    """Counts and places the tiles of y [rows, N], of which the device knows the number."""
 
     block_expert: Any  # int32 [row tiles]
     rows: Any  # int32: the address of the number of rows in use

@@ -94,7 +94,7 @@ def few_experts_kernel(
     LOOSE: tl.constexpr,
     EACH: tl.constexpr,
 ):
-    """Blocks of sorted rows; or, with LOOSE, experts, whose rows a block goes through; or, with EACH, choices."""
+    """Multiplies blocks of sorted rows; or, with LOOSE, experts, whose rows a block goes through; or, with EACH, choices."""
     block = tl.program_id(1)
     lane = tl.arange(0, BM)
     if LOOSE:
@@ -119,7 +119,7 @@ def few_experts_kernel(
 
 
 class Plan(NamedTuple):
-    """Rows of the matrix and steps of the contraction in a stage. Chosen on an H200 with Qwen3-30B-A3B's shapes."""
+    """Holds the rows of the matrix and steps of the contraction in a stage. Chosen on an H200 with Qwen3-30B-A3B's shapes."""
 
     BN: int = 64
     BK: int = 128

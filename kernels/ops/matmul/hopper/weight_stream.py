@@ -219,7 +219,8 @@ def stream_kernel(
 
 
 def least_split(leaves: int, BN: int) -> int:
-    """Leaves of an item are merged in registers: 3 levels of 64 x 64, 1 of 64 x 128, none of 64 x 256."""
+    """Returns the smallest split whose leaves can be merged in registers: 3 levels of 64 x 64, 1 of 64 x 128, none of
+    64 x 256."""
     return max(1, leaves // {16: 8, 32: 8, 64: 8, 128: 2, 256: 1}[BN])
 
 
