@@ -155,7 +155,7 @@ def budget_of(config: RunConfig) -> int:
 def prove(chosen: Sequence[Layout], overrides: Sequence[str], folder: Path, budget: int) -> Iterator[Row]:
     """Does one run after the other, under one Ray."""
     first = check([*SMALL, *overrides])[0]
-    with session(first.cluster, 4):
+    with session(first.cluster, 4, folder / "train.log"):
         for i, layout in enumerate(chosen):
             yield _row(layout, first.device, overrides, folder / str(i), budget)
 

@@ -109,7 +109,8 @@ def measure(overrides: list[str]) -> tuple[list[Row], str]:
     model = model_config(config, None if config.model.path or config.model.hf.get("vocab_size") else 64)
     placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
     stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
-    with session(config.cluster, len(placement.trainer) + len(placement.rollout)):
+    processes = len(placement.trainer) + len(placement.rollout)
+    with session(config.cluster, processes, Path(config.out_dir) / "train.log"):
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
         what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
         masters = [

@@ -1,6 +1,7 @@
 """The processes of a run's Ray: found by a tag in their environment, and ended with the driver, however it ends.
 
-`python family.py TAG` waits until its standard input ends, which a driver that is killed cannot prevent, and ends them.
+`python family.py TAG LOG` waits until its standard input ends, which a driver that is killed cannot prevent, and ends them. It
+also tells of the end, where the driver had not said that it would.
 """
 
 import contextlib
@@ -9,10 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 
 import psutil
 
 TAG = "SAMEBIT_RUN"  # in the environment of the Ray processes that a run starts
+FAREWELL = b"over"  # from a driver that says itself why it ends
+WORDLESS = (
+    "the run's process ended without a word: it was killed (exit code 137; for want of memory, say), or ended by Ray (exit "
+    "code 1), whose raylet or GCS was lost"
+)
 
 
 def family(tag: str, known: set[psutil.Process]) -> set[psutil.Process]:
@@ -44,29 +52,41 @@ def end(tag: str, left: set[psutil.Process], patience: float) -> None:
 
 
 @contextlib.contextmanager
-def guarded(tag: str) -> Iterator[None]:
-    """Starts the process that ends the family of a driver that is killed. Ray ends its own then, but for two agents, which
-    look for the others for a minute."""
+def guarded(tag: str, log: Path) -> Iterator[None]:
+    """Starts the process that ends the family of a driver that is killed, and tells of it on stderr and in `log`. Ray ends its
+    own then, but for two agents, which look for the others for a minute. Ray kills as well: a driver that reads or writes a
+    Ray object once the raylet is lost ends there and then, with code 1, and no Python of it runs any more."""
     process = subprocess.Popen(
-        [sys.executable, "-P", __file__, tag],  # by its path: as a module it would import all of this package
+        [sys.executable, "-P", __file__, tag, log],  # by its path: as a module it would import all of this package
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt from the keyboard is the driver's to handle
     )
     try:
         yield
     finally:
-        process.communicate()
+        process.communicate(FAREWELL)
 
 
-def guard(tag: str) -> None:
+def guard(tag: str, log: Path) -> None:
     """Gets to know the family while the driver lives, and ends it afterwards."""
     known, pause = set[psutil.Process](), 0.5
     while not select.select([sys.stdin], [], [], pause)[0]:
         known, pause = family(tag, known), min(2 * pause, 15.0)
+    if sys.stdin.buffer.read() != FAREWELL:
+        tell(WORDLESS, log)
     end(tag, known, patience=2)
 
 
+def tell(line: str, log: Path) -> None:
+    """Says what the driver would have said, as it would have: on stderr, and in its log where it had begun one."""
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print("samebit: error:", line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of a full disk, or none was begun
+        with open(log, "r+", encoding="utf-8") as file:
+            file.seek(0, 2)
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  stopped: {line}\n")
+
+
 if __name__ == "__main__":
-    guard(sys.argv[1])
+    guard(sys.argv[1], Path(sys.argv[2]))

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,11 +32,11 @@ class RayLost(RunError):
 
 
 @contextlib.contextmanager
-def session(config: ClusterSection, processes: int) -> Iterator[None]:
-    """Starts Ray; on the way out, however that is, ends all its processes. UserError where it cannot start here, RunError where
-    it does not within `config.timeout` seconds."""
+def session(config: ClusterSection, processes: int, log: Path) -> Iterator[None]:
+    """Starts Ray; on the way out, however that is, ends all its processes, and where that is a kill, `log` says so. UserError
+    where it cannot start here, RunError where it does not within `config.timeout` seconds."""
     tag, over = uuid.uuid4().hex, threading.Event()
-    with guarded(tag):
+    with guarded(tag, log):
         try:
             _start_ray(config, processes, tag, over)
             yield

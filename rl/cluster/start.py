@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import ray
 import torch
@@ -33,7 +34,8 @@ def cluster(
     placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
     stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
     processes = len(placement.trainer) + len(placement.rollout)
-    with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes):
+    log = Path(config.out_dir) / "train.log"
+    with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes, log):
         ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
         engines = rollout_ranks(config, model, placement, stores)
         patience = config.cluster.patience

@@ -17,6 +17,7 @@ import pytest
 
 from rl.algorithms import open_algorithm
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
+from rl.cluster.family import WORDLESS
 from rl.compose import check
 from rl.prepare import prepare
 from rl.samples import Group
@@ -235,5 +236,7 @@ def test_ray_itself_is_lost(tmp_path: Path, process: str, name: str) -> None:
         start = time.monotonic()
         line = running.finish(timeout=120).error(code=1)
         assert time.monotonic() - start < 60
-        assert re.match(rf"Ray's {name} \([\d.]+:\d+\) has ended|rollout .*Died|trainer .*Died", line), line
+        said = rf"Ray's {name} \([\d.]+:\d+\) has ended|rollout .*Died|trainer .*Died|{re.escape(WORDLESS)}"
+        assert re.match(said, line), line
         running.assert_nothing_left()
+    assert line in (tmp_path / "run" / "train.log").read_text().splitlines()[-1]

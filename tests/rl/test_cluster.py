@@ -1,9 +1,12 @@
 """Which failure is the cause, and which ports are taken, without starting Ray."""
 
 import http.server
+import os
 import socket
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,12 @@ from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, rendezvous
 from rl.cluster.calls import Rank, gather, root_cause
+from rl.cluster.family import WORDLESS
 from rl.cluster.ray_processes import check_address, unstarted
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
+from tests.rl.command import ROOT
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -188,3 +193,44 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(r.id for share in served for r in share) == sorted(r.id for r in requests)
     owners = [{r.prompt_ids for r in share} for share in served]
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(set(prompts))
+
+
+_DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from rl.cluster.family import guarded
+
+with guarded("a tag of nobody", Path(sys.argv[1])):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        ("os._exit(1)", 1, True),  # as Ray's own code does where the raylet is lost
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, True),
+        ("pass", 0, False),
+        ("sys.exit(2)", 2, False),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_driver_that_ends_without_a_word_is_told_of(
+    tmp_path: Path, end: str, code: int, told: bool, begun: bool
+) -> None:
+    """By one line on stderr, which is the last one of the log that the run had begun, if it had."""
+    log = tmp_path / "train.log"
+    if begun:
+        log.write_text("step 1\n")
+    ended = subprocess.run(
+        [sys.executable, "-c", _DRIVER.format(end), log],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (code, f"samebit: error: {WORDLESS}\n" if told else "")
+    assert log.exists() is begun
+    if begun:
+        first, *more = log.read_text().splitlines()
+        assert first == "step 1" and len(more) == told and all(line.endswith(f"stopped: {WORDLESS}") for line in more)

@@ -1,0 +1,81 @@
+"""Defines the keys of an engine: name, type, range and meaning of each, once.
+
+The config of a run (rl/config.py), the arguments of `rollout.serve` and `rollout.verify`, and the engine's own dataclasses take
+theirs from here. A default is the business of whoever has one; where 0 stands for "decided for you", `Open` says how.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from kernels.host.command import MOST_THREADS
+
+Leaves = Annotated[
+    int, Field(ge=1, description="leaves of every contraction, a power of two: the largest tp that may ever be used")
+]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+Tp = Annotated[int, Field(ge=1, description="tensor-parallel processes of one engine")]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
+Pages = Annotated[int, Field(ge=1, description="key-value pages of one engine")]
+PageSize = Annotated[int, Field(ge=1, description="tokens of a page")]
+PrefixCache = Annotated[bool, Field(description="keep the pages of common prefixes for later requests")]
+MaxRunning = Annotated[int, Field(ge=1, description="sequences in one batch")]
+MaxBatchTokens = Annotated[int, Field(ge=1, description="tokens computed in one engine step")]
+PrefillChunk = Annotated[int, Field(ge=1, description="tokens of one sequence computed in one engine step")]
+
+_MOST = 2**60 - 1  # of any number that has no other bound
+
+
+@dataclass(frozen=True)
+class Open:
+    """Marks a key that may be 0: what is meant then."""
+
+    how: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which values a key takes, and what it means. `choices`: of a text; else of a number, both bounds included."""
+
+    least: float
+    most: float
+    choices: tuple[str, ...]
+    meaning: str
+
+
+def range_of(hint: Any) -> Range:
+    """Reads the range and the meaning in a type above, alone or with an `Open` beside it."""
+    notes = getattr(hint, "__metadata__", ())
+    kind = get_args(hint)[0] if notes else hint
+    declared = [note for note in notes if isinstance(note, FieldInfo)]
+    opened = [note.how for note in notes if isinstance(note, Open)]
+    bounds = [bound for field in declared for bound in field.metadata]
+    least = [bound.ge for bound in bounds if hasattr(bound, "ge")]
+    most = [bound.le for bound in bounds if hasattr(bound, "le")]
+    meaning = [field.description for field in declared if field.description] + [f"0: {how}" for how in opened]
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return Range(0 if opened else max([0, *least]), min([_MOST, *most]), choices, "; ".join(meaning))
+
+
+@cache
+def ranges(kind: type) -> dict[str, Range]:
+    """The range of every field of a dataclass."""
+    return {name: range_of(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+def check(config: Any, error: type[Exception]) -> None:
+    """Raises `error` with the first field of a dataclass that is out of its range, and what it may be."""
+    for name, known in ranges(type(config)).items():
+        value = getattr(config, name)
+        if known.choices and value not in known.choices:
+            raise error(f"{name}={value} must be {', '.join(known.choices[:-1])} or {known.choices[-1]}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value > known.most and known.most < _MOST:
+            raise error(f"{name}={value} must be at most {known.most}")
+        if not known.least <= value <= known.most:  # also no NaN
+            raise error(f"{name}={value} must be at least {known.least}, and below 2^60")
