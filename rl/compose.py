@@ -57,9 +57,7 @@ def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
     configs = []
     with _composing() as loader:
         parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
-        base = compose("train")
-        for override in parsed:
-            _check_key(override, base)
+        _check_keys(parsed)
         if own := [o.input_line or "" for o in parsed if _is_hydra(o)]:  # Hydra composes its own config when it runs
             compose("train", overrides=own, return_hydra_config=True)
         for combination in itertools.product(*(_values(o) for o in parsed if not _is_hydra(o))):
@@ -76,9 +74,7 @@ def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:
 def check_keys(overrides: Sequence[str]) -> None:
     """Raises UserError for the first override that names no key or choice: of a config that is shown, values may be missing."""
     with _composing() as loader:
-        base = compose("train")
-        for override in OverridesParser.create(loader).parse_overrides(readable(overrides)):
-            _check_key(override, base)
+        _check_keys(OverridesParser.create(loader).parse_overrides(readable(overrides)))
 
 
 @contextlib.contextmanager
@@ -137,14 +133,28 @@ def _groups() -> list[str]:
     return [path.name for path in CONFIGS.iterdir() if path.is_dir()] + ["recipe"]
 
 
+def _check_keys(parsed: Sequence[Override]) -> None:
+    """Raises UserError for the first override whose choice, or whose key, there is not. Which keys there are depends on what is
+    chosen; of a sweep over choices, on its last."""
+    groups = [o for o in parsed if o.key_or_group in _groups()]
+    for override in groups:
+        _check_choice(override)
+    base = compose("train", overrides=[_values(o)[-1] for o in groups])
+    for override in parsed:
+        if override not in groups:
+            _check_key(override, base)
+
+
+def _check_choice(override: Override) -> None:
+    key = override.key_or_group
+    known = recipe_names() if key == "recipe" else sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
+    for line in _values(override):
+        if (name := line.partition("=")[2]) not in known:
+            raise UserError(f"unknown {key} {name!r}; known: {', '.join(known)}")
+
+
 def _check_key(override: Override, base: DictConfig) -> None:
     key = override.key_or_group
-    if key in _groups():
-        known = recipe_names() if key == "recipe" else sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
-        for line in _values(override):
-            if (name := line.partition("=")[2]) not in known:
-                raise UserError(f"unknown {key} {name!r}; known: {', '.join(known)}")
-        return
     if _is_hydra(override) or override.is_add() or override.is_force_add():
         return  # an added key is refused by the schema if it is unknown
     *path, last = key.split(".")

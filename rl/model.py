@@ -59,6 +59,8 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
         model = ModelConfig.from_hf(hf, leaves, lambda field, value: f"model.hf.{field}={value}")
     if vocabulary is not None and vocabulary > model.vocab_size:
         raise UserError(f"the tokenizer has {vocabulary} tokens, the model's vocabulary {model.vocab_size}")
+    if (coefficient := config.trainer.router_aux_loss_coef) and not model.experts:
+        raise UserError(f"trainer.router_aux_loss_coef={coefficient:g}: the model has no experts")
     model.check_shards(config.rollout.tp)
     return replace(model, numerics=config.numerics)
 

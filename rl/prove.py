@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from kernels.host.command import Parser, fail, output
+from kernels.host.command import Parser, fail, interruptible, output
 from rl.align import AlignmentError
 from rl.cluster import session
 from rl.compose import ROOT, check
@@ -259,8 +259,6 @@ def main(arguments: Sequence[str]) -> None:
                 bar(len(rows), len(chosen), row.sha256[:16] or "failed")
     except BAD_INPUT as error:
         fail(error, 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
     console.print(table(rows))
     if reason := against(rows):
         fail(reason, 1)
@@ -268,4 +266,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptible():
+        main(sys.argv[1:])

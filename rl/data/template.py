@@ -24,11 +24,15 @@ def fill(template: str, *groups: str, **fields: str) -> str:
     """Makes the prompt of one problem. UserError where the template asks for what there is not, or for nothing."""
     known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields)) or "the groups of data.pattern"
     try:
+        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        if attributes := [
+            name for name in names if "." in name
+        ]:  # a method's text: an address, another in each process
+            raise AttributeError(f"{attributes[0]!r} is an attribute, and no text of a problem")
         prompt = template.format(*groups, **fields)
-        named = any(name is not None for _, name, _, _ in Formatter().parse(template))
     except (LookupError, ValueError, AttributeError, TypeError) as error:  # it may ask for an attribute, or an item
         raise UserError(f"data.prompt={template!r}: {type(error).__name__} {error}; it may use {known}") from None
-    if template and not named:
+    if template and not names:
         raise UserError(f"data.prompt={template!r} makes every prompt alike: it uses no field, and may use {known}")
     return prompt
 

@@ -61,6 +61,10 @@ CASES = {
     "too many supervised sequences": (("warmup.sequences=1e18",), ("warmup.sequences=1000000000000000000", "in one")),
     "vocabulary that no memory holds": (("data=gsm8k", "data.path=x", "data.vocab_size=1e12"), ("data.vocab_size=",)),
     "more problems than can be drawn": (("data.problems=1e18",), ("data.problems=",)),
+    "a coefficient of routers that are not there": (
+        ("trainer.router_aux_loss_coef=0.1",),
+        ("trainer.router_aux_loss_coef=0.1: the model has no experts",),
+    ),
     "template without a field": (("data.prompt='Answer:'",), ("makes every prompt alike", "{0}, {1}")),
     "template without a field, escaped": (("data.prompt='{{0}}'",), ("makes every prompt alike", "{0}, {1}")),
     "template that drops a group": (("data.prompt='{0}{1}'",), ("makes one prompt of two problems", "'State the")),
@@ -136,7 +140,10 @@ CASES = {
     "temperature that no request may have": (("rollout.temperature=0.0001",), ("rollout.temperature=0.0001", "0.001")),
     "the same of the evaluation": (("eval.temperature=1e9",), ("eval.temperature=1000000000.0", "at most 1000000")),
     "more threads than a process can have": (("trainer.threads=1000000",), ("trainer.threads=1000000", "512")),
-    "template with an attribute": (("data.prompt='{0.foo}'",), ("data.prompt='{0.foo}'", "'foo'; it may use {0}")),
+    "template with an attribute": (
+        ("data.prompt='{0.foo}'",),
+        ("data.prompt='{0.foo}'", "'0.foo' is an attribute", "it may use {0}"),
+    ),
     "template with an item": (("data.prompt='{0[a]}'",), ("data.prompt='{0[a]}'", "it may use {0}")),
     "empty template": (("data.prompt=''",), ("the prompt of problem '' is empty: data.prompt=''",)),
     "arguments of another task": (

@@ -7,6 +7,7 @@ import yaml
 
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
 from rl.config import JsonlSection, ReasoningGymSection, RunConfig, Section
+from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 
 
@@ -48,6 +49,16 @@ def test_a_sweep_is_every_combination() -> None:
     assert [(c.seed, c.rollout.tp) for c in configs] == [(s, t) for s in (0, 1, 2) for t in (1, 2)]
     assert len({c.out_dir for c in configs}) == 6 and configs[1].out_dir == "o/seed=0,rollout.tp=2"
     assert [c.seed for c in check(["seed=range(1,4)"])] == [1, 2, 3]
+
+
+def test_keys_are_those_of_the_chosen_model() -> None:
+    for chosen in ("model=moe_tiny", "+recipe=moe_tiny"):
+        (config,) = check([chosen, "model.hf.num_experts=8"])
+        assert config.model.hf["num_experts"] == 8
+    with pytest.raises(UserError, match=r"unknown key 'model\.hf\.num_experts'"):
+        check(["model.hf.num_experts=8"])
+    with pytest.raises(UserError, match=r"unknown key 'model\.hf\.num_expert'; keys of model\.hf: .*num_experts,"):
+        check(["model=moe_tiny", "model.hf.num_expert=8"])
 
 
 def test_sweep_name() -> None:

@@ -123,6 +123,12 @@ def test_a_template_that_makes_prompts_alike(tmp_path: Path, template: str) -> N
     assert "makes every prompt alike: it uses no field, and may use {question}" in line
 
 
+def test_a_template_that_asks_for_an_attribute(tmp_path: Path) -> None:
+    """A method's text holds an address: every prompt its own, and in each process another."""
+    line = refused(write_jsonl(tmp_path / "all.jsonl"), "data.prompt='{question.upper}'")
+    assert "'question.upper' is an attribute" in line and "it may use {question}" in line
+
+
 def test_a_template_that_loses_what_tells_problems_apart(tmp_path: Path) -> None:
     line = refused(write_jsonl(tmp_path / "all.jsonl"), "data.prompt='{question[0]}'")
     assert "makes one prompt of two problems with different answers: 'W' of 'all.jsonl:" in line

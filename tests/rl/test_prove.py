@@ -1,13 +1,18 @@
 """The command that proves: its choice of layouts, its verdict, and two real runs of which one is killed."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rl import prove
+from rl.compose import ROOT
 from rl.prove import BY_TOKENS, Layout, Row, against, few, main, product
 from tests.rl.recorded import assert_recorded
 
@@ -105,3 +110,18 @@ def test_two_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert all(r["differing"] == 0 and r["compared"] > 100 for r in rows)
     assert rows[0]["sha256"] == rows[1]["sha256"]
     assert_recorded("cpu", "float32", rows[0]["sha256"])
+
+
+def test_a_signal_ends_it_as_an_interrupt_does(tmp_path: Path) -> None:
+    """One line, and the folder of its runs is removed."""
+    words = [sys.executable, "-m", "rl.prove", "--sample", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, **pipes)
+    try:
+        assert running.stdout is not None and "layouts" in running.stdout.readline()
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert (running.returncode, err.splitlines()[-1]) == (143, "samebit: error: ended by SIGTERM")
+    assert not list(tmp_path.glob("tmp*"))
