@@ -7,15 +7,25 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from kernels.host.command import MOST_THREADS
 from rl.algorithms import AnyAlgorithmSection
 from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
-
-Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
+from rollout.keys import (
+    Dtype,
+    Leaves,
+    MaxBatchTokens,
+    MaxRunning,
+    Pages,
+    PageSize,
+    PrefillChunk,
+    PrefixCache,
+    Threads,
+    Tp,
+)
+from rollout.scheduler import Limits
 
 
 def _at_home(path: str) -> str:
@@ -34,20 +44,18 @@ class ModelSection(Section):
 
     path: Folder | None = Field(description="Hugging Face model directory; null: random weights of the shape `hf`")
     hf: dict[str, Any] = Field(description="fields of a Hugging Face config; vocab_size null: that of the tokenizer")
-    leaves: Positive | None = Field(
-        description="leaves of every contraction, a power of two: the largest TP the run may ever use; null: as the contract "
-        "of the model in `path` says, or 8"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    leaves: Leaves | None = Field(description="null: as the contract of the model in `path` says, or 8")
+    dtype: Dtype = Field(
         description="of activations and of the rollout's weights; auto: as that contract says, or float32 on a CPU and "
         "bfloat16 on a GPU"
     )
 
 
 class RolloutSection(Section):
-    """Says how many engines sample, how, and with how much memory."""
+    """Says how many engines sample, how, and with how much memory. The engine's keys, with their ranges and meanings, are those
+    of rollout/keys.py."""
 
-    tp: Positive = Field(description="tensor-parallel processes of one engine")
+    tp: Tp
     replicas: Positive = Field(description="engines that share a step's requests")
     temperature: float = Field(gt=0, description="of sampling, and of the log-probs that are trained on")
     top_k: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -56,13 +64,17 @@ class RolloutSection(Section):
     top_p: float = Field(gt=0, le=1, description="draw from the likeliest tokens that together have this probability")
     min_p: Fraction = Field(description="draw from tokens of at least this times the probability of the likeliest")
     max_new_tokens: Positive
-    pages: Positive = Field(description="key-value pages of one engine")
-    page_size: Positive = Field(description="tokens of a page")
-    prefix_cache: bool
-    max_running: Positive = Field(description="sequences in one batch")
-    max_batch_tokens: Positive = Field(description="tokens computed in one engine step")
-    prefill_chunk: Positive = Field(description="tokens of one sequence computed in one engine step")
-    threads: Threads = Field(description="CPU threads of each process")
+    pages: Pages
+    page_size: PageSize
+    prefix_cache: PrefixCache
+    max_running: MaxRunning
+    max_batch_tokens: MaxBatchTokens
+    prefill_chunk: PrefillChunk
+    threads: Threads
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
 
 class TrainerSection(Section):

@@ -21,7 +21,6 @@ from rl.errors import UserError
 from rl.placement import Placement, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
-from rollout.scheduler import Limits
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
 from trainer.memory import TrainerMemory, trainer_memory
@@ -96,7 +95,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"page_size={rollout.page_size}"
         )
     width = torch.finfo(config.dtype).bits // 8
-    limits = Limits(rollout.max_running, rollout.max_batch_tokens, rollout.prefill_chunk)
+    limits = rollout.limits
     trainer = trainer_memory(
         model,
         dtype=config.dtype,

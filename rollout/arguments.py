@@ -1,9 +1,9 @@
-"""Plain `key=value` arguments into a dataclass of int, float, bool and str fields, any of which may be `| None`."""
+"""Plain `key=value` arguments into a dataclass of int, float, bool, str and Literal fields, any of which may be `| None`."""
 
 import types
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
@@ -36,7 +36,7 @@ def _value(name: str, hint: Any, text: str) -> Any:
         return None
     if not text:
         raise ArgumentError(f"{name}= is empty" + (f": leave it out, or say {name}=null" if union else ""))
-    kind = kinds[0]
+    kind = str if get_origin(kinds[0]) is Literal else kinds[0]
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ArgumentError(f"{name}={text} must be true or false")

@@ -12,6 +12,7 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter
 from kernels.weights.digest import Leaves
+from rollout.keys import Pages, PageSize, PrefixCache, check
 from rollout.pages import PagePool
 from rollout.runner import Launched, Runner, RunnerError
 from rollout.sampling import Completion, Request, RequestError, Token
@@ -33,14 +34,17 @@ resume  they keep their tokens and go on: the keys of all tokens are computed ag
 class EngineConfig:
     """Says how one engine serves. Nothing here changes a bit of a completion."""
 
-    pages: int
-    page_size: int
-    prefix_cache: bool
+    pages: Pages
+    page_size: PageSize
+    prefix_cache: PrefixCache
     limits: Limits
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
     overlap: bool = False  # a step is launched before the tokens of the one before it are read
+
+    def __post_init__(self) -> None:
+        check(self, RequestError)
 
 
 class Engine:

@@ -13,21 +13,26 @@ from pydantic.fields import FieldInfo
 
 from kernels.host.command import MOST_THREADS
 
+_MOST = 2**60 - 1  # of any number that has no other bound
+
 Leaves = Annotated[
-    int, Field(ge=1, description="leaves of every contraction, a power of two: the largest tp that may ever be used")
+    int,
+    Field(
+        ge=1,
+        le=_MOST,
+        description="leaves of every contraction, a power of two: the largest tp that may ever be used",
+    ),
 ]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-Tp = Annotated[int, Field(ge=1, description="tensor-parallel processes of one engine")]
+Tp = Annotated[int, Field(ge=1, le=_MOST, description="tensor-parallel processes of one engine")]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
-Pages = Annotated[int, Field(ge=1, description="key-value pages of one engine")]
-PageSize = Annotated[int, Field(ge=1, description="tokens of a page")]
+Pages = Annotated[int, Field(ge=1, le=_MOST, description="key-value pages of one engine")]
+PageSize = Annotated[int, Field(ge=1, le=_MOST, description="tokens of a page")]
 PrefixCache = Annotated[bool, Field(description="keep the pages of common prefixes for later requests")]
-MaxRunning = Annotated[int, Field(ge=1, description="sequences in one batch")]
-MaxBatchTokens = Annotated[int, Field(ge=1, description="tokens computed in one engine step")]
-PrefillChunk = Annotated[int, Field(ge=1, description="tokens of one sequence computed in one engine step")]
-
-_MOST = 2**60 - 1  # of any number that has no other bound
+MaxRunning = Annotated[int, Field(ge=1, le=_MOST, description="sequences in one batch")]
+MaxBatchTokens = Annotated[int, Field(ge=1, le=_MOST, description="tokens computed in one engine step")]
+PrefillChunk = Annotated[int, Field(ge=1, le=_MOST, description="tokens of one sequence computed in one engine step")]
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,15 @@ def range_of(hint: Any) -> Range:
 
 
 @cache
-def ranges(kind: type) -> dict[str, Range]:
+def ranges(kind: Any) -> dict[str, Range]:
     """The range of every field of a dataclass."""
     return {name: range_of(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
 
 
 def check(config: Any, error: type[Exception]) -> None:
     """Raises `error` with the first field of a dataclass that is out of its range, and what it may be."""
-    for name, known in ranges(type(config)).items():
+    kind: Any = type(config)
+    for name, known in ranges(kind).items():
         value = getattr(config, name)
         if known.choices and value not in known.choices:
             raise error(f"{name}={value} must be {', '.join(known.choices[:-1])} or {known.choices[-1]}")

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
+from rollout.keys import MaxBatchTokens, MaxRunning, PrefillChunk, check
 from rollout.pages import PagePool
 from rollout.sampling import Completion, Request, RequestError, Top
 from rollout.sequence import Sequence, Span
@@ -26,14 +27,12 @@ from rollout.text import Decode, TextStream
 class Limits:
     """Bounds what runs at once; none of these changes a bit of the output."""
 
-    max_running: int  # sequences in one batch
-    max_batch_tokens: int  # tokens computed in one step
-    prefill_chunk: int  # tokens of one sequence computed in one step
+    max_running: MaxRunning
+    max_batch_tokens: MaxBatchTokens
+    prefill_chunk: PrefillChunk
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise RequestError(f"{name}={value} must be at least 1")
+        check(self, RequestError)
 
 
 class Scheduler:

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
-from kernels.host.command import MOST_THREADS, Terminated, fail, report, terminable, warn
+from kernels.host.command import Terminated, fail, report, terminable, warn
 from kernels.host.failures import shortage
 from kernels.host.memory import available_memory
 from kernels.model import ConfigError, ModelConfig, costs
@@ -30,6 +31,22 @@ from kernels.tree import TreeError
 from rollout.arguments import ArgumentError, parse
 from rollout.capacity import ENGINE_PROCESS, tokens_that_fit
 from rollout.engine import EngineConfig, freeze_heap
+from rollout.keys import (
+    Device,
+    Dtype,
+    Leaves,
+    MaxBatchTokens,
+    MaxRunning,
+    Open,
+    Pages,
+    PageSize,
+    PrefillChunk,
+    PrefixCache,
+    Threads,
+    Tp,
+    check,
+    ranges,
+)
 from rollout.lockstep import Lockstep, RankError
 from rollout.loop import EngineLoop
 from rollout.sampling import RequestError
@@ -46,49 +63,44 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 class ServeConfig:
     """Holds the server's arguments; nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
 
-    model: str | None = None  # a Hugging Face model directory
-    tp: int = 1  # processes that share the model
-    leaves: int = (
-        0  # of every sum: the largest tp that this model may ever be served with; 0: as its contract says, or 8
+    model: Annotated[str | None, Field(description="a Hugging Face model directory")] = None
+    tp: Tp = 1
+    leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
+    dtype: Annotated[Dtype, Field(description="auto: as the model's contract says, or the dtype of its tensors")] = (
+        "auto"
     )
-    dtype: str = "auto"  # float32, bfloat16; auto: as its contract says, or the dtype of its tensors
-    device: str = "auto"  # cpu, cuda
-    threads: int = 0  # of each process; 0: the cores divided by tp, 8 at most
+    device: Device = "auto"
+    threads: Annotated[Threads, Open("the cores divided by tp, 8 at most")] = 0
     host: str = "127.0.0.1"
-    port: int = 30000  # 0: any free one
-    names: str | None = None  # what clients may call it beside host and localhost, by commas; "*": anything
-    api_key: str | None = None  # or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show
-    pages: int = 0  # of keys and values; 0: what there is room for, on a CPU at most max_running texts of 2,048 tokens
-    gpu_memory_utilization: float = 0.9  # the share of a GPU that weights, activations and pages may take
-    page_size: int = 16
-    prefix_cache: bool = True
-    max_running: int = 0  # samples in one batch; 0: 64 on a CPU, 256 on a GPU
-    max_batch_tokens: int = 0  # computed in one step; 0: 2,048 on a CPU, 8,192 on a GPU
-    prefill_chunk: int = 0  # of one text in one step; 0: a quarter of those on a CPU, all of them on a GPU
-    max_queue: int = 1024  # samples in flight; one more is answered 429
-    max_body: int = 16 * 2**20  # bytes
-    max_connections: int = 2048
-    header_seconds: float = 30.0  # for the headers of a request, and between two of a connection
-    body_seconds: float = 60.0  # for a body to arrive
-    request_seconds: float = 600.0  # then a request is aborted and answered 504
-    grace_seconds: float = 30.0  # for what runs, after SIGTERM
+    port: Annotated[int, Field(le=65535, description="0: any free one")] = 30000
+    names: Annotated[
+        str | None,
+        Field(description='what clients may call it beside host and localhost, by commas; "*": anything'),
+    ] = None
+    api_key: Annotated[
+        str | None, Field(description="or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show")
+    ] = None
+    pages: Annotated[Pages, Open("what there is room for, on a CPU at most max_running texts of 2,048 tokens")] = 0
+    gpu_memory_utilization: Annotated[
+        float, Field(le=1, description="share of a GPU that weights, activations and pages may take")
+    ] = 0.9
+    page_size: PageSize = 16
+    prefix_cache: PrefixCache = True
+    max_running: Annotated[MaxRunning, Open("64 on a CPU, 256 on a GPU")] = 0
+    max_batch_tokens: Annotated[MaxBatchTokens, Open("2,048 on a CPU, 8,192 on a GPU")] = 0
+    prefill_chunk: Annotated[PrefillChunk, Open("a quarter of those on a CPU, all of them on a GPU")] = 0
+    max_queue: Annotated[int, Field(ge=1, description="samples in flight; one more is answered 429")] = 1024
+    max_body: Annotated[int, Field(ge=1, description="bytes of a request's body")] = 16 * 2**20
+    max_connections: Annotated[int, Field(ge=1, description="open at once")] = 2048
+    header_seconds: Annotated[
+        float, Field(ge=1, description="for the headers of a request, and between two of a connection")
+    ] = 30.0
+    body_seconds: Annotated[float, Field(ge=1, description="for a body to arrive")] = 60.0
+    request_seconds: Annotated[float, Field(description="then a request is aborted and answered 504")] = 600.0
+    grace_seconds: Annotated[float, Field(description="for what runs, after SIGTERM")] = 30.0
 
     def __post_init__(self) -> None:
-        least = {"tp": 1, "page_size": 1, "max_queue": 1, "max_body": 1, "max_connections": 1}
-        least |= {"header_seconds": 1, "body_seconds": 1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and not least.get(field.name, 0) <= value < 2**60:  # also no NaN
-                raise ArgumentError(f"{field.name}={value} must be at least {least.get(field.name, 0)}")
-        if self.threads > MOST_THREADS:
-            raise ArgumentError(f"threads={self.threads} must be at most {MOST_THREADS}")
-        if self.port > 65535:
-            raise ArgumentError(f"port={self.port} must be at most 65535")
-        if self.gpu_memory_utilization > 1:
-            raise ArgumentError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be at most 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ArgumentError(f"device={self.device} must be auto, cpu or cuda")
+        check(self, ArgumentError)
         _device(self.device)
 
     @property
@@ -157,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serves as the arguments say and exits with the code that tells how it ended."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help", "help"} & set(argv):
-        print(__doc__, *(f"{f.name}={f.default}" for f in fields(ServeConfig)), sep="\n")
+        meanings = ranges(ServeConfig)
+        keys = ((f"{f.name}={f.default}", meanings[f.name]) for f in fields(ServeConfig))
+        print(__doc__, *(f"{key:<28}  {r.meaning or ', '.join(r.choices)}".rstrip() for key, r in keys), sep="\n")
         return
     try:
         config = parse(ServeConfig, argv)

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from kernels.weights.files import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
 from rollout.engine import Engine, EngineConfig
+from rollout.keys import Device, Dtype, Leaves, Threads, range_of
 from rollout.lockstep import Lockstep, RankError
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
@@ -290,11 +291,11 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument("--json", type=output, help="write the rows to this file")
     parser.add_argument("--new", type=count, default=16, help="tokens to sample for each request")
     parser.add_argument(
-        "--leaves", type=count, default=0, help="of every sum: the largest tp; default: as the model says"
+        "--leaves", type=count, default=0, help=f"{range_of(Leaves).meaning}; default: as the model says"
     )
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
+    parser.add_argument("--device", choices=get_args(Device), default="auto")
+    parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1), help=range_of(Threads).meaning)
     asked = parser.parse_args(argv)
     return Arguments(**vars(asked))
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from math import prod
+from pathlib import Path
 
 import ray
 import torch

@@ -18,7 +18,6 @@ from rl.errors import UserError
 from rl.placement import Placement, place
 from rollout.actor import RolloutRank
 from rollout.engine import EngineConfig
-from rollout.scheduler import Limits
 from trainer.actor import TrainerRank
 from trainer.checkpoint import Checkpoint
 from trainer.optimizer import AdamWConfig
@@ -73,7 +72,7 @@ def rollout_ranks(
         pages=section.pages,
         page_size=section.page_size,
         prefix_cache=section.prefix_cache,
-        limits=Limits(section.max_running, section.max_batch_tokens, section.prefill_chunk),
+        limits=section.limits,
         dtype=config.dtype,
         device=config.device,
         cuda_graphs=config.device == "cuda",

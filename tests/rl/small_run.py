@@ -35,7 +35,6 @@ from rl.rewards.reward import Reward
 from rl.run.screen import Screen
 from rl.warm_start import Demonstrations, warm_start
 from rollout.engine import Engine, EngineConfig
-from rollout.scheduler import Limits
 from tests.bits import sha256
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
@@ -70,8 +69,9 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
     yield "weights after the warm start", of_weights(model, trainer.weights())
 
     serving = config.rollout
-    limits = Limits(serving.max_running, serving.max_batch_tokens, serving.prefill_chunk)
-    engine = Engine(model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, limits, config.dtype))
+    engine = Engine(
+        model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, serving.limits, config.dtype)
+    )
     stream, sampling = (
         ProblemStream(source.train, config.seed, TRAIN),
         train_sampling(config.rollout, source.tokenizer.ends),
