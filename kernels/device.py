@@ -6,6 +6,7 @@
 | a card of the Hopper family | hopper (Gluon: TMA and wgmma; it may take kernels of portable), portable (plain Triton) |
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -54,7 +55,18 @@ def check_cards() -> None:
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         family_of(Card(name, capability, 0, 0), f"card {index}")  # sizes are read where a kernel needs them
-    import_module("kernels.gpu.dialect")  # refuses a Triton that it does not know
+    try:
+        import_module("kernels.gpu.dialect")  # refuses a Triton that it does not know
+    except ImportError as error:  # older than what it is written in, or none
+        version = getattr(sys.modules.get("triton"), "__version__", None)
+        what = (
+            f"triton {version} is not one that samebit's kernels were compiled with"
+            if version
+            else "there is no triton"
+        )
+        raise UnsupportedError(
+            f"{what} ({error}): install the torch that pyproject.toml asks for, and the triton that it brings"
+        ) from None
 
 
 def choose_device(asked: str, say: Callable[[str], None]) -> str:

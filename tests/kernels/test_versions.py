@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -72,3 +73,19 @@ def test_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto", pytest.fail) == choose_device("cpu", pytest.fail) == "cpu"
     with pytest.raises(UnsupportedError, match="torch sees no CUDA device"):
         choose_device("cuda", pytest.fail)
+
+
+@pytest.mark.parametrize(("version", "named"), [(None, "there is no triton"), ("3.2.0", "triton 3.2.0 is not one")])
+def test_a_triton_that_is_none_or_too_old(monkeypatch: pytest.MonkeyPatch, version: str | None, named: str) -> None:
+    """What the kernels are written in is of later Tritons: an older one cannot even be asked for its version there."""
+    old = ModuleType("triton")
+    old.__dict__["__version__"] = version
+    monkeypatch.setitem(sys.modules, "triton", old if version else None)
+    for name in [name for name in sys.modules if name.startswith("triton.") or name == "kernels.gpu.dialect"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UnsupportedError, match=rf"{re.escape(named)}.*pyproject\.toml"):
+        check_cards()
+    said: list[str] = []
+    assert choose_device("auto", said.append) == "cpu" and named in said[0]
