@@ -8,16 +8,27 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Field
-from pydantic.fields import FieldInfo
-
 from kernels.host.command import MOST_THREADS
 
 _MOST = 2**60 - 1  # of any number that has no other bound
 
+
+@dataclass(frozen=True)
+class Key:
+    """Says what a key means and, of a number, its bounds, both included. Pydantic reads them too, by the method below."""
+
+    description: str = ""
+    ge: float = 0
+    le: float = _MOST
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        schema = handler(source)
+        return schema | {"ge": self.ge, "le": self.le} if schema["type"] in ("int", "float") else schema
+
+
 Leaves = Annotated[
     int,
-    Field(
+    Key(
         ge=1,
         le=_MOST,
         description="leaves of every contraction, a power of two: the largest tp that may ever be used",
@@ -25,14 +36,14 @@ Leaves = Annotated[
 ]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-Tp = Annotated[int, Field(ge=1, le=_MOST, description="tensor-parallel processes of one engine")]
-Threads = Annotated[int, Field(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
-Pages = Annotated[int, Field(ge=1, le=_MOST, description="key-value pages of one engine")]
-PageSize = Annotated[int, Field(ge=1, le=_MOST, description="tokens of a page")]
-PrefixCache = Annotated[bool, Field(description="keep the pages of common prefixes for later requests")]
-MaxRunning = Annotated[int, Field(ge=1, le=_MOST, description="sequences in one batch")]
-MaxBatchTokens = Annotated[int, Field(ge=1, le=_MOST, description="tokens computed in one engine step")]
-PrefillChunk = Annotated[int, Field(ge=1, le=_MOST, description="tokens of one sequence computed in one engine step")]
+Tp = Annotated[int, Key(ge=1, le=_MOST, description="tensor-parallel processes of one engine")]
+Threads = Annotated[int, Key(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
+Pages = Annotated[int, Key(ge=1, le=_MOST, description="key-value pages of one engine")]
+PageSize = Annotated[int, Key(ge=1, le=_MOST, description="tokens of a page")]
+PrefixCache = Annotated[bool, Key(description="keep the pages of common prefixes for later requests")]
+MaxRunning = Annotated[int, Key(ge=1, le=_MOST, description="sequences in one batch")]
+MaxBatchTokens = Annotated[int, Key(ge=1, le=_MOST, description="tokens computed in one engine step")]
+PrefillChunk = Annotated[int, Key(ge=1, le=_MOST, description="tokens of one sequence computed in one engine step")]
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,12 @@ def range_of(hint: Any) -> Range:
     """Reads the range and the meaning in a type above, alone or with an `Open` beside it."""
     notes = getattr(hint, "__metadata__", ())
     kind = get_args(hint)[0] if notes else hint
-    declared = [note for note in notes if isinstance(note, FieldInfo)]
+    declared = [note for note in notes if isinstance(note, Key)]
     opened = [note.how for note in notes if isinstance(note, Open)]
-    bounds = [bound for field in declared for bound in field.metadata]
-    least = [bound.ge for bound in bounds if hasattr(bound, "ge")]
-    most = [bound.le for bound in bounds if hasattr(bound, "le")]
     meaning = [field.description for field in declared if field.description] + [f"0: {how}" for how in opened]
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Range(0 if opened else max([0, *least]), min([_MOST, *most]), choices, "; ".join(meaning))
+    least, most = max([0, *(key.ge for key in declared)]), min([_MOST, *(key.le for key in declared)])
+    return Range(0 if opened else least, most, choices, "; ".join(meaning))
 
 
 @cache

@@ -18,7 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError, choose_device
@@ -34,6 +33,7 @@ from rollout.engine import EngineConfig, freeze_heap
 from rollout.keys import (
     Device,
     Dtype,
+    Key,
     Leaves,
     MaxBatchTokens,
     MaxRunning,
@@ -63,41 +63,39 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 class ServeConfig:
     """Holds the server's arguments; nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
 
-    model: Annotated[str | None, Field(description="a Hugging Face model directory")] = None
+    model: Annotated[str | None, Key(description="a Hugging Face model directory")] = None
     tp: Tp = 1
     leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
-    dtype: Annotated[Dtype, Field(description="auto: as the model's contract says, or the dtype of its tensors")] = (
-        "auto"
-    )
+    dtype: Annotated[Dtype, Key(description="auto: as the model's contract says, or the dtype of its tensors")] = "auto"
     device: Device = "auto"
     threads: Annotated[Threads, Open("the cores divided by tp, 8 at most")] = 0
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(le=65535, description="0: any free one")] = 30000
+    port: Annotated[int, Key(le=65535, description="0: any free one")] = 30000
     names: Annotated[
         str | None,
-        Field(description='what clients may call it beside host and localhost, by commas; "*": anything'),
+        Key(description='what clients may call it beside host and localhost, by commas; "*": anything'),
     ] = None
     api_key: Annotated[
-        str | None, Field(description="or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show")
+        str | None, Key(description="or SAMEBIT_API_KEY in the environment, which other users' `ps` does not show")
     ] = None
     pages: Annotated[Pages, Open("what there is room for, on a CPU at most max_running texts of 2,048 tokens")] = 0
     gpu_memory_utilization: Annotated[
-        float, Field(le=1, description="share of a GPU that weights, activations and pages may take")
+        float, Key(le=1, description="share of a GPU that weights, activations and pages may take")
     ] = 0.9
     page_size: PageSize = 16
     prefix_cache: PrefixCache = True
     max_running: Annotated[MaxRunning, Open("64 on a CPU, 256 on a GPU")] = 0
     max_batch_tokens: Annotated[MaxBatchTokens, Open("2,048 on a CPU, 8,192 on a GPU")] = 0
     prefill_chunk: Annotated[PrefillChunk, Open("a quarter of those on a CPU, all of them on a GPU")] = 0
-    max_queue: Annotated[int, Field(ge=1, description="samples in flight; one more is answered 429")] = 1024
-    max_body: Annotated[int, Field(ge=1, description="bytes of a request's body")] = 16 * 2**20
-    max_connections: Annotated[int, Field(ge=1, description="open at once")] = 2048
+    max_queue: Annotated[int, Key(ge=1, description="samples in flight; one more is answered 429")] = 1024
+    max_body: Annotated[int, Key(ge=1, description="bytes of a request's body")] = 16 * 2**20
+    max_connections: Annotated[int, Key(ge=1, description="open at once")] = 2048
     header_seconds: Annotated[
-        float, Field(ge=1, description="for the headers of a request, and between two of a connection")
+        float, Key(ge=1, description="for the headers of a request, and between two of a connection")
     ] = 30.0
-    body_seconds: Annotated[float, Field(ge=1, description="for a body to arrive")] = 60.0
-    request_seconds: Annotated[float, Field(description="then a request is aborted and answered 504")] = 600.0
-    grace_seconds: Annotated[float, Field(description="for what runs, after SIGTERM")] = 30.0
+    body_seconds: Annotated[float, Key(ge=1, description="for a body to arrive")] = 60.0
+    request_seconds: Annotated[float, Key(description="then a request is aborted and answered 504")] = 600.0
+    grace_seconds: Annotated[float, Key(description="for what runs, after SIGTERM")] = 30.0
 
     def __post_init__(self) -> None:
         check(self, ArgumentError)

@@ -58,4 +58,4 @@ def test_the_meanings_are_the_same() -> None:
             if field.name in run:
                 meaning = ranges(kind)[field.name].meaning
                 assert meaning and server[field.name].meaning.startswith(meaning)
-                assert run[field.name].description == meaning
+                assert [note.description for note in run[field.name].metadata] == [meaning]
