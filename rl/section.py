@@ -37,7 +37,7 @@ class Section(BaseModel):
         infinity by the time it is computed with."""
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, float) and number and not LEAST <= abs(number) <= MOST:
-                raise PydanticCustomError("float32", f"must be 0 or from 2^-126 to {MOST:.3g}, which float32 holds")
+                raise PydanticCustomError("float32", f"must be a number from 2^-126 to {MOST:.3g}, which float32 holds")
             if isinstance(number, int) and abs(number) >= 2**63:
                 raise PydanticCustomError("int64", "must be below 2^63, which int64 holds")
         return value
