@@ -65,7 +65,10 @@ def guarded(tag: str, log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        process.communicate(FAREWELL)
+        try:
+            process.communicate(FAREWELL, timeout=60)
+        except subprocess.TimeoutExpired:  # a forked process that hangs holds the pipe too
+            process.kill()
 
 
 def guard(tag: str, log: Path) -> None:

@@ -1,0 +1,19 @@
+"""What holds for every test."""
+
+import ctypes
+
+import pytest
+
+_dict_of_thread = ctypes.pythonapi.PyThreadState_GetDict
+_dict_of_thread.restype = ctypes.c_void_p
+
+
+@pytest.fixture(autouse=True)
+def _no_group_stays_with_the_thread():  # type: ignore[no-untyped-def]
+    """DTensor keeps process groups among the thread's own variables. Ray forks in another thread, and its child would then end
+    those groups and hang, or crash: a test that starts Ray in this process comes after one that trained in it."""
+    yield
+    if address := _dict_of_thread():
+        own = ctypes.cast(address, ctypes.py_object).value
+        for key in [k for k, v in own.items() if type(v).__name__ == "PyCapsule"]:
+            del own[key]
