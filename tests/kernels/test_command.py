@@ -64,6 +64,7 @@ def test_an_interrupt_is_one_line_and_termination_unwinds(capsys: pytest.Capture
 
 def test_a_second_signal_does_not_disturb_the_way_out() -> None:
     ended = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     with pytest.raises(Terminated) as error, terminable():
         try:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -72,6 +73,7 @@ def test_a_second_signal_does_not_disturb_the_way_out() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
             ended.append(True)
+    signal.signal(signal.SIGHUP, before)
     assert ended and error.value.code == 129 and str(error.value) == "SIGHUP"
 
 

@@ -23,6 +23,12 @@ GSM8K = Path(os.path.relpath(ROOT.parent / "shared" / "data" / "gsm8k"))
 SHORT = ("steps=2", "warmup.steps=3", "eval.problems=32", "logger=none", "rollout.top_p=0.95", "rollout.min_p=0.001")
 
 
+def _heard() -> None:
+    """A background job ignores Ctrl-C, and one under nohup the end of its terminal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int
@@ -75,7 +81,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+            preexec_fn=_heard,
         )
 
     def finish(self, timeout: float = 600) -> Outcome:
