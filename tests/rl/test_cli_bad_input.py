@@ -37,7 +37,7 @@ CASES = {
     "key of another system": (("trainer.num_generations=4",), ("did you mean algorithm.group_size?",)),
     "glob over a key": (("seed=glob(*)",), ("seed=glob(*) stands for no value", "data, model, recipe")),
     "glob that finds nothing": (("-m", "model=glob(nope*)"), ("model=glob(nope*) stands for no value",)),
-    "glob without -m": (("model=glob(*)",), ("3 runs", "add -m")),
+    "glob without -m": (("model=glob(*)",), ("5 runs", "add -m")),
     "interval": (("-m", "seed=interval(0,1)"), ("seed=interval(0,1)", "no values of its own")),
     "unknown launcher": (("hydra/launcher=nope",), ("hydra/launcher/nope", "basic")),
     "unknown launcher of a sweep": (("-m", "hydra/launcher=nope", "seed=0,1"), ("hydra/launcher/nope", "basic")),
