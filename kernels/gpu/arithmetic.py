@@ -89,6 +89,17 @@ def fold(v):
 
 
 @triton.jit
+def fold_neighbours(v):
+    """Folds v [S, W] -> [W]: neighbours are added, v[2 i] + v[2 i + 1], until one is left. S a power of two."""
+    S: tl.constexpr = v.shape[0]
+    W: tl.constexpr = v.shape[1]
+    if S == 1:
+        return tl.reshape(v, (W,))
+    else:
+        return fold_neighbours(tl.sum(tl.reshape(v, (S // 2, 2, W)), 1))
+
+
+@triton.jit
 def fold_to(v, TO: tl.constexpr):
     """Folds in the same way, until TO columns are left."""
     R: tl.constexpr = v.shape[0]

@@ -4,22 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.arithmetic import fold
+from kernels.gpu.arithmetic import fold, fold_neighbours
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 LANES = 1024
 """Of the sum over a row: `d_weights`."""
-
-
-@triton.jit
-def tree(v):
-    """Sums up the tree, [L, B] -> [B]: rows 2 i and 2 i + 1 are added until one is left. A sum of two has one order."""
-    L: tl.constexpr = v.shape[0]
-    B: tl.constexpr = v.shape[1]
-    if L == 1:
-        return tl.reshape(v, (B,))
-    else:
-        return tree(tl.sum(tl.reshape(v, (L // 2, 2, B)), 1))
 
 
 @triton.jit
@@ -38,7 +27,7 @@ def combine_kernel(
         w = tl.zeros((LEAVES, BLOCK), tl.float32) + tl.load(weights + t * K + i)
         added = tl.fma(w, tl.broadcast_to(v[None, :], (LEAVES, BLOCK)), nodes)
         nodes = tl.where(((leaf == mine) & (row >= 0))[:, None], added, nodes)
-    tl.store(out + t * n + c, tree(nodes).to(out.dtype.element_ty), mask=c < n)
+    tl.store(out + t * n + c, fold_neighbours(nodes).to(out.dtype.element_ty), mask=c < n)
 
 
 @triton.jit

@@ -36,7 +36,7 @@ class Slots:
     align: int
     first: int  # the first of this rank's experts
     experts: int
-    loose: Loose | None = None
+    loose: Loose = Loose()
 
     @property
     def capacity(self) -> int:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.arithmetic import fold
+from kernels.gpu.arithmetic import fold, fold_neighbours
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 
@@ -53,17 +53,6 @@ def fold_kernel(lanes, nodes, n, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     at = (g * ROWS + tl.arange(0, ROWS))[:, None] * n + i[None, :]
     lane = tl.load(lanes + at, mask=(i < n)[None, :], other=0.0)
     tl.store(nodes + g * n + i, fold(tl.trans(lane)), mask=i < n)
-
-
-@triton.jit
-def fold_neighbours(v):
-    """Folds v [S, W] -> [W]: neighbours are added, v[2 i] + v[2 i + 1], until one is left. S a power of two."""
-    S: tl.constexpr = v.shape[0]
-    W: tl.constexpr = v.shape[1]
-    if S == 1:
-        return tl.reshape(v, (W,))
-    else:
-        return fold_neighbours(tl.sum(tl.reshape(v, (S // 2, 2, W)), 1))
 
 
 @triton.jit

@@ -10,16 +10,26 @@ from kernels.gpu.launch import launch as run
 
 
 @triton.jit
+def silu_times(gate, up):
+    """Computes silu(gate) up of two float32."""
+    return tl.div_rn(gate, 1.0 + exp_f32(-gate)) * up
+
+
+@triton.jit
+def halves(x, r, i, n, STRIPE: tl.constexpr):
+    """Reads columns i of one row's gate and up, as float32: (where gate's stand in x, gate, up). Up's are a stripe further."""
+    j = r * 2 * n + i + i // STRIPE * STRIPE
+    gate = tl.load(x + j, mask=i < n, other=0.0).to(tl.float32)
+    return j, gate, tl.load(x + j + STRIPE, mask=i < n, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def forward_kernel(x, y, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
     """Computes silu(gate) up of BLOCK columns of one row."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < n
-    j = r * 2 * n + i + i // STRIPE * STRIPE  # of gate; that of up is a stripe further
-    gate = tl.load(x + j, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + j + STRIPE, mask=inside, other=0.0).to(tl.float32)
-    z = tl.div_rn(gate, 1.0 + exp_f32(-gate)) * up
-    tl.store(y + r * n + i, z.to(y.dtype.element_ty), mask=inside)
+    _, gate, up = halves(x, r, i, n, STRIPE)
+    tl.store(y + r * n + i, silu_times(gate, up).to(y.dtype.element_ty), mask=i < n)
 
 
 @triton.jit
@@ -28,9 +38,7 @@ def backward_kernel(x, d_y, d_x, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    j = r * 2 * n + i + i // STRIPE * STRIPE  # of gate; that of up is a stripe further
-    gate = tl.load(x + j, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + j + STRIPE, mask=inside, other=0.0).to(tl.float32)
+    j, gate, up = halves(x, r, i, n, STRIPE)
     g = tl.load(d_y + r * n + i, mask=inside, other=0.0).to(tl.float32)
     one = tl.full((BLOCK,), 1.0, tl.float32)
     sigma = tl.div_rn(one, 1.0 + exp_f32(-gate))

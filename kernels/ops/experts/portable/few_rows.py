@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.arithmetic import exp_f32
 from kernels.gpu.launch import cdiv, launch
-from kernels.ops.dispatch import Loose, Slots
+from kernels.ops.dispatch import Slots
+from kernels.ops.swiglu.portable import silu_times
 
 
 @triton.jit
@@ -22,9 +22,7 @@ def gated(root, dtype: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
     kernels.ops.swiglu computes it from rounded values."""
     pairs = tl.permute(tl.reshape(root.to(dtype), (BN // 16, 2, 8, BM)), (0, 2, 3, 1))
     gate, up = tl.split(pairs)
-    gate = gate.to(tl.float32)
-    z = tl.div_rn(gate, 1.0 + exp_f32(-gate)) * up.to(tl.float32)
-    return tl.reshape(z, (BN // 2, BM))
+    return tl.reshape(silu_times(gate.to(tl.float32), up.to(tl.float32)), (BN // 2, BM))
 
 
 @triton.jit
@@ -141,7 +139,7 @@ def product(
     BN, BK, warps, stages = plan or (Plan(128, 64, 8, 4) if slots.align == 64 else Plan())
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)
-    loose = slots.loose or Loose()
+    loose = slots.loose
     blocks = slots.experts if loose.stride else slots.capacity // slots.align
     counts = slots.starts if loose.counts is None else loose.counts
     given = (
