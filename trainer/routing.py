@@ -61,7 +61,7 @@ class Routing:
 
     def __init__(self, config: ModelConfig, experts: Experts, coefficient: float, leaves: int, device: str) -> None:
         """`leaves`: of the gradient's tree of the whole batch."""
-        self._layers, self._experts, self._device = config.layers, experts, device
+        self._experts = experts
         sparse = sum(map(experts.sparse, range(config.layers)))
         self._scale = coefficient * experts.count / (sparse * leaves)
         self._groups = torch.zeros(0)

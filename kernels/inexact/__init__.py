@@ -5,8 +5,8 @@ invariant to anything. For benchmarks and contrast runs: what exactness costs, a
 """
 
 from kernels.inexact.attention import attention
-from kernels.inexact.experts import expert_matmul, gated_experts
+from kernels.inexact.experts import expert_matmul
 from kernels.inexact.logprob import linear_logprob
 from kernels.inexact.matmul import matmul
 
-__all__ = ["attention", "expert_matmul", "gated_experts", "linear_logprob", "matmul"]
+__all__ = ["attention", "expert_matmul", "linear_logprob", "matmul"]

@@ -6,19 +6,12 @@ import torch
 
 from kernels.device import gradient_dtype
 from kernels.inexact.matmul import product
-from kernels.ops import gather, swiglu
 from kernels.ops.dispatch import Slots
-from kernels.ops.experts import STRIPE
 
 
 def expert_matmul(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Computes y and its gradients as in `kernels.ops.expert_matmul`, without its order."""
     return _ExpertMatmul.apply(x, w, slots)
-
-
-def gated_experts(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
-    """Computes silu(gate) up of every choice, as `kernels.ops.gated_experts`."""
-    return swiglu(expert_matmul(gather(x, slots), w, slots), STRIPE)
 
 
 class _ExpertMatmul(torch.autograd.Function):

@@ -20,19 +20,12 @@ class Operations:
     attention: Callable[..., torch.Tensor]
     linear_logprob: Callable[..., torch.Tensor]
     expert_matmul: Callable[..., torch.Tensor]
-    gated_experts: Callable[..., torch.Tensor]
 
 
 OPERATIONS: Mapping[str, Operations] = MappingProxyType(
     {
-        "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob, ops.expert_matmul, ops.gated_experts),
-        "fast": Operations(
-            inexact.matmul,
-            inexact.attention,
-            inexact.linear_logprob,
-            inexact.expert_matmul,
-            inexact.gated_experts,
-        ),
+        "exact": Operations(ops.matmul, ops.attention, ops.linear_logprob, ops.expert_matmul),
+        "fast": Operations(inexact.matmul, inexact.attention, inexact.linear_logprob, inexact.expert_matmul),
     }
 )
 """By Numerics. What is promised of a run is promised of `exact`."""

@@ -68,11 +68,13 @@ class Pass:
     def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],
         rounded once."""
-        size = self.group.shard.size
-        unrounded = torch.float32 if size > 1 else y.dtype  # on one rank the kernel rounds
-        matmul, leaves = self.config.ops.matmul, self.config.leaves // size
-        partial = matmul(y, weight, leaves, groups=self.layout.groups, out_dtype=unrounded)
+        matmul, leaves = self.config.ops.matmul, self.config.leaves // self.group.shard.size
+        partial = matmul(y, weight, leaves, groups=self.layout.groups, out_dtype=self.partial_dtype(y.dtype))
         return self.group.all_reduce(partial, y.dtype)
+
+    def partial_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns what a rank computes its part of a sum in whose root is rounded to `dtype`: on one rank the kernel rounds."""
+        return torch.float32 if self.group.shard.size > 1 else dtype
 
     def add_and_norm(
         self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor

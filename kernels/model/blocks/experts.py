@@ -16,7 +16,7 @@ from kernels.model.blocks.block import Costs, Pass, Weights
 from kernels.model.config import ModelConfig
 from kernels.model.experts import Experts
 from kernels.model.parameter import Parameter
-from kernels.ops import combine, dispatch, gather, route, route_and_dispatch, swiglu
+from kernels.ops import combine, dispatch, gated_experts, gather, route, route_and_dispatch, swiglu
 from kernels.ops.dispatch import Slots
 from kernels.ops.experts import STRIPE, TILE
 
@@ -74,12 +74,11 @@ def forward(
         z = _gated(run, h, weights["experts_gate_up"], slots)
     else:
         ids, share, slots = route_and_dispatch(logits, own.chosen, own.normalize, *where)
-        z = config.ops.gated_experts(h, weights["experts_gate_up"], slots)
+        z = gated_experts(h, weights["experts_gate_up"], slots)
     share = run.routed(run.layer, ids, logits, share)
     y = config.ops.expert_matmul(z, weights["experts_down"], slots)
     del z
-    unrounded = torch.float32 if shard.size > 1 else y.dtype  # on one rank the kernel rounds
-    partial = combine(y, share, ids, slots, config.leaves // shard.size, unrounded)
+    partial = combine(y, share, ids, slots, config.leaves // shard.size, run.partial_dtype(y.dtype))
     return x, run.group.all_reduce(partial, h.dtype)
 
 
