@@ -30,20 +30,19 @@ Leaves = Annotated[
     int,
     Key(
         ge=1,
-        le=_MOST,
         description="leaves of every contraction, a power of two: the largest tp that may ever be used",
     ),
 ]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-Tp = Annotated[int, Key(ge=1, le=_MOST, description="tensor-parallel processes of one engine")]
+Tp = Annotated[int, Key(ge=1, description="tensor-parallel processes of one engine")]
 Threads = Annotated[int, Key(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
-Pages = Annotated[int, Key(ge=1, le=_MOST, description="key-value pages of one engine")]
-PageSize = Annotated[int, Key(ge=1, le=_MOST, description="tokens of a page")]
+Pages = Annotated[int, Key(ge=1, description="key-value pages of one engine")]
+PageSize = Annotated[int, Key(ge=1, description="tokens of a page")]
 PrefixCache = Annotated[bool, Key(description="keep the pages of common prefixes for later requests")]
-MaxRunning = Annotated[int, Key(ge=1, le=_MOST, description="sequences in one batch")]
-MaxBatchTokens = Annotated[int, Key(ge=1, le=_MOST, description="tokens computed in one engine step")]
-PrefillChunk = Annotated[int, Key(ge=1, le=_MOST, description="tokens of one sequence computed in one engine step")]
+MaxRunning = Annotated[int, Key(ge=1, description="sequences in one batch")]
+MaxBatchTokens = Annotated[int, Key(ge=1, description="tokens computed in one engine step")]
+PrefillChunk = Annotated[int, Key(ge=1, description="tokens of one sequence computed in one engine step")]
 
 
 @dataclass(frozen=True)
