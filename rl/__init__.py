@@ -3,16 +3,12 @@
 import os
 import runpy
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-try:
-    _other = version("kernels")
-except PackageNotFoundError:
-    pass
-else:  # an optional package of transformers that has the name of our folder: one would be imported in place of the other
+_packages = runpy.run_path(str(Path(__file__).resolve().parent.parent / "kernels" / "packages.py"))
+# An optional package of transformers has the name of our folder: one would be imported in place of the other
+if _other := _packages["version_of"]("kernels"):
     print(f"samebit: error: the package 'kernels' {_other} hides samebit's: pip uninstall kernels", file=sys.stderr)
     sys.exit(2)
-_packages = runpy.run_path(str(Path(__file__).resolve().parent.parent / "kernels" / "packages.py"))
 _packages["check_packages"](("kernels", "rollout", "trainer"))
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it aborts on SIGTERM; read when ray is imported

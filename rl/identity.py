@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kernels.weights.beside import VERSION
+from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
 from rl.keys import ADDED, EARLIER
@@ -47,7 +47,7 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     """Returns dotted keys and their values, as JSON has them; with `source`, what it trains on, what ends an answer, and of
     which version the arithmetic is."""
     values = config.model_dump(mode="json")
-    values["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
+    values["model"]["dtype"] = name_of(config.dtype)
     flat = {k: v for k, v in _flatten(values, "") if not _is_free(k)}
     if source is None:
         return flat

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
+from kernels.packages import version_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.checkpoints import Checkpoints, beside_files
@@ -262,11 +262,8 @@ def publish_aloud(console: Screen, version: int, send: Callable[[Progress], obje
 def _versions(device: str) -> dict[str, str]:
     packages = ["samebit", "torch", "ray", "transformers", "numpy"]
     packages += ["triton"] if device == "cuda" else []
-    found = {"python": platform.python_version()}
-    for name in packages:
-        with contextlib.suppress(PackageNotFoundError):  # samebit itself, run from a folder that is not installed
-            found[name] = version(name)
-    return found
+    found = {name: version for name in packages if (version := version_of(name))}
+    return {"python": platform.python_version()} | found
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import torch
@@ -26,7 +25,9 @@ from kernels.host.failures import shortage
 from kernels.host.memory import available_memory
 from kernels.model import ConfigError, ModelConfig, costs
 from kernels.model.ahead import Serving, prepare
+from kernels.packages import version_of
 from kernels.tree import TreeError
+from kernels.weights.beside import name_of
 from rollout.arguments import ArgumentError, parse
 from rollout.capacity import ENGINE_PROCESS, tokens_that_fit
 from rollout.engine import EngineConfig, freeze_heap
@@ -235,15 +236,8 @@ def serve(config: ServeConfig) -> int:
 def _info(config: ServeConfig, source: Source, engine: EngineConfig) -> dict[str, Any]:
     """What /server_info says of how the server was started."""
     told = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "api_key"}
-    shape = {"device": engine.device, "pages": engine.pages, "version": _version(), **asdict(engine.limits)}
-    return {**told, **shape, "dtype": str(source.dtype).removeprefix("torch."), "leaves": source.config.leaves}
-
-
-def _version() -> str | None:
-    try:
-        return version("samebit")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return None
+    shape = {"device": engine.device, "pages": engine.pages, "version": version_of("samebit"), **asdict(engine.limits)}
+    return {**told, **shape, "dtype": name_of(source.dtype), "leaves": source.config.leaves}
 
 
 def _connections(config: ServeConfig) -> Any:

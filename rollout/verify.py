@@ -35,6 +35,7 @@ from kernels.host.command import Parser, count, interruptible, output, report, t
 from kernels.host.failures import shortage
 from kernels.model import costs
 from kernels.packages import check_packages
+from kernels.weights.beside import name_of
 from kernels.weights.files import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
@@ -216,7 +217,7 @@ class Verification:
                 top_p=np.array([p.filters[1] for p in asked]),
                 min_p=np.array([p.filters[2] for p in asked]),
             )
-            dtype = str(self.source.dtype).removeprefix("torch.")
+            dtype = name_of(self.source.dtype)
             options = [f"--leaves={self.source.config.leaves}", f"--dtype={dtype}", f"--device={self.device}"]
             options.append(f"--threads={self.threads}")
             command = [sys.executable, "-m", "trainer.score", directory, str(batch), str(out), *options]

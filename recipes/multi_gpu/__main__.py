@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kernels.host.command import Parser, fail
+from kernels.packages import version_of
 from recipes.multi_gpu.command import ROOT
 from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
 from recipes.multi_gpu.problems import write_problems
@@ -28,10 +28,7 @@ from recipes.multi_gpu.record import markdown
 def facts(cards: list[str]) -> dict[str, str]:
     found = {"cards": f"{len(cards)} x {cards[0]}", "python": platform.python_version()}
     for name in ("torch", "triton", "ray", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = version_of(name) or "not installed"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     found["commit"] = git.stdout.strip() or "not a git checkout"
     return found | {"date": time.strftime("%Y-%m-%d", time.gmtime())}

@@ -1,11 +1,12 @@
 """Says what a run is, before it begins."""
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from kernels.model import ModelConfig
+from kernels.packages import version_of
+from kernels.weights.beside import name_of
 from rl.config import ReasoningGymSection, RunConfig
 from rl.data import Source, left_out
 from rl.plan import Plan, gib
@@ -16,9 +17,9 @@ def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, p
     section, data, algorithm = config.model, config.data, config.algorithm
     path = data.task if isinstance(data, ReasoningGymSection) else data.path
     rows = {
-        f"samebit {_version()}": f"{config.numerics} numerics, seed {config.seed}",
+        f"samebit {version_of('samebit') or ''}": f"{config.numerics} numerics, seed {config.seed}",
         "model": f"{section.path or 'random weights'}: {plan.parameters:,} parameters, {model.layers} layers x "
-        f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {_name(config.dtype)}, {model.leaves} leaves",
+        f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}, {model.leaves} leaves",
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
         f"judged by {reward}",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
@@ -29,17 +30,6 @@ def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, p
         "out_dir": f"{config.out_dir}: train.log, metrics.jsonl, and report.html at the end",
     }
     return [f"{name:<{len('samebit 0.0.0')}}  {text}" for name, text in rows.items()]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _version() -> str:
-    try:
-        return version("samebit")
-    except PackageNotFoundError:  # run from a folder that is not installed
-        return ""
 
 
 def _device(device: str) -> str:
