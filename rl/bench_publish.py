@@ -2,7 +2,8 @@
 
 from kernels.bench.publication import main
 from kernels.host.command import interruptible
+from rl.cluster import left_at_once
 
 if __name__ == "__main__":
-    with interruptible():
+    with left_at_once(), interruptible():
         main()

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from kernels.host.command import Parser, fail, interruptible, output
 from rl.align import AlignmentError
-from rl.cluster import session
+from rl.cluster import left_at_once, session
 from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
@@ -266,5 +266,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with interruptible():
+    with left_at_once(), interruptible():
         main(sys.argv[1:])

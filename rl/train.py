@@ -19,7 +19,7 @@ from kernels.packages import version_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.checkpoints import Checkpoints, beside_files
-from rl.cluster import RolloutFleet, TrainerFleet, cluster
+from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem, ProblemStream
@@ -267,4 +267,5 @@ def _versions(device: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(train, prepare)
+    with left_at_once():
+        main(train, prepare)

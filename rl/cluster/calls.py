@@ -1,7 +1,8 @@
 """Calls that run on ranks in other processes: their results, or the one failure that explains the others."""
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 from ray.exceptions import OutOfMemoryError as KilledForMemory
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from kernels.host.command import Terminated
 from kernels.host.failures import OutOfMemory as NoMemory
 from kernels.host.failures import RankLost
 from kernels.host.memory import available_memory
@@ -51,6 +53,18 @@ Calls = dict[Any, Rank]
 """Results that are awaited (Ray's references), and whose."""
 
 
+@contextlib.contextmanager
+def _signals_heard() -> Iterator[None]:
+    """Raises what the handler of a signal raised while Ray waited, and not the SystemError that Ray makes of it."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt | Terminated):
+            raise error.__cause__ from None
+        raise
+
+
+@_signals_heard()
 def gather(calls: Calls, timeout: float | None = None, patience: float | None = None) -> list[Any]:
     """Returns the results of all calls, in order. The first failure ends the wait: the others would hang in a collective. Of
     the failures that arrive within a moment, a death or a Python error outranks the broken connections it causes. RunError
@@ -80,6 +94,7 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
     return ray.get(list(calls))
 
 
+@_signals_heard()
 def settle(calls: Calls) -> None:
     """Waits a moment for what can still answer."""
     ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH)

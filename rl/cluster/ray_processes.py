@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -27,6 +28,9 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
 _SETTINGS = 4  # the type of the frame that a server of HTTP/2 begins with, as every server of Ray is
 
 
+_half_ended = threading.Event()  # Ray was interrupted while it started, or did not end: its servers have been killed
+
+
 class RayLost(RunError):
     """Says that Ray's own processes have ended: no rank can be called any more."""
 
@@ -35,14 +39,29 @@ class RayLost(RunError):
 def session(config: ClusterSection, processes: int, log: Path) -> Iterator[None]:
     """Starts Ray; on the way out, however that is, ends all its processes, and where that is a kill, `log` says so. UserError
     where it cannot start here, RunError where it does not within `config.timeout` seconds."""
-    tag, over = uuid.uuid4().hex, threading.Event()
+    tag, over, started = uuid.uuid4().hex, threading.Event(), False
     with guarded(tag, log):
         try:
             _start_ray(config, processes, tag, over)
+            started = True
             yield
         finally:
-            _end_ray(tag)
+            _end_ray(tag, started)
             over.set()
+
+
+@contextlib.contextmanager
+def left_at_once() -> Iterator[None]:
+    """Ends this process with the exit code of what is inside, at once where Ray was interrupted while it started: Python's own
+    exit would wait for servers that have been killed, ten seconds or for ever. For a command's last line alone."""
+    try:
+        yield
+    except SystemExit as end:
+        if _half_ended.is_set() and isinstance(end.code, int):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 def check_ray() -> None:
@@ -128,13 +147,15 @@ def unstarted(error: Exception, at: str) -> Exception:
     return RunError(f"Ray did not start {at}: {reason or type(error).__name__}")
 
 
-def _end_ray(tag: str) -> None:
-    """Also ends what Ray leaves behind where it was interrupted while it started, or does not end by itself."""
+def _end_ray(tag: str, started: bool) -> None:
+    """Also ends what Ray leaves behind where it was interrupted before it had `started`, or does not end by itself."""
     left = family(tag, set())
     thread = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
     thread.start()
     thread.join(_END)
     end(tag, left, patience=3)
+    if not started or thread.is_alive():
+        _half_ended.set()
     _servers.cache_clear()
 
 

@@ -180,14 +180,14 @@ def test_dead_rollout_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("when", ["start", "steps"])
+@pytest.mark.parametrize("when", ["start", "ranks", "steps"])
 def test_a_signal_ends_it_as_an_interrupt_does(tmp_path: Path, when: str, number: signal.Signals, code: int) -> None:
     """One line, in the console and in train.log; no process is left."""
     with command(*LONG, cwd=tmp_path) as running:
-        if when == "start":
-            running.wait_for("raylet/raylet")
-        else:
+        if when == "steps":
             running.line("held-out accuracy")
+        else:
+            running.wait_for("raylet/raylet" if when == "start" else "ray::TrainerRank")
         running.process.send_signal(number)
         line = running.finish(timeout=60).error(code)
         goes_on = "; with out_dir=run the same command goes on" if when == "steps" else ""

@@ -15,10 +15,11 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from kernels.collectives.rendezvous import address_of, connect
+from kernels.host.command import Terminated
 from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, rendezvous
-from rl.cluster.calls import Rank, gather, root_cause
+from rl.cluster.calls import Rank, gather, root_cause, settle
 from rl.cluster.family import WORDLESS
 from rl.cluster.ray_processes import check_address, unstarted
 from rl.errors import RunError, UserError
@@ -166,6 +167,21 @@ def test_a_stopped_rank_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> N
     process.stopped = False
     with pytest.raises(RunError, match="trainer rank 0 did not answer within 50 s"):
         gather(calls, timeout=50, patience=7)
+
+
+@pytest.mark.parametrize("asked", [Terminated(15), KeyboardInterrupt(), None])
+def test_a_signal_is_heard_while_ray_waits(monkeypatch: pytest.MonkeyPatch, asked: BaseException | None) -> None:
+    """Ray makes a SystemError of what a handler raises in its `wait`; any other SystemError stays."""
+    error = SystemError("<cyfunction CoreWorker.wait> returned a result with an exception set")
+
+    def wait(*_: object, **__: object) -> None:
+        raise error from asked
+
+    monkeypatch.setattr("rl.cluster.calls.ray.wait", wait)
+    for waits in (gather, settle):
+        with pytest.raises(BaseException) as caught:
+            waits({"one": Rank("trainer rank 0", None)})
+        assert caught.value is (asked or error)
 
 
 def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:

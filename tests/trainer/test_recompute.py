@@ -75,7 +75,7 @@ def test_masters_are_rounded_before_they_travel_and_gradients_are_not(mesh: Devi
     layer._layer = spy
     batch = random_batch(config, 4)
     for micro_batch in trainer.cut(batch):
-        trainer._backward(batch.take(*micro_batch.sequences(0, 1)), LikelihoodLoss())
+        trainer._backward(batch.take(*micro_batch.sequences(0, 1)), LikelihoodLoss(), None)
     assert set(seen.values()) == {torch.bfloat16} and "qkv" in seen
     for name, parameter in trainer.model.named_parameters():
         gradient = parameter.grad.to_local()
