@@ -119,8 +119,10 @@ class EvalSection(Section):
     """Says when the policy is evaluated, and on how much."""
 
     problems: Positive = Field(description="held-out problems")
+    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
     every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
     temperature: float = Field(ge=0)
+    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
 
 
 class AlignSection(Section):

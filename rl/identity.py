@@ -17,6 +17,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "data.path",  # CONTENT says what is there
     "dry_run",
     "eval.every",
+    "eval.keep_samples",
     "logger",
     "out_dir",
     "resume",

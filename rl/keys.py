@@ -6,7 +6,13 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {"algorithm.name": "grpo", "trainer.router_aux_loss_coef": 0.0, "cluster.patience": 60}
+ADDED = {
+    "algorithm.name": "grpo",
+    "trainer.router_aux_loss_coef": 0.0,
+    "cluster.patience": 60,
+    "eval.samples": 1,
+    "eval.keep_samples": False,
+}
 """Keys that it did not have, and what it did."""
 
 _MEANT = {  # names that other systems have for a key
@@ -25,6 +31,8 @@ _MEANT = {  # names that other systems have for a key
     "reward_fn": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
+    "num_generations_eval": ("eval.samples",),
+    "val_kwargs.n": ("eval.samples",),
 }
 
 

@@ -47,7 +47,6 @@ ALLOWED = {  # why: "file, function, what"
         "rl/journal.py compare np.cumsum",
         "rl/metrics.py  **",
         "rl/report/page.py facts sum",
-        "rl/evaluate.py Evaluator.__call__ sum",
         "rl/pack.py pack_supervised .sum",
         "rl/pack.py pack_supervised np.cumsum",
         "rl/plan.py _check_cards sum",
@@ -93,6 +92,15 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "bytes of a step in the mean, for plans and benchmarks; it decides no bit": (
         "kernels/model/costs.py step_bytes **",
+    ),
+    "what an evaluation found: whole numbers and fractions, shown": (
+        "rl/evaluation/measures.py _mean sum",
+        "rl/evaluation/measures.py _pass_at **",
+        "rl/evaluation/measures.py _pass_at sum",
+        "rl/evaluation/measures.py interval **",
+        "rl/evaluation/measures.py interval sum",
+        "rl/evaluation/measures.py measure sum",
+        "rl/evaluation/samples.py _rows sum",
     ),
     "fractions: whole numbers, which Python multiplies exactly": ("kernels/scalars.py root_of_power **",),
     "a proposal that whole numbers confirm or correct": ("kernels/scalars.py root_of_power math.pow",),

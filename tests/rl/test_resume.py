@@ -326,7 +326,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
-        "eval.problems", "eval.temperature",
+        "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip
     values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
     for name in FREE:
