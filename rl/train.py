@@ -125,7 +125,8 @@ def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_
     stack.enter_context(console.keep(out_dir / "train.log"))
     stack.enter_context(reported(out_dir))
     log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
-    console.print(f"{'wandb':<13}  {log.wandb_at or 'none'}")
+    for kind, where in log.shown_at.items():
+        console.print(f"{kind:<13}  {where}")
     return log
 
 
