@@ -32,12 +32,10 @@ class TrackioTracker:
 
     def summarise(self, summary: Mapping[str, Any], completions: Sequence[Sequence[Any]]) -> None:
         """Logs the summary's numbers and a table of completions."""
-        import pandas  # datasets brings it
-
         trackio.log({f"summary/{k}": v for k, v in numbers(summary).items()})
         if completions:
-            frame = pandas.DataFrame([list(map(str, row)) for row in completions], columns=list(TABLE_COLUMNS))
-            trackio.log({"completions": trackio.Table(dataframe=frame)})
+            rows = [list(map(str, row)) for row in completions]
+            trackio.log({"completions": trackio.Table(columns=list(TABLE_COLUMNS), data=rows)})
 
     def close(self, exit_code: int) -> None:
         """Ends the run there."""
