@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rl.data import Problem
 from rl.environments.environment import Environment, Generate
+from rl.errors import UserError
 from rl.run.screen import Waiting
 from rollout.sampling import Request
 
@@ -17,8 +18,8 @@ from rollout.sampling import Request
 class Evaluation:
     """Holds what the policy earned on the held-out problems."""
 
-    accuracy: float  # share of the problems whose completion earns 1 or more
-    reward: float  # mean over the problems
+    accuracy: float  # share of the problems whose completion earns 1 or more, of those that are judged
+    reward: float  # mean over these
 
     def metrics(self) -> dict[str, float]:
         """Names the values as a log does."""
@@ -47,12 +48,16 @@ class Evaluator:
             cards.to_rollout()
             compare()
             transcripts = self.environment.play(self.requests, generate)
-        pairs = zip(self.problems, transcripts, strict=True)
-        earned = [self.environment.judge(problem, transcript).reward for problem, transcript in pairs]
+        samples = self.environment.judge(self.problems, transcripts)
+        earned = [sample.reward for sample in samples if sample.reward is not None]
+        if not earned:
+            why = next((f", first: {s.error}" for s in samples if s.error), "")
+            raise UserError(f"an evaluation in which no completion is judged: {self.judged_by} leaves all out{why}")
         right, count = sum(r >= 1 for r in earned), len(earned)
+        left = f", {len(samples) - count} left out" if count < len(samples) else ""
         found = Evaluation(right / count, math.fsum(earned) / count)
         console.print(
-            f"held-out accuracy {found.accuracy:.3f} ({right} of {count} earn 1, mean reward {found.reward:.3f}, by "
+            f"held-out accuracy {found.accuracy:.3f} ({right} of {count} earn 1{left}, mean reward {found.reward:.3f}, by "
             f"{self.judged_by}; temperature {self.requests[0].sampling.temperature})",
             soft_wrap=True,
         )

@@ -6,7 +6,15 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {"algorithm.name": "grpo", "trainer.router_aux_loss_coef": 0.0, "cluster.patience": 60}
+ADDED = {
+    "algorithm.name": "grpo",
+    "trainer.router_aux_loss_coef": 0.0,
+    "cluster.patience": 60,
+    "scoring.errors": "fail",
+    "scoring.workers": 2,
+    "scoring.timeout": 300,
+    "scoring.total": 3600,
+}
 """Keys that it did not have, and what it did."""
 
 _MEANT = {  # names that other systems have for a key
@@ -23,6 +31,8 @@ _MEANT = {  # names that other systems have for a key
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),
     "reward_fn": ("reward",),
+    "reward_funcs": ("reward",),
+    "custom_reward_function": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
 }
@@ -58,7 +68,7 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
             new[here].setdefault(name, new[there].pop(key))
     for key, value in ADDED.items():
         section, name = key.split(".")
-        if isinstance(new.get(section), dict):
+        if isinstance(new.setdefault(section, {}), dict):
             new[section].setdefault(name, value)
     return new
 

@@ -10,8 +10,9 @@ from rl.data import Source, open_source
 from rl.environments.single_turn import SingleTurn
 from rl.evaluate import Evaluation, Evaluator
 from rl.requests import requests_for
-from rl.rewards.reward import Reward, open_reward
+from rl.rewards.reward import Reward
 from rollout.sampling import Completion, Request, SamplingParams
+from tests.rl.rewards.opening import opened
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def answers(
 
 def test_by_the_datas_verifier(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
     right = [p.answer for p in source.held_out[:3]]
-    found, line = answers(source, [*right, "99999"], open_reward(None, source), capsys)
+    found, line = answers(source, [*right, "99999"], opened(source), capsys)
     assert found.accuracy == 0.75 and found.metrics()["eval/accuracy"] == 0.75
     assert line.startswith("held-out accuracy 0.750 (3 of 4 earn 1, mean reward 0.7")
     assert "by the verifier of chain_sum; temperature 0.5)" in line
 
 
 def test_by_the_users_reward(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    found, line = answers(source, ["", "1", "12", "123"], open_reward("tests.rl.command:length", source), capsys)
+    found, line = answers(source, ["", "1", "12", "123"], opened(source, "tests.rl.command:length"), capsys)
     assert found == Evaluation(0.75, 1.5) and found.metrics() == {"eval/accuracy": 0.75, "eval/reward": 1.5}
     assert "(3 of 4 earn 1, mean reward 1.500, by reward=tests.rl.command:length; temperature 0.5)" in line
