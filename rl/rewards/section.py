@@ -13,6 +13,7 @@ VERIFIER = "verifier"
 """What the data's own verifier is called in `reward`."""
 BUILT_IN = {
     "answer": "rl.rewards.answer:answer",
+    "code": "rl.rewards.code:code",
     "exact": "rl.rewards.exact:exact",
     "format": "rl.rewards.format:format",
     "length": "rl.rewards.length:length",
