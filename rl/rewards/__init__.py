@@ -10,6 +10,7 @@ claim.py     what is judged, and what comes of it
 answer.py    built in: the right answer, by text or by math-verify     exact.py   the same text
 format.py    built in: the form                                       length.py  short ones
 code.py      built in: programs, against the tests of their row (sandbox.py is what runs one)
+http.py      built in: what a server answers                          judge.py  what a model says
 
 To add one: a file here with one function, and its name in `BUILT_IN` (section.py). To use one of yours: docs/rewards.md.
 What a kind of data brings to judge by is made where its problems are (`Source.judge`, rl/data). Whatever judges must give the

@@ -11,11 +11,10 @@ from multiprocessing.connection import wait
 
 from rl.rewards.claim import Found
 from rl.rewards.process import JudgeError, Process
-from rl.rewards.worker import Call, Wanted, late
+from rl.rewards.worker import TOGETHER, Call, Wanted, late
 
 _PATIENCE = 60.0  # seconds of one call before it is said that it is still under way
 _BUSY = 0.5  # seconds of work after which other processes are worth their start
-_TOGETHER = 64  # async calls that one process awaits at the same time
 _GRACE = 5.0  # seconds in which a process says itself which of its async calls are late
 
 
@@ -124,7 +123,7 @@ class _Work:
     def _take(self) -> list[int]:
         """Takes the next call, or as many async ones as one process awaits together."""
         chosen = [self._waiting.popleft()]
-        share = min(_TOGETHER, -(-(len(self._waiting) + 1) // self._pool.workers))
+        share = min(TOGETHER, -(-(len(self._waiting) + 1) // self._pool.workers))
         while (
             self._waiting and len(chosen) < share and self._is_shared(chosen[0]) and self._is_shared(self._waiting[0])
         ):

@@ -16,6 +16,8 @@ BUILT_IN = {
     "code": "rl.rewards.code:code",
     "exact": "rl.rewards.exact:exact",
     "format": "rl.rewards.format:format",
+    "http": "rl.rewards.http:http",
+    "judge": "rl.rewards.judge:judge",
     "length": "rl.rewards.length:length",
 }
 """Rewards that need no import path, and the functions that they are."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 from rl.rewards.claim import Claim, Found, raised
 from rl.rewards.styles import Function
 
+TOGETHER = 64
+"""Async calls that one process awaits at the same time."""
 _FAREWELL = 1.0  # seconds in which a process that is between two calls ends as others do
 
 
@@ -60,6 +63,7 @@ def main(handle: int) -> None:
         pipe.send((len(functions), raised(error)))
         return
     loop = asyncio.new_event_loop()  # one for all calls: a client that is kept between them belongs to it
+    loop.set_default_executor(ThreadPoolExecutor(TOGETHER))  # no call that is awaited waits for a thread
     while True:
         try:
             calls, limit = pipe.recv()
