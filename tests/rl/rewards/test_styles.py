@@ -1,11 +1,13 @@
 """Rewards as other frameworks write them, unmodified."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rl.compose import check
 from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
@@ -237,3 +239,10 @@ def test_bad_arguments_of_what_is_built_in(source: Source) -> None:
         UserError, match=r"reward='formt' .*no function after 'formt'; verifier, answer, .* are built in"
     ):
         opened(source, "formt")
+
+
+def test_the_commands_of_the_docs() -> None:
+    lines = (ROOT / "docs" / "rewards.md").read_text().splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("python -m rl.train")]
+    found = {r.function for command in commands for r in check(command[3:])[0].reward}
+    assert {"answer", "format", "code", "http", "judge"} <= found and len(commands) >= 5
