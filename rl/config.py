@@ -1,7 +1,7 @@
 """Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -12,6 +12,7 @@ from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
+from rl.rewards.section import Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
 from rollout.keys import (
@@ -224,7 +225,11 @@ class RunConfig(Section):
     logger: Trackers = Field(
         description="where the run is shown beside its files: wandb, tensorboard, trackio, several as a list, or none"
     )
-    reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
+    reward: Rewards = Field(
+        description="module:function, path/to/file.py:function or a built-in one of rl/rewards; null: the data's own "
+        "verifier; or a list of {function, weight, args, name}, whose weighted sum is the reward"
+    )
+    scoring: ScoringSection
     model: ModelSection
     data: Annotated[ReasoningGymSection | JsonlSection, Field(discriminator="kind")]
     rollout: RolloutSection
@@ -279,7 +284,8 @@ def unknown_key(key: str, known: list[str], asked: str = "") -> str:
 def _all_keys(section: Any, path: str = "") -> Iterator[str]:
     """Every dotted key, of any choice."""
     for name, field in section.model_fields.items():
-        choices = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
+        inside = () if get_origin(field.annotation) is tuple else get_args(field.annotation)  # a list is one value
+        choices = [c for c in (field.annotation, *inside) if isinstance(c, type)]
         below = [c for c in choices if issubclass(c, Section)]
         for choice in below:
             yield from _all_keys(choice, f"{path}{name}.")

@@ -31,6 +31,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.threads",
     "rollout.tp",
     "save_model",
+    "scoring",
     "steps",
     "trainer.checkpointing",
     "trainer.micro_leaves",

@@ -1,5 +1,6 @@
 """Says in a run's logs what each step did: rewards, lengths, the loss, and how far sampler and trainer are apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,6 +76,9 @@ class Journal:
             "completion": sample.text,
             "answer": group.problem.answer,
             "reward": sample.reward,
+            "rewards": dict(sample.parts),
+            **({"notes": dict(sample.notes)} if sample.notes else {}),
+            **({"error": sample.error} if sample.error else {}),
             "tokens": ids,
             "token_texts": [self._tokenizer.decode([t], special=True) for t in ids],
             "logprobs": batch.logprobs[mine].tolist(),
@@ -104,13 +108,9 @@ def compare(batch: Batch, report: StepReport) -> dict[str, Any]:
 
 def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
     """Sums up rewards, lengths, and what the trainer reports."""
-    rewards = np.array([r for g in groups for r in g.rewards])
     ends = [c.finish_reason for g in groups for s in g.samples for c in s.completions]
     return {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "reward/solved_frac": float((rewards >= 1).mean()),
-        "reward/groups_without_signal_frac": float(np.mean([len(set(g.rewards)) == 1 for g in groups])),
+        **rewards(groups),
         "response/length_mean": float(batch.counts.mean()),
         "response/truncated_frac": float(np.mean([reason == "length" for reason in ends])),
         "policy/entropy": float(-report.logprobs.mean(dtype=np.float64)),  # Monte Carlo: the tokens are its own samples
@@ -120,4 +120,26 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
         "memory/trainer_peak_gib": report.peak_bytes / 2**30,
         "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
         **(report.routing.metrics() if report.routing else {}),
+    }
+
+
+def rewards(groups: Sequence[Group]) -> dict[str, float]:
+    """Sums up rewards: of the sum, over the samples that have one, and by name, over those that each has a say in; NaN where
+    there are none."""
+    samples = [sample for group in groups for sample in group.samples]
+    earned = np.array([s.reward for s in samples if s.reward is not None])
+    judged = [{r for r in group.rewards if r is not None} for group in groups]
+    named: dict[str, list[float]] = {}
+    for sample in samples:
+        numbers = {what: x for what, x in sample.notes.items() if isinstance(x, int | float)}
+        for name, value in ({**sample.parts, **numbers}).items():
+            named.setdefault(name, []).append(float(value))
+    return {
+        "reward/mean": float(earned.mean()) if len(earned) else math.nan,
+        "reward/std": float(earned.std()) if len(earned) else math.nan,
+        "reward/solved_frac": float((earned >= 1).mean()) if len(earned) else math.nan,
+        "reward/groups_without_signal_frac": float(np.mean([len(of_group) <= 1 for of_group in judged])),
+        "reward/left_out": sum(s.reward is None for s in samples),
+        "reward/errors": sum(bool(s.error) for s in samples),
+        **{f"reward/{name}": math.fsum(values) / len(values) for name, values in named.items()},
     }

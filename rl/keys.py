@@ -12,6 +12,10 @@ ADDED = {
     "cluster.patience": 60,
     "eval.samples": 1,
     "eval.keep_samples": False,
+    "scoring.errors": "fail",
+    "scoring.workers": 2,
+    "scoring.timeout": 300,
+    "scoring.total": 3600,
 }
 """Keys that it did not have, and what it did."""
 
@@ -29,6 +33,8 @@ _MEANT = {  # names that other systems have for a key
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),
     "reward_fn": ("reward",),
+    "reward_funcs": ("reward",),
+    "custom_reward_function": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
     "num_generations_eval": ("eval.samples",),
@@ -66,7 +72,7 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
             new[here].setdefault(name, new[there].pop(key))
     for key, value in ADDED.items():
         section, name = key.split(".")
-        if isinstance(new.get(section), dict):
+        if isinstance(new.setdefault(section, {}), dict):
             new[section].setdefault(name, value)
     return new
 

@@ -118,7 +118,10 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "metrics, charts, and seconds: shown, and read by nothing that computes": (
         "rl/journal.py describe .mean",
-        "rl/journal.py describe .std",
+        "rl/journal.py rewards .mean",
+        "rl/journal.py rewards .std",
+        "rl/journal.py rewards np.mean",
+        "rl/journal.py rewards sum",
         "rl/journal.py describe np.mean",
         "rl/metrics.py _pearson .mean",
         "rl/metrics.py _pearson .sum",
@@ -138,6 +141,10 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "where sympy tries whether two expressions are equal: Python's Mersenne Twister, which Python keeps": (
         "rl/rewards/answer.py same_answer random.seed",
+    ),
+    "a user's program may draw numbers: it shall draw the same ones every time": (
+        "rl/rewards/sandbox.py  import random",
+        "rl/rewards/sandbox.py main random.seed",
     ),
     "chooses what is tried; whatever it is has one result": (
         "rl/prove.py  import random",

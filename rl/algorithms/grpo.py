@@ -42,9 +42,13 @@ class Grpo:
     def batch(self, groups: Sequence[Group]) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
         transcripts = [sample.transcript for group in groups for sample in group.samples]
-        worth = [a for group in groups for a in advantages(group.rewards, self.section.advantage)]
+        worth: list[float] = []
+        for group in groups:
+            judged = iter(advantages([r for r in group.rewards if r is not None], self.section.advantage))
+            worth += [0.0 if r is None else next(judged) for r in group.rewards]
+        kept = np.array([r is not None for group in groups for r in group.rewards])
         counts = sampled_counts(transcripts)
-        shares = (1.0 / loss_counts(counts, self.section.loss_mean, self.max_new_tokens)).astype(np.float32)
+        shares = (kept / loss_counts(counts, self.section.loss_mean, self.max_new_tokens)).astype(np.float32)
         return pack(transcripts, np.repeat(np.array(worth, dtype=np.float32), counts), np.repeat(shares, counts))
 
 
@@ -57,7 +61,8 @@ def advantages(rewards: Sequence[float], kind: Advantage) -> tuple[float, ...]:
 
     Sums are exact (fsum), so the result does not depend on the machine.
     """
-    n = len(rewards)
+    if (n := len(rewards)) < 2:
+        return (0.0,) * n  # nothing to compare with
     mean = math.fsum(rewards) / n
     centred = [r - mean for r in rewards]
     if kind == "dr_grpo":

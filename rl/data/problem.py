@@ -1,11 +1,13 @@
 """Defines a problem, a source of problems, and the order in which a run takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl.data.draws import Draws
-from rollout.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a process that judges needs problems, and no torch
+    from rollout.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Problem:
     prompt_ids: tuple[int, ...]
     answer: str  # the result that a completion is judged by; "" where the source knows none, but judges
     solution: str  # what a supervised step teaches; ends in the result
-    record: Any  # the source's own record, for its verifier
+    record: Any  # the source's own record, for its verifier: of a data set the row, with every field
+    messages: Sequence[Mapping[str, Any]] | None = None  # that the prompt was written from; None: it was a text
 
 
 TRAIN, WARMUP = 0, 1
@@ -37,7 +40,7 @@ class Source:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     judge: Judge
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     left_out: int = 0  # problems of neither, because their prompts are too long
     verifier: str = "the data's verifier"  # what `judge` is called
     warnings: tuple[str, ...] = ()  # one line each

@@ -160,6 +160,20 @@ def none(problem: object, text: str) -> None:
     return None
 
 
+def pair(problem: object, text: str) -> list[float]:
+    return [1.0, 2.0]
+
+
+def picky(problem: object, text: str) -> float:
+    if text == "bad":
+        raise ValueError("no")
+    return 1.0
+
+
+def strange(whatever: object) -> float:
+    return 1.0
+
+
 def length(problem: object, text: str) -> float:
     return float(len(text))
 

@@ -48,8 +48,8 @@ class Fake:
     def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
         return [(r.prompt_ids, c) for r, c in zip(requests, generate(requests), strict=True)]
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        return Sample(transcript, "56", 1.0)
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        return [Sample(transcript, "56", 1.0) for transcript in transcripts]
 
     def batch(self, groups: Sequence[Group]) -> Batch:
         transcripts = [s.transcript for g in groups for s in g.samples]

@@ -36,9 +36,8 @@ class Echo:
         )
         return [(r.prompt_ids, a, ANSWER, b) for r, a, b in zip(requests, first, second, strict=True)]
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        ids = [t for c in completions(transcript) for t in c.token_ids]
-        return Sample(transcript, "", float(sum(ids)))
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        return [Sample(t, "", float(sum(i for c in completions(t) for i in c.token_ids))) for t in transcripts]
 
 
 def played(name: str) -> tuple[list[Problem], list[Transcript]]:
