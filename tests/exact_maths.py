@@ -109,7 +109,8 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "metrics, charts, and seconds: shown, and read by nothing that computes": (
         "rl/journal.py describe .mean",
-        "rl/journal.py describe .std",
+        "rl/journal.py rewards .mean",
+        "rl/journal.py rewards .std",
         "rl/journal.py describe np.mean",
         "rl/metrics.py _pearson .mean",
         "rl/metrics.py _pearson .sum",
@@ -129,6 +130,10 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "where sympy tries whether two expressions are equal: Python's Mersenne Twister, which Python keeps": (
         "rl/rewards/answer.py same_answer random.seed",
+    ),
+    "what a program that is judged draws: the same in every run, from Python's Mersenne Twister": (
+        "rl/rewards/sandbox.py  import random",
+        "rl/rewards/sandbox.py main random.seed",
     ),
     "chooses what is tried; whatever it is has one result": (
         "rl/prove.py  import random",
