@@ -138,8 +138,8 @@ def rewards(groups: Sequence[Group]) -> dict[str, float]:
         "reward/mean": float(earned.mean()) if len(earned) else math.nan,
         "reward/std": float(earned.std()) if len(earned) else math.nan,
         "reward/solved_frac": float((earned >= 1).mean()) if len(earned) else math.nan,
-        "reward/groups_without_signal_frac": float(np.mean([len(of_group) <= 1 for of_group in judged])),
-        "reward/left_out": sum(s.reward is None for s in samples),
-        "reward/errors": sum(bool(s.error) for s in samples),
+        "reward/groups_without_signal_frac": len([rs for rs in judged if len(rs) <= 1]) / len(judged),
+        "reward/left_out": len([s for s in samples if s.reward is None]),
+        "reward/errors": len([s for s in samples if s.error]),
         **{f"reward/{name}": math.fsum(values) / len(values) for name, values in named.items()},
     }

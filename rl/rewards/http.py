@@ -6,46 +6,50 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
 _PASSES = (408, 429, 500, 502, 503, 504)  # statuses of a server that may do better in a moment
 
 
-async def http(
-    prompts: list[Any],
-    completions: list[Any],
-    url: str,
-    timeout: float = 60.0,
-    retries: int = 3,
-    key: str = "",
-    columns: bool = False,
-    **row: Any,
-) -> list[float | None]:
+class Server:
     """POSTs {"prompts": [...], "completions": [...]} of one problem and takes {"rewards": [...]}, one number or null a
     completion.
 
-    timeout  seconds of one request
-    retries  further ones where the server cannot be reached, is busy or fails by itself, after 1, 2, 4, ... seconds; then, and
-             at once where it refuses the request, it is an error (scoring.errors)
-    key      the environment variable that holds a bearer token
-    columns  sends the columns of the row too
-
     Whether the server answers alike on every day is its own affair; a run is the same again only if it does.
     """
-    body = {"prompts": prompts, "completions": completions}
-    if columns:
-        names = [name for name in row if name not in ("completion_ids", "trainer_state", "log_metric", "log_extra")]
-        body = {name: row[name] for name in names} | body
-    answer = await asyncio.to_thread(post, url, body, timeout, retries, key)
-    if not isinstance(answer, Mapping) or not isinstance(answer.get("rewards"), list):
-        raise ValueError(f"{url} answered no rewards: {short(answer)}")
-    return list(answer["rewards"])
+
+    def __init__(self, url: str, timeout: float = 60.0, retries: int = 3, key: str = "", columns: bool = False) -> None:
+        """
+        timeout  seconds of one request
+        retries  further ones where the server cannot be reached, is busy or fails by itself, after 1, 2, 4, ... seconds; then,
+                 and at once where it refuses the request, it is an error (scoring.errors)
+        key      the environment variable that holds a bearer token
+        columns  sends the columns of the row too
+        """
+        self._url, self._how, self._columns = url, (timeout, retries, key), columns
+
+    async def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        trainer_state: None,
+        log_metric: Callable[..., None],
+        log_extra: Callable[..., None],
+        **row: Any,
+    ) -> list[float | None]:
+        """Returns the rewards of the completions of one problem, as TRL calls for them."""
+        body = (row if self._columns else {}) | {"prompts": prompts, "completions": completions}
+        answer = await asyncio.to_thread(post, self._url, body, *self._how)
+        if not isinstance(answer, Mapping) or not isinstance(answer.get("rewards"), list):
+            raise ValueError(f"{self._url} answered no rewards: {short(answer)}")
+        return list(answer["rewards"])
 
 
 def post(url: str, body: Mapping[str, Any], timeout: float, retries: int, key: str) -> Any:
-    """POSTs JSON and returns the JSON of the answer; see `http` for the arguments. ConnectionError says what went wrong."""
+    """POSTs JSON and returns the JSON of the answer; see `Server` for the arguments. ConnectionError says what went wrong."""
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {os.environ[key]}"
@@ -66,5 +70,6 @@ def post(url: str, body: Mapping[str, Any], timeout: float, retries: int, key: s
 
 
 def short(value: Any) -> str:
+    """Returns the first 200 characters of what a message shows, on one line."""
     text = " ".join(str(value).split())
     return text if len(text) <= 200 else f"{text[:200]}..."

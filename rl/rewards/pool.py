@@ -19,7 +19,12 @@ _GRACE = 5.0  # seconds in which a process says itself which of its async calls 
 
 
 class ImportFailed(Exception):
-    """Says which function (`args[0]`: its index) cannot be imported or called, and why."""
+    """Says which functions (a slice of all: one, or all where the process ended) cannot be imported or called, and how that
+    went."""
+
+    def __init__(self, which: slice, how: str) -> None:
+        super().__init__(which, how)
+        self.which, self.how = which, how
 
 
 class Pool:
@@ -60,10 +65,11 @@ class Pool:
                 raise JudgeError(process.how_it_ended())
             answer = process.receive()
         except JudgeError as error:
-            raise ImportFailed(0, str(error)) from None
+            raise ImportFailed(slice(None), str(error)) from None
         if isinstance(answer, tuple):
             process.close()
-            raise ImportFailed(*answer)
+            at, how = answer
+            raise ImportFailed(slice(at, at + 1), how)
         self.kinds = answer
         self.ready.append(process)
 

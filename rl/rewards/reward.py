@@ -63,10 +63,9 @@ class WeightedSum:
         try:
             return list(zip(calls, self._pool(calls, until_error=not self._drop), strict=False))
         except ImportFailed as error:
-            name = [part.name for part in self._parts if not part.judge][error.args[0]]
-            raise UserError(
-                f"the reward {name} was imported once, and in a second process not: {error.args[1]}"
-            ) from None
+            names = [part.name for part in self._parts if not part.judge][error.which]
+            how = f"could be imported once, and in another process not: {error.how}"
+            raise UserError(f"the reward {', '.join(names)} {how}") from None
 
     def _verdict(self, claim: Claim, row: Sequence[Found]) -> Verdict:
         pairs = list(zip(self._parts, row, strict=True))
@@ -95,12 +94,12 @@ def open_reward(
 ) -> Reward:
     """Opens what the config names; UserError where that cannot be imported or called. `say` tells of the first failure that
     leaves a sample out."""
-    rewards = rewards or (RewardSection(function=VERIFIER),)
+    of_user, rewards = bool(rewards), rewards or (RewardSection(function=VERIFIER),)
     parts = [Part(r.called, r.weight, source.judge if r.function == VERIFIER else None) for r in rewards]
     chosen = [r for r in rewards if r.function != VERIFIER]
     pool = _open_pool(chosen, scoring) if chosen else None
     drop = say if scoring.errors == "drop" else None
-    return Reward(_named(rewards, source), WeightedSum(parts, pool, drop), of_user=bool(chosen))
+    return Reward(_named(rewards, source), WeightedSum(parts, pool, drop), of_user)
 
 
 def _named(rewards: Sequence[RewardSection], source: Source) -> str:
@@ -115,9 +114,11 @@ def _open_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Poo
     try:
         return Pool(wanted, scoring.workers, scoring.timeout, scoring.total)
     except ImportFailed as error:
-        function, (i, how) = rewards[error.args[0]].function, error.args
-        known = "" if ":" in function else f"; {VERIFIER}, {', '.join(BUILT_IN)} are built in"
-        raise UserError(f"reward={rewards[i].function!r} (module:function): {how}{known}") from None
+        names = [r.function for r in rewards][error.which]
+        known = (
+            "" if any(":" in n or n in BUILT_IN for n in names) else f"; {VERIFIER}, {', '.join(BUILT_IN)} are built in"
+        )
+        raise UserError(f"reward={', '.join(map(repr, names))} (module:function): {error.how}{known}") from None
 
 
 def _calls(function: int, batched: bool, claims: Sequence[Claim]) -> Iterator[Call]:

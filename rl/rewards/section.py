@@ -16,7 +16,7 @@ BUILT_IN = {
     "code": "rl.rewards.code:code",
     "exact": "rl.rewards.exact:exact",
     "format": "rl.rewards.format:format",
-    "http": "rl.rewards.http:http",
+    "http": "rl.rewards.http:Server",
     "judge": "rl.rewards.judge:judge",
     "length": "rl.rewards.length:length",
 }

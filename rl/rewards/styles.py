@@ -23,9 +23,12 @@ _KINDS = (
 )
 _PLAIN = (str, int, float, bool, type(None))
 
+Started = tuple[Any, Callable[[Any], list[Found]]]
+"""What a function returned, which may be awaitable, and what reads its result."""
+
 
 class Function:
-    """Calls a reward in its style: `read(claims, function(*arguments))`."""
+    """Calls a reward in its style."""
 
     def __init__(self, function: Any, args: Mapping[str, Any]) -> None:
         """TypeError for what cannot be called, or in no style."""
@@ -39,18 +42,25 @@ class Function:
         self._style = self._recognised()
         self.batched = self._style in (_trl, _openrlhf)
 
-    def start(self, claims: Sequence[Claim]) -> tuple[Any, Callable[[Any], list[Found]]]:
-        """Calls it; returns what it returned, which may be awaitable, and what reads that."""
+    def start(self, claims: Sequence[Claim]) -> Started:
+        """Calls it: about one claim, or about all claims of one problem where it is `batched`."""
         return self._style(self, claims)
 
-    def call(self, **keywords: Any) -> Any:
-        """Calls it with those of the keywords that it takes."""
-        if strange := sorted(set(keywords) & set(self._args)):
-            raise TypeError(f"args.{strange[0]} would stand for what every call has under that name")
-        taken = keywords if self._takes_all else {k: v for k, v in keywords.items() if k in self._names}
-        return self._function(**taken, **self._args)
+    def positional(self, *arguments: Any) -> Any:
+        """Calls it with the arguments, and those of the config."""
+        return self._function(*arguments, **self._args)
 
-    def _recognised(self) -> "Callable[[Function, Sequence[Claim]], tuple[Any, Callable[[Any], list[Found]]]]":
+    def by_name(self, columns: Mapping[str, Any], **own: Any) -> Any:
+        """Calls it with what it takes of its style's `own` arguments and of the row's `columns`. An argument of the config
+        stands for a column of that name."""
+        if strange := sorted(set(own) & set(self._args)):
+            raise TypeError(f"args.{strange[0]} would stand for what every call has under that name")
+        offered = {**columns, **own, **self._args}
+        return self._function(
+            **{k: v for k, v in offered.items() if self._takes_all or k in (*self._names, *self._args)}
+        )
+
+    def _recognised(self) -> "Callable[[Function, Sequence[Claim]], Started]":
         names = set(self._names)
         if "solution_str" in names:
             return _verl
@@ -67,9 +77,6 @@ class Function:
             pass  # a function of C need not have a signature
         return _own
 
-    def own(self, claim: Claim) -> Any:
-        return self._function(claim.problem, claim.text, **self._args)
-
 
 def _parameters(function: Any) -> tuple[list[str], bool]:
     """Returns the names of its parameters, and whether it takes any keyword."""
@@ -84,17 +91,18 @@ def _parameters(function: Any) -> tuple[list[str], bool]:
 # each style: calls, and says how the result is read --------------------------------------------------------------------
 
 
-def _own(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[Any], list[Found]]]:
+def _own(function: Function, claims: Sequence[Claim]) -> Started:
     (claim,) = claims
-    return function.own(claim), _one
+    return function.positional(claim.problem, claim.text), _one
 
 
-def _verl(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[Any], list[Found]]]:
+def _verl(function: Function, claims: Sequence[Claim]) -> Started:
     (claim,) = claims
     row = _row(claim)
     model = row.get("reward_model")
     known = model if isinstance(model, Mapping) else row
-    result = function.call(
+    result = function.by_name(
+        {},
         data_source=row.get("data_source", ""),
         solution_str=claim.text,
         ground_truth=known.get("ground_truth", claim.problem.answer),
@@ -103,7 +111,7 @@ def _verl(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[A
     return result, _one
 
 
-def _trl(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[Any], list[Found]]]:
+def _trl(function: Function, claims: Sequence[Claim]) -> Started:
     problem, row, count = claims[0].problem, _row(claims[0]), len(claims)
     completions: list[Any] = [claim.text for claim in claims]
     if problem.messages is not None:
@@ -118,10 +126,10 @@ def _trl(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[An
         "log_extra": partial(_log_extra, notes),
     }
     columns = {name: [value] * count for name, value in row.items() if name not in (*own, "prompt", "environments")}
-    return function.call(**columns, **own), lambda result: _all(list(result), notes)
+    return function.by_name(columns, **own), lambda result: _all(list(result), notes)
 
 
-def _openrlhf(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callable[[Any], list[Found]]]:
+def _openrlhf(function: Function, claims: Sequence[Claim]) -> Started:
     problem, row = claims[0].problem, _row(claims[0])
     prompts = [problem.prompt] * len(claims)
     labels = [row.get("label", problem.answer)] * len(claims)
@@ -133,7 +141,7 @@ def _openrlhf(function: Function, claims: Sequence[Claim]) -> tuple[Any, Callabl
             _log_extra(notes, name, values)
         return _all(list(result["rewards"]), notes)
 
-    return function.call(queries=queries, prompts=prompts, labels=labels), read
+    return function.by_name({}, queries=queries, prompts=prompts, labels=labels), read
 
 
 def _one(result: Any) -> list[Found]:

@@ -14,7 +14,7 @@ from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from tests.rl.rewards.opening import earned, opened, verdicts
 
-PROBLEMS = [Problem(f"p{i}", f"{i}+0=", (i,), str(i), str(i), {"level": i}) for i in range(8)]
+PROBLEMS = [Problem(f"p{i}", f"{i}+0=", (i,), str(i), str(i), {"level": i, "key": "k", "url": "u"}) for i in range(8)]
 
 
 class Server(ThreadingHTTPServer):
@@ -85,7 +85,13 @@ def test_a_reward_server(source: Source, server: Server, monkeypatch: pytest.Mon
     found = verdicts(reward, [PROBLEMS[1]] * 3 + PROBLEMS[2:8], ["a", "?", "abc", *"bcdefg"])
     assert [v.reward for v in found] == [1, None, 3] + [1] * 6
     assert len(server.asked) == 7 and {token for _, _, token in server.asked} == {"Bearer secret"}
-    first = {"prompts": ["1+0="] * 3, "completions": ["a", "?", "abc"], "level": [1] * 3}
+    first = {
+        "prompts": ["1+0="] * 3,
+        "completions": ["a", "?", "abc"],
+        "level": [1] * 3,
+        "key": ["k"] * 3,
+        "url": ["u"] * 3,
+    }
     assert first in [body for _, body, _ in server.asked]
 
 

@@ -67,6 +67,10 @@ def test_the_users_function(source: Source, tmp_path: Path, monkeypatch: pytest.
     ):
         with pytest.raises(UserError, match="reward="):
             opened(source, name)
+    with pytest.raises(UserError, match=r"reward='fails:g' .*ZeroDivisionError"):
+        opened(source, ["mine:f", "fails:g"])
+    with pytest.raises(UserError, match=r"reward='mine:f', 'dies:g' .*ended its process"):
+        opened(source, ["mine:f", "dies:g"])
     with pytest.raises(UserError, match=r"reward='dies:f' .*ended its process \(exit code 0\)"):
         opened(source, "dies:f")
 

@@ -65,6 +65,8 @@ def test_weights_names_and_the_datas_verifier(source: Source) -> None:
         (1.25, {"verifier": 1.0, "length": 1.0, "again": 1.0}),
         (0.5, {"verifier": 0.0, "length": 2.0, "again": 2.0}),
     ]
+    half = opened(source, {"function": "verifier", "weight": 0.5})
+    assert half.of_user and half.name == "reward=0.5 x the data's verifier" and earned(half, PROBLEMS[1], "1") == [0.5]
     plain = opened(source)
     assert plain.name == source.verifier and not plain.of_user and earned(plain, PROBLEMS[1], "1", "2") == [1, 0]
 
