@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rl.algorithms import AnyAlgorithmSection
+from rl.algorithms import ALGORITHMS, AnyAlgorithmSection
 from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
@@ -227,7 +227,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl")]
+        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl", *ALGORITHMS)]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
             section = values
@@ -235,6 +235,12 @@ def validate(values: dict[str, Any]) -> RunConfig:
                 section = section[part]
             known = sorted(_known_keys(path[:-1], values))
             raise UserError(unknown_key(key, known)) from None
+        if first["type"].startswith("union_tag"):  # of a section that is one of several
+            told = first["ctx"]
+            key = f"{key}.{told['discriminator'].strip(chr(39))}"
+            if "tag" not in told:
+                raise UserError(f"{key} is missing: set {key}=...") from None
+            raise UserError(f"{key}={told['tag']!r}: must be one of {told['expected_tags']}") from None
         if first["type"] == "missing":
             raise UserError(f"{key} is missing: set {key}=...") from None
         said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
@@ -256,8 +262,7 @@ def unknown_key(key: str, known: list[str], asked: str = "") -> str:
 def _all_keys(section: Any, path: str = "") -> Iterator[str]:
     """Every dotted key, of any choice."""
     for name, field in section.model_fields.items():
-        choices = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
-        below = [c for c in choices if issubclass(c, Section)]
+        below = _sections(field.annotation)
         for choice in below:
             yield from _all_keys(choice, f"{path}{name}.")
         if not below:
@@ -267,8 +272,14 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
 def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
     section: Any = RunConfig
     for part in path:
-        if part == "data":
-            section = JsonlSection if values["data"].get("kind") == "jsonl" else ReasoningGymSection
-        else:
-            section = section.model_fields[part].annotation
+        field = section.model_fields[part]
+        section, *others = _sections(field.annotation)
+        if tag := field.discriminator:
+            chosen = values[part][tag]
+            section = next(c for c in (section, *others) if chosen in get_args(c.model_fields[tag].annotation))
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold."""
+    return [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, Section)]

@@ -43,7 +43,7 @@ ALLOWED = {  # why: "file, function, what"
         "trainer/routing.py Routing.told .sum",
         "trainer/routing.py RoutingReport.metrics .sum",
         "rl/rewards/answer.py _is_cheap sum",
-        "rl/algorithms/grpo.py loss_counts .sum",
+        "rl/algorithms/shares.py loss_counts .sum",
         "rl/journal.py compare np.cumsum",
         "rl/metrics.py  **",
         "rl/report/page.py facts sum",

@@ -1,7 +1,7 @@
 """Says what an algorithm is: the keys that all have, and the two things that a step asks of it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -10,12 +10,20 @@ from rl.section import Positive, Section
 from trainer.batch import Batch
 from trainer.loss import Loss
 
+LossMean = Literal["token", "sequence", "constant"]
+
 
 class AlgorithmSection(Section):
     """Holds the keys that every algorithm has."""
 
+    name: str = Field(description="one of rl/algorithms")
     prompts_per_step: Positive
     group_size: Annotated[int, Field(ge=2)]
+    loss_mean: LossMean = Field(
+        description="over what the loss is a mean: all tokens, each sequence's own, or a constant"
+    )
+    clip_low: float = Field(ge=0, le=1, description="the policy ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(ge=0, description="and above 1 + clip_high")
 
 
 class Algorithm(Protocol):
