@@ -6,7 +6,14 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {"algorithm.name": "grpo", "trainer.router_aux_loss_coef": 0.0, "cluster.patience": 60}
+ADDED = {
+    "algorithm.name": "grpo",
+    "algorithm.sampling_rounds": 1,
+    "algorithm.overlong_buffer": 0,
+    "algorithm.mask_overlong": False,
+    "trainer.router_aux_loss_coef": 0.0,
+    "cluster.patience": 60,
+}
 """Keys that it did not have, and what it did."""
 
 _MEANT = {  # names that other systems have for a key
@@ -14,6 +21,10 @@ _MEANT = {  # names that other systems have for a key
     "train_batch_size": ("algorithm.prompts_per_step",),
     "num_generations": ("algorithm.group_size",),
     "n": ("algorithm.group_size",),
+    "max_num_gen_batches": ("algorithm.sampling_rounds",),
+    "filter_groups": ("algorithm.sampling_rounds",),
+    "dynamic_sampling": ("algorithm.sampling_rounds",),
+    "mask_truncated_completions": ("algorithm.mask_overlong",),
     "max_tokens": ("rollout.max_new_tokens",),
     "max_completion_length": ("rollout.max_new_tokens",),
     "max_prompt_length": ("data.max_prompt_tokens",),

@@ -77,6 +77,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     prompt."""
     section, rollout = config.trainer, config.rollout
     check_sampling(rollout, config.eval)
+    config.algorithm.check(rollout.max_new_tokens)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens

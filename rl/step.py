@@ -7,13 +7,16 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from rl import align
 from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
+from rl.dynamic_sampling import draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
+from rl.samples import Group
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -55,7 +58,9 @@ class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
 
     stream: Stream
-    requests_for: Callable[[Sequence[Problem], int], Sequence[Request]]  # of a step: all samples of each problem
+    requests_for: Callable[
+        [Sequence[Problem], int, int], Sequence[Request]
+    ]  # (problems, step, number of the first in it)
     environment: Environment
     algorithm: Algorithm
     rollout: Rollout
@@ -65,6 +70,7 @@ class Step:
     publish: Callable[[int], None]  # both sides hold the same bits after it, as this version, or the run stops
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
+    rounds: int  # of sampling, at most
     lr: float
     policy: align.Policy
 
@@ -72,21 +78,18 @@ class Step:
         """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
         differs in a bit and the policy is to fail; the log has the step all the same. `show`: keep some of its completions."""
         clock = Clock()
-        problems = self.stream.take(self.prompts)
-        requests = self.requests_for(problems, step)
         with clock("handover"):
             self.cards.to_rollout()
-        with clock("sample"), self.phase("sampling"):
-            transcripts = self.environment.play(requests, self.rollout.generate)
+        drawn = draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+        groups = drawn.groups
         with clock("score"), self.phase("scoring"):
-            groups = score(problems, transcripts, self.environment)
             batch = self.algorithm.batch(groups)
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
         with clock("train"), self.phase("training"):
             report = self.trainer.step(batch, self.algorithm.loss, self.lr)
         self.journal.completions(step, groups, batch, report, show)
-        metrics = self.journal.measure(step, groups, batch, report)
+        metrics = self.journal.measure(step, groups, batch, report) | drawn.metrics()
         try:
             metrics |= found(align.check_batch(batch, report, self.policy, step))
         except align.AlignmentError:
@@ -95,6 +98,15 @@ class Step:
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
+
+    def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
+        """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
+        problems = self.stream.take(count)
+        requests = self.requests_for(problems, step, first)
+        with clock("sample"), self.phase("sampling"):
+            transcripts = self.environment.play(requests, self.rollout.generate)
+        with clock("score"), self.phase("scoring"):
+            return score(problems, transcripts, self.environment)
 
 
 class Clock:

@@ -191,8 +191,8 @@ class Parts:
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
         environment = SingleTurn(source.tokenizer, reward)
 
-        def requests(problems: Sequence[Problem], step: int) -> list[Request]:
-            return requests_for(problems, section.group_size, sampling, config.seed, "train", step)
+        def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
+            return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
         held_out = source.held_out[: config.eval.problems]
         judged = eval_sampling(config.eval, config.rollout.max_new_tokens, source.tokenizer.ends)
@@ -210,6 +210,7 @@ class Parts:
             publish=self._publish,
             phase=bar.phase,
             prompts=section.prompts_per_step,
+            rounds=section.sampling_rounds,
             lr=config.trainer.lr,
             policy=config.align.policy if config.numerics == "exact" else "record",
         )

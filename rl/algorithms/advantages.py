@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from rl.samples import Group
+
 Rewards = Sequence[float | None]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 
@@ -15,6 +17,11 @@ Advantage = Literal["grpo", "dr_grpo", "rloo"]
 def judged(rewards: Rewards) -> list[float]:
     """Returns the rewards that there are."""
     return [r for r in rewards if r is not None]
+
+
+def has_signal(group: Group) -> bool:
+    """Says whether the samples of a group teach anything when they are compared with each other: two rewards differ."""
+    return len(set(judged(group.rewards))) > 1
 
 
 def group_advantages(rewards: Rewards, kind: Advantage) -> tuple[float, ...]:

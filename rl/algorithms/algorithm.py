@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from rl.errors import UserError
 from rl.samples import Group
-from rl.section import Positive, Section
+from rl.section import Natural, Positive, Section
 from trainer.batch import Batch
 from trainer.loss import Loss
 
@@ -24,6 +25,23 @@ class AlgorithmSection(Section):
     )
     clip_low: float = Field(ge=0, le=1, description="the policy ratio is clipped below 1 - clip_low")
     clip_high: float = Field(ge=0, description="and above 1 + clip_high")
+    sampling_rounds: Positive = Field(
+        description="most rounds of sampling in a step: as many further problems as had groups whose rewards are all equal "
+        "(dynamic sampling); 1: none"
+    )
+    overlong_buffer: Natural = Field(
+        description="tokens before rollout.max_new_tokens in which a response loses more and more of its reward, at the end 1; "
+        "0: none"
+    )
+    mask_overlong: bool = Field(description="leave samples that rollout.max_new_tokens cut off out of the loss")
+
+    def check(self, max_new_tokens: int) -> None:
+        """Raises UserError where keys do not combine."""
+        if self.overlong_buffer > max_new_tokens:
+            raise UserError(
+                f"algorithm.overlong_buffer={self.overlong_buffer} tokens before rollout.max_new_tokens={max_new_tokens}: it "
+                f"must not be above that"
+            )
 
 
 class Algorithm(Protocol):

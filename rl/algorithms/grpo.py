@@ -11,6 +11,7 @@ from pydantic import Field
 
 from rl.algorithms.advantages import Advantage, group_advantages
 from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.overlong import shaped
 from rl.algorithms.shares import weighed
 from rl.samples import Group
 from trainer.batch import Batch
@@ -42,5 +43,6 @@ class Grpo:
 
     def batch(self, groups: Sequence[Group]) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
-        worth = [a for group in groups for a in group_advantages(group.rewards, self.section.advantage)]
+        rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
+        worth = [a for of_group in rewards for a in group_advantages(of_group, self.section.advantage)]
         return weighed(groups, worth, self.section, self.max_new_tokens)

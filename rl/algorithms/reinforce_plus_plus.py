@@ -11,7 +11,9 @@ from pydantic import Field
 
 from rl.algorithms.advantages import Rewards, group_advantages, judged, normalised
 from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.overlong import shaped
 from rl.algorithms.shares import weighed
+from rl.errors import UserError
 from rl.samples import Group, sampled_counts
 from rl.section import Positive
 from trainer.batch import Batch
@@ -26,6 +28,17 @@ class ReinforceSection(AlgorithmSection):
     baseline: Literal["batch", "group"] = Field(
         description="what a reward is compared with before it is normalised over the batch: the batch's mean, or its group's"
     )
+
+    def check(self, max_new_tokens: int) -> None:
+        """Raises UserError where keys do not combine."""
+        super().check(max_new_tokens)
+        if self.baseline == "batch" and self.sampling_rounds > 1:
+            raise UserError(
+                f"algorithm.sampling_rounds={self.sampling_rounds} with algorithm.baseline=batch: a group whose rewards are "
+                f"all equal teaches something there; set algorithm.baseline=group or algorithm.sampling_rounds=1"
+            )
+        if self.baseline == "group" and self.group_size < 2:
+            raise UserError("algorithm.group_size=1 with algorithm.baseline=group: there is nothing to compare with")
 
 
 class ReinforcePlusPlus:
@@ -42,7 +55,8 @@ class ReinforcePlusPlus:
     def batch(self, groups: Sequence[Group]) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
         counts = sampled_counts([sample.transcript for group in groups for sample in group.samples])
-        worth = normalised([a for group in groups for a in self._against_baseline(group.rewards)], counts.tolist())
+        rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
+        worth = normalised([a for of_group in rewards for a in self._against_baseline(of_group)], counts.tolist())
         least = 2 if self.section.baseline == "group" else 1
         return weighed(groups, worth, self.section, self.max_new_tokens, least)
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rl.algorithms.advantages import judged
 from rl.algorithms.algorithm import AlgorithmSection, LossMean
+from rl.algorithms.overlong import cut_off
 from rl.pack import pack
 from rl.samples import Group, sampled_counts
 from trainer.batch import Batch
@@ -17,18 +19,19 @@ def weighed(
     mean; where a sample does not count both are 0. `limit`: rollout.max_new_tokens; `least`: as of `counted`."""
     transcripts = [sample.transcript for group in groups for sample in group.samples]
     counts = sampled_counts(transcripts)
-    counts_in = np.array(counted(groups, least), dtype=bool)
+    counts_in = np.array(counted(groups, least, section.mask_overlong), dtype=bool)
     shares = np.where(counts_in, 1.0 / loss_counts(counts, counts_in, section.loss_mean, limit), 0.0)
     advantages = np.where(counts_in, np.array(worth, dtype=np.float64), 0.0)
     return pack(transcripts, *(np.repeat(column.astype(np.float32), counts) for column in (advantages, shares)))
 
 
-def counted(groups: Sequence[Group], least: int) -> list[bool]:
-    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group."""
+def counted(groups: Sequence[Group], least: int, mask_overlong: bool) -> list[bool]:
+    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group, and was not cut off
+    where that is asked for."""
     out = []
     for group in groups:
-        there = [r is not None for r in group.rewards]
-        out += [own and there.count(True) >= least for own in there]
+        enough = len(judged(group.rewards)) >= least
+        out += [enough and s.reward is not None and not (mask_overlong and cut_off(s)) for s in group.samples]
     return out
 
 

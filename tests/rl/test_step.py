@@ -1,6 +1,7 @@
 """A step and the loop over steps, with fakes for all that they work with."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,13 +33,16 @@ class Fake:
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.version, self.flip = 0, 0
         self.loss, self.cursor, self.worst = PolicyLoss(), 0, None
+        self.firsts: list[tuple[int, int]] = []
+        self.rewards: Iterator[float] = itertools.repeat(1.0)
 
     def take(self, count: int) -> list[Problem]:
         self.cursor += count
-        return [Problem(f"{i}", "", (1, 2), "", "", None) for i in range(count)]
+        return [Problem(f"{i}", "", (1, 2), "", "", None) for i in range(self.cursor - count, self.cursor)]
 
-    def requests_for(self, problems: Sequence[Problem], step: int) -> list[Request]:
+    def requests_for(self, problems: Sequence[Problem], step: int, first: int) -> list[Request]:
         asked = [p for p in problems for _ in range(2)]
+        self.firsts.append((first, len(problems)))
         return [Request(i, p.prompt_ids, SamplingParams(2, seed=step)) for i, p in enumerate(asked)]
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -49,7 +53,7 @@ class Fake:
         return [(r.prompt_ids, c) for r, c in zip(requests, generate(requests), strict=True)]
 
     def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        return Sample(transcript, "56", 1.0)
+        return Sample(transcript, "56", next(self.rewards))
 
     def batch(self, groups: Sequence[Group]) -> Batch:
         transcripts = [s.transcript for g in groups for s in g.samples]
@@ -85,12 +89,13 @@ class Fake:
             completions=lambda number, rows: self.calls.append(("shown", number, len(list(rows)))),
         )
 
-    def steps(self, policy: str = "fail") -> Step:
+    def steps(self, policy: str = "fail", rounds: int = 1) -> Step:
         decode: Any = SimpleNamespace(decode=lambda ids, special: "t")
         journal = Journal(self.log(), decode, "exact", 10, Totals())
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
-            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, lr=0.5, policy=policy,  # type: ignore[arg-type]
+            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds, lr=0.5,
+            policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -113,6 +118,18 @@ def test_a_step_samples_trains_and_publishes_in_this_order() -> None:
     assert {name for name in metrics if name.startswith("time/")} == phases
     _, batch = fake.steps()(2, show=False)
     assert set(batch.versions.tolist()) == {1}
+
+
+def test_groups_that_teach_nothing_are_sampled_anew() -> None:
+    """The problems of a step go on where its first ones ended, and so does the stream's cursor."""
+    fake, shown = Fake(), list[tuple[int, int]]()
+    fake.rewards = itertools.chain([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0])
+    fake.batch = lambda groups: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
+    metrics, batch = fake.steps(rounds=4)(1, show=False)
+    assert fake.firsts == [(0, 3), (3, 2), (5, 1)] and fake.cursor == 6
+    assert shown == ["1", "4", "5"] and batch.sequences == 6
+    assert (metrics["sampling/rounds"], metrics["sampling/groups_dropped"]) == (3, 3)
+    assert fake.calls.count("generate") == 3 and fake.calls.count("to rollout") == 1
 
 
 def test_weights_that_lag_are_told() -> None:

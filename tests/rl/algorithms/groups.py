@@ -6,6 +6,9 @@ from rl.data import Problem
 from rl.samples import Group, Sample
 from rollout.sampling import Completion, SamplingParams
 
+PLAIN = {"sampling_rounds": 1, "overlong_buffer": 0, "mask_overlong": False}
+"""The keys of an algorithm that change nothing."""
+
 
 def group(sizes: list[list[int]], rewards: Sequence[float | None], end: str = "stop") -> Group:
     """Samples of one problem; `sizes`: of each sample's completions, between which two tokens are given. `end`: of the last."""

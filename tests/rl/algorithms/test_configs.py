@@ -10,6 +10,7 @@ from trainer.loss import PolicyLoss, SequencePolicyLoss, WeightedLikelihoodLoss
 
 LOSSES = {
     "grpo": PolicyLoss(0.2, 0.28),
+    "dapo": PolicyLoss(0.2, 0.28),
     "dr_grpo": PolicyLoss(0.2, 0.2),
     "reinforce_plus_plus": PolicyLoss(0.2, 0.2),
     "gspo": SequencePolicyLoss(3e-4, 4e-4),

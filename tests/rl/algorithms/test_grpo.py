@@ -10,13 +10,13 @@ from rl.algorithms import open_algorithm
 from rl.algorithms.advantages import group_advantages
 from rl.algorithms.grpo import GrpoSection
 from rl.algorithms.shares import loss_counts
-from tests.rl.algorithms.groups import group
+from tests.rl.algorithms.groups import PLAIN, group
 from trainer.loss import PolicyLoss
 
 
 def section(**more: object) -> GrpoSection:
     keys = {"name": "grpo", "prompts_per_step": 2, "group_size": 2, "advantage": "dr_grpo", "loss_mean": "token"}
-    return GrpoSection.model_validate(keys | {"clip_low": 0.1, "clip_high": 0.3} | more)
+    return GrpoSection.model_validate(keys | {"clip_low": 0.1, "clip_high": 0.3} | PLAIN | more)
 
 
 @pytest.mark.parametrize("mean", ["token", "sequence", "constant"])

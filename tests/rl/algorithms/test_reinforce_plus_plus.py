@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rl.algorithms import open_algorithm
 from rl.algorithms.reinforce_plus_plus import ReinforceSection
-from tests.rl.algorithms.groups import group
+from tests.rl.algorithms.groups import PLAIN, group
 from trainer.loss import PolicyLoss
 
 REWARD = st.sampled_from([None, 0.0, 1.0, -0.5, 0.25, 3.0])
@@ -16,7 +16,9 @@ SAMPLES = st.lists(st.lists(st.tuples(REWARD, st.integers(0, 5)), min_size=1, ma
 
 def section(baseline: str, **more: object) -> ReinforceSection:
     keys = {"name": "reinforce_plus_plus", "prompts_per_step": 2, "group_size": 1, "loss_mean": "token"}
-    return ReinforceSection.model_validate(keys | {"clip_low": 0.2, "clip_high": 0.2, "baseline": baseline} | more)
+    return ReinforceSection.model_validate(
+        keys | {"clip_low": 0.2, "clip_high": 0.2, "baseline": baseline} | PLAIN | more
+    )
 
 
 @pytest.mark.parametrize("baseline", ["batch", "group"])
