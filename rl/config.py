@@ -95,7 +95,12 @@ class TrainerSection(Section):
     moments: Literal["float32", "bfloat16"] = Field(
         description="what AdamW's moments are kept in; bfloat16, rounded to nearest, is another run with half their memory"
     )
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="of GRPO's steps, at its highest")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        description="what becomes of lr after the warm-up: it stays, or falls and is 0 after the last step; a resumed run then "
+        "has the same `steps`"
+    )
+    lr_warmup_steps: Steps = Field(description="steps in which lr rises linearly; 0: none")
     betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)

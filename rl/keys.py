@@ -11,6 +11,8 @@ ADDED = {
     "algorithm.sampling_rounds": 1,
     "algorithm.overlong_buffer": 0,
     "algorithm.mask_overlong": False,
+    "trainer.lr_schedule": "constant",
+    "trainer.lr_warmup_steps": 0,
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
 }
@@ -30,6 +32,9 @@ _MEANT = {  # names that other systems have for a key
     "max_prompt_length": ("data.max_prompt_tokens",),
     "max_steps": ("steps",),
     "epochs": ("steps",),
+    "lr_scheduler_type": ("trainer.lr_schedule",),
+    "warmup_steps": ("trainer.lr_warmup_steps",),
+    "lr_scheduler": ("trainer.lr_schedule",),
     "max_grad_norm": ("trainer.grad_clip",),
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),

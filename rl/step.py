@@ -71,7 +71,7 @@ class Step:
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
-    lr: float
+    lr: Callable[[int], float]  # of a step
     policy: align.Policy
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
@@ -87,9 +87,9 @@ class Step:
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
         with clock("train"), self.phase("training"):
-            report = self.trainer.step(batch, self.algorithm.loss, self.lr)
+            report = self.trainer.step(batch, self.algorithm.loss, self.lr(step))
         self.journal.completions(step, groups, batch, report, show)
-        metrics = self.journal.measure(step, groups, batch, report) | drawn.metrics()
+        metrics = self.journal.measure(step, groups, batch, report) | drawn.metrics() | {"policy/lr": self.lr(step)}
         try:
             metrics |= found(align.check_batch(batch, report, self.policy, step))
         except align.AlignmentError:

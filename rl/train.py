@@ -42,6 +42,7 @@ from rl.run.banner import banner
 from rl.run.files import write_atomic
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
+from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
 from rl.warm_start import Demonstrations, warm_start
@@ -188,6 +189,7 @@ class Parts:
         """Builds the loop over GRPO steps."""
         config, source, reward = self.config, self.ready.source, self.ready.reward
         section, stream = config.algorithm, ProblemStream(source.train, config.seed, TRAIN)
+        trainer = config.trainer
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
         environment = SingleTurn(source.tokenizer, reward)
 
@@ -211,7 +213,7 @@ class Parts:
             phase=bar.phase,
             prompts=section.prompts_per_step,
             rounds=section.sampling_rounds,
-            lr=config.trainer.lr,
+            lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
         )
         return Loop(

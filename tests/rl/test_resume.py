@@ -321,7 +321,8 @@ def test_every_key_is_of_the_run_or_free() -> None:
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
         "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
-        "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
+        "trainer.leaf_sequences", "trainer.lr", "trainer.lr_schedule", "trainer.lr_warmup_steps",
+        "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.router_aux_loss_coef",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
@@ -353,6 +354,17 @@ def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
     other = "algorithm.clip_high=0.28 there, algorithm.clip_high=0.3 here"
     assert difference(old, identity(check(["algorithm.clip_high=0.3"])[0])) == other
     assert other in refusal(tmp_path / "run", "algorithm.clip_high=0.3")
+
+
+def test_steps_are_of_a_run_whose_learning_rate_falls(tmp_path: Path) -> None:
+    """More steps of it are another run from the first on; of a constant one they are the same, longer."""
+    falls = "trainer.lr_schedule=linear"
+    short, longer, constant = (
+        identity(check(keys)[0]) for keys in ([falls, "steps=4"], [falls, "steps=5"], ["steps=5"])
+    )
+    assert difference(short, longer) == "steps=4 there, steps=5 here"
+    assert difference(constant, longer).startswith("trainer.lr_schedule=constant there")
+    assert "steps" not in constant
 
 
 def test_auto_dtype_is_what_it_stands_for() -> None:

@@ -94,8 +94,8 @@ class Fake:
         journal = Journal(self.log(), decode, "exact", 10, Totals())
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
-            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds, lr=0.5,
-            policy=policy,  # type: ignore[arg-type]
+            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds,
+            lr=lambda step: 0.5 / step, policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_a_step_samples_trains_and_publishes_in_this_order() -> None:
     phases = {f"time/{name}" for name in ("handover", "sample", "score", "train", "publish")}
     assert {name for name in metrics if name.startswith("time/")} == phases
     _, batch = fake.steps()(2, show=False)
-    assert set(batch.versions.tolist()) == {1}
+    assert set(batch.versions.tolist()) == {1} and fake.calls[-2 - 1] == ("train", fake.loss, 0.25)
 
 
 def test_groups_that_teach_nothing_are_sampled_anew() -> None:
