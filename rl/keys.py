@@ -8,6 +8,8 @@ EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algor
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
 ADDED = {
     "algorithm.name": "grpo",
+    "algorithm.mini_batches": 1,
+    "algorithm.update_epochs": 1,
     "algorithm.sampling_rounds": 1,
     "algorithm.overlong_buffer": 0,
     "algorithm.mask_overlong": False,
@@ -23,6 +25,11 @@ _MEANT = {  # names that other systems have for a key
     "train_batch_size": ("algorithm.prompts_per_step",),
     "num_generations": ("algorithm.group_size",),
     "n": ("algorithm.group_size",),
+    "ppo_mini_batch_size": ("algorithm.mini_batches",),
+    "mini_batch_size": ("algorithm.mini_batches",),
+    "steps_per_generation": ("algorithm.mini_batches",),
+    "ppo_epochs": ("algorithm.update_epochs",),
+    "num_iterations": ("algorithm.update_epochs",),
     "max_num_gen_batches": ("algorithm.sampling_rounds",),
     "filter_groups": ("algorithm.sampling_rounds",),
     "dynamic_sampling": ("algorithm.sampling_rounds",),

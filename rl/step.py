@@ -17,6 +17,7 @@ from rl.dynamic_sampling import draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
 from rl.samples import Group
+from rl.updates import Update, parts
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -71,12 +72,15 @@ class Step:
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
+    mini_batches: int  # of a batch, an update on each
+    epochs: int  # passes over a batch
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
         """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
-        differs in a bit and the policy is to fail; the log has the step all the same. `show`: keep some of its completions."""
+        of the first update, the one that is on-policy, differs in a bit and the policy is to fail; the log has the step all
+        the same. `show`: keep some of its completions."""
         clock = Clock()
         with clock("handover"):
             self.cards.to_rollout()
@@ -86,15 +90,17 @@ class Step:
             batch = self.algorithm.batch(groups)
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
-        with clock("train"), self.phase("training"):
-            report = self.trainer.step(batch, self.algorithm.loss, self.lr(step))
-        self.journal.completions(step, groups, batch, report, show)
-        metrics = self.journal.measure(step, groups, batch, report) | drawn.metrics() | {"policy/lr": self.lr(step)}
+        first, *later = parts(batch, self.mini_batches, self.epochs)
+        updates = self._train(step, clock, [first])
+        self.journal.completions(step, groups, first, updates[0].report, show)
         try:
-            metrics |= found(align.check_batch(batch, report, self.policy, step))
+            mismatch = align.check_batch(first, updates[0].report, self.policy, step)
         except align.AlignmentError:
-            self.journal.step(step, metrics | clock.seconds)
+            self.journal.step(step, self.journal.measure(step, groups, batch, updates) | clock.seconds)
             raise
+        updates += self._train(step, clock, later)
+        metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
+        metrics["policy/lr"] = self.lr(step)
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
@@ -107,6 +113,11 @@ class Step:
             transcripts = self.environment.play(requests, self.rollout.generate)
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
+
+    def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
+        """Does an update on each of `batches`."""
+        with clock("train"), self.phase("training"):
+            return [Update(part, self.trainer.step(part, self.algorithm.loss, self.lr(step))) for part in batches]
 
 
 class Clock:

@@ -213,6 +213,8 @@ class Parts:
             phase=bar.phase,
             prompts=section.prompts_per_step,
             rounds=section.sampling_rounds,
+            mini_batches=section.mini_batches,
+            epochs=section.update_epochs,
             lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
         )
@@ -222,7 +224,13 @@ class Parts:
             evaluate=partial(
                 evaluator, self.rollout.generate, self.cards, partial(check_served, self.rollout), self.console
             ),
-            speeds=partial(speeds, self.ready.model, ranks=config.trainer.world_size, on_gpu=config.device == "cuda"),
+            speeds=partial(
+                speeds,
+                self.ready.model,
+                epochs=section.update_epochs,
+                ranks=config.trainer.world_size,
+                on_gpu=config.device == "cuda",
+            ),
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,

@@ -25,6 +25,10 @@ class AlgorithmSection(Section):
     )
     clip_low: float = Field(ge=0, le=1, description="the policy ratio is clipped below 1 - clip_low")
     clip_high: float = Field(ge=0, description="and above 1 + clip_high")
+    mini_batches: Positive = Field(description="equal parts that a step's prompts are cut into; an update on each")
+    update_epochs: Positive = Field(
+        description="passes over a step's samples; the updates after the first are off-policy"
+    )
     sampling_rounds: Positive = Field(
         description="most rounds of sampling in a step: as many further problems as had groups whose rewards are all equal "
         "(dynamic sampling); 1: none"
@@ -37,6 +41,11 @@ class AlgorithmSection(Section):
 
     def check(self, max_new_tokens: int) -> None:
         """Raises UserError where keys do not combine."""
+        if self.prompts_per_step % self.mini_batches:
+            raise UserError(
+                f"algorithm.prompts_per_step={self.prompts_per_step} is no multiple of "
+                f"algorithm.mini_batches={self.mini_batches}"
+            )
         if self.overlong_buffer > max_new_tokens:
             raise UserError(
                 f"algorithm.overlong_buffer={self.overlong_buffer} tokens before rollout.max_new_tokens={max_new_tokens}: it "

@@ -16,11 +16,16 @@ def weighed(
     groups: Sequence[Group], worth: Sequence[float], section: AlgorithmSection, limit: int, least: int = 2
 ) -> Batch:
     """Makes the batch of all samples, in order. Every sampled token has its sample's advantage, `worth`, and its share of the
-    mean; where a sample does not count both are 0. `limit`: rollout.max_new_tokens; `least`: as of `counted`."""
+    mean of its mini-batch; where a sample does not count both are 0. `limit`: rollout.max_new_tokens; `least`: as of
+    `counted`."""
     transcripts = [sample.transcript for group in groups for sample in group.samples]
     counts = sampled_counts(transcripts)
     counts_in = np.array(counted(groups, least, section.mask_overlong), dtype=bool)
-    shares = np.where(counts_in, 1.0 / loss_counts(counts, counts_in, section.loss_mean, limit), 0.0)
+    part = len(groups) // section.mini_batches
+    ends = np.cumsum([len(group.samples) for group in groups])[part - 1 :: part]
+    pieces = zip(np.split(counts, ends[:-1]), np.split(counts_in, ends[:-1]), strict=True)
+    divisors = np.concatenate([loss_counts(*piece, section.loss_mean, limit) for piece in pieces])
+    shares = np.where(counts_in, 1.0 / divisors, 0.0)
     advantages = np.where(counts_in, np.array(worth, dtype=np.float64), 0.0)
     return pack(transcripts, *(np.repeat(column.astype(np.float32), counts) for column in (advantages, shares)))
 

@@ -326,6 +326,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "trainer.grad_clip", "trainer.router_aux_loss_coef",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
+        "algorithm.mini_batches", "algorithm.update_epochs",
         "algorithm.sampling_rounds", "algorithm.overlong_buffer", "algorithm.mask_overlong",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "eval.problems", "eval.temperature",

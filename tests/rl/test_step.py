@@ -31,7 +31,7 @@ class Fake:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.rows: list[tuple[int, dict[str, Any]]] = []
-        self.version, self.flip = 0, 0
+        self.version, self.flip, self.drift = 0, 0, 0.0
         self.loss, self.cursor, self.worst = PolicyLoss(), 0, None
         self.firsts: list[tuple[int, int]] = []
         self.rewards: Iterator[float] = itertools.repeat(1.0)
@@ -63,6 +63,7 @@ class Fake:
         self.calls.append(("train", loss, lr))
         logprobs = batch.logprobs.copy()
         logprobs.view(np.uint32)[3] ^= self.flip
+        logprobs += np.float32(self.drift * (self.calls.count(self.calls[-1]) - 1))
         return StepReport(logprobs, np.arange(batch.sequences), batch.counts, 0.25, 1, 2.0, 1, 1 << 20, 1 << 20)
 
     def digest(self) -> str:
@@ -89,12 +90,13 @@ class Fake:
             completions=lambda number, rows: self.calls.append(("shown", number, len(list(rows)))),
         )
 
-    def steps(self, policy: str = "fail", rounds: int = 1) -> Step:
+    def steps(self, policy: str = "fail", rounds: int = 1, mini_batches: int = 1, epochs: int = 1) -> Step:
         decode: Any = SimpleNamespace(decode=lambda ids, special: "t")
         journal = Journal(self.log(), decode, "exact", 10, Totals())
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
             cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds,
+            mini_batches=mini_batches, epochs=epochs,
             lr=lambda step: 0.5 / step, policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -130,6 +132,28 @@ def test_groups_that_teach_nothing_are_sampled_anew() -> None:
     assert shown == ["1", "4", "5"] and batch.sequences == 6
     assert (metrics["sampling/rounds"], metrics["sampling/groups_dropped"]) == (3, 3)
     assert fake.calls.count("generate") == 3 and fake.calls.count("to rollout") == 1
+
+
+def test_only_the_first_update_on_a_batch_is_compared() -> None:
+    """The others are told of: the weights of none of them are the sampler's."""
+    fake = Fake()
+    fake.drift = 0.5
+    metrics, batch = fake.steps(mini_batches=3, epochs=2)(1, show=True)
+    assert fake.calls.count(("train", fake.loss, 0.5)) == 6 and fake.calls[-1] == ("publish", 1)
+    assert (metrics["policy/updates"], metrics["policy/updates_on_policy"]) == (6, 1)
+    assert batch.sequences == 6 and metrics["divergence/tokens_compared"] == 4 and metrics["divergence/ratio_max"] == 1
+    assert metrics["off_policy/ratio_min"] == pytest.approx(np.exp(0.5), rel=1e-6)
+    assert metrics["off_policy/ratio_max"] == pytest.approx(np.exp(2.5), rel=1e-6)
+    assert metrics["off_policy/clip_fraction"] == 5 / 20 and metrics["off_policy/grad_norm_max"] == 2
+    assert not any(name.startswith("off_policy") for name in Fake().steps()(1, show=False)[0])
+
+
+def test_nothing_is_trained_after_an_update_that_differs() -> None:
+    fake = Fake()
+    fake.flip = 1
+    with pytest.raises(AlignmentError, match="1 of 4 response tokens differ"):
+        fake.steps(mini_batches=3, epochs=2)(1, show=False)
+    assert fake.calls.count(("train", fake.loss, 0.5)) == 1 and len(fake.rows) == 1
 
 
 def test_weights_that_lag_are_told() -> None:

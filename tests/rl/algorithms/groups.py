@@ -6,7 +6,7 @@ from rl.data import Problem
 from rl.samples import Group, Sample
 from rollout.sampling import Completion, SamplingParams
 
-PLAIN = {"sampling_rounds": 1, "overlong_buffer": 0, "mask_overlong": False}
+PLAIN = {"mini_batches": 1, "update_epochs": 1, "sampling_rounds": 1, "overlong_buffer": 0, "mask_overlong": False}
 """The keys of an algorithm that change nothing."""
 
 

@@ -10,6 +10,7 @@ from rl.algorithms import open_algorithm
 from rl.algorithms.advantages import group_advantages
 from rl.algorithms.grpo import GrpoSection
 from rl.algorithms.shares import loss_counts
+from rl.updates import parts
 from tests.rl.algorithms.groups import PLAIN, group
 from trainer.loss import PolicyLoss
 
@@ -68,3 +69,16 @@ def test_its_keys_make_its_loss() -> None:
     assert open_algorithm(section(), 9).loss == PolicyLoss(0.1, 0.3)
     with pytest.raises(ValidationError, match="grpo"):
         section(name="ppo")
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+def test_a_mini_batch_has_a_mean_of_its_own(mean: str) -> None:
+    """As if its groups had been the batch."""
+    groups = [group([[3], [1]], [1.0, 0.0]), group([[2], [7]], [0.5, None]), group([[1], [9]], [0.0, 1.0])]
+    apart = [open_algorithm(section(loss_mean=mean), 9).batch([one]) for one in groups]
+    whole = open_algorithm(section(loss_mean=mean, mini_batches=3, prompts_per_step=3), 9).batch(groups)
+    for column in ("weights", "advantages", "token_ids"):
+        joined = np.concatenate([getattr(one, column) for one in apart])
+        assert getattr(whole, column).tobytes() == joined.tobytes(), column
+    updates = list(parts(whole, 3, 2))
+    assert [u.token_ids.tolist() for u in updates] == 2 * [one.token_ids.tolist() for one in apart]

@@ -59,6 +59,7 @@ def test_what_was_cut_off_is_left_out_of_the_loss_alone(mean: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        (["algorithm.mini_batches=3"], "algorithm.prompts_per_step=32 is no multiple of algorithm.mini_batches=3"),
         (["algorithm.overlong_buffer=6"], "algorithm.overlong_buffer=6 tokens before rollout.max_new_tokens=5"),
         (
             ["algorithm=reinforce_plus_plus", "algorithm.sampling_rounds=2"],
