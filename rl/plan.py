@@ -82,7 +82,12 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     of_update = sequences // config.algorithm.mini_batches
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
-    micro_batches, tokens = _micro_batches(section, of_update, length)
+    try:
+        micro_batches, tokens = _micro_batches(section, of_update, length)
+    except BatchError as error:
+        if (cut := config.algorithm.mini_batches) == 1:
+            raise
+        raise BatchError(f"algorithm.mini_batches={cut} cut {sequences} sequences: {error}") from None
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     if section.moments == "bfloat16" and section.betas[1] > _STALL:
         raise UserError(

@@ -9,7 +9,7 @@ from rl.algorithms import open_algorithm
 from rl.algorithms.grpo import GrpoSection
 from rl.algorithms.overlong import shaped
 from rl.compose import check
-from rl.errors import UserError
+from rl.errors import BAD_INPUT
 from rl.plan import make_plan
 from tests.rl.algorithms.groups import group
 from tests.rl.algorithms.test_grpo import section
@@ -56,9 +56,13 @@ def test_what_was_cut_off_is_left_out_of_the_loss_alone(mean: str) -> None:
     assert (plain.weights > 0).all()
 
 
+WHOLE = "algorithm.mini_batches=2 cut 256 sequences: 128 sequences a step are no multiple of trainer.leaf_sequences=16"
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        (["algorithm.mini_batches=2"], WHOLE),
         (["algorithm.mini_batches=3"], "algorithm.prompts_per_step=32 is no multiple of algorithm.mini_batches=3"),
         (["algorithm.overlong_buffer=6"], "algorithm.overlong_buffer=6 tokens before rollout.max_new_tokens=5"),
         (
@@ -73,5 +77,5 @@ def test_what_was_cut_off_is_left_out_of_the_loss_alone(mean: str) -> None:
 )
 def test_what_does_not_combine(keys: list[str], said: str) -> None:
     (config,) = check([*keys, "model.hf.vocab_size=13"])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(BAD_INPUT, match=said):
         make_plan(config, None, 8)  # type: ignore[arg-type]
