@@ -26,7 +26,7 @@ class AlgorithmSection(Section):
     clip_low: float = Field(ge=0, le=1, description="the policy ratio is clipped below 1 - clip_low")
     clip_high: float = Field(ge=0, description="and above 1 + clip_high")
     mini_batches: Positive = Field(description="equal parts that a step's prompts are cut into; an update on each")
-    update_epochs: Positive = Field(
+    update_epochs: Annotated[int, Field(gt=0, le=1000)] = Field(
         description="passes over a step's samples; the updates after the first are off-policy"
     )
     sampling_rounds: Positive = Field(

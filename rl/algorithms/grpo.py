@@ -1,7 +1,7 @@
 """Implements GRPO (Shao et al. 2024): each sample is worth its reward against those of its group.
 
-As there, but without a KL term or a reference model, and with DAPO's clipping and token-mean (Yu et al. 2025). Those of Dr.
-GRPO and RLOO are values of `advantage`.
+As there, but without a KL term or a reference model, and with DAPO's clipping and token-mean (Yu et al. 2025). `advantage` has
+what Dr. GRPO and RLOO take for it.
 """
 
 from collections.abc import Sequence

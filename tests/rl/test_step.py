@@ -190,8 +190,16 @@ class Told(contextlib.nullcontext[None]):
         self.lines.append(f"{done}/{total} {note.split('  ')[1]}")
 
 
-def loop(fake: Fake, bar: Told, found: Sequence[float], save_at: int, eval_every: int, saved: list[Progress]) -> Loop:
-    accuracies, step = iter(found), fake.steps()
+def loop(
+    fake: Fake,
+    bar: Told,
+    found: Sequence[float],
+    save_at: int,
+    eval_every: int,
+    saved: list[Progress],
+    rounds: int = 1,
+) -> Loop:
+    accuracies, step = iter(found), fake.steps(rounds=rounds)
     checkpoints: Any = SimpleNamespace(
         settle=lambda: None, due=lambda step, last: step == save_at, save=lambda state, digest: saved.append(state)
     )
@@ -229,3 +237,22 @@ def test_the_loop_goes_on_where_a_checkpoint_was() -> None:
     assert run(replace(Progress(), step=3, cursor=9, accuracy=(0.125,))) == (0.125, 0.5)
     assert [number for number, _ in fake.rows] == [14, 15] and fake.cursor == 12
     assert fake.calls[0] == ("publish", 3) and fake.calls[-1] == ("publish", 4)
+
+
+def test_a_checkpoint_knows_what_further_rounds_took() -> None:
+    """A run that goes on from it samples the problems, and the numbers of them, that it would have sampled."""
+
+    def rewards() -> Iterator[float]:
+        return itertools.cycle([0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+
+    whole, saved = Fake(), list[Progress]()
+    whole.rewards = rewards()
+    loop(whole, Told(), (0.25, 0.5), 2, 0, saved, rounds=3).run(Progress())
+    (state,) = saved
+    at = next(i for i in range(len(whole.firsts)) if sum(n for _, n in whole.firsts[:i]) == state.cursor)
+    assert state.cursor > 2 * 3 and whole.firsts[at][0] == 0
+
+    again = Fake()
+    again.rewards = itertools.islice(rewards(), 2 * state.cursor, None)
+    loop(again, Told(), (0.5,), 9, 0, [], rounds=3).run(state)
+    assert again.firsts == whole.firsts[at:] and again.cursor == whole.cursor
