@@ -1,10 +1,14 @@
 """What configs/algorithm chooses: the loss, and the advantages, of each."""
 
+import re
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from rl.algorithms import open_algorithm
-from rl.compose import CONFIGS, check
+from rl.compose import CONFIGS, ROOT, check
+from rl.config import RunConfig
 from tests.rl.algorithms.groups import group
 from trainer.loss import PolicyLoss, SequencePolicyLoss, WeightedLikelihoodLoss
 
@@ -20,6 +24,14 @@ LOSSES = {
 
 def test_all_are_here() -> None:
     assert {path.stem for path in (CONFIGS / "algorithm").glob("*.yaml")} == set(LOSSES)
+
+
+def test_the_page_has_every_algorithm_and_every_key() -> None:
+    page = (ROOT / "docs" / "algorithms.md").read_text()
+    sections = get_args(RunConfig.model_fields["algorithm"].annotation)
+    keys = {key for section in sections for key in section.model_fields}
+    for word in (*LOSSES, *keys - {"name", "prompts_per_step", "group_size"}, "lr_schedule", "lr_warmup_steps"):
+        assert re.search(rf"[`.=]{word}\b", page), word
 
 
 @pytest.mark.parametrize("name", LOSSES)
