@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rl.algorithms import AnyAlgorithmSection
+from rl.algorithms import ALGORITHMS, AnyAlgorithmSection
 from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
@@ -97,7 +97,12 @@ class TrainerSection(Section):
     moments: Literal["float32", "bfloat16"] = Field(
         description="what AdamW's moments are kept in; bfloat16, rounded to nearest, is another run with half their memory"
     )
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="of GRPO's steps, at its highest")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        description="what becomes of lr after the warm-up: it stays, or falls and is 0 after the last step; a resumed run then "
+        "has the same `steps`"
+    )
+    lr_warmup_steps: Steps = Field(description="steps in which lr rises linearly; 0: none")
     betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -255,7 +260,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl")]
+        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl", *ALGORITHMS)]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
             section = values
@@ -263,6 +268,12 @@ def validate(values: dict[str, Any]) -> RunConfig:
                 section = section[part]
             known = sorted(_known_keys(path[:-1], values))
             raise UserError(unknown_key(key, known)) from None
+        if first["type"].startswith("union_tag"):  # of a section that is one of several
+            told = first["ctx"]
+            key = f"{key}.{told['discriminator'].strip(chr(39))}"
+            if "tag" not in told:
+                raise UserError(f"{key} is missing: set {key}=...") from None
+            raise UserError(f"{key}={told['tag']!r}: must be one of {told['expected_tags']}") from None
         if first["type"] == "missing":
             raise UserError(f"{key} is missing: set {key}=...") from None
         said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
@@ -284,9 +295,7 @@ def unknown_key(key: str, known: list[str], asked: str = "") -> str:
 def _all_keys(section: Any, path: str = "") -> Iterator[str]:
     """Every dotted key, of any choice."""
     for name, field in section.model_fields.items():
-        inside = () if get_origin(field.annotation) is tuple else get_args(field.annotation)  # a list is one value
-        choices = [c for c in (field.annotation, *inside) if isinstance(c, type)]
-        below = [c for c in choices if issubclass(c, Section)]
+        below = _sections(field.annotation)
         for choice in below:
             yield from _all_keys(choice, f"{path}{name}.")
         if not below:
@@ -296,8 +305,15 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
 def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
     section: Any = RunConfig
     for part in path:
-        if part == "data":
-            section = JsonlSection if values["data"].get("kind") == "jsonl" else ReasoningGymSection
-        else:
-            section = section.model_fields[part].annotation
+        field = section.model_fields[part]
+        section, *others = _sections(field.annotation)
+        if tag := field.discriminator:
+            chosen = values[part][tag]
+            section = next(c for c in (section, *others) if chosen in get_args(c.model_fields[tag].annotation))
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold; a list of them is one value."""
+    inside = () if get_origin(annotation) is tuple else get_args(annotation)
+    return [c for c in (annotation, *inside) if isinstance(c, type) and issubclass(c, Section)]

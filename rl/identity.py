@@ -51,6 +51,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     values["model"]["dtype"] = name_of(config.dtype)
     flat = {k: v for k, v in _flatten(values, "") if not is_free(k)}
+    if config.trainer.lr_schedule != "constant":
+        flat["steps"] = config.steps
     if source is None:
         return flat
     return flat | {CONTENT: _checksum(source), ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}

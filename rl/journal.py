@@ -10,6 +10,7 @@ import numpy as np
 from rl.metrics import Mismatch, divergence, profile, worst
 from rl.run.log import RunLog
 from rl.samples import Group, Sample
+from rl.updates import Update, measure
 from rollout.tokenizer import Tokenizer
 from trainer.batch import Batch, StepReport
 
@@ -46,19 +47,20 @@ class Journal:
             self._alerted = True
             self._log.alert("samebit: sampler and trainer differ", _differ(step, metrics))
 
-    def measure(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
-        """Returns the metrics of a step, and adds it to the totals."""
-        metrics = {"grpo/step": step} | describe(groups, batch, report) | compare(batch, report)
+    def measure(self, step: int, groups: Sequence[Group], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
+        """Returns the metrics of a step, and adds it to the totals. Compared are the tokens of the first update."""
+        first = updates[0]
+        metrics = {"grpo/step": step} | describe(groups, batch, first.report) | compare(first.batch, first.report)
         metrics["policy/version_lag"] = int(step - 1 - batch.versions.min(initial=step - 1))
-        self.totals.tokens_compared += len(batch.rows)
+        self.totals.tokens_compared += len(first.batch.rows)
         self.totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
-        self.totals.peak_bytes = max(self.totals.peak_bytes, report.peak_bytes)
-        return metrics
+        self.totals.peak_bytes = max(self.totals.peak_bytes, *(u.report.peak_bytes for u in updates))
+        return metrics | measure(updates)
 
     def completions(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport, every: bool) -> None:
         """Keeps a completion that is worse than all before it, and with `every` the first sample of the first groups, with
-        both sides' log-probs of each token."""
-        samples = [(group, sample) for group in groups for sample in group.samples]
+        both sides' log-probs of each token. `batch`: of all groups or the first ones."""
+        samples = [(group, sample) for group in groups for sample in group.samples][: batch.sequences]
         firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0]]
         chosen = firsts[:_SHOWN] if every else []
         if len(batch.rows):
