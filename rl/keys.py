@@ -10,6 +10,8 @@ ADDED = {
     "algorithm.name": "grpo",
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
+    "eval.samples": 1,
+    "eval.keep_samples": False,
     "scoring.errors": "fail",
     "scoring.workers": 2,
     "scoring.timeout": 300,
@@ -35,6 +37,8 @@ _MEANT = {  # names that other systems have for a key
     "custom_reward_function": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
+    "num_generations_eval": ("eval.samples",),
+    "val_kwargs.n": ("eval.samples",),
 }
 
 

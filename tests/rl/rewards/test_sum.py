@@ -15,7 +15,7 @@ from rl.config import RunConfig
 from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
-from rl.evaluate import Evaluation, Evaluator
+from rl.evaluation import Evaluation, Evaluator
 from rl.identity import difference, identity
 from rl.journal import rewards as metrics
 from rl.rewards.claim import Claim
@@ -126,10 +126,12 @@ def test_an_evaluation_is_of_what_is_judged(capsys: pytest.CaptureFixture[str]) 
         environment: Any = Judged(rewards)
         cards: Any = SimpleNamespace(to_rollout=lambda: None)
         evaluator = Evaluator(PROBLEMS[: len(rewards)], asked, environment, "reward=f")
-        return evaluator(lambda r: [], cards, lambda: None, Console(soft_wrap=True))
+        return evaluator(0, lambda r: [], cards, lambda: None, Console(soft_wrap=True))
 
-    assert evaluate([1.0, None, 0.0, 1.5]) == Evaluation(2 / 3, 2.5 / 3)
-    assert "0.667 (2 of 3 earn 1, 1 left out, mean reward 0.833, by reward=f" in capsys.readouterr().out
+    found = evaluate([1.0, None, 0.0, 1.5])
+    assert (found.accuracy, found.reward, found.left_out) == (2 / 3, 2.5 / 3, 1)
+    said = capsys.readouterr().out
+    assert "accuracy 0.667 (" in said and "; 2 of 3 earn 1, mean reward 0.833, 0.0 tokens, 1 left out, by reward=f" in said
     with pytest.raises(UserError, match="no completion is judged: reward=f leaves all out, first: it broke"):
         evaluate([None, None])
 
