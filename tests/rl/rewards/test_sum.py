@@ -131,7 +131,9 @@ def test_an_evaluation_is_of_what_is_judged(capsys: pytest.CaptureFixture[str]) 
     found = evaluate([1.0, None, 0.0, 1.5])
     assert (found.accuracy, found.reward, found.left_out) == (2 / 3, 2.5 / 3, 1)
     said = capsys.readouterr().out
-    assert "accuracy 0.667 (" in said and "; 2 of 3 earn 1, mean reward 0.833, 0.0 tokens, 1 left out, by reward=f" in said
+    assert (
+        "accuracy 0.667 (" in said and "; 2 of 3 earn 1, mean reward 0.833, 0.0 tokens, 1 left out, by reward=f" in said
+    )
     with pytest.raises(UserError, match="no completion is judged: reward=f leaves all out, first: it broke"):
         evaluate([None, None])
 
