@@ -1,9 +1,10 @@
 """Rewards code that passes the tests of its row.
 
 Each test runs in a process of its own, in an empty folder that is removed, with limits of CPU time, memory, open files and the
-size of files, without other processes and without the environment of the run (its keys and tokens). Sockets are refused: by a
-hook of Python's, and where the kernel lets a user make namespaces, because there is no network. Programs may write into their
-folder alone, by the same hook.
+size of files, and without the environment of the run (its keys and tokens). Python refuses it (by an audit hook) sockets, other
+processes, and files to write outside of its folder; where the kernel lets a user make namespaces it has no network either. Sets
+have one order and `random` one seed, so that a program does the same in every run; near a limit, another machine may decide
+otherwise.
 
 This is a fence against mistakes and not against an attacker. It does not protect from a program that reads what the user of
 the run can read, that goes around the hooks of Python (a C extension, memory by way of the interpreter), or that looks for how

@@ -1,5 +1,6 @@
 """Starts and ends a process that judges (`worker.py`)."""
 
+import contextlib
 import json
 import os
 import signal
@@ -66,7 +67,8 @@ class Process:
 
     def how_it_ended(self) -> str:
         """Waits for its end, ends what it has started, and says how its own end was."""
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         _kill(self._process)
         code = self._process.returncode
         how = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
@@ -86,13 +88,18 @@ class Process:
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
     """Leaves its number taken, and so that of its group: until `_kill` nobody else can have it."""
-    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    return process.returncode is not None or os.waitid(os.P_PID, process.pid, ended) is not None
+    if process.returncode is not None:
+        return True
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # of a run that was started with SIGCHLD ignored, nothing of a child stays
+        return True
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

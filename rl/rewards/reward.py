@@ -94,19 +94,22 @@ def open_reward(
 ) -> Reward:
     """Opens what the config names; UserError where that cannot be imported or called. `say` tells of the first failure that
     leaves a sample out."""
-    of_user, rewards = bool(rewards), rewards or (RewardSection(function=VERIFIER),)
+    name, of_user = judged_by(rewards, source), bool(rewards)
+    rewards = rewards or (RewardSection(function=VERIFIER),)
     parts = [Part(r.called, r.weight, source.judge if r.function == VERIFIER else None) for r in rewards]
     chosen = [r for r in rewards if r.function != VERIFIER]
     pool = _open_pool(chosen, scoring) if chosen else None
     drop = say if scoring.errors == "drop" else None
-    return Reward(_named(rewards, source), WeightedSum(parts, pool, drop), of_user)
+    return Reward(name, WeightedSum(parts, pool, drop), of_user)
 
 
-def _named(rewards: Sequence[RewardSection], source: Source) -> str:
+def judged_by(rewards: Sequence[RewardSection], source: Source) -> str:
     """Says what judges, with the weights that are not 1."""
+    if not rewards:
+        return source.verifier
     names = [source.verifier if r.function == VERIFIER else r.function for r in rewards]
     terms = [n if r.weight == 1 else f"{r.weight:g} x {n}" for n, r in zip(names, rewards, strict=True)]
-    return f"{'' if terms == [source.verifier] else 'reward='}{' + '.join(terms)}"
+    return f"reward={' + '.join(terms)}"
 
 
 def _open_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Pool:

@@ -66,7 +66,6 @@ def _limit(seconds: int, memory: int, file: int) -> None:
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_FSIZE, file, file),
         (resource.RLIMIT_NOFILE, 64, 64),
-        (resource.RLIMIT_NPROC, 0, 0),
         (resource.RLIMIT_CORE, 0, 0),
     ):
         most = resource.getrlimit(what)[1]

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -80,18 +81,23 @@ def load(name: str) -> Any:
     where, colon, function = name.rpartition(":")
     if not colon:
         raise ValueError(f"no ':' and no function after {name!r}")
-    found: Any = _of_file(Path(where).expanduser()) if where.endswith(".py") else importlib.import_module(where)
+    found: Any = (
+        _of_file(Path(where).expanduser().resolve()) if where.endswith(".py") else importlib.import_module(where)
+    )
     for part in function.split("."):
         found = getattr(found, part)
     return found
 
 
+@cache
 def _of_file(path: Path) -> ModuleType:
-    """Imports a file under its own name; what lies beside it can be imported there."""
-    sys.path.insert(0, str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """Imports a file, once, under its own name if that is free; what lies beside it can be imported there."""
+    sys.path.insert(0, str(path.parent))
+    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    name = f"reward_{len(sys.modules)}_{path.stem}" if taken else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

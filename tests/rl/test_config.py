@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -23,7 +23,7 @@ def numbers(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, typ
     for name, field in section.model_fields.items():
         kinds = kinds_of(field.annotation)
         for below in [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]:
-            yield from numbers(below, f"{path}{name}.")
+            yield from numbers(below, f"{path}{name}.0." if get_origin(field.annotation) is tuple else f"{path}{name}.")
         if float in kinds or (int in kinds and bool not in kinds):
             yield f"{path}{name}", float if float in kinds else int
 
@@ -39,7 +39,8 @@ WEIGHT = "reward.weight"  # of a list, which is null in the base
 
 
 GYM = {f"data.{name}" for name in ReasoningGymSection.model_fields}
-BASES = {kind: check([*data])[0].model_dump() for kind, data in (("gym", ()), ("files", FILES))}
+TWO = "reward=[verifier,format]"
+BASES = {kind: check([*data, TWO])[0].model_dump() for kind, data in (("gym", ()), ("files", FILES))}
 
 
 def with_value(key: str, value: Any) -> RunConfig:
@@ -49,14 +50,22 @@ def with_value(key: str, value: Any) -> RunConfig:
         values["reward"] = {"function": "exact"}
     section, parts = values, key.split(".")
     for part in parts[:-1]:
-        section = section[part]
+        section = section[int(part) if part.isdigit() else part]
     section[parts[-1]] = [0.5, value] if key == PAIR else value
     return resolved(validate(values))
 
 
 def test_the_walk_finds_them() -> None:
     floats = {key for key, kind in KEYS.items() if kind is float}
-    assert {"trainer.lr", "trainer.eps", PAIR, "rollout.temperature", "warmup.lr", "warmup.wrong_frac"} <= floats
+    assert {
+        "trainer.lr",
+        "trainer.eps",
+        PAIR,
+        "reward.0.weight",
+        "rollout.temperature",
+        "warmup.lr",
+        "warmup.wrong_frac",
+    } <= floats
     assert {"cluster.timeout", "rollout.pages", "data.problems", "data.vocab_size", "steps"} <= KEYS.keys() - floats
     assert len(KEYS) > 40 and "save_model" not in KEYS and "data.path" not in KEYS
 

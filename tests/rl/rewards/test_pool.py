@@ -176,3 +176,20 @@ def test_a_file_is_imported_with_what_lies_beside_it(source: Source, tmp_path: P
     (tmp_path / "beside.py").write_text("import math\n")
     (tmp_path / "mine.py").write_text("import beside\ndef f(problem, text): return beside.math.sqrt(len(text))\n")
     assert verdicts(opened(source, f"{tmp_path}/mine.py:f"), PROBLEMS[:1], ["abcd"])[0].reward == 2.0
+
+
+def test_files_may_have_any_name(source: Source, tmp_path: Path) -> None:
+    """That of a module of Python's, or of each other; one file is imported once."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "json.py").write_text(
+            "seen = []\n"
+            "def f(problem, text): return float(len(seen))\n"
+            f"def {folder}(problem, text):\n    import pickle\n    seen.append(text)\n    return float(len(text))\n"
+        )
+    functions = [f"{tmp_path}/a/json.py:a", f"{tmp_path}/b/json.py:b", f"{tmp_path}/a/../a/json.py:f"]
+    reward = opened(source, functions, workers=1)
+    assert [v.parts for v in verdicts(reward, PROBLEMS[:2], ["xy", "z"])] == [
+        {"a": 2.0, "b": 2.0, "f": 2.0},
+        {"a": 1.0, "b": 1.0, "f": 2.0},
+    ]
