@@ -164,19 +164,48 @@ class ReasoningGymSection(Section):
     )
 
 
-class JsonlSection(Section):
-    """Says which files problems are read from, and which of their fields."""
+class DatasetSection(Section):
+    """Says which data set problems are read from, and which of its fields. A field is a dotted path
+    (reward_model.ground_truth, choices.0)."""
 
-    kind: Literal["jsonl"]
-    path: Folder = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
-    question: str = Field(description="field of the question")
-    answer: str = Field(description="field of the worked answer; the result follows `marker`")
-    marker: Annotated[Typed, Field(min_length=1)]
-    prompt: Typed = Field(description="template over {question}; a typed \\n is a line break")
+    kind: Literal["dataset"]
+    path: Folder = Field(
+        description="a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.* and test.*, a folder of `datasets` "
+        "(save_to_disk), or a name on the hub (openai/gsm8k)"
+    )
+    subset: str | None = Field(description="configuration of a data set on the hub that has several (main)")
+    split: Text = Field(description="what is trained on, where the data has splits")
+    held_out: Annotated[Text, AfterValidator(_at_home)] | None = Field(
+        description="what is held out: a split, or a file; null: the split test or validation, else one problem in eight"
+    )
+    question: Text | None = Field(
+        description="field of the question, a text or a list of messages; null: found by its name (prompt, question, ...)"
+    )
+    answer: Text | None = Field(
+        description="field of the answer, a text or a number; null: found by its name (answer, label, ...), or none"
+    )
+    marker: Annotated[Typed, Field(min_length=1)] | None = Field(
+        description="the result is what follows it in the answer and in a completion; null: what is boxed, else all of it"
+    )
+    prompt: Typed = Field(
+        description="template over {question} and the other fields, of a text or of the last message; a typed \\n is a line "
+        "break"
+    )
+    chat: bool = Field(description="a question that is a text is a user's message too; messages always are chat")
+    system: str | None = Field(description="system prompt: chat, as is `chat=true`; it replaces that of the data")
+    tools: Text | None = Field(description="field of the tools' JSON schemas; null: the field tools, if there is one")
+    chat_template: Folder | None = Field(
+        description="null: the model's own; plain: role and content, a line each; or a file of a Jinja template"
+    )
+    template_args: dict[str, Any] = Field(description="what the chat template is told besides (enable_thinking: false)")
     vocab_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
         description="of the byte-level BPE that is trained where the model brings no tokenizer"
     )
     max_prompt_tokens: Positive = Field(description="longer prompts are left out; the run says how many")
+
+
+DATA: dict[str, type[Section]] = {"reasoning_gym": ReasoningGymSection, "dataset": DatasetSection}
+"""The sections of `data`, by kind."""
 
 
 def _resume(value: object) -> object:
@@ -203,7 +232,7 @@ class RunConfig(Section):
     logger: Literal["wandb", "none"]
     reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
     model: ModelSection
-    data: Annotated[ReasoningGymSection | JsonlSection, Field(discriminator="kind")]
+    data: Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
     algorithm: AnyAlgorithmSection
@@ -227,7 +256,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl")]
+        path = [str(part) for part in first["loc"] if part not in DATA]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
             section = values
@@ -268,7 +297,7 @@ def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
     section: Any = RunConfig
     for part in path:
         if part == "data":
-            section = JsonlSection if values["data"].get("kind") == "jsonl" else ReasoningGymSection
+            section = DATA[values["data"]["kind"]]
         else:
             section = section.model_fields[part].annotation
     return list(section.model_fields)

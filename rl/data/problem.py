@@ -1,6 +1,7 @@
 """Defines a problem, a source of problems, and the order in which a run takes them."""
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,18 @@ class Problem:
     prompt_ids: tuple[int, ...]
     answer: str  # the result that a completion is judged by; "" where the source knows none, but judges
     solution: str  # what a supervised step teaches; ends in the result
-    record: Any  # the source's own record, for its verifier
+    record: Any  # the source's own record, for its verifier: of a data set the row, with every field
+    messages: Sequence[Mapping[str, Any]] | None = None  # that the prompt was written from; None: it was a text
 
 
 TRAIN, WARMUP = 0, 1
 """Names of the streams of a run's problems."""
 
-HELD_OUT = 8
-"""One problem in eight, by the checksum of its text, is never trained on."""
+
+def is_held_out(text: str) -> bool:
+    """Tells whether a problem is never trained on: one in eight, by the checksum of its text."""
+    return zlib.crc32(text.encode()) % 8 == 0
+
 
 Judge = Callable[[Problem, str], float]
 """(problem, completion text) -> reward; 1.0 is a correct answer."""
@@ -41,6 +46,8 @@ class Source:
     left_out: int = 0  # problems of neither, because their prompts are too long
     verifier: str = "the data's verifier"  # what `judge` is called
     warnings: tuple[str, ...] = ()  # one line each
+    rows_sha256: str = ""  # of all fields of the rows that the problems were made of
+    about: tuple[str, ...] = ()  # what was found out of the data that the user did not say, one line each
 
     def encode_solution(self, problem: Problem) -> tuple[int, ...]:
         """Encodes the solution as a completion, with its end."""

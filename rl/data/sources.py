@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from rl.config import ReasoningGymSection, RunConfig
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import Source
-from rl.data.procedural import procedural_source
-from rl.data.question_answer import file_source
+from rl.data.procedural import Drawn
+from rl.data.question_answer import Questions
 from rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,10 +17,13 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
     """Says on `console` what takes long. Raises UserError for a task that does not exist, a pattern that keeps nothing, a
     template that makes prompts alike, or a file with a bad line."""
     own = tokenizers.from_model(config.model.path) if config.model.path else None
+    taught = config.warmup.steps > 0
     if isinstance(config.data, ReasoningGymSection):
-        source = procedural_source(config.data, config.seed, own, config.warmup.steps > 0, console)
+        drawn = Drawn(config.data, config.seed, taught or not own, console)
+        source = drawn.source(own or drawn.tokenizer())
     else:
-        source = file_source(config.data, own, console)
+        questions = Questions(config.data, bool(config.reward), taught, console)
+        source = questions.source(own or questions.tokenizer(), made=not own)
     for problem in (*source.train, *source.held_out):
         if not problem.prompt or not problem.prompt_ids:  # ids there may be: a begin of text
             raise UserError(f"the prompt of problem {problem.id!r} is empty: data.prompt={config.data.prompt!r}")

@@ -14,6 +14,7 @@ def check_golds(source: Source, reward: Reward, by_tokens: bool) -> str:
     if reward.of_user:
         golds = golds[:: -(-len(golds) // _TRIED)]
         reward(golds[0], "")  # a completion may be empty: found wrong now, not after the warm start
+        golds = [p for p in golds if p.solution]  # there may be none that a reward of its own needs
     failed = [(p, text, earned) for p in golds if (earned := reward(p, text := _said(source, p, by_tokens))) < 1]
     if not failed:
         return ""

@@ -227,7 +227,8 @@ def test_bad_parquet(refused, tmp_path: Path) -> None:
     data.write_bytes(b"PAR1 not really")
     assert "not a readable parquet file" in refused("data=gsm8k", f"data.path={data}")
     pyarrow.parquet.write_table(pyarrow.table({"question": ["?"], "solution": ["#### 2"]}), data)
-    assert "no column answer; it has question, solution" in refused("data=gsm8k", f"data.path={data}")
+    line = refused("data=gsm8k", f"data.path={data}")
+    assert "data.parquet:1: no text field 'answer'; the fields are question, solution" in line
     pyarrow.parquet.write_table(pyarrow.table({"question": ["?", "?"], "answer": ["#### 2", None]}), data)
     assert "data.parquet:2: no text field 'answer'" in refused("data=gsm8k", f"data.path={data}")
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
-from rl.config import JsonlSection, ReasoningGymSection, RunConfig, Section
+from rl.config import DatasetSection, ReasoningGymSection, RunConfig, Section
 from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 
@@ -23,11 +23,11 @@ def sections(section: type[Section]) -> list[type[Section]]:
 
 def test_the_files_hold_every_key_and_no_other() -> None:
     """The schema has no defaults: what a run does can be read in configs/."""
-    for section in (*sections(RunConfig), ReasoningGymSection, JsonlSection):
+    for section in (*sections(RunConfig), ReasoningGymSection, DatasetSection):
         assert all(f.is_required() for f in section.model_fields.values()), section
     values = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     assert set(values) - {"defaults", "hydra"} == set(RunConfig.model_fields) - {"model", "data"}
-    for name, section in (("arithmetic", ReasoningGymSection), ("gsm8k", JsonlSection)):
+    for name, section in (("arithmetic", ReasoningGymSection), ("gsm8k", DatasetSection)):
         assert set(yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())) == set(section.model_fields)
 
 
@@ -41,7 +41,7 @@ def test_interface_names() -> None:
 
 def test_overrides_beat_the_recipe() -> None:
     config = check(["+recipe=gsm8k_tiny", "data.path=x", "steps=7", "model.hf.num_hidden_layers=1"])[0]
-    assert (config.steps, config.data.kind, config.model.hf["num_hidden_layers"]) == (7, "jsonl", 1)
+    assert (config.steps, config.data.kind, config.model.hf["num_hidden_layers"]) == (7, "dataset", 1)
 
 
 def test_a_sweep_is_every_combination() -> None:
