@@ -1,6 +1,6 @@
 """Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -37,6 +37,7 @@ def _at_home(path: str) -> str:
 
 Folder = Annotated[Text, AfterValidator(_at_home)]
 Typed = Annotated[str, AfterValidator(typed)]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class ModelSection(Section):
@@ -202,9 +203,33 @@ class DatasetSection(Section):
         description="of the byte-level BPE that is trained where the model brings no tokenizer"
     )
     max_prompt_tokens: Positive = Field(description="longer prompts are left out; the run says how many")
+    curriculum: Text | None = Field(
+        description="a field with a number, or prompt_tokens: the first pass over the data goes from the least to the most"
+    )
 
 
-DATA: dict[str, type[Section]] = {"reasoning_gym": ReasoningGymSection, "dataset": DatasetSection}
+class MixtureSection(Section):
+    """Says which sources are mixed, and how."""
+
+    kind: Literal["mixture"]
+    sources: dict[Name, Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]] = Field(
+        min_length=1,
+        description="by names of yours, what `data` would say of each; `data: NAME` begins with configs/data/NAME.yaml, else "
+        "with reasoning_gym (where there is a task) or dataset",
+    )
+    weights: dict[Name, Annotated[int, Field(gt=0, le=1000)]] = Field(
+        description="of a source: how many of the sum(weights) next problems are of it; default 1"
+    )
+    vocab_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
+        description="of the byte-level BPE that is trained on all sources where the model brings no tokenizer"
+    )
+
+
+DATA: dict[str, type[Section]] = {
+    "reasoning_gym": ReasoningGymSection,
+    "dataset": DatasetSection,
+    "mixture": MixtureSection,
+}
 """The sections of `data`, by kind."""
 
 
@@ -232,7 +257,7 @@ class RunConfig(Section):
     logger: Literal["wandb", "none"]
     reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
     model: ModelSection
-    data: Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]
+    data: Annotated[ReasoningGymSection | DatasetSection | MixtureSection, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
     algorithm: AnyAlgorithmSection
@@ -256,18 +281,28 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part not in DATA]
+        path = _place(first["loc"], values)
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
-            section = values
-            for part in path[:-1]:
-                section = section[part]
             known = sorted(_known_keys(path[:-1], values))
             raise UserError(unknown_key(key, known)) from None
         if first["type"] == "missing":
             raise UserError(f"{key} is missing: set {key}=...") from None
+        if first["type"] == "union_tag_invalid":
+            raise UserError(f"{key}.kind={first['ctx']['tag']!r}: must be {first['ctx']['expected_tags']}") from None
         said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
         raise UserError(f"{key}={first['input']!r}: {said}") from None
+
+
+def _place(loc: Sequence[int | str], values: Any) -> list[str]:
+    """Returns the parts of the key at `loc`, in which a kind of data stands too."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(values, dict) and part not in values and values.get("kind") == part:
+            continue
+        parts.append(str(part))
+        values = values.get(part) if isinstance(values, dict) else None
+    return parts
 
 
 def unknown_key(key: str, known: list[str], asked: str = "") -> str:
@@ -293,11 +328,10 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}"
 
 
-def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
+def _known_keys(path: list[str], values: Any) -> list[str]:
     section: Any = RunConfig
     for part in path:
-        if part == "data":
-            section = DATA[values["data"]["kind"]]
-        else:
-            section = section.model_fields[part].annotation
+        values = values[part]
+        kind = values.get("kind") if isinstance(values, dict) else None
+        section = DATA[kind] if isinstance(kind, str) and kind in DATA else section.model_fields[part].annotation
     return list(section.model_fields)

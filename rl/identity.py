@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.threads",
     "trainer.world_size",
 )
+_SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # the keys of a mixture's sources are those of `data`
 CONTENT = "the data's content (sha256)"
 ROWS = "the other fields of the data (sha256)"
 ENDS = "the ids that end a completion"
@@ -78,6 +80,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 
 
 def _is_free(key: str) -> bool:
+    key = _SOURCE.sub("data.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 

@@ -18,6 +18,7 @@ ADDED = {
     "data.tools": None,
     "data.chat_template": None,
     "data.template_args": {},
+    "data.curriculum": None,
 }
 """Keys that it did not have, and what it did; those of `data` are keys of kind=dataset."""
 RENAMED = {("data.kind", "jsonl"): "dataset"}

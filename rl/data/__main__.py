@@ -1,7 +1,7 @@
 """`python -m rl.data [--rows N] [+recipe=NAME] [key=value ...]`: shows what a run would read, and starts nothing."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kernels.host.command import Parser, fail, interruptible
 from rl.compose import check
@@ -54,10 +54,18 @@ def summary(config: RunConfig, source: Source) -> list[str]:
 def examples(source: Source, count: int) -> list[str]:
     """Shows the first `count` problems of each part."""
     lines = []
-    for part, problems in (("train", source.train), ("held out", source.held_out)):
+    for part, problems in (*_trained(source), ("held out", source.held_out)):
         for i, problem in enumerate(problems[:count], 1):
             lines += ["", f"{part} {i} of {len(problems):,}: {problem.id}", *_example(problem, source.tokenizer)]
     return lines
+
+
+def _trained(source: Source) -> Iterator[tuple[str, Sequence[Problem]]]:
+    """Yields what is trained on, of a mixture source by source."""
+    start = 0
+    for size in [share.problems for share in source.shares] or [len(source.train)]:
+        yield "train", source.train[start : start + size]
+        start += size
 
 
 def _example(problem: Problem, tokenizer: Tokenizer) -> list[str]:

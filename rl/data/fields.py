@@ -117,6 +117,16 @@ def value_at(record: Any, path: str) -> Any:
     return record
 
 
+def number_at(record: Any, path: str) -> float | None:
+    """Returns the number at a dotted path, which a text may hold; None where there is no finite one."""
+    value = value_at(record, path)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def is_conversation(value: Any) -> bool:
     """Tells whether `value` is a list of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)

@@ -22,6 +22,8 @@ Entries = list[tuple[str, Mapping[str, Any]]]
 class Drawn:
     """Holds problems that were drawn, before there is a tokenizer."""
 
+    template: str | None = None  # they are no conversations
+
     def __init__(
         self, section: ReasoningGymSection, seed: int, solutions: bool, console: "Console | None" = None
     ) -> None:
@@ -42,8 +44,8 @@ class Drawn:
         """Makes one of their characters."""
         return tokenizers.of_characters(self.texts())
 
-    def source(self, tokenizer: Tokenizer) -> Source:
-        """Makes the problems."""
+    def source(self, tokenizer: Tokenizer, made: bool) -> Source:
+        """Makes the problems, whatever their tokenizer was made from."""
         unique = {prompt: entry for prompt, entry in reversed(self._found)}  # the first draw of a prompt stands for it
 
         def problem(prompt: str) -> Problem:

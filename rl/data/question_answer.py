@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rl.config import DatasetSection
 from rl.data import tokenizer as tokenizers
 from rl.data.chat import Chat, named_template
-from rl.data.fields import Message, Question, checked, content_text, find_fields, has, plain_text, text_of
+from rl.data.fields import Message, Question, checked, content_text, find_fields, has, number_at, plain_text, text_of
 from rl.data.problem import Judge, Problem, Source, is_held_out
 from rl.data.rows import Row
 from rl.data.splits import read_splits
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _CHARACTERS = (
     32  # of one token of a prompt, at the most: a prompt with more a token is none that a tokenizer is made for
 )
+
+
+PROMPT_TOKENS = "prompt_tokens"
+"""What data.curriculum calls the length of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Questions:
         """`own_reward`: a reward of the user's judges; `supervised`: the answers are taught. UserError names the first bad
         row."""
         self._section, self._console = section, console
+        self.template = named_template(section)
         self._needed = supervised or not own_reward
         with Waiting(console, f"reading {section.path}"):
             rows, apart = read_splits(section)
@@ -110,8 +115,7 @@ class Questions:
     def tokenizer(self) -> Tokenizer:
         """Makes one from the texts."""
         with Waiting(self._console, f"making a tokenizer from {len(self.train):,} problems"):
-            template = named_template(self._section)
-            return tokenizers.byte_level_bpe(self.texts(), self._section.vocab_size, template)
+            return tokenizers.byte_level_bpe(self.texts(), self._section.vocab_size, self.template)
 
     def source(self, tokenizer: Tokenizer, made: bool) -> Source:
         """Makes the problems; `made`: the tokenizer was made from their texts."""
@@ -120,11 +124,11 @@ class Questions:
         left = len(self.train) + len(self.held_out) - len(train) - len(held_out)
         texts = {a.row.id: a.text for a in (*self.train, *self.held_out)}
         asked = ((p.id, texts[p.id], p.prompt, p.answer) for p in (*train, *held_out))
-        warnings = tuple(filter(None, (check_apart(self._section.prompt, asked), _seen(train, held_out))))
+        warnings = tuple(filter(None, (check_apart(self._section.prompt, asked), seen(train, held_out))))
         judge = math_judge(self._section.marker)
         about = (self.fields.found,) if self.fields.found else ()
-        rows = _checksum([*train, *held_out])
-        return Source(train, held_out, judge, tokenizer, left, "math-verify", warnings, rows, about)
+        rows, ranks = _checksum([*train, *held_out]), _ranks(self._section.curriculum, train)
+        return Source(train, held_out, judge, tokenizer, left, "math-verify", warnings, rows, about, ranks=ranks)
 
     def _problems(self, make: "_Maker", asked: list[Asked]) -> list[Problem]:
         with Waiting(self._console, "reading prompts as tokens", len(asked)) as waiting:
@@ -203,6 +207,19 @@ def _no_answer(row: Row, value: Any, field: str, marker: str | None) -> UserErro
     return UserError(f"{row.at}: no text field {field!r}{has(row)}")
 
 
+def _ranks(field: str | None, problems: list[Problem]) -> tuple[float, ...]:
+    """Returns how early each problem comes, as the user says: by a field, or by the tokens of its prompt."""
+    if field is None:
+        return ()
+    if field == PROMPT_TOKENS:
+        return tuple(float(len(problem.prompt_ids)) for problem in problems)
+    ranks = [number_at(problem.record, field) for problem in problems]
+    if None in ranks:
+        where = problems[ranks.index(None)].id
+        raise UserError(f"{where}: data.curriculum={field}: no number is there (a field, or {PROMPT_TOKENS})")
+    return tuple(rank for rank in ranks if rank is not None)
+
+
 def _checksum(problems: list[Problem]) -> str:
     """Returns the SHA-256 of the rows, which a reward may read whole."""
     digest = hashlib.sha256()
@@ -211,7 +228,7 @@ def _checksum(problems: list[Problem]) -> str:
     return digest.hexdigest()
 
 
-def _seen(train: list[Problem], held_out: list[Problem]) -> str:
+def seen(train: list[Problem], held_out: list[Problem]) -> str:
     """Returns what to warn of where problems are held out that training sees; UserError where that is all of them."""
     there = {p.prompt: p.id for p in train}
     both = [p for p in held_out if p.prompt in there]

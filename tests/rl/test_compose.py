@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
-from rl.config import DatasetSection, ReasoningGymSection, RunConfig, Section
+from rl.config import DATA, RunConfig, Section
 from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 
@@ -23,12 +23,14 @@ def sections(section: type[Section]) -> list[type[Section]]:
 
 def test_the_files_hold_every_key_and_no_other() -> None:
     """The schema has no defaults: what a run does can be read in configs/."""
-    for section in (*sections(RunConfig), ReasoningGymSection, DatasetSection):
+    for section in (*sections(RunConfig), *DATA.values()):
         assert all(f.is_required() for f in section.model_fields.values()), section
     values = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     assert set(values) - {"defaults", "hydra"} == set(RunConfig.model_fields) - {"model", "data"}
-    for name, section in (("arithmetic", ReasoningGymSection), ("gsm8k", DatasetSection)):
-        assert set(yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())) == set(section.model_fields)
+    files = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "data").glob("*.yaml")]
+    assert {values["kind"] for values in files} == set(DATA)
+    for values in files:
+        assert set(values) == set(DATA[values["kind"]].model_fields)
 
 
 def test_interface_names() -> None:

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -21,10 +21,11 @@ FILES = ("data=gsm8k", "data.path=unused")
 def numbers(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, type]]:
     """Every key that holds a number, and which kind of number: a walk of the schema, so that a new key is covered."""
     for name, field in section.model_fields.items():
+        named = get_origin(field.annotation) is dict  # sections by names of the user's, which are those of `data`
         kinds = kinds_of(field.annotation)
-        for below in [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]:
+        for below in [k for k in kinds if not named and isinstance(k, type) and issubclass(k, Section)]:
             yield from numbers(below, f"{path}{name}.")
-        if float in kinds or (int in kinds and bool not in kinds):
+        if not named and (float in kinds or (int in kinds and bool not in kinds)):
             yield f"{path}{name}", float if float in kinds else int
 
 
