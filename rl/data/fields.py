@@ -36,7 +36,7 @@ class Fields:
 
     question: str
     answer: str
-    tools: str
+    tools: str  # of a question that is no conversation, another thing may be called so
     found: str  # what to say of those that were found, "" where the user named them
 
     def question_of(self, row: Row) -> Question:
@@ -52,16 +52,20 @@ class Fields:
     def answer_of(self, row: Row) -> Any:
         """Returns the answer as it stands there: None where there is none."""
         if not self.answer:
-            messages = value_at(row.record, self.question)
-            return messages[-1].get("content") if _taught(messages) else None
+            return self.last_of(row)
         value = value_at(row.record, self.answer)
         if is_conversation(value):
             return value[-1].get("content")
         return None if value is _MISSING else value
 
+    def last_of(self, row: Row) -> Any:
+        """Returns what the assistant says at the end of a conversation; None where that is not its end."""
+        messages = value_at(row.record, self.question)
+        return messages[-1].get("content") if _taught(messages) else None
+
     def tools_of(self, row: Row) -> list[Any]:
         """Returns the JSON schemas of the tools, which may stand there as one text."""
-        value = value_at(row.record, self.tools) if self.tools else None
+        value = value_at(row.record, self.tools)
         if value is None or value is _MISSING or value == "":
             return []
         try:
@@ -87,13 +91,14 @@ def find_fields(section: DatasetSection, rows: Sequence[Row]) -> Fields:
     else:
         candidates = [name for name in _ANSWERS if name in columns and name != question]
         answer = _only("answer", candidates, columns, rows[0]) if candidates else ""
-    tools = section.tools or ("tools" if "tools" in columns else "")
     taught = not answer and _taught(value_at(rows[0].record, question))
     told = repr(answer) if answer else "its last message" if taught else ""
     known = _FORMATS.get((question, answer))
     found = f"question from {question!r}, " + (f"answer from {told}" if told else "no answer")
     by_user = section.question is not None and section.answer is not None
-    return Fields(question, answer, tools, "" if by_user else f"{known}'s format: {found}" if known else found)
+    return Fields(
+        question, answer, section.tools or "tools", "" if by_user else f"{known}'s format: {found}" if known else found
+    )
 
 
 def _only(what: str, candidates: list[str], columns: list[str], row: Row) -> str:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from rl.config import DatasetSection
 from rl.data import tokenizer as tokenizers
 from rl.data.chat import Chat, named_template
-from rl.data.fields import Message, Question, checked, content_text, find_fields, has, number_at, plain_text, text_of
+from rl.data.fields import (
+    Message,
+    Question,
+    checked,
+    content_text,
+    find_fields,
+    has,
+    number_at,
+    plain_text,
+    text_of,
+    without_nulls,
+)
 from rl.data.problem import Judge, Problem, Source, is_held_out
 from rl.data.rows import Row
 from rl.data.splits import read_splits
@@ -27,7 +38,6 @@ _CHARACTERS = (
     32  # of one token of a prompt, at the most: a prompt with more a token is none that a tokenizer is made for
 )
 
-
 PROMPT_TOKENS = "prompt_tokens"
 """What data.curriculum calls the length of a prompt."""
 
@@ -39,7 +49,7 @@ class Asked:
     row: Row
     question: Question
     text: str  # of the question, whoever says it
-    solution: str  # the whole answer; "" where there is none, or where only a reward of the user's reads it
+    solution: str  # the whole answer; "" where there is none
     result: str  # what a completion is judged by
     tools: list[Any]
 
@@ -51,14 +61,15 @@ class Questions:
         """`own_reward`: a reward of the user's judges; `supervised`: the answers are taught. UserError names the first bad
         row."""
         self._section, self._console = section, console
-        self.template = named_template(section)
-        self._needed = supervised or not own_reward
+        self.template, self._as_chat = named_template(section), as_chat(section)
+        self._needed = supervised or not own_reward or section.marker is not None
         with Waiting(console, f"reading {section.path}"):
             rows, apart = read_splits(section)
             self.fields = find_fields(section, rows)
             self._check_answers(rows[0])
             asked = [self._asked(row) for row in rows]
             self.held_out = [self._asked(row) for row in apart or ()]
+        self._check_read(rows[0], [*asked, *self.held_out])
         self.train = asked
         if apart is None:
             self.held_out = [a for a in asked if is_held_out(a.text)]
@@ -73,12 +84,26 @@ class Questions:
                 f"reward=module:function and warmup.steps=0"
             )
 
+    def _check_read(self, first: Row, asked: list[Asked]) -> None:
+        """Refuses keys that no row makes use of."""
+        section = self._section
+        if section.answer is not None and not any(a.solution for a in asked):
+            raise UserError(f"{first.at}: no text field {section.answer!r}{has(first)}")
+        if section.tools is not None and not any(a.tools for a in asked):
+            raise UserError(f"data.tools={section.tools}: no row has such a field with tools in it")
+        texts = not self._as_chat and all(isinstance(a.question, str) for a in asked)
+        if texts and (section.chat_template is not None or section.template_args):
+            key = "chat_template" if section.chat_template is not None else "template_args"
+            raise UserError(f"data.{key} is set, and the questions are texts: set data.chat=true to make them messages")
+
     def _asked(self, row: Row) -> Asked:
         question = self.fields.question_of(row)
         solution = self._solution(row)
         result = solution and self._result(solution, row)
-        tools = self.fields.tools_of(row)
-        return Asked(row, question, text_of(question), solution, result, tools)
+        if self.fields.answer and isinstance(last := self.fields.last_of(row), str):
+            solution = checked(last, self.fields.question, row)  # taught whole, and judged by the answer
+        is_chat = self._as_chat or not isinstance(question, str)
+        return Asked(row, question, text_of(question), solution, result, self.fields.tools_of(row) if is_chat else [])
 
     def _solution(self, row: Row) -> str:
         """Returns the answer as its text, which before a marker must be one already."""
@@ -99,9 +124,9 @@ class Questions:
         if self._section.marker is None:
             return without_separators((boxed(solution) or solution).strip())
         _, found, result = solution.rpartition(self._section.marker)
-        if self._needed and not found:
+        if not found:
             raise UserError(f"{row.at}: the answer has no {self._section.marker!r} before its result")
-        if self._needed and not result.strip():
+        if not result.strip():
             raise UserError(f"{row.at}: the answer has no result after its {self._section.marker!r}")
         return without_separators(result.strip())
 
@@ -143,7 +168,6 @@ class _Maker:
 
     def __init__(self, section: DatasetSection, tokenizer: Tokenizer, made: bool) -> None:
         self._section, self._tokenizer = section, tokenizer
-        self._as_chat = section.chat or section.system is not None or section.tools is not None
         # A token of a made tokenizer stands for its own characters: a prompt of more is too long, however it is cut
         self._most = section.max_prompt_tokens * max(map(len, tokenizer.backend.get_vocab())) if made else math.inf
 
@@ -168,7 +192,7 @@ class _Maker:
     def _messages(self, asked: Asked) -> list[Message] | None:
         """Returns the conversation of a prompt, None where it is a text. The user's template is that of the last message."""
         if isinstance(asked.question, str):
-            if not self._as_chat:
+            if not as_chat(self._section):
                 return None
             messages = [{"role": "user", "content": self._filled(asked, asked.text)}]
         else:
@@ -184,6 +208,11 @@ class _Maker:
     def _filled(self, asked: Asked, question: str) -> str:
         others = {name: value for name, value in asked.row.record.items() if name != "question"}
         return fill(self._section.prompt, question=question, **others)
+
+
+def as_chat(section: DatasetSection) -> bool:
+    """Tells whether a question that is a text is a user's message."""
+    return section.chat or section.system is not None or section.tools is not None
 
 
 def math_judge(marker: str | None) -> Judge:
@@ -224,7 +253,7 @@ def _checksum(problems: list[Problem]) -> str:
     """Returns the SHA-256 of the rows, which a reward may read whole."""
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(json.dumps(problem.record, default=str).encode())
+        digest.update(json.dumps(without_nulls(problem.record), default=str, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -24,11 +24,13 @@ class Row:
 
 def read_rows(path: Path) -> list[Row]:
     """Reads all rows of a file; UserError where it has none, or names the first line that cannot be read."""
-    if not path.is_file():
-        raise UserError(
-            f"{path} is no regular file: it is read more than once, which a pipe or a device does not allow"
-        )
     try:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        if not path.is_file():
+            raise UserError(
+                f"{path} is no regular file: it is read more than once, which a pipe or a device does not allow"
+            )
         rows = [Row(f"{path.name}:{number}", f"{path}:{number}", record) for number, record in _numbered(path)]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

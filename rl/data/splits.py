@@ -3,8 +3,10 @@
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ Splits = Mapping[str, Callable[[], list[Row]]]
 
 _HELD_OUT = ("test", "validation")  # what is held out where the user names nothing: the first that there is
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # a name on the hub
-_SAVED = {"dataset_dict.json", "state.json"}  # what `save_to_disk` leaves
+_SAVED = (
+    {"dataset_dict.json"},
+    {"state.json", "dataset_info.json"},
+)  # what `save_to_disk` leaves: splits, or one table
 
 
 def read_splits(section: DatasetSection) -> tuple[list[Row], list[Row] | None]:
@@ -28,13 +33,16 @@ def read_splits(section: DatasetSection) -> tuple[list[Row], list[Row] | None]:
     with _readable(section.path):
         there, folder = path.exists(), path.is_dir()
         names = {p.name for p in path.iterdir()} if folder else set()
+    saved = any(marks <= names for marks in _SAVED)
+    files = folder and not saved and any(_is_split(name, section.split) for name in names)
+    if section.subset is not None and (files or saved or (there and not folder)):
+        raise UserError(f"data.subset={section.subset}: {path} has none, as data sets on the hub may")
     if there and not folder:
-        return read_rows(path), _one_file(held) if held else None
-    files = folder and not names & _SAVED and any(_is_split(name, section.split) for name in names)
-    splits = _files(path, names) if files else _datasets(section, bool(names & _SAVED), folder)
+        return _one_file(section)
+    splits = _files(path, names) if files else _datasets(section, saved, folder)
     train = _read(splits, section.split, "data.split", section.path)
     if held and _is_file(held):
-        return train, read_rows(Path(held))
+        return train, _held_rows(Path(held), train)
     if held:
         return train, _read(splits, held, "data.held_out", section.path)
     apart = next((name for name in _HELD_OUT if name in splits and name != section.split), None)
@@ -56,15 +64,26 @@ def _readable(path: str) -> Iterator[None]:
         raise UserError(f"data.path={path} cannot be read: {error.strerror}") from None
 
 
-def _one_file(held: str) -> list[Row]:
-    if not _is_file(held):
-        raise UserError(f"data.held_out={held}: data.path is one file, which has no splits: name a file")
-    return read_rows(Path(held))
+def _one_file(section: DatasetSection) -> tuple[list[Row], list[Row] | None]:
+    held = section.held_out
+    for key, name in (("split", "" if section.split == "train" else section.split), ("held_out", held)):
+        if name and (key == "split" or not _is_file(name)):
+            raise UserError(
+                f"data.{key}={name}: data.path is one file, which has no splits (data.held_out may be a file)"
+            )
+    train = read_rows(Path(section.path))
+    return train, _held_rows(Path(held), train) if held else None
+
+
+def _held_rows(path: Path, train: list[Row]) -> list[Row]:
+    """Reads the rows of a file of its own, whose name may be that of the one that is trained on."""
+    rows, ids = read_rows(path), {row.id for row in train}
+    return [replace(row, id=f"held out {row.id}") if row.id in ids else row for row in rows]
 
 
 def _is_file(held: str) -> bool:
     """Tells whether the user means a file, and not a split."""
-    return "/" in held or Path(held).suffix in SUFFIXES or Path(held).is_file()
+    return "/" in held or Path(held).suffix in SUFFIXES or os.path.isfile(held)  # which no name is too long for
 
 
 def _read(splits: Splits, name: str, key: str, path: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rl.config import RunConfig, validate
 from rl.data import Source, open_source
 from rl.data.__main__ import main
 from rl.data.fields import plain_text, value_at
+from rl.data.rows import read_rows
 from rl.data.tokenizer import byte_level_bpe
 from rl.errors import UserError
 from rl.identity import ROWS, difference, identity
@@ -160,9 +162,10 @@ KINDS = (as_json, as_json_lines, as_parquet, as_saved, as_splits, as_shards)
 def test_each_format_loads_as_it_is(tmp_path: Path, name: str) -> None:
     """What is asked and what is right: the same of every format, and from every kind of file."""
     rows, told = rows_of(name), FORMATS[name][1]
-    source = load(as_lines(tmp_path, rows), chat_template="plain")
-    assert source.about == (told,)
     chat = "messages" in name or isinstance(rows[0].get("prompt", rows[0].get("input")), list)
+    keys = {"chat_template": "plain"} if chat else {}
+    source = load(as_lines(tmp_path, rows), **keys)
+    assert source.about == (told,)
     problems = {p.id: p for p in (*source.train, *source.held_out)}
     assert len(problems) == 40
     for i, row in enumerate(rows):
@@ -172,9 +175,9 @@ def test_each_format_loads_as_it_is(tmp_path: Path, name: str) -> None:
         assert problem.answer == str(i + 5) and problem.record == row
         assert source.judge(problem, f"I think it is {i + 5}.") == 1.0 and source.judge(problem, str(i + 6)) == 0.0
     for kind in KINDS:
-        other = load(kind(tmp_path, rows), chat_template="plain", vocab_size=258)
+        other = load(kind(tmp_path, rows), **keys, vocab_size=258)
         assert other.about == (told,), kind
-        plain = load(as_lines(tmp_path, rows), chat_template="plain", vocab_size=258)
+        plain = load(as_lines(tmp_path, rows), **keys, vocab_size=258)
         assert contents(other) == contents(plain), kind
         assert len(other.held_out) == {as_splits: 10, as_shards: 20}.get(kind, len(plain.held_out)), kind
 
@@ -192,6 +195,28 @@ def test_csv_holds_texts(tmp_path: Path) -> None:
     assert first.prompt == rows[0][0] and first.record == {"question": rows[0][0], "answer": "NA", "note": ""}
     (tmp_path / "data.tsv").write_text("question\tanswer\n" + "".join(f"{i}?\t0{i}\n" for i in range(200)))
     assert load(tmp_path / "data.tsv").train[0].answer == "00"
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
+
+
+@quick
+@given(
+    st.lists(texts, min_size=1, max_size=3, unique=True).flatmap(
+        lambda names: st.lists(st.fixed_dictionaries({name: texts for name in names}), min_size=1, max_size=4)
+    )
+)
+def test_rows_are_the_same_in_every_kind_of_file(rows: list[Row]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [kind(Path(folder), rows) for kind in (as_lines, as_parquet)]
+        assert all([row.record for row in read_rows(path)] == rows for path in paths)
+        assert [row.record for row in read_rows(as_json(Path(folder), rows))] == rows
+        for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+            path = Path(folder) / f"data{suffix}"
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                lines = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+                lines.writerows([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
+            assert [row.record for row in read_rows(path)] == rows
 
 
 BAD = {
@@ -298,6 +323,15 @@ def test_no_answers_where_a_reward_needs_none(tmp_path: Path) -> None:
         assert "no field is known as the answer: set data.answer=FIELD" in refused(path, warmup, reward)
     ready = prepare(config(path, 0, "tests.rl.command:length").model_copy(update={"dry_run": True}))
     assert ready.warnings == ()
+
+
+def test_a_reward_of_the_users_hides_no_mistake(tmp_path: Path) -> None:
+    """Answers that are named, or that follow a marker, are there."""
+    path = write(tmp_path / "data.jsonl", [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(40)])
+    line = refused(path, 0, "mine:f", answer="anwser")
+    assert "data.jsonl:1: no text field 'anwser'; the fields are question, answer" in line
+    assert "data.jsonl:1: the answer has no '##>' before its result" in refused(path, 0, "mine:f", marker="##>")
+    assert load(path, 0, "mine:f", marker="####").train[0].answer != ""
 
 
 def test_a_template_over_other_fields(tmp_path: Path) -> None:
@@ -407,6 +441,30 @@ def test_chats_that_cannot_be_written(tmp_path: Path, case: str) -> None:
     assert part in refused(as_lines(tmp_path, rows_of("verl")), **keys)
 
 
+def test_keys_of_a_conversation_that_nothing_reads(tmp_path: Path) -> None:
+    path = as_lines(tmp_path, rows_of("numbers"))
+    assert "data.chat_template is set, and the questions are texts: set data.chat" in refused(
+        path, chat_template="plain"
+    )
+    assert "data.template_args is set" in refused(path, template_args={"think": True})
+    assert "data.tools=tols: no row has such a field" in refused(path, tools="tols", chat_template="plain")
+
+
+def test_a_text_may_have_tools_of_another_kind(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": i, "tools": "hammer"} for i in range(40)]
+    path = write(tmp_path / "data.jsonl", rows)
+    assert len(load(path).train) > 20
+    assert "data.jsonl:1: field 'tools': not JSON" in refused(path, chat=True, chat_template="plain")
+
+
+def test_an_answer_beside_what_the_assistant_said(tmp_path: Path) -> None:
+    """The one judges, the other is taught."""
+    rows = [{"messages": [*user(f"{i}+5?"), *said(f"It is {i + 5}.")], "answer": i + 5} for i in range(40)]
+    source = load(write(tmp_path / "data.jsonl", rows), chat_template="plain")
+    problem = next(p for p in (*source.train, *source.held_out) if p.id == "data.jsonl:1")
+    assert (problem.prompt, problem.answer, problem.solution) == ("user:\n0+5?\nassistant:\n", "5", "It is 5.")
+
+
 def test_messages_that_are_none(tmp_path: Path) -> None:
     for wrong in ([{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": 3}]):
         path = write(tmp_path / "data.jsonl", [{"prompt": wrong, "answer": 1}])
@@ -438,6 +496,10 @@ def test_what_is_held_out(tmp_path: Path) -> None:
     assert len(source.train) + len(source.held_out) == 40 and len(source.held_out) > 1
     source = load(path, held_out=str(other))
     assert (len(source.train), [p.id for p in source.held_out][:2]) == (40, ["other.jsonl:1", "other.jsonl:2"])
+    (tmp_path / "more").mkdir()
+    again = write(tmp_path / "more" / "data.jsonl", rows_of("numbers", 40, 50))  # of the same name
+    source = load(path, held_out=str(again))
+    assert [p.id for p in source.held_out][:2] == ["held out data.jsonl:1", "held out data.jsonl:2"]
     splits = as_splits(tmp_path, rows)
     assert (len(load(splits).train), len(load(splits).held_out)) == (30, 10)
     assert (len(load(splits, split="test", held_out="train").train)) == 10
@@ -453,7 +515,12 @@ def test_splits_that_are_not_there(tmp_path: Path) -> None:
     rows = rows_of("numbers")
     path, splits = as_lines(tmp_path, rows), as_splits(tmp_path, rows)
     assert "data.held_out=test: data.path is one file, which has no splits" in refused(path, held_out="test")
-    assert "nope.jsonl is no regular file" in refused(path, held_out=str(tmp_path / "nope.jsonl"))
+    assert "nope.jsonl does not exist" in refused(path, held_out=str(tmp_path / "nope.jsonl"))
+    assert "cannot be read: File name too long" in refused(path, held_out="/" + "x" * 5000)
+    assert "data.path is one file, which has no splits" in refused(path, held_out="x" * 5000)
+    assert "data.split=dev: data.path is one file" in refused(path, split="dev")
+    for place in (path, splits):
+        assert f"data.subset=main: {place} has none" in refused(place, subset="main")
     assert "data.split=nope" in refused(splits, split="nope") and "it has test, train" in refused(splits, split="nope")
     assert f"data.held_out=nope: {splits} has no such split" in refused(splits, held_out="nope")
     assert "is trained on" in refused(splits, held_out="train") or "are trained on" in refused(splits, held_out="train")

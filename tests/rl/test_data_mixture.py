@@ -82,7 +82,10 @@ def test_a_curriculum(tmp_path: Path) -> None:
     size = len(drawn.train)
     assert first(by_level, size) == [p.prompt for p in reversed(drawn.train)] != first(drawn, size)
     assert first(by_level, 2 * size)[size:] == first(drawn, 2 * size)[size:]
-    lengths = [len(p.prompt_ids) for p in load("data.curriculum=prompt_tokens", "data.vocab_size=258").stream(0, TRAIN).take(size)]
+    lengths = [
+        len(p.prompt_ids)
+        for p in load("data.curriculum=prompt_tokens", "data.vocab_size=258").stream(0, TRAIN).take(size)
+    ]
     assert lengths == sorted(lengths) and len(set(lengths)) > 5
     for wrong in ("answers", "question"):
         with pytest.raises(UserError, match=rf"^data.jsonl:\d+: data.curriculum={wrong}: no number is there"):
