@@ -12,6 +12,7 @@ from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
+from rl.run.trackers import TRACKERS
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
 from rollout.keys import (
     Dtype,
@@ -120,8 +121,10 @@ class EvalSection(Section):
     """Says when the policy is evaluated, and on how much."""
 
     problems: Positive = Field(description="held-out problems")
+    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
     every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
     temperature: float = Field(ge=0)
+    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
 
 
 class AlignSection(Section):
@@ -239,6 +242,24 @@ def _resume(value: object) -> object:
     return "false" if value is False else value
 
 
+def _trackers(value: object) -> object:
+    """One name, or a list of names; none is no tracker."""
+    names = [value] if isinstance(value, str) else value
+    if names == ["none"] or names == []:
+        return ()
+    known = (*TRACKERS, "none")
+    if (
+        not isinstance(names, list | tuple)
+        or any(name not in TRACKERS for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise PydanticCustomError("trackers", "must be {known}, or a list of several", {"known": ", ".join(known)})
+    return names
+
+
+Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
+
+
 class RunConfig(Section):
     """Holds all keys of a run."""
 
@@ -254,7 +275,9 @@ class RunConfig(Section):
     numerics: Literal["exact", "fast"] = Field(
         description="fast: torch's matmul, and in the trainer its attention and log-prob. A contrast: nothing is promised of it"
     )
-    logger: Literal["wandb", "none"]
+    logger: Trackers = Field(
+        description="where the run is shown beside its files: wandb, tensorboard, trackio, several as a list, or none"
+    )
     reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
     model: ModelSection
     data: Annotated[ReasoningGymSection | DatasetSection | MixtureSection, Field(discriminator="kind")]

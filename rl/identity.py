@@ -22,6 +22,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "data.subset",
     "dry_run",
     "eval.every",
+    "eval.keep_samples",
     "logger",
     "out_dir",
     "resume",
@@ -55,7 +56,7 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     which version the arithmetic is."""
     values = config.model_dump(mode="json")
     values["model"]["dtype"] = name_of(config.dtype)
-    flat = {k: v for k, v in _flatten(values, "") if not _is_free(k)}
+    flat = {k: v for k, v in _flatten(values, "") if not is_free(k)}
     if source is None:
         return flat
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
@@ -73,13 +74,13 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
     for key in sorted(set(mine) ^ set(theirs)):
         # A checkpoint of an earlier version may lack these
-        if key not in (CONTENT, ROWS, ENDS, ARITHMETIC) and not _is_free(key):
+        if key not in (CONTENT, ROWS, ENDS, ARITHMETIC) and not is_free(key):
             there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
             return f"{key}={there} there, {key}={here} here"
     return ""
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
     key = _SOURCE.sub("data.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 

@@ -1,6 +1,6 @@
 """Says in a run's logs what each step did: rewards, lengths, the loss, and how far sampler and trainer are apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,14 +31,19 @@ class Journal:
         """`supervised`: steps of the warm start."""
         self._log, self._tokenizer, self._first, self.totals = log, tokenizer, supervised, totals
         self._stamp = {} if numerics == "exact" else {"numerics": numerics}
+        self._alerted = False
 
     def supervised(self, step: int, metrics: dict[str, Any]) -> None:
         """Logs a supervised step."""
         self._log.step(step, metrics | self._stamp)
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
-        """Logs GRPO step `step`; 0 and the one after the last are the evaluations before and after."""
+        """Logs GRPO step `step`; 0 and the one after the last are the evaluations before and after. The first step of an exact
+        run in which a bit differs is an alert too."""
         self._log.step(self._first + step, {"phase": "grpo"} | metrics | self._stamp)
+        if metrics.get("divergence/tokens_nonzero") and not self._stamp and not self._alerted:
+            self._alerted = True
+            self._log.alert("samebit: sampler and trainer differ", _differ(step, metrics))
 
     def measure(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
         """Returns the metrics of a step, and adds it to the totals."""
@@ -75,6 +80,13 @@ class Journal:
             "logprobs": batch.logprobs[mine].tolist(),
             "trainer_logprobs": report.logprobs[mine].tolist(),
         }
+
+
+def _differ(step: int, metrics: Mapping[str, Any]) -> str:
+    return (
+        f"step {step}: {int(metrics['divergence/tokens_nonzero']):,} of {int(metrics['divergence/tokens_compared']):,} "
+        f"log-probs differ in a bit, by {metrics['divergence/logprob_abs_diff_max']:.3g} at most"
+    )
 
 
 def found(mismatch: Mismatch | None) -> dict[str, Any]:

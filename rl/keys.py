@@ -10,6 +10,8 @@ ADDED = {
     "algorithm.name": "grpo",
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
+    "eval.samples": 1,
+    "eval.keep_samples": False,
     "data.subset": None,
     "data.split": "train",
     "data.held_out": None,
@@ -58,6 +60,8 @@ _MEANT = {  # names that other systems have for a key
     "reward_fn": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
+    "num_generations_eval": ("eval.samples",),
+    "val_kwargs.n": ("eval.samples",),
 }
 
 

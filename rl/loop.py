@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.data import ProblemStream
-from rl.evaluate import Evaluation
+from rl.evaluation import Evaluation
 from rl.journal import Journal
 from rl.run.screen import Bar
 from rl.step import Cards, Step
@@ -27,7 +27,7 @@ class Loop:
 
     step: Step
     stream: ProblemStream
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[int], Evaluation]  # after so many steps
     speeds: Callable[[Batch, dict[str, float]], dict[str, float]]  # of a step's batch and seconds
     trainer: Trainer
     cards: Cards
@@ -41,7 +41,7 @@ class Loop:
         """Takes the GRPO steps after `state`, whose weights are published first. Returns the accuracy before and after all."""
         self.step.publish(state.step)
         if not state.accuracy:
-            first = self.evaluate()
+            first = self.evaluate(0)
             state = replace(state, accuracy=(first.accuracy,))
             self.journal.step(0, first.metrics())
         (before,) = state.accuracy
@@ -51,7 +51,7 @@ class Loop:
             for step in range(state.step + 1, self.steps + 1):
                 after = self._one(step, state, after)
         if self.steps:
-            last = self.evaluate()
+            last = self.evaluate(self.steps)
             self.journal.step(self.steps + 1, last.metrics())
             after = last.accuracy
         return before, after
@@ -62,7 +62,7 @@ class Loop:
         metrics, batch = self.step(step, show)
         metrics |= self.speeds(batch, {name: x for name, x in metrics.items() if name.startswith("time/")})
         if self.eval_every and step % self.eval_every == 0 and step < self.steps:
-            last = self.evaluate()
+            last = self.evaluate(step)
             metrics |= last.metrics()
             accuracy = last.accuracy
         self.journal.step(step, metrics)

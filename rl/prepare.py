@@ -17,6 +17,7 @@ from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
 from rl.run.screen import Waiting
+from rl.run.trackers import check_installed
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Prepared:
 
 def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
     """Says on `console` what takes long. Raises a BAD_INPUT error."""
+    for kind in config.logger:
+        check_installed(kind)
     source = open_source(config, console)
     model = model_config(config, len(source.tokenizer))
     longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))

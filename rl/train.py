@@ -25,7 +25,7 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
-from rl.evaluate import Evaluator
+from rl.evaluation import make_evaluator
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -36,7 +36,7 @@ from rl.plan import make_plan, print_plan
 from rl.prepare import Prepared, prepare
 from rl.publish import Progress, check_served, publish
 from rl.report import reported
-from rl.requests import eval_sampling, requests_for, train_sampling
+from rl.requests import requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
 from rl.run.banner import banner
 from rl.run.files import write_atomic
@@ -125,7 +125,8 @@ def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_
     stack.enter_context(console.keep(out_dir / "train.log"))
     stack.enter_context(reported(out_dir))
     log = stack.enter_context(RunLog(out_dir, values, config.logger, out_dir.name, positions))
-    console.print(f"{'wandb':<13}  {log.wandb_at or 'none'}")
+    for kind, where in log.shown_at.items():
+        console.print(f"{kind:<13}  {where}")
     return log
 
 
@@ -194,10 +195,7 @@ class Parts:
         def requests(problems: Sequence[Problem], step: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step)
 
-        held_out = source.held_out[: config.eval.problems]
-        judged = eval_sampling(config.eval, config.rollout.max_new_tokens, source.tokenizer.ends)
-        questions = requests_for(held_out, 1, judged, config.seed, "eval", 0)
-        evaluator = Evaluator(held_out, questions, environment, reward.name)
+        evaluator = make_evaluator(config, source, environment, reward.name)
         step = Step(
             stream=stream,
             requests_for=requests,
@@ -217,7 +215,11 @@ class Parts:
             step=step,
             stream=stream,
             evaluate=partial(
-                evaluator, self.rollout.generate, self.cards, partial(check_served, self.rollout), self.console
+                evaluator,
+                generate=self.rollout.generate,
+                cards=self.cards,
+                compare=partial(check_served, self.rollout),
+                console=self.console,
             ),
             speeds=partial(speeds, self.ready.model, ranks=config.trainer.world_size, on_gpu=config.device == "cuda"),
             trainer=self.trainer,

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from kernels.host.command import Parser, fail
+from kernels.host.command import Parser, fail, interruptible
 from kernels.packages import version_of
 from recipes.multi_gpu.command import ROOT
 from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
@@ -105,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

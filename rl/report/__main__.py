@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels.host.command import Parser, fail
+from kernels.host.command import Parser, fail, interruptible
 from rl.report import ReportError, write_report
 
 
@@ -23,4 +23,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptible():
+        main(sys.argv[1:])

@@ -13,10 +13,15 @@ from rl.report.chart import Chart, Point, Series, number, running_mean
 from rl.report.folder import Row, Run
 
 
+def curves() -> dict[str, list[dict[str, Any]]]:
+    """Returns what curves.yaml says of each section: title, unit, metrics, look."""
+    table: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("curves.yaml").read_text("utf-8"))
+    return table
+
+
 def charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
     """Makes the charts of each section, of what a run has logged: a CPU has no MFU, an earlier version had fewer metrics."""
-    table = yaml.safe_load(Path(__file__).with_name("curves.yaml").read_text("utf-8"))
-    sections = {name: [_curve(runs, **what) for what in rows] for name, rows in table.items()}
+    sections = {name: [_curve(runs, **what) for what in rows] for name, rows in curves().items()}
     sections["divergence"] += _gaps(runs)
     return {name: [chart for chart in found if chart.series] for name, found in sections.items()}
 

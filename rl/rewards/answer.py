@@ -54,6 +54,13 @@ def same_answer(claim: str, answer: str) -> bool:
     return bool(right) and bool(verify(list(right), _stated((inside or claim)[-_CHARACTERS:]), timeout_seconds=None))
 
 
+def stated(text: str, marker: str | None = None) -> str:
+    """Returns what a completion states: what follows its last `marker`, or else stands in its last \\boxed{...}, or all of it,
+    without how it is set."""
+    after = text.rpartition(marker)[2] if marker else text
+    return plain(boxed(after) or after)
+
+
 def without_separators(answer: str) -> str:
     """Drops the commas between thousands where the whole of `answer` is one number: "$1,234", and not "(1,234)"."""
     return answer.replace(",", "") if _QUANTITY.fullmatch(answer) and _SEPARATED.search(answer) else answer

@@ -25,6 +25,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _BODIES = 16  # of the largest size, that are in memory at once
+_LINGER = 5.0  # seconds to read on what is refused
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,17 @@ class Service:
     async def take(self, client: Client, work: Callable[[bytes], Result]) -> Result:
         """Returns what `work` makes of the body, in a thread."""
         limit, seconds = self.limits.body_bytes, self.limits.body_seconds
-        too_large = BadRequest(f"the body is larger than {limit} bytes", 413)
-        length = client.headers.get("content-length", "0")
+        length, parts, body = client.headers.get("content-length", "0"), client.stream(), bytearray()
         if length.isdigit() and int(length) > limit:
-            raise too_large
-        body = bytearray()
+            raise await self._too_large(parts)
         try:
             async with asyncio.timeout(seconds) as arriving:
-                async for part in client.stream():
+                async for part in parts:
                     body += part
                     self._body_bytes += len(part)
                     if len(body) > limit:
-                        raise too_large
+                        arriving.reschedule(None)
+                        raise await self._too_large(parts)
                     if self._body_bytes > _BODIES * limit:
                         raise self._refused(f"{self._body_bytes} bytes of bodies are being read")
                 arriving.reschedule(None)
@@ -114,6 +114,15 @@ class Service:
             raise BadRequest(f"the body took more than {seconds:g} s to arrive", 408) from None
         finally:
             self._body_bytes -= len(body)
+
+    async def _too_large(self, rest: AsyncIterator[bytes]) -> BadRequest:
+        """Reads on for a moment, and keeps nothing: a client that sends all of its body before it reads would find the
+        connection cut, and not the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                async for _ in rest:
+                    pass
+        return BadRequest(f"the body is larger than {self.limits.body_bytes} bytes", 413)
 
     async def read(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs

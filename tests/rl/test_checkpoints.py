@@ -42,13 +42,13 @@ def steps(out_dir: Path) -> list[str]:
 
 
 def test_when_it_is_due(tmp_path: Path) -> None:
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         assert [s for s in range(1, 8) if checkpoints(tmp_path, log, every=3).due(s, 7)] == [3, 6, 7]
         assert not any(checkpoints(tmp_path, log, every=0).due(s, 7) for s in range(1, 8))
 
 
 def test_what_it_says_and_which_ones_stay(tmp_path: Path) -> None:
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         saved = checkpoints(tmp_path, log)
         for step in range(1, 5):
             log.step(10 + step, {})
@@ -68,7 +68,7 @@ def test_what_it_says_and_which_ones_stay(tmp_path: Path) -> None:
 
 def test_it_has_its_name_when_all_is_written(tmp_path: Path) -> None:
     fleet = Fleet()
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         saved = checkpoints(tmp_path, log, fleet=fleet)
         fleet.ready = False
         saved.save(Progress(step=1), "")
@@ -91,7 +91,7 @@ def test_what_a_rank_may_not_write(tmp_path: Path) -> None:
                 raise SaveError("trainer rank 1: the checkpoint could not be written: the weight of norm is not finite")
             return super().written(wait)
 
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         saved = checkpoints(tmp_path, log, fleet=Spoiled())
         saved.save(Progress(step=1), "")
         saved.save(Progress(step=2), "")
@@ -104,7 +104,7 @@ def test_a_newer_one_that_was_passed_over_does_not_push_it_out(tmp_path: Path) -
     """A run that goes on from step 1, since its later ones are damaged, keeps what it saves."""
     for step in (5, 6):
         (tmp_path / "checkpoints" / folder_name(step)).mkdir(parents=True)
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         saved = checkpoints(tmp_path, log)
         for step in (1, 2, 3):
             saved.save(Progress(step=step), "")
@@ -114,5 +114,5 @@ def test_a_newer_one_that_was_passed_over_does_not_push_it_out(tmp_path: Path) -
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
-    with RunLog(tmp_path, {}, "none") as log, pytest.raises(RunError, match="the checkpoint could not be written: "):
+    with RunLog(tmp_path, {}, ()) as log, pytest.raises(RunError, match="the checkpoint could not be written: "):
         checkpoints(tmp_path, log).save(Progress(step=1), "")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from rl.config import validate
 from rl.metrics import FORMULAS
 from tests.rl.command import GSM8K, SHORT, call, command
+from tests.rl.documented import undocumented
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,7 @@ def test_summary(sweep: Path) -> None:
 
 def test_metrics_and_completions(sweep: Path) -> None:
     rows = lines(sweep / "seed=0" / "metrics.jsonl")
+    assert not undocumented({name for row in rows for name in row})
     assert [r["phase"] for r in rows] == ["warmup"] * 3 + ["grpo"] * 4  # evaluation, two steps, evaluation
     steps = [r for r in rows if "reward/mean" in r]
     assert len(steps) == 2
@@ -178,6 +180,7 @@ def test_a_contrast_run_is_named_in_all_that_it_leaves_and_is_no_exact_one(tmp_p
     assert outcome.code == 0, outcome
     assert outcome.out.count("numerics=fast") == 2 and not outcome.err
     s, rows = summary(out_dir), lines(out_dir / "metrics.jsonl")
+    assert not undocumented({name for row in rows for name in row})
     assert s["numerics"] == "fast" and 0 < s["tokens_nonzero"] < s["tokens_compared"]
     assert {row["numerics"] for row in rows} == {"fast"}
     (step,) = (row for row in rows if "divergence/first_mismatch" in row)

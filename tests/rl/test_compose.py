@@ -38,7 +38,7 @@ def test_interface_names() -> None:
     config = check([*keys.split(), "align.policy=warn", "logger=none"])[0]
     assert (config.seed, config.steps, config.out_dir, config.dry_run) == (3, 4, "o", True)
     assert (config.rollout.tp, config.trainer.world_size, config.data.path) == (1, 4, "p")
-    assert (config.align.policy, config.logger) == ("warn", "none")
+    assert (config.align.policy, config.logger) == ("warn", ())
 
 
 def test_overrides_beat_the_recipe() -> None:

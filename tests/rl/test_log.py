@@ -12,8 +12,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl.compose import check
+from rl.errors import UserError
+from rl.journal import Journal, Totals
+from rl.prepare import prepare
 from rl.run.files import strict, write_atomic
-from rl.run.log import RunLog, _logged_in
+from rl.run.log import RunLog
+from rl.run.trackers.on_wandb import _logged_in
+
+
+class Told:
+    """A tracker that remembers what it was told."""
+
+    where = "here"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def step(self, step: int, metrics: dict) -> None:
+        self.calls.append(("step", step, metrics))
+
+    def alert(self, title: str, text: str) -> None:
+        self.calls.append(("alert", title, text))
+
+    def summarise(self, summary: dict, completions: list) -> None:
+        self.calls.append(("summary", summary))
+
+    def close(self, exit_code: int) -> None:
+        self.calls.append(("close", exit_code))
+
+    def abandon(self) -> None:
+        self.calls.append(("abandon",))
 
 
 def no_constant(name: str) -> None:
@@ -50,7 +79,7 @@ def service_processes() -> list[str]:
 
 
 def test_one_strict_object_a_step_with_the_step_first(tmp_path):
-    with RunLog(tmp_path, {}, "none", "run") as log:
+    with RunLog(tmp_path, {}, (), "run") as log:
         log.step(3, {"a": float("nan"), "b": np.float32(0.5), "c": -np.inf, "phase": "grpo", "step": 99})
         assert lines(tmp_path / "metrics.jsonl") == [{"step": 3, "a": None, "b": 0.5, "c": None, "phase": "grpo"}]
         log.step(4, {})
@@ -75,7 +104,7 @@ def test_what_cannot_be_logged_is_named():
 
 
 def test_completions_and_summary(tmp_path):
-    with RunLog(tmp_path, {}, "none", "run") as log:
+    with RunLog(tmp_path, {}, (), "run") as log:
         log.completions(7, [{"prompt": "ü\n", "completion": "<b>", "reward": 1.0, "logprobs": np.float32([-0.5])}])
         log.finish({"weights_sha256": "ab", "seconds": float("inf")})
     row = {"step": 7, "prompt": "ü\n", "completion": "<b>", "reward": 1.0, "logprobs": [-0.5]}
@@ -85,7 +114,7 @@ def test_completions_and_summary(tmp_path):
 
 
 def test_a_run_that_fails_leaves_no_summary(tmp_path):
-    with pytest.raises(KeyError), RunLog(tmp_path, {}, "none", "run") as log:
+    with pytest.raises(KeyError), RunLog(tmp_path, {}, (), "run") as log:
         log.step(0, {"a": 1})
         raise KeyError
     assert not (tmp_path / "summary.json").exists() and len(lines(tmp_path / "metrics.jsonl")) == 1
@@ -93,7 +122,7 @@ def test_a_run_that_fails_leaves_no_summary(tmp_path):
 
 def test_a_resumed_run_appends_and_drops_half_a_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "rew')
-    with RunLog(tmp_path, {}, "none", "run") as log:
+    with RunLog(tmp_path, {}, (), "run") as log:
         log.step(1, {"a": 1})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1, "a": 1}]
 
@@ -108,20 +137,42 @@ def test_atomic_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
 def test_none_never_loads_wandb(tmp_path):
     code = (
         "import sys; from pathlib import Path; from rl.run.log import RunLog\n"
-        f"with RunLog(Path({str(tmp_path)!r}), {{}}, 'none', 'x') as log: log.step(0, {{}})\n"
+        f"with RunLog(Path({str(tmp_path)!r}), {{}}, (), 'x') as log: log.step(0, {{}})\n"
         "assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_unknown_logger(tmp_path):
-    with pytest.raises(ValueError, match="logger=csv: must be wandb or none"):
-        RunLog(tmp_path, {}, "csv", "run")
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("logger=none", ()),
+        ("logger=tensorboard", ("tensorboard",)),
+        ("logger=[wandb,tensorboard]", ("wandb", "tensorboard")),
+        ("logger=[]", ()),
+    ],
+)
+def test_loggers_of_a_config(asked, meant):
+    assert check([asked])[0].logger == meant
+
+
+@pytest.mark.parametrize("names", ["csv", "[wandb,csv]", "[wandb,wandb]", "3", "[none,wandb]"])
+def test_unknown_loggers(names):
+    with pytest.raises(
+        UserError, match=r"^logger=.*: must be wandb, tensorboard, trackio, none, or a list of several$"
+    ):
+        check([f"logger={names}"])
+
+
+def test_a_logger_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("rl.run.trackers.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="logger=trackio: its package is not installed: pip install trackio"):
+        prepare(check(["logger=trackio", "dry_run=true", "data.problems=100"])[0])
 
 
 def test_wandb_offline_leaves_a_run_no_words_and_no_process(tmp_path, nobody, capfd):
-    with RunLog(tmp_path, {"seed": 0, "path": tmp_path}, "wandb", "run") as log:
-        assert Path(log.wandb_at).parent == tmp_path / "wandb"
+    with RunLog(tmp_path, {"seed": 0, "path": tmp_path}, ("wandb",), "run") as log:
+        assert Path(log.shown_at["wandb"]).parent == tmp_path / "wandb"
         assert service_processes()
         log.step(0, {"divergence/tokens_nonzero": 0.0, "phase": "grpo", "x": float("nan")})
         log.completions(0, [{"prompt": "1 + 1", "completion": "2", "answer": "2", "reward": 1.0, "tokens": [1]}])
@@ -141,7 +192,7 @@ def test_wandb_offline_leaves_a_run_no_words_and_no_process(tmp_path, nobody, ca
 
 def test_wandb_that_cannot_start_is_one_line(tmp_path, nobody, capfd):
     nobody.setenv("WANDB_API_KEY", "too-short")
-    with RunLog(tmp_path, {}, "wandb", "run") as log:
+    with RunLog(tmp_path, {}, ("wandb",), "run") as log:
         log.step(0, {"a": 1})
         log.finish({})
     out, err = capfd.readouterr()
@@ -151,14 +202,16 @@ def test_wandb_that_cannot_start_is_one_line(tmp_path, nobody, capfd):
 
 
 def test_wandb_that_stops_in_the_middle_is_one_line(tmp_path, capfd):
-    class Broken:
-        def log(self, _: dict) -> None:
+    class Broken(Told):
+        def step(self, step: int, metrics: dict) -> None:
             raise ConnectionError("the service\nis gone")
 
-    with RunLog(tmp_path, {}, "none", "run") as log:
-        log._wandb = Broken()
+    with RunLog(tmp_path, {}, (), "run") as log:
+        other = Told()
+        log._trackers = {"wandb": Broken(), "other": other}
         for step in range(3):
             log.step(step, {})
+        assert [call[0] for call in other.calls] == ["step"] * 3
     assert capfd.readouterr().err == (
         "wandb stopped (ConnectionError: the service is gone); logging goes on to metrics.jsonl\n"
     )
@@ -187,13 +240,13 @@ def test_logged_in_reads_netrc(tmp_path, nobody, content, host, expected):
 def test_a_resumed_run_is_the_same_wandb_run(tmp_path, nobody, capfd):
     positions: dict[str, int] | None = None
     for step in range(2):
-        with RunLog(tmp_path, {}, "wandb", "run", positions) as log:
+        with RunLog(tmp_path, {}, ("wandb",), "run", positions) as log:
             log.step(step, {"a": step})
             log.completions(step, [{"prompt": f"{step}", "completion": "", "answer": "", "reward": 0.0}])
             positions = log.positions()
             if step:
                 log.finish({})
-    with RunLog(tmp_path / "another", {}, "wandb", "run"):
+    with RunLog(tmp_path / "another", {}, ("wandb",), "run"):
         pass
     assert capfd.readouterr() == ("", "")
     first, second = (p.stem.removeprefix("run-") for p in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))
@@ -201,3 +254,52 @@ def test_a_resumed_run_is_the_same_wandb_run(tmp_path, nobody, capfd):
     assert first == second == (tmp_path / "wandb_id").read_text().strip() != other
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json")
     assert [row[1] for row in json.loads(table.read_text())["data"]] == ["0", "1"]
+
+
+METRICS = {"divergence/tokens_compared": 9.0, "divergence/tokens_nonzero": 0.0, "divergence/logprob_abs_diff_max": 0.0}
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_the_first_bit_that_differs_is_an_alert(tmp_path, numerics):
+    """Once a run, and not of a contrast run, where bits do differ."""
+    told = Told()
+    with RunLog(tmp_path, {}) as log:
+        log._trackers = {"told": told}
+        journal = Journal(log, None, numerics, 10, Totals())  # type: ignore[arg-type]
+        for step, differing in ((0, None), (1, 0), (2, 3), (3, 4)):
+            apart = {"divergence/tokens_nonzero": differing, "divergence/logprob_abs_diff_max": 1e-7}
+            journal.step(step, {"a": 1} if differing is None else METRICS | apart)
+    alerts = [call[1:] for call in told.calls if call[0] == "alert"]
+    line = "step 2: 3 of 9 log-probs differ in a bit, by 1e-07 at most"
+    assert alerts == ([("samebit: sampler and trainer differ", line)] if numerics == "exact" else [])
+    assert told.calls[-1] == ("close", 1)
+
+
+def test_tensorboard_has_every_number(tmp_path, capfd):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, {"seed": 3}, ("tensorboard",), "run") as log:
+        assert log.shown_at == {"tensorboard": str(tmp_path / "tensorboard")}
+        for step in range(3):
+            log.step(step, {"reward/mean": step / 4, "phase": "grpo", "divergence/by_gap": {"0": 1}, "x": None})
+        log.alert("title", "text")
+        log.completions(2, [{"prompt": "1 + 1", "completion": "2", "answer": "2", "reward": 1.0, "tokens": [1]}])
+        log.finish({"weights_sha256": "ab"})
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert found.Tags()["scalars"] == ["reward/mean"]
+    assert [(e.step, e.value) for e in found.Scalars("reward/mean")] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    texts = " ".join(found.Tags()["tensors"])
+    assert all(name in texts for name in ("config", "alert", "summary", "completions"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_trackio_has_every_number(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio", reason="logger=trackio needs its package: pip install samebit[trackio]")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    with RunLog(tmp_path, {"seed": 3}, ("trackio",), "run") as log:
+        for step in range(2):
+            log.step(step, {"reward/mean": step / 4, "phase": "grpo"})
+        log.alert("title", "text")
+        log.finish({"weights_sha256": "ab", "steps": 2})
+    assert trackio.__version__ and list((tmp_path / "trackio").rglob("*.db"))

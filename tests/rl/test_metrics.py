@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rl.evaluation import measure
 from rl.metrics import FORMULAS, Mismatch, differs, divergence, first_mismatch
+from rl.samples import Group, Sample
+from tests.rl.documented import documented, undocumented
+from trainer.routing import RoutingReport
 
 any_bits = hnp.arrays(np.uint32, st.integers(1, 40))  # every float32 there is: NaNs, infinities, subnormals
 
@@ -68,6 +72,15 @@ def test_pearson_is_that_of_the_probabilities():
     trainer, rollout = float32(-0.1, -2, -3, -0.5), float32(-0.2, -1.9, -3, -0.4)
     expected = np.corrcoef(np.exp(trainer.astype(np.float64)), np.exp(rollout.astype(np.float64)))[0, 1]
     assert divergence(trainer, rollout, np.zeros(4, int))["divergence/pearson"] == pytest.approx(expected)
+
+
+def test_the_page_of_metrics_has_these_formulas():
+    there = documented()
+    assert {name: there.get(name) for name in FORMULAS} == {name: formula for name, (formula, _) in FORMULAS.items()}
+    found = measure([Group(None, (Sample((), "", 1.0), Sample((), "", 0.0), Sample((), "", None)))])
+    routing = RoutingReport(np.array([[3, 1]]), 1, 4, 0.5)
+    assert not undocumented([*found.metrics(), *routing.metrics()]) and "eval/left_out" in found.metrics()
+    assert undocumented(["eval/pass@8", "eval/pass@x", "reward/new"]) == {"eval/pass@x", "reward/new"}
 
 
 def test_names_are_the_formulas_and_the_count():

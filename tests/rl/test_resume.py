@@ -46,7 +46,7 @@ def leave(out_dir: Path, steps: tuple[int, ...], *overrides: str) -> dict[str, A
     out_dir.mkdir()
     (out_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     who = identity(config) | {ARITHMETIC: VERSION}
-    with RunLog(out_dir, {}, "none") as log:
+    with RunLog(out_dir, {}, ()) as log:
         for step in range(1, 5):
             log.step(step, {})
             log.completions(step, [{"text": "x" * step}])
@@ -83,7 +83,7 @@ def test_the_newest_checkpoint(tmp_path: Path) -> None:
         run, "trainer.world_size=1", "rollout.tp=4", "trainer.micro_leaves=1", "steps=9", "checkpoint.every=7"
     )
     assert begin.checkpoint is not None and begin.progress.step == 3 and begin.continues and begin.refused == ()
-    with RunLog(run, {}, "none", positions=prepare_logs(begin, run)) as log:
+    with RunLog(run, {}, (), positions=prepare_logs(begin, run)) as log:
         log.step(4, {"again": True})
         log.completions(4, [{}])
     for name in ("metrics.jsonl", "completions.jsonl"):
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint(tmp_path: Path) -> N
     leave(run, ())
     begin = start(run)
     assert begin.checkpoint is None and begin.continues
-    RunLog(run, {}, "none", positions=prepare_logs(begin, run)).close()
+    RunLog(run, {}, (), positions=prepare_logs(begin, run)).close()
     assert read_lines(run / "metrics.jsonl") == []
     leave(tmp_path / "none", (), "checkpoint.every=0")
     assert "holds a run already, and no checkpoint: choose another" in refusal(tmp_path / "none")
@@ -211,7 +211,7 @@ def test_resume_from_a_path(tmp_path: Path) -> None:
         begin = start(other, f"resume={path}")
         assert begin.progress.step == step and not begin.continues
     other.mkdir()
-    RunLog(other, {}, "none", positions=prepare_logs(begin, other)).close()
+    RunLog(other, {}, (), positions=prepare_logs(begin, other)).close()
     assert [r["step"] for r in read_lines(other / "metrics.jsonl")] == [1, 2]
     assert [r["step"] for r in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert start(run, f"resume={run}").continues
@@ -326,7 +326,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
-        "eval.problems", "eval.temperature",
+        "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip
     values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
     for name in FREE:

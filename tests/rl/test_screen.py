@@ -305,11 +305,11 @@ def test_the_worst_sample_of_all_steps_is_kept_as_it_happens(steps: list[list[in
 
 def test_a_run_that_goes_on_knows_the_worst_sample_before_it(tmp_path: Path) -> None:
     row = {"logprobs": [-1.0, -2.0], "trainer_logprobs": [-1.0, -2.5]}
-    with RunLog(tmp_path, {}, "none") as log:
+    with RunLog(tmp_path, {}, ()) as log:
         assert log.worst is None
         log.completions(1, [row, {"text": "of one side alone"}])
         ends, found = log.positions(), log.worst
         log.completions(2, [row | {"trainer_logprobs": [-9.0, -2.0]}])
         assert found and log.worst and log.worst > found
-    with RunLog(tmp_path, {}, "none", positions=ends) as log:  # the second row is cut off
+    with RunLog(tmp_path, {}, (), positions=ends) as log:  # the second row is cut off
         assert log.worst == found

@@ -1,0 +1,12 @@
+"""Evaluates a policy on held-out problems: before a run, every so many steps, after it, or a model that is there.
+
+measures.py    what an evaluation found: accuracy, pass@k, maj@k, lengths, each with its formula
+evaluator.py   plays the conversations of an evaluation and measures them; `make_evaluator` makes a run's
+samples.py     keeps every sample of an evaluation, a file each
+command.py     `python -m rl.evaluate MODEL [key=value ...]`
+"""
+
+from rl.evaluation.evaluator import Evaluator, make_evaluator
+from rl.evaluation.measures import Evaluation, measure
+
+__all__ = ["Evaluation", "Evaluator", "make_evaluator", "measure"]
