@@ -531,6 +531,9 @@ def test_splits_that_are_not_there(tmp_path: Path) -> None:
     assert "data.path=" in refused(tmp_path / "broken")
 
 
+HUB = {"train": (0, 30), "validation": (30, 36), "extra": (36, 40)}
+
+
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -539,6 +542,38 @@ def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert line.endswith("save_to_disk(DIR)), and set data.path=DIR")
     for path in ("./openai/gsm8k", "/openai/gsm8k", "a/b/c", "openai/"):
         assert refused(path) == f"data.path={path} does not exist"
+
+
+def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its splits and its fields, as the library returns them; and what it says where it does not."""
+    monkeypatch.chdir(tmp_path)
+    parts = {name: datasets.Dataset.from_list(rows_of("verl", *ends)) for name, ends in HUB.items()}
+    asked = []
+
+    def load_dataset(path: str, name: str | None) -> datasets.DatasetDict:
+        asked.append((path, name))
+        if name != "main":
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main']")
+        return datasets.DatasetDict(parts)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = load("toy/add", subset="main", chat_template="plain")
+    assert asked == [("toy/add", "main")] and (len(source.train), len(source.held_out)) == (30, 6)
+    assert [p.id for p in source.held_out][:2] == ["validation:0", "validation:1"]
+    assert len(load("toy/add", subset="main", chat_template="plain", held_out="extra").held_out) == 4
+    line = refused("toy/add", chat_template="plain")
+    assert line.startswith("data.path=toy/add data.subset=None: Config name is missing. Please pick one among")
+
+    def missing(path: str, name: str | None) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(
+            f"Dataset '{path}' doesn't exist on the Hub or cannot be accessed."
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    line = refused("toy/add")
+    assert line.startswith(
+        "data.path=toy/add is no file or folder here, and the hub does not give it: Dataset 'toy/add'"
+    )
 
 
 # what a run is --------------------------------------------------------------------------------------------------------
