@@ -318,10 +318,10 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 
 def _place(loc: Sequence[int | str], values: Any) -> list[str]:
-    """Returns the parts of the key at `loc`, in which a kind of data stands too."""
+    """Returns the parts of the key at `loc`, where pydantic also says a kind of data, and that a name is wrong."""
     parts: list[str] = []
     for part in loc:
-        if isinstance(values, dict) and part not in values and values.get("kind") == part:
+        if part == "[key]" or (isinstance(values, dict) and part not in values and values.get("kind") == part):
             continue
         parts.append(str(part))
         values = values.get(part) if isinstance(values, dict) else None

@@ -122,7 +122,10 @@ CASES = {
         ("data=mixture", "data.sources={a:{path:/none}}"),
         ("data.sources.a: data.path=/none does not exist",),
     ),
-    "name of a source": (("data=mixture", "data.sources={'a/b':{path:x}}"), ("data.sources.a/b",)),
+    "name of a source": (
+        ("data=mixture", "data.sources={a.b:{path:x}}"),
+        ("data.sources.a.b='a.b': string should match",),
+    ),
     "weight of no source": (
         ("data=mixture", "data.sources={a:{task:chain_sum,problems:50}}", "data.weights={b:1}"),
         ("data.weights.b: there is no such source; data.sources has a",),
