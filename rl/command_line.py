@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 
 from rl.errors import UserError
 
-PATHS = ("out_dir", "resume", "model.path", "data.path")
+PATHS = ("out_dir", "resume", "model.path", "data.path", "data.held_out", "data.chat_template")
 """Keys whose value may begin with ~, a home."""
 
 _RUN = ("-m", "--multirun", "-r", "--run")

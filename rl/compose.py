@@ -4,7 +4,9 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -47,7 +49,24 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("recipe", None)
+    if isinstance(data := values.get("data"), dict) and isinstance(sources := data.get("sources"), dict):
+        data["sources"] = {name: _source(f"data.sources.{name}", said) for name, said in sources.items()}
     return resolved(validate({str(key): value for key, value in values.items()}))
+
+
+def _source(key: str, said: Any) -> Any:
+    """Returns what is `said` of a source of a mixture, over the values of the group `data` that it begins with."""
+    if not isinstance(said, dict):
+        return said
+    group = said.get("data", "reasoning_gym" if "task" in said else "dataset")
+    known = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "mixture")
+    if group not in known:
+        raise UserError(f"{key}.data: unknown data {group!r}; known: {', '.join(known)}")
+    values = {**yaml.safe_load((CONFIGS / f"data/{group}.yaml").read_text()), **said}
+    values.pop("data", None)
+    if missing := [name for name, value in values.items() if value == "???"]:
+        raise UserError(f"{key}.{missing[0]} has no value: set {key}.{missing[0]}=...")
+    return values
 
 
 def check(overrides: Sequence[str], sweep: bool = False) -> list[RunConfig]:

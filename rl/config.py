@@ -1,13 +1,13 @@
 """Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rl.algorithms import ALGORITHMS, AnyAlgorithmSection
+from rl.algorithms import AnyAlgorithmSection
 from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
@@ -39,6 +39,7 @@ def _at_home(path: str) -> str:
 
 Folder = Annotated[Text, AfterValidator(_at_home)]
 Typed = Annotated[str, AfterValidator(typed)]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class ModelSection(Section):
@@ -173,19 +174,72 @@ class ReasoningGymSection(Section):
     )
 
 
-class JsonlSection(Section):
-    """Says which files problems are read from, and which of their fields."""
+class DatasetSection(Section):
+    """Says which data set problems are read from, and which of its fields. A field is a dotted path
+    (reward_model.ground_truth, choices.0)."""
 
-    kind: Literal["jsonl"]
-    path: Folder = Field(description="folder with train.jsonl and test.jsonl (or .parquet), or one file")
-    question: str = Field(description="field of the question")
-    answer: str = Field(description="field of the worked answer; the result follows `marker`")
-    marker: Annotated[Typed, Field(min_length=1)]
-    prompt: Typed = Field(description="template over {question}; a typed \\n is a line break")
+    kind: Literal["dataset"]
+    path: Folder = Field(
+        description="a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.* and test.*, a folder of `datasets` "
+        "(save_to_disk), or a name on the hub (openai/gsm8k)"
+    )
+    subset: str | None = Field(description="configuration of a data set on the hub that has several (main)")
+    split: Text = Field(description="what is trained on, where the data has splits")
+    held_out: Annotated[Text, AfterValidator(_at_home)] | None = Field(
+        description="what is held out: a split, or a file; null: the split test or validation, else one problem in eight"
+    )
+    question: Text | None = Field(
+        description="field of the question, a text or a list of messages; null: found by its name (prompt, question, ...)"
+    )
+    answer: Text | None = Field(
+        description="field of the answer, a text or a number; null: found by its name (answer, label, ...), or none"
+    )
+    marker: Annotated[Typed, Field(min_length=1)] | None = Field(
+        description="the result is what follows it in the answer and in a completion; null: what is boxed, else all of it"
+    )
+    prompt: Typed = Field(
+        description="template over {question} and the other fields, of a text or of the last message; a typed \\n is a line "
+        "break"
+    )
+    chat: bool = Field(description="a question that is a text is a user's message too; messages always are chat")
+    system: str | None = Field(description="system prompt: chat, as is `chat=true`; it replaces that of the data")
+    tools: Text | None = Field(description="field of the tools' JSON schemas; null: the field tools, if there is one")
+    chat_template: Folder | None = Field(
+        description="null: the model's own; plain: role and content, a line each; or a file of a Jinja template"
+    )
+    template_args: dict[str, Any] = Field(description="what the chat template is told besides (enable_thinking: false)")
     vocab_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
         description="of the byte-level BPE that is trained where the model brings no tokenizer"
     )
     max_prompt_tokens: Positive = Field(description="longer prompts are left out; the run says how many")
+    curriculum: Text | None = Field(
+        description="a field with a number, or prompt_tokens: the first pass over the data goes from the least to the most"
+    )
+
+
+class MixtureSection(Section):
+    """Says which sources are mixed, and how."""
+
+    kind: Literal["mixture"]
+    sources: dict[Name, Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]] = Field(
+        min_length=1,
+        description="by names of yours, what `data` would say of each; `data: NAME` begins with configs/data/NAME.yaml, else "
+        "with reasoning_gym (where there is a task) or dataset",
+    )
+    weights: dict[Name, Annotated[int, Field(gt=0, le=1000)]] = Field(
+        description="of a source: how many of the sum(weights) next problems are of it; default 1"
+    )
+    vocab_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
+        description="of the byte-level BPE that is trained on all sources where the model brings no tokenizer"
+    )
+
+
+DATA: dict[str, type[Section]] = {
+    "reasoning_gym": ReasoningGymSection,
+    "dataset": DatasetSection,
+    "mixture": MixtureSection,
+}
+"""The sections of `data`, by kind."""
 
 
 def _resume(value: object) -> object:
@@ -236,7 +290,7 @@ class RunConfig(Section):
     )
     scoring: ScoringSection
     model: ModelSection
-    data: Annotated[ReasoningGymSection | JsonlSection, Field(discriminator="kind")]
+    data: Annotated[ReasoningGymSection | DatasetSection | MixtureSection, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
     algorithm: AnyAlgorithmSection
@@ -260,12 +314,9 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part not in ("reasoning_gym", "jsonl", *ALGORITHMS)]
+        path = _place(first["loc"], values)
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
-            section = values
-            for part in path[:-1]:
-                section = section[part]
             known = sorted(_known_keys(path[:-1], values))
             raise UserError(unknown_key(key, known)) from None
         if first["type"].startswith("union_tag"):  # of a section that is one of several
@@ -278,6 +329,22 @@ def validate(values: dict[str, Any]) -> RunConfig:
             raise UserError(f"{key} is missing: set {key}=...") from None
         said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
         raise UserError(f"{key}={first['input']!r}: {said}") from None
+
+
+def _place(loc: Sequence[int | str], values: Any) -> list[str]:
+    """Returns the parts of the key at `loc`, where pydantic also says a kind of data or an algorithm, and that a name is
+    wrong."""
+    parts: list[str] = []
+    for part in loc:
+        chosen = (values.get("kind"), values.get("name")) if isinstance(values, dict) else ()
+        if part == "[key]" or (isinstance(values, dict) and part not in values and part in chosen):
+            continue
+        parts.append(str(part))
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
+    return parts
 
 
 def unknown_key(key: str, known: list[str], asked: str = "") -> str:
@@ -302,14 +369,19 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}"
 
 
-def _known_keys(path: list[str], values: dict[str, Any]) -> list[str]:
+def _known_keys(path: list[str], values: Any) -> list[str]:
     section: Any = RunConfig
     for part in path:
+        values = values[int(part) if isinstance(values, list) else part]
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind in DATA:
+            section = DATA[kind]
+            continue
         field = section.model_fields[part]
-        section, *others = _sections(field.annotation)
+        choices = _sections(field.annotation)
         if tag := field.discriminator:
-            chosen = values[part][tag]
-            section = next(c for c in (section, *others) if chosen in get_args(c.model_fields[tag].annotation))
+            choices = [c for c in choices if values[tag] in get_args(c.model_fields[tag].annotation)]
+        section = choices[0] if choices else field.annotation
     return list(section.model_fields)
 
 

@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
-from rl.keys import ADDED, EARLIER
+from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
     "align",
     "checkpoint",
     "cluster",
-    "data.path",  # CONTENT says what is there
+    "data.chat_template",  # CONTENT says what is there, and what was made of it
+    "data.held_out",
+    "data.path",
+    "data.split",
+    "data.subset",
     "dry_run",
     "eval.every",
     "eval.keep_samples",
@@ -40,7 +45,9 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.threads",
     "trainer.world_size",
 )
+_SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # the keys of a mixture's sources are those of `data`
 CONTENT = "the data's content (sha256)"
+ROWS = "the other fields of the data (sha256)"
 ENDS = "the ids that end a completion"
 ARITHMETIC = "the version of the arithmetic"
 
@@ -55,25 +62,29 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
         flat["steps"] = config.steps
     if source is None:
         return flat
-    return flat | {CONTENT: _checksum(source), ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
+    rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
+    return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """Names the first field of both whose values differ, with both values; "" where they are one run."""
     # What says nothing of the arithmetic is older than its second version
-    theirs = {ARITHMETIC: 1, **ADDED, **{EARLIER.get(key, key): v for key, v in theirs.items()}}
+    said = {EARLIER.get(key, key): v for key, v in theirs.items()}
+    said |= {key: value for (key, old), value in RENAMED.items() if said.get(key) == old}
+    theirs = {ARITHMETIC: 1, **{key: value for key, value in ADDED.items() if key in mine}, **said}
     for key in mine:
         if key in theirs and theirs[key] != mine[key]:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
     for key in sorted(set(mine) ^ set(theirs)):
         # A checkpoint of an earlier version may lack these
-        if key not in (CONTENT, ENDS, ARITHMETIC) and not is_free(key):
+        if key not in (CONTENT, ROWS, ENDS, ARITHMETIC) and not is_free(key):
             there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
             return f"{key}={there} there, {key}={here} here"
     return ""
 
 
 def is_free(key: str) -> bool:
+    key = _SOURCE.sub("data.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 

@@ -23,8 +23,19 @@ ADDED = {
     "scoring.workers": 2,
     "scoring.timeout": 300,
     "scoring.total": 3600,
+    "data.subset": None,
+    "data.split": "train",
+    "data.held_out": None,
+    "data.chat": False,
+    "data.system": None,
+    "data.tools": None,
+    "data.chat_template": None,
+    "data.template_args": {},
+    "data.curriculum": None,
 }
-"""Keys that it did not have, and what it did."""
+"""Keys that it did not have, and what it did; those of `data` are keys of kind=dataset."""
+RENAMED = {("data.kind", "jsonl"): "dataset"}
+"""Values that it called otherwise."""
 
 _MEANT = {  # names that other systems have for a key
     "batch_size": ("algorithm.prompts_per_step",),
@@ -58,6 +69,24 @@ _MEANT = {  # names that other systems have for a key
     "max_grad_norm": ("trainer.grad_clip",),
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),
+    "dataset_name": ("data.path",),
+    "dataset_config": ("data.subset",),
+    "train_files": ("data.path",),
+    "prompt_data": ("data.path",),
+    "val_files": ("data.held_out",),
+    "eval_dataset": ("data.held_out",),
+    "dataset_train_split": ("data.split",),
+    "dataset_test_split": ("data.held_out",),
+    "prompt_split": ("data.split",),
+    "prompt_key": ("data.question",),
+    "input_key": ("data.question",),
+    "label_key": ("data.answer",),
+    "input_template": ("data.prompt",),
+    "tool_key": ("data.tools",),
+    "apply_chat_template": ("data.chat",),
+    "system_prompt": ("data.system",),
+    "chat_template_kwargs": ("data.template_args",),
+    "apply_chat_template_kwargs": ("data.template_args",),
     "reward_fn": ("reward",),
     "reward_funcs": ("reward",),
     "custom_reward_function": ("reward",),
@@ -96,9 +125,14 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         (there, key), (here, name) = old.split("."), now.split(".")
         if all(isinstance(new.get(section), dict) for section in (there, here)) and key in new[there]:
             new[here].setdefault(name, new[there].pop(key))
+    for (key, said), meant in RENAMED.items():
+        section, name = key.split(".")
+        if isinstance(new.get(section), dict) and new[section].get(name) == said:
+            new[section][name] = meant
     for key, value in ADDED.items():
         section, name = key.split(".")
-        if isinstance(new.setdefault(section, {}), dict):
+        mine = new.setdefault(section, {})
+        if isinstance(mine, dict) and (section != "data" or mine.get("kind") == "dataset"):
             new[section].setdefault(name, value)
     return new
 

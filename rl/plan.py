@@ -299,14 +299,19 @@ def _batch(config: RunConfig, plan: Plan) -> str:
 
 
 def _first_prompt(source: Source | None) -> list[tuple[str, str]]:
-    """Shows what the model reads, as text and as ids, and what ends its answers."""
+    """Shows how much data there is, what the model reads, as text and as ids, and what ends its answers."""
     if source is None:
         return [("first prompt", "the data was not read: model.hf.vocab_size says all that a plan needs")]
     ids, tokenizer = source.train[0].prompt_ids, source.tokenizer
     text, some = tokenizer.decode(ids, special=True), " ".join(map(str, ids[:_SHOWN_IDS]))
     text = text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + "..."
     more = f" ... ({len(ids)} ids)" if len(ids) > _SHOWN_IDS else ""
-    shown = {"first prompt": f"{text!r}: ids {some}{more}", "an answer ends with": tokenizer.shown(tokenizer.ends)}
+    counts = f"{len(source.train):,} problems to train on, {len(source.held_out):,} held out"
+    shown = {
+        "data": "; ".join((counts, *source.about)),
+        "first prompt": f"{text!r}: ids {some}{more}",
+        "an answer ends with": tokenizer.shown(tokenizer.ends),
+    }
     return [(what, escape(value)) for what, value in shown.items()]
 
 

@@ -22,7 +22,7 @@ from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
-from rl.data import TRAIN, Problem, ProblemStream
+from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
 from rl.evaluation import make_evaluator
@@ -189,7 +189,7 @@ class Parts:
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
         config, source, reward = self.config, self.ready.source, self.ready.reward
-        section, stream = config.algorithm, ProblemStream(source.train, config.seed, TRAIN)
+        section, stream = config.algorithm, source.stream(config.seed, TRAIN)
         trainer = config.trainer
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
         environment = SingleTurn(source.tokenizer, reward)

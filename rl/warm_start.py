@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import WarmupSection
-from rl.data import WARMUP, ProblemStream, Source
+from rl.data import WARMUP, Source
 from rl.data.draws import Draws
 from rl.pack import pack_supervised
 from rl.run.screen import Bar, Screen
@@ -41,7 +41,7 @@ class Demonstrations:
     def __init__(self, section: WarmupSection, source: Source, seed: int, longest: int, cursor: int) -> None:
         """`longest`: tokens of a solution that are shown."""
         self.section, self.source, self.seed, self.longest = section, source, seed, longest
-        self.stream = ProblemStream(source.train, seed, WARMUP)
+        self.stream = source.stream(seed, WARMUP)
         self.stream.cursor = cursor
 
     def batch(self, step: int) -> Batch:

@@ -1,13 +1,12 @@
 """Draws problems from reasoning-gym, which judges them by the verifier of their task."""
 
 import re
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rl.config import ReasoningGymSection
 from rl.data import tokenizer as tokenizers
-from rl.data.problem import HELD_OUT, Problem, Source
+from rl.data.problem import Problem, Source, is_held_out
 from rl.data.template import check_apart, fill
 from rl.errors import UserError
 from rl.run.screen import Waiting
@@ -16,38 +15,52 @@ from rollout.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from rich.console import Console
 
-Drawn = list[tuple[str, Mapping[str, Any]]]
+Entries = list[tuple[str, Mapping[str, Any]]]
 """Prompts, and what reasoning-gym says of each."""
 
 
-def procedural_source(
-    section: ReasoningGymSection, seed: int, own: Tokenizer | None, supervised: bool, console: "Console | None" = None
-) -> Source:
-    """Draws the problems of `section`; UserError for a task or a pattern that gives none, or no solution where the run is
-    `supervised` at first."""
-    dataset = _dataset(section, seed)
-    found = _draw(dataset, section, console)
-    if (supervised or not own) and (without := next((p for p, e in found if e["answer"] is None), None)):
-        raise UserError(
-            f"data.task={section.task} gives no solution of {without!r}, which a warm start and a tokenizer made from the data "
-            f"need: set warmup.steps=0 and model.path=DIR"
-        )
-    tokenizer = own or tokenizers.of_characters(text for prompt, e in found for text in (prompt, e["answer"]))
-    unique = {prompt: entry for prompt, entry in reversed(found)}  # the first draw of a prompt stands for it
+class Drawn:
+    """Holds problems that were drawn, before there is a tokenizer."""
 
-    def problem(prompt: str) -> Problem:
-        entry = unique[prompt]
-        ids = tokenizer.encode(prompt)
-        answer = entry["answer"] or ""
-        return Problem(prompt, prompt, ids, answer, answer, entry)
+    template: str | None = None  # they are no conversations
 
-    def judge(problem: Problem, text: str) -> float:
-        return float(dataset.score_answer(answer=text, entry=problem.record))
+    def __init__(
+        self, section: ReasoningGymSection, seed: int, solutions: bool, console: "Console | None" = None
+    ) -> None:
+        """UserError for a task or a pattern that gives none, or that gives no solution where they are needed."""
+        self._section, self._dataset = section, _dataset(section, seed)
+        self._found = _draw(self._dataset, section, console)
+        if solutions and (without := next((p for p, e in self._found if e["answer"] is None), None)):
+            raise UserError(
+                f"data.task={section.task} gives no solution of {without!r}, which a warm start and a tokenizer made from the "
+                f"data need: set warmup.steps=0 and model.path=DIR"
+            )
 
-    # The held-out prompts are a function of the prompt alone; what is drawn more often is trained on more often.
-    train = [problem(prompt) for prompt, _ in found if zlib.crc32(prompt.encode()) % HELD_OUT]
-    held_out = [problem(prompt) for prompt in sorted(unique) if zlib.crc32(prompt.encode()) % HELD_OUT == 0]
-    return Source(train, held_out, judge, tokenizer, verifier=f"the verifier of {section.task}")
+    def texts(self) -> Iterator[str]:
+        """Yields the texts of prompts and answers."""
+        return (text for prompt, entry in self._found for text in (prompt, entry["answer"]))
+
+    def tokenizer(self) -> Tokenizer:
+        """Makes one of their characters."""
+        return tokenizers.of_characters(self.texts())
+
+    def source(self, tokenizer: Tokenizer, made: bool) -> Source:
+        """Makes the problems, whatever their tokenizer was made from."""
+        unique = {prompt: entry for prompt, entry in reversed(self._found)}  # the first draw of a prompt stands for it
+
+        def problem(prompt: str) -> Problem:
+            entry = unique[prompt]
+            ids = tokenizer.encode(prompt)
+            answer = entry["answer"] or ""
+            return Problem(prompt, prompt, ids, answer, answer, entry)
+
+        def judge(problem: Problem, text: str) -> float:
+            return float(self._dataset.score_answer(answer=text, entry=problem.record))
+
+        # The held-out prompts are a function of the prompt alone; what is drawn more often is trained on more often.
+        train = [problem(prompt) for prompt, _ in self._found if not is_held_out(prompt)]
+        held_out = [problem(prompt) for prompt in sorted(unique) if is_held_out(prompt)]
+        return Source(train, held_out, judge, tokenizer, verifier=f"the verifier of {self._section.task}")
 
 
 def _dataset(section: ReasoningGymSection, seed: int) -> Any:
@@ -69,13 +82,13 @@ def _bad_arguments(section: ReasoningGymSection, error: Exception) -> UserError:
     return UserError(f"data.args of {section.task}: {said} (given: {given}; ~data.args.NAME removes one)")
 
 
-def _draw(dataset: Any, section: ReasoningGymSection, console: "Console | None") -> Drawn:
+def _draw(dataset: Any, section: ReasoningGymSection, console: "Console | None") -> Entries:
     """Draws the first `section.problems` that the pattern matches."""
     try:
         pattern = re.compile(section.pattern)
     except re.error as error:
         raise UserError(f"data.pattern: {error}") from None
-    found: Drawn = []
+    found: Entries = []
     with Waiting(console, f"drawing problems of {section.task}", section.problems) as waiting:
         for i in range(1000 * section.problems):
             try:

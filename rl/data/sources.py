@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from rl.config import ReasoningGymSection, RunConfig
+from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
 from rl.data import tokenizer as tokenizers
-from rl.data.problem import Source
-from rl.data.procedural import procedural_source
-from rl.data.question_answer import file_source
+from rl.data.mixture import Mixture, Unread
+from rl.data.problem import Problem, Source
+from rl.data.procedural import Drawn
+from rl.data.question_answer import Questions
 from rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,13 +18,11 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
     """Says on `console` what takes long. Raises UserError for a task that does not exist, a pattern that keeps nothing, a
     template that makes prompts alike, or a file with a bad line."""
     own = tokenizers.from_model(config.model.path) if config.model.path else None
-    if isinstance(config.data, ReasoningGymSection):
-        source = procedural_source(config.data, config.seed, own, config.warmup.steps > 0, console)
-    else:
-        source = file_source(config.data, own, console)
+    unread = _read(config, own is None, console)
+    source = unread.source(own or unread.tokenizer(), made=own is None)
     for problem in (*source.train, *source.held_out):
         if not problem.prompt or not problem.prompt_ids:  # ids there may be: a begin of text
-            raise UserError(f"the prompt of problem {problem.id!r} is empty: data.prompt={config.data.prompt!r}")
+            raise UserError(f"the prompt of problem {problem.id!r} is empty: {_template(config.data, problem)}")
     if not source.train or not source.held_out:
         hint = "give more problems" if not source.left_out else "raise data.max_prompt_tokens"
         raise UserError(
@@ -31,6 +30,34 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
             f"{left_out(source)}: {hint}"
         )
     return source
+
+
+def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
+    """Reads what the config names; `made`: a tokenizer will be made from it."""
+    data, taught = config.data, config.warmup.steps > 0
+
+    def one(section: ReasoningGymSection | DatasetSection) -> Unread:
+        if isinstance(section, ReasoningGymSection):
+            return Drawn(section, config.seed, taught or made, console)
+        return Questions(section, bool(config.reward), taught, console)
+
+    def named(name: str, section: ReasoningGymSection | DatasetSection) -> Unread:
+        try:
+            return one(section)
+        except UserError as error:
+            raise UserError(f"data.sources.{name}: {error}") from None
+
+    if isinstance(data, MixtureSection):
+        return Mixture(data, {name: named(name, section) for name, section in data.sources.items()})
+    return one(data)
+
+
+def _template(data: ReasoningGymSection | DatasetSection | MixtureSection, problem: Problem) -> str:
+    """Names the template that a prompt was made by."""
+    if isinstance(data, MixtureSection):
+        name = problem.id.partition("/")[0]
+        return f"data.sources.{name}.prompt={data.sources[name].prompt!r}"
+    return f"data.prompt={data.prompt!r}"
 
 
 def left_out(source: Source) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from string import Formatter
+from typing import Any
 
 from rl.errors import UserError
 
@@ -20,7 +21,7 @@ def typed(text: str) -> str:
     return _TYPED.sub(lambda found: {"n": "\n", "t": "\t"}[found[1]], text)
 
 
-def fill(template: str, *groups: str, **fields: str) -> str:
+def fill(template: str, /, *groups: str, **fields: Any) -> str:
     """Makes the prompt of one problem. UserError where the template asks for what there is not, or for nothing."""
     known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields)) or "the groups of data.pattern"
     try:

@@ -36,8 +36,9 @@ def of_characters(texts: Iterable[str]) -> Tokenizer:
     return _wrap(tokenizer)
 
 
-def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains byte-level BPE (Sennrich et al. 2016, over bytes) on `texts`: no text is unknown to it."""
+def byte_level_bpe(texts: Iterable[str], vocab_size: int, chat_template: str | None = None) -> Tokenizer:
+    """Trains byte-level BPE (Sennrich et al. 2016, over bytes) on `texts`: no text is unknown to it. Whoever loads the trained
+    model finds the chat template too."""
     tokenizer = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -48,7 +49,7 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
-    return _wrap(tokenizer)
+    return _wrap(tokenizer, chat_template)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -60,11 +61,12 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _wrap(tokenizer: Backend) -> Tokenizer:
+def _wrap(tokenizer: Backend, chat_template: str | None = None) -> Tokenizer:
     from transformers import PreTrainedTokenizerFast
 
     unknown = {"unk_token": UNKNOWN} if tokenizer.token_to_id(UNKNOWN) is not None else {}
     words = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left", **unknown
     )
+    words.chat_template = chat_template
     return Tokenizer(words)

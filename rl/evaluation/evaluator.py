@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from rl.config import JsonlSection, RunConfig
+from rl.config import DatasetSection, MixtureSection, RunConfig
 from rl.data import Problem, Source
 from rl.environments.environment import Environment, Generate, score
 from rl.errors import UserError
@@ -88,8 +88,10 @@ def _kept(folder: Path, step: int, groups: Sequence[Group]) -> None:
 
 def stated_by(config: RunConfig) -> Stated:
     """Returns what tells the answer that a completion to the run's problems states."""
-    if not isinstance(config.data, JsonlSection):
+    sections = config.data.sources.values() if isinstance(config.data, MixtureSection) else (config.data,)
+    markers = {section.marker for section in sections if isinstance(section, DatasetSection)}
+    if not markers:
         return str.strip
     from rl.rewards.answer import stated  # not for data that has its own verifier: it takes a second
 
-    return partial(stated, marker=config.data.marker)
+    return partial(stated, marker=markers.pop() if len(markers) == 1 else None)

@@ -52,20 +52,20 @@ def same_answer(claim: str, answer: str) -> bool:
     An answer is read whole, or not as mathematics at all: a part of it earns nothing. So is a claim that is one expression;
     in other claims math-verify finds what they state. False for a claim that could take long to evaluate, such as 9^9^9^9.
     """
-    boxed = _boxed(claim)
-    near = [said for said in (claim, boxed) if len(said) < 2 * len(answer) + _SETTING]
+    inside = boxed(claim)
+    near = [said for said in (claim, inside) if len(said) < 2 * len(answer) + _SETTING]
     if plain(answer) in {plain(said) for said in near} - {""}:
         return True
     right = _right(answer)
     sympy.core.random.seed(0)  # some of its proofs try random numbers: every run shall try the same
-    return bool(right) and bool(verify(list(right), _stated((boxed or claim)[-_CHARACTERS:]), timeout_seconds=None))
+    return bool(right) and bool(verify(list(right), _stated((inside or claim)[-_CHARACTERS:]), timeout_seconds=None))
 
 
 def stated(text: str, marker: str | None = None) -> str:
     """Returns what a completion states: what follows its last `marker`, or else stands in its last \\boxed{...}, or all of it,
     without how it is set."""
     after = text.rpartition(marker)[2] if marker else text
-    return plain(_boxed(after) or after)
+    return plain(boxed(after) or after)
 
 
 def without_separators(answer: str) -> str:
@@ -85,7 +85,7 @@ def plain(text: str) -> str:
     return text
 
 
-def _boxed(text: str) -> str:
+def boxed(text: str) -> str:
     """Finds what stands in the last \\boxed{...}, braces of its own included; "" where nothing does."""
     _, found, rest = text.rpartition("\\boxed{")
     depth = 1

@@ -17,6 +17,9 @@ def check_golds(source: Source, reward: Reward, by_tokens: bool) -> str:
         reward.judge(
             [Claim(golds[0], "")], aloud=False
         )  # a completion may be empty: found wrong now, not after the warm start
+        golds = [p for p in golds if p.solution]  # there may be none that a reward of its own needs
+        if not golds:
+            return ""
     claims = [_said(source, problem, by_tokens) for problem in golds]
     verdicts = reward.judge(claims, aloud=False)
     if not any(v.reward is not None for v in verdicts):

@@ -7,7 +7,7 @@ import torch
 from kernels.model import ModelConfig
 from kernels.packages import version_of
 from kernels.weights.beside import name_of
-from rl.config import ReasoningGymSection, RunConfig
+from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
 from rl.data import Source, left_out
 from rl.plan import Plan, gib
 
@@ -15,13 +15,13 @@ from rl.plan import Plan, gib
 def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, plan: Plan) -> list[str]:
     """Says in one line each: the run, model, data, steps, layout, device and folder. `reward`: what judges."""
     section, data, algorithm = config.model, config.data, config.algorithm
-    path = data.task if isinstance(data, ReasoningGymSection) else data.path
+    path = _named(data)
     rows = {
         f"samebit {version_of('samebit') or ''}": f"{config.numerics} numerics, seed {config.seed}",
         "model": f"{section.path or 'random weights'}: {plan.parameters:,} parameters, {model.layers} layers x "
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}, {model.leaves} leaves",
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
-        f"judged by {reward}",
+        f"judged by {reward}{''.join(f'; {line}' for line in source.about)}",
         "algorithm": f"{algorithm.name}, {algorithm.loss_mean} mean, clip {algorithm.clip_low:g} / {algorithm.clip_high:g}, "
         f"{algorithm.mini_batches * algorithm.update_epochs} update(s) a step",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
@@ -38,3 +38,9 @@ def _device(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"cpu, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _named(data: ReasoningGymSection | DatasetSection | MixtureSection) -> str:
+    if isinstance(data, MixtureSection):
+        return f"a mixture of {', '.join(sorted(data.sources))}"
+    return data.task if isinstance(data, ReasoningGymSection) else data.path

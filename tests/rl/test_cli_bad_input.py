@@ -102,9 +102,38 @@ CASES = {
     "world size": (("trainer.world_size=3",), ("trainer.world_size=3", "power of two")),
     "unknown recipe": (("+recipe=nope",), ("unknown recipe 'nope'", "grpo_qwen3_8b, gsm8k_tiny")),
     "unknown model": (("model=nope",), ("unknown model 'nope'", "qwen3_0p6b")),
-    "unknown data": (("data=nope",), ("unknown data 'nope'", "arithmetic, gsm8k")),
+    "unknown data": (("data=nope",), ("unknown data 'nope'", "arithmetic, dataset, gsm8k, mixture, reasoning_gym")),
     "no data path": (("data=gsm8k",), ("data.path has no value: set data.path=",)),
     "data path that does not exist": (("data=gsm8k", "data.path=/does/not/exist"), ("/does/not/exist",)),
+    "unknown kind of data": (("data.kind=nope",), ("data.kind='nope': must be 'reasoning_gym', 'dataset', 'mixture'",)),
+    "mixture of nothing": (("data=mixture",), ("data.sources={}", "at least 1 item")),
+    "source that is none": (("data=mixture", "data.sources={a:3}"), ("data.sources.a=3",)),
+    "source of no group": (("data=mixture", "data.sources={a:{data:x}}"), ("data.sources.a.data: unknown data 'x'",)),
+    "source without its path": (("data=mixture", "data.sources={a:{}}"), ("data.sources.a.path has no value",)),
+    "source with an unknown key": (
+        ("data=mixture", "data.sources={a:{path:x,pth:1}}"),
+        ("unknown key 'data.sources.a.pth'", "keys of data.sources.a: answer"),
+    ),
+    "source of a wrong type": (
+        ("data=mixture", "data.sources={dataset:{path:x,chat:5}}"),
+        ("data.sources.dataset.chat=5",),
+    ),
+    "source that cannot be read": (
+        ("data=mixture", "data.sources={a:{path:/none}}"),
+        ("data.sources.a: data.path=/none does not exist",),
+    ),
+    "name of a source": (
+        ("data=mixture", "data.sources={a.b:{path:x}}"),
+        ("data.sources.a.b='a.b': string should match",),
+    ),
+    "weight of no source": (
+        ("data=mixture", "data.sources={a:{task:chain_sum,problems:50}}", "data.weights={b:1}"),
+        ("data.weights.b: there is no such source; data.sources has a",),
+    ),
+    "weight of nothing": (
+        ("data=mixture", "data.sources={a:{task:chain_sum}}", "data.weights={a:0}"),
+        ("data.weights.a=0: input should be greater than 0",),
+    ),
     "unknown task": (("data.task=nope",), ("data.task='nope'", "reasoning-gym")),
     "bad task argument": (("+data.args.foo=1",), ("data.args of chain_sum", "foo")),
     "bad pattern": (("data.pattern='('",), ("data.pattern", "unterminated")),
@@ -253,7 +282,8 @@ def test_bad_parquet(refused, tmp_path: Path) -> None:
     data.write_bytes(b"PAR1 not really")
     assert "not a readable parquet file" in refused("data=gsm8k", f"data.path={data}")
     pyarrow.parquet.write_table(pyarrow.table({"question": ["?"], "solution": ["#### 2"]}), data)
-    assert "no column answer; it has question, solution" in refused("data=gsm8k", f"data.path={data}")
+    line = refused("data=gsm8k", f"data.path={data}")
+    assert "data.parquet:1: no text field 'answer'; the fields are question, solution" in line
     pyarrow.parquet.write_table(pyarrow.table({"question": ["?", "?"], "answer": ["#### 2", None]}), data)
     assert "data.parquet:2: no text field 'answer'" in refused("data=gsm8k", f"data.path={data}")
 

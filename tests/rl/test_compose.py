@@ -8,7 +8,7 @@ import yaml
 
 from rl.algorithms import ALGORITHMS
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
-from rl.config import JsonlSection, ReasoningGymSection, RunConfig, Section, validate
+from rl.config import DATA, RunConfig, Section, validate
 from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 
@@ -30,12 +30,14 @@ def test_the_files_hold_every_key_and_no_other() -> None:
         for c in get_args(RunConfig.model_fields["algorithm"].annotation)
     }
     assert set(algorithms) == set(ALGORITHMS)
-    for section in (*sections(RunConfig), ReasoningGymSection, JsonlSection, *algorithms.values()):
+    for section in (*sections(RunConfig), *DATA.values(), *algorithms.values()):
         assert all(f.is_required() for f in section.model_fields.values()), section
     values = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     assert set(values) - {"defaults", "hydra"} == set(RunConfig.model_fields) - {"model", "data"}
-    for name, section in (("arithmetic", ReasoningGymSection), ("gsm8k", JsonlSection)):
-        assert set(yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())) == set(section.model_fields)
+    files = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "data").glob("*.yaml")]
+    assert {file["kind"] for file in files} == set(DATA)
+    for file in files:
+        assert set(file) == set(DATA[file["kind"]].model_fields)
     for path in (CONFIGS / "algorithm").glob("*.yaml"):
         own = yaml.safe_load(path.read_text())
         assert values["algorithm"].keys() | own.keys() == algorithms[own["name"]].model_fields.keys(), path
@@ -51,7 +53,7 @@ def test_interface_names() -> None:
 
 def test_overrides_beat_the_recipe() -> None:
     config = check(["+recipe=gsm8k_tiny", "data.path=x", "steps=7", "model.hf.num_hidden_layers=1"])[0]
-    assert (config.steps, config.data.kind, config.model.hf["num_hidden_layers"]) == (7, "jsonl", 1)
+    assert (config.steps, config.data.kind, config.model.hf["num_hidden_layers"]) == (7, "dataset", 1)
 
 
 def test_a_sweep_is_every_combination() -> None:

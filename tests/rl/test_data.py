@@ -1,6 +1,7 @@
 """Problems in their order, tokenizers, and the reasoning-gym source."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.compose import check
-from rl.data import ProblemStream, Source, open_source
+from rl.data import TRAIN, ProblemStream, Source, open_source
+from rl.data.problem import Share
 from rl.data.tokenizer import byte_level_bpe, of_characters
 from rl.requests import eval_sampling, requests_for, sample_seed, train_sampling
 from rollout.sampling import SamplingParams
@@ -44,6 +46,59 @@ def test_each_epoch_is_another_permutation() -> None:
 def test_seed_and_name_change_the_order() -> None:
     orders = {tuple(stream(30, seed, name).take(30)) for seed in (0, 1, 2) for name in (0, 1)}
     assert len(orders) == 6
+
+
+Shares = list[tuple[int, int]]
+shares = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=2, max_size=4)
+
+
+def mixed(parts: Shares, seed: int, ranks: Sequence[float] = ()) -> ProblemStream:
+    """Problems are (source, number)."""
+    problems = [(i, j) for i, (size, _) in enumerate(parts) for j in range(size)]
+    return ProblemStream(problems, seed, TRAIN, [Share(*part) for part in parts], ranks)  # type: ignore[arg-type]
+
+
+@quick
+@given(shares, st.integers(0, 2**31 - 1), st.lists(st.integers(0, 30), max_size=5))
+def test_the_order_of_a_mixture_is_a_function_of_the_cursor(parts: Shares, seed: int, counts: list[int]) -> None:
+    """However it is cut, and wherever it is taken up again; each block has its weights, each source its own epochs."""
+    whole = mixed(parts, seed).take(sum(counts))
+    pieces = mixed(parts, seed)
+    assert [p for c in counts for p in pieces.take(c)] == whole
+    for cursor in {0, 1, len(whole) // 2, len(whole)} & {*range(len(whole) + 1)}:
+        resumed = mixed(parts, seed)
+        resumed.cursor = cursor
+        assert resumed.take(len(whole) - cursor) == whole[cursor:]
+    block = sum(weight for _, weight in parts)
+    for start in range(0, len(whole) - block + 1, block):
+        taken = Counter(source for source, _ in whole[start : start + block])
+        assert taken == {i: weight for i, (_, weight) in enumerate(parts)}
+    for i, (size, _) in enumerate(parts):
+        own = [number for source, number in whole if source == i]
+        for start in range(0, len(own) - size + 1, size):
+            assert sorted(own[start : start + size]) == list(range(size))
+
+
+def test_the_order_of_a_mixture_is_drawn() -> None:
+    parts = [(20, 2), (20, 1)]
+    orders = {tuple(mixed(parts, seed).take(60)) for seed in range(4)}
+    assert len(orders) == 4
+    sources = [source for source, _ in mixed(parts, 0).take(60)]
+    assert len({tuple(sources[i : i + 3]) for i in range(0, 60, 3)}) == 3  # not always in one order
+    first = [number for source, number in mixed(parts, 0).take(60) if source == 0]
+    second = [number for source, number in mixed([(20, 1), (20, 1)], 0).take(40) if source == 1]
+    assert first[:20] != first[20:40] and first[:20] != second
+
+
+@quick
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(0, 2**31 - 1))
+def test_the_first_epoch_goes_by_rank(ranks: list[int], seed: int) -> None:
+    problems = list(range(len(ranks)))
+    ranked = ProblemStream(problems, seed, TRAIN, ranks=ranks)  # type: ignore[arg-type]
+    plain = ProblemStream(problems, seed, TRAIN)  # type: ignore[arg-type]
+    first, drawn = ranked.take(len(ranks)), plain.take(len(ranks))
+    assert first == sorted(drawn, key=lambda p: ranks[p])  # type: ignore[call-overload]
+    assert ranked.take(2 * len(ranks)) == plain.take(2 * len(ranks))
 
 
 def source(*overrides: str) -> Source:
