@@ -9,6 +9,7 @@ from rl.data.problem import Problem, Source
 from rl.data.procedural import Drawn
 from rl.data.question_answer import Questions
 from rl.errors import UserError
+from rl.rewards.section import reads_answers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
     def one(section: ReasoningGymSection | DatasetSection) -> Unread:
         if isinstance(section, ReasoningGymSection):
             return Drawn(section, config.seed, taught or made, console)
-        return Questions(section, bool(config.reward), taught, console)
+        return Questions(section, not reads_answers(config.reward), taught, console)
 
     def named(name: str, section: ReasoningGymSection | DatasetSection) -> Unread:
         try:
