@@ -136,7 +136,7 @@ def test_rewards_that_fail_are_dropped(run: Callable[..., Outcome], tmp_path: Pa
     assert told.endswith("left out (scoring.errors=drop), as all that follow; reward/errors counts them")
     assert told.removeprefix("samebit: ") in (tmp_path / "run" / "train.log").read_text()
     steps = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "reward/mean" in row]
-    assert all(0 < row["reward/errors"] == row["reward/left_out"] < 64 for row in steps)
+    assert len(steps) > 1 and all(0 < row["reward/errors"] == row["reward/left_out"] for row in steps)
     assert all({"reward/verifier", "reward/at_times"} <= set(row) for row in steps)
     for row in lines(tmp_path / "run" / "completions.jsonl"):
         failed = zlib.crc32(row["completion"].encode()) % 3 == 0
