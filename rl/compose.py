@@ -162,6 +162,15 @@ def _check_keys(parsed: Sequence[Override]) -> None:
     for override in parsed:
         if override not in groups:
             _check_key(override, base)
+        if override.key_or_group == "algorithm.name":
+            _check_name(override, base.algorithm.name)
+
+
+def _check_name(override: Override, composed: str) -> None:
+    """Refuses an algorithm by its name alone: the values would be those of another."""
+    for line in _values(override):
+        if (name := line.partition("=")[2]) != composed:
+            raise UserError(f"algorithm.name={name}: choose algorithm={name}, which brings values of its own")
 
 
 def _check_choice(override: Override) -> None:

@@ -1,7 +1,7 @@
 """Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -12,6 +12,7 @@ from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
+from rl.rewards.section import Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
 from rollout.keys import (
@@ -97,7 +98,12 @@ class TrainerSection(Section):
     moments: Literal["float32", "bfloat16"] = Field(
         description="what AdamW's moments are kept in; bfloat16, rounded to nearest, is another run with half their memory"
     )
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="of GRPO's steps, at its highest")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        description="what becomes of lr after the warm-up: it stays, or falls and is 0 after the last step; a resumed run then "
+        "has the same `steps`"
+    )
+    lr_warmup_steps: Steps = Field(description="steps in which lr rises linearly; 0: none")
     betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -278,7 +284,11 @@ class RunConfig(Section):
     logger: Trackers = Field(
         description="where the run is shown beside its files: wandb, tensorboard, trackio, several as a list, or none"
     )
-    reward: str | None = Field(description="module:function (problem, text) -> float; null: the data's own verifier")
+    reward: Rewards = Field(
+        description="module:function, path/to/file.py:function or a built-in one of rl/rewards; null: the data's own "
+        "verifier; or a list of {function, weight, args, name}, whose weighted sum is the reward"
+    )
+    scoring: ScoringSection
     model: ModelSection
     data: Annotated[ReasoningGymSection | DatasetSection | MixtureSection, Field(discriminator="kind")]
     rollout: RolloutSection
@@ -309,19 +319,24 @@ def validate(values: dict[str, Any]) -> RunConfig:
         if first["type"] == "extra_forbidden":
             known = sorted(_known_keys(path[:-1], values))
             raise UserError(unknown_key(key, known)) from None
+        if first["type"].startswith("union_tag"):  # of a section that is one of several
+            told = first["ctx"]
+            key = f"{key}.{told['discriminator'].strip(chr(39))}"
+            if "tag" not in told:
+                raise UserError(f"{key} is missing: set {key}=...") from None
+            raise UserError(f"{key}={told['tag']!r}: must be one of {told['expected_tags']}") from None
         if first["type"] == "missing":
             raise UserError(f"{key} is missing: set {key}=...") from None
-        if first["type"] == "union_tag_invalid":
-            raise UserError(f"{key}.kind={first['ctx']['tag']!r}: must be {first['ctx']['expected_tags']}") from None
         said = "is a group of keys" if first["type"] == "model_type" else first["msg"].lower()
         raise UserError(f"{key}={first['input']!r}: {said}") from None
 
 
 def _place(loc: Sequence[int | str], values: Any) -> list[str]:
-    """Returns the parts of the key at `loc`, where pydantic also says a kind of data, and that a name is wrong."""
+    """Returns the parts of the key at `loc`, where pydantic also says which choice it is in, and that a name is wrong."""
     parts: list[str] = []
     for part in loc:
-        if part == "[key]" or (isinstance(values, dict) and part not in values and values.get("kind") == part):
+        is_choice = isinstance(values, dict) and part not in values and part in (values.get("kind"), values.get("name"))
+        if part == "[key]" or is_choice:
             continue
         parts.append(str(part))
         values = values.get(part) if isinstance(values, dict) else None
@@ -343,8 +358,7 @@ def unknown_key(key: str, known: list[str], asked: str = "") -> str:
 def _all_keys(section: Any, path: str = "") -> Iterator[str]:
     """Every dotted key, of any choice."""
     for name, field in section.model_fields.items():
-        choices = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
-        below = [c for c in choices if issubclass(c, Section)]
+        below = _sections(field.annotation)
         for choice in below:
             yield from _all_keys(choice, f"{path}{name}.")
         if not below:
@@ -353,8 +367,22 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
 
 def _known_keys(path: list[str], values: Any) -> list[str]:
     section: Any = RunConfig
+    named = False
     for part in path:
         values = values[part]
-        kind = values.get("kind") if isinstance(values, dict) else None
-        section = DATA[kind] if isinstance(kind, str) and kind in DATA else section.model_fields[part].annotation
+        if named:  # by the user: a source of a mixture
+            section, named = DATA[values["kind"]], False
+            continue
+        field = section.model_fields[part]
+        if named := get_origin(field.annotation) is dict:
+            continue
+        section, *others = _sections(field.annotation)
+        if tag := field.discriminator:
+            section = next(c for c in (section, *others) if values[tag] in get_args(c.model_fields[tag].annotation))
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold; a list of them is one value."""
+    inside = () if get_origin(annotation) is tuple else get_args(annotation)
+    return [c for c in (annotation, *inside) if isinstance(c, type) and issubclass(c, Section)]

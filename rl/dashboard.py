@@ -46,10 +46,12 @@ def workspace(entity: str, project: str, name: str) -> Any:
 
     sections = []
     for part, drawn in curves().items():
-        panels: list[Any] = [
-            reports.LinePlot(title=curve["title"], x="step", y=list(curve["metrics"]), title_y=curve["unit"])
-            for curve in drawn
-        ]
+        panels: list[Any] = []
+        for curve in drawn:
+            named = [name for name in curve["metrics"] if "*" not in name]
+            matched = next((name.replace("*", ".*") for name in curve["metrics"] if "*" in name), None)
+            lines = {"title": curve["title"], "title_y": curve["unit"], "y": named, "metric_regex": matched}
+            panels.append(reports.LinePlot(x="step", **lines))
         sections.append(workspaces.Section(name=_TITLES[part], panels=panels, is_open=True))
     return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
 

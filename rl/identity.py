@@ -36,6 +36,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.threads",
     "rollout.tp",
     "save_model",
+    "scoring",
     "steps",
     "trainer.checkpointing",
     "trainer.micro_leaves",
@@ -57,6 +58,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     values["model"]["dtype"] = name_of(config.dtype)
     flat = {k: v for k, v in _flatten(values, "") if not is_free(k)}
+    if config.trainer.lr_schedule != "constant":
+        flat["steps"] = config.steps
     if source is None:
         return flat
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}

@@ -1,5 +1,6 @@
 """Says in a run's logs what each step did: rewards, lengths, the loss, and how far sampler and trainer are apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from rl.metrics import Mismatch, divergence, profile, worst
 from rl.run.log import RunLog
 from rl.samples import Group, Sample
+from rl.updates import Update, measure
 from rollout.tokenizer import Tokenizer
 from trainer.batch import Batch, StepReport
 
@@ -45,19 +47,20 @@ class Journal:
             self._alerted = True
             self._log.alert("samebit: sampler and trainer differ", _differ(step, metrics))
 
-    def measure(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
-        """Returns the metrics of a step, and adds it to the totals."""
-        metrics = {"grpo/step": step} | describe(groups, batch, report) | compare(batch, report)
+    def measure(self, step: int, groups: Sequence[Group], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
+        """Returns the metrics of a step, and adds it to the totals. Compared are the tokens of the first update."""
+        first = updates[0]
+        metrics = {"grpo/step": step} | describe(groups, batch, first.report) | compare(first.batch, first.report)
         metrics["policy/version_lag"] = int(step - 1 - batch.versions.min(initial=step - 1))
-        self.totals.tokens_compared += len(batch.rows)
+        self.totals.tokens_compared += len(first.batch.rows)
         self.totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
-        self.totals.peak_bytes = max(self.totals.peak_bytes, report.peak_bytes)
-        return metrics
+        self.totals.peak_bytes = max(self.totals.peak_bytes, *(u.report.peak_bytes for u in updates))
+        return metrics | measure(updates)
 
     def completions(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport, every: bool) -> None:
         """Keeps a completion that is worse than all before it, and with `every` the first sample of the first groups, with
-        both sides' log-probs of each token."""
-        samples = [(group, sample) for group in groups for sample in group.samples]
+        both sides' log-probs of each token. `batch`: of all groups or the first ones."""
+        samples = [(group, sample) for group in groups for sample in group.samples][: batch.sequences]
         firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0]]
         chosen = firsts[:_SHOWN] if every else []
         if len(batch.rows):
@@ -75,6 +78,9 @@ class Journal:
             "completion": sample.text,
             "answer": group.problem.answer,
             "reward": sample.reward,
+            "rewards": dict(sample.parts),
+            **({"notes": dict(sample.notes)} if sample.notes else {}),
+            **({"error": sample.error} if sample.error else {}),
             "tokens": ids,
             "token_texts": [self._tokenizer.decode([t], special=True) for t in ids],
             "logprobs": batch.logprobs[mine].tolist(),
@@ -104,13 +110,9 @@ def compare(batch: Batch, report: StepReport) -> dict[str, Any]:
 
 def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:
     """Sums up rewards, lengths, and what the trainer reports."""
-    rewards = np.array([r for g in groups for r in g.rewards])
     ends = [c.finish_reason for g in groups for s in g.samples for c in s.completions]
     return {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "reward/solved_frac": float((rewards >= 1).mean()),
-        "reward/groups_without_signal_frac": float(np.mean([len(set(g.rewards)) == 1 for g in groups])),
+        **rewards(groups),
         "response/length_mean": float(batch.counts.mean()),
         "response/truncated_frac": float(np.mean([reason == "length" for reason in ends])),
         "policy/entropy": float(-report.logprobs.mean(dtype=np.float64)),  # Monte Carlo: the tokens are its own samples
@@ -120,4 +122,26 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
         "memory/trainer_peak_gib": report.peak_bytes / 2**30,
         "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
         **(report.routing.metrics() if report.routing else {}),
+    }
+
+
+def rewards(groups: Sequence[Group]) -> dict[str, float]:
+    """Sums up rewards: of the sum, over the samples that have one, and by name, over those that each has a say in; NaN where
+    there are none."""
+    samples = [sample for group in groups for sample in group.samples]
+    earned = np.array([s.reward for s in samples if s.reward is not None])
+    judged = [{r for r in group.rewards if r is not None} for group in groups]
+    named: dict[str, list[float]] = {}
+    for sample in samples:
+        numbers = {what: x for what, x in sample.notes.items() if isinstance(x, int | float)}
+        for name, value in ({**sample.parts, **numbers}).items():
+            named.setdefault(name, []).append(float(value))
+    return {
+        "reward/mean": float(earned.mean()) if len(earned) else math.nan,
+        "reward/std": float(earned.std()) if len(earned) else math.nan,
+        "reward/solved_frac": float((earned >= 1).mean()) if len(earned) else math.nan,
+        "reward/groups_without_signal_frac": len([rs for rs in judged if len(rs) <= 1]) / len(judged),
+        "reward/left_out": len([s for s in samples if s.reward is None]),
+        "reward/errors": len([s for s in samples if s.error]),
+        **{f"reward/{name}": math.fsum(values) / len(values) for name, values in named.items()},
     }

@@ -8,10 +8,21 @@ EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algor
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
 ADDED = {
     "algorithm.name": "grpo",
+    "algorithm.mini_batches": 1,
+    "algorithm.update_epochs": 1,
+    "algorithm.sampling_rounds": 1,
+    "algorithm.overlong_buffer": 0,
+    "algorithm.mask_overlong": False,
+    "trainer.lr_schedule": "constant",
+    "trainer.lr_warmup_steps": 0,
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
     "eval.samples": 1,
     "eval.keep_samples": False,
+    "scoring.errors": "fail",
+    "scoring.workers": 2,
+    "scoring.timeout": 300,
+    "scoring.total": 3600,
     "data.subset": None,
     "data.split": "train",
     "data.held_out": None,
@@ -31,11 +42,30 @@ _MEANT = {  # names that other systems have for a key
     "train_batch_size": ("algorithm.prompts_per_step",),
     "num_generations": ("algorithm.group_size",),
     "n": ("algorithm.group_size",),
+    "adv_estimator": ("algorithm.advantage",),
+    "loss_type": ("algorithm.loss_mean",),
+    "loss_agg_mode": ("algorithm.loss_mean",),
+    "epsilon": ("algorithm.clip_low",),
+    "epsilon_high": ("algorithm.clip_high",),
+    "clip_ratio_low": ("algorithm.clip_low",),
+    "clip_ratio_high": ("algorithm.clip_high",),
+    "ppo_mini_batch_size": ("algorithm.mini_batches",),
+    "mini_batch_size": ("algorithm.mini_batches",),
+    "steps_per_generation": ("algorithm.mini_batches",),
+    "ppo_epochs": ("algorithm.update_epochs",),
+    "num_iterations": ("algorithm.update_epochs",),
+    "max_num_gen_batches": ("algorithm.sampling_rounds",),
+    "filter_groups": ("algorithm.sampling_rounds",),
+    "dynamic_sampling": ("algorithm.sampling_rounds",),
+    "mask_truncated_completions": ("algorithm.mask_overlong",),
     "max_tokens": ("rollout.max_new_tokens",),
     "max_completion_length": ("rollout.max_new_tokens",),
     "max_prompt_length": ("data.max_prompt_tokens",),
     "max_steps": ("steps",),
     "epochs": ("steps",),
+    "lr_scheduler_type": ("trainer.lr_schedule",),
+    "warmup_steps": ("trainer.lr_warmup_steps",),
+    "lr_scheduler": ("trainer.lr_schedule",),
     "max_grad_norm": ("trainer.grad_clip",),
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),
@@ -58,6 +88,8 @@ _MEANT = {  # names that other systems have for a key
     "chat_template_kwargs": ("data.template_args",),
     "apply_chat_template_kwargs": ("data.template_args",),
     "reward_fn": ("reward",),
+    "reward_funcs": ("reward",),
+    "custom_reward_function": ("reward",),
     "save_steps": ("checkpoint.every",),
     "eval_steps": ("eval.every",),
     "num_generations_eval": ("eval.samples",),
@@ -99,8 +131,9 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
             new[section][name] = meant
     for key, value in ADDED.items():
         section, name = key.split(".")
-        if isinstance(new.get(section), dict) and (section != "data" or new[section].get("kind") == "dataset"):
-            new[section].setdefault(name, value)
+        there = new.setdefault(section, {})
+        if isinstance(there, dict) and (section != "data" or there.get("kind") == "dataset"):
+            there.setdefault(name, value)
     return new
 
 

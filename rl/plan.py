@@ -52,7 +52,7 @@ class Plan:
     snapshot_bytes: int  # host memory of one trainer process while it writes one
     disk_bytes: int  # the checkpoints that are kept, one that is being written, and the trained model
     sequences: int
-    micro_batches: int  # of each trainer process in one step, with sequences of full length
+    micro_batches: int  # of each trainer process in one update, with sequences of full length
     warmup_micro_batches: int
 
     @property
@@ -77,10 +77,17 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     prompt."""
     section, rollout = config.trainer, config.rollout
     check_sampling(rollout, config.eval)
+    config.algorithm.check(rollout.max_new_tokens)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
+    of_update = sequences // config.algorithm.mini_batches
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
-    micro_batches, tokens = _micro_batches(section, sequences, length)
+    try:
+        micro_batches, tokens = _micro_batches(section, of_update, length)
+    except BatchError as error:
+        if (cut := config.algorithm.mini_batches) == 1:
+            raise
+        raise BatchError(f"algorithm.mini_batches={cut} cut {sequences} sequences: {error}") from None
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     if section.moments == "bfloat16" and section.betas[1] > _STALL:
         raise UserError(
@@ -281,6 +288,8 @@ def print_plan(
 def _batch(config: RunConfig, plan: Plan) -> str:
     algorithm, section = config.algorithm, config.trainer
     asked = f"{algorithm.prompts_per_step} prompts x group of {algorithm.group_size} = {plan.sequences} sequences"
+    if algorithm.mini_batches > 1:
+        asked += f" = {algorithm.mini_batches} updates of {plan.sequences // algorithm.mini_batches}, each"
     if section.micro_tokens is None:
         return (
             f"{asked} = leaf_sequences {section.leaf_sequences} x micro_leaves {section.micro_leaves} x world_size "

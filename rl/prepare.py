@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.data import Source, open_source
@@ -16,7 +17,7 @@ from rl.plan import Plan, check_machine, make_plan
 from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
-from rl.run.screen import Waiting
+from rl.run.screen import Screen, Waiting
 from rl.run.trackers import check_installed
 
 
@@ -46,7 +47,7 @@ def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    reward = open_reward(config.reward, source)
+    reward = open_reward(config.reward, source, config.scoring, console.warn if isinstance(console, Screen) else warn)
     with Waiting(console, f"judging the gold solutions by {reward.name}"):
         golds = check_golds(source, reward, by_tokens=config.model.path is not None)
     return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))

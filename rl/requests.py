@@ -48,14 +48,21 @@ def check_sampling(rollout: RolloutSection, evaluation: EvalSection) -> None:
 
 
 def requests_for(
-    problems: Sequence[Problem], samples: int, sampling: SamplingParams, run_seed: int, purpose: str, step: int
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: SamplingParams,
+    run_seed: int,
+    purpose: str,
+    step: int,
+    first: int = 0,
 ) -> list[Request]:
-    """Returns `samples` requests for each problem, side by side, numbered from 0; `sampling` but for the seed."""
+    """Returns `samples` requests for each problem, side by side, numbered from 0; `sampling` but for the seed. `first`: the
+    number of the first problem in the step."""
     return [
         Request(
             id=i * samples + j,
             prompt_ids=problem.prompt_ids,
-            sampling=replace(sampling, seed=sample_seed(run_seed, purpose, step, i, j)),
+            sampling=replace(sampling, seed=sample_seed(run_seed, purpose, step, first + i, j)),
         )
         for i, problem in enumerate(problems)
         for j in range(samples)

@@ -1,7 +1,8 @@
 """Samples: what the policy wrote for a problem, piece by piece, and what it earned."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,14 @@ were sampled after all that stands before them."""
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds a transcript, its text and its reward."""
+    """Holds a transcript, its text and its reward. One without a reward is left out of the loss and of its group's mean."""
 
     transcript: Transcript
     text: str  # what was judged
-    reward: float
+    reward: float | None  # None: nothing judges it, or judging failed and the run drops such samples
+    parts: Mapping[str, float] = field(default_factory=dict)  # each reward that has a say, by name, before its weight
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what rewards say beside their value, by "NAME/what"
+    error: str = ""  # why judging failed
 
     @property
     def completions(self) -> list[Completion]:
@@ -35,8 +39,8 @@ class Group:
     samples: tuple[Sample, ...]
 
     @property
-    def rewards(self) -> list[float]:
-        """Returns the rewards, in the order of the samples."""
+    def rewards(self) -> list[float | None]:
+        """Returns the rewards, in the order of the samples; None of a sample that is left out."""
         return [sample.reward for sample in self.samples]
 
 

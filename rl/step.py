@@ -7,13 +7,17 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from rl import align
 from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
+from rl.dynamic_sampling import draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
+from rl.samples import Group
+from rl.updates import Update, parts
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -55,7 +59,9 @@ class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
 
     stream: Stream
-    requests_for: Callable[[Sequence[Problem], int], Sequence[Request]]  # of a step: all samples of each problem
+    requests_for: Callable[
+        [Sequence[Problem], int, int], Sequence[Request]
+    ]  # (problems, step, number of the first in it)
     environment: Environment
     algorithm: Algorithm
     rollout: Rollout
@@ -65,36 +71,53 @@ class Step:
     publish: Callable[[int], None]  # both sides hold the same bits after it, as this version, or the run stops
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
-    lr: float
+    rounds: int  # of sampling, at most
+    mini_batches: int  # of a batch, an update on each
+    epochs: int  # passes over a batch
+    lr: Callable[[int], float]  # of a step
     policy: align.Policy
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
         """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
-        differs in a bit and the policy is to fail; the log has the step all the same. `show`: keep some of its completions."""
+        of the first update, the one that is on-policy, differs in a bit and the policy is to fail; the log has the step all
+        the same. `show`: keep some of its completions."""
         clock = Clock()
-        problems = self.stream.take(self.prompts)
-        requests = self.requests_for(problems, step)
         with clock("handover"):
             self.cards.to_rollout()
-        with clock("sample"), self.phase("sampling"):
-            transcripts = self.environment.play(requests, self.rollout.generate)
+        drawn = draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+        groups = drawn.groups
         with clock("score"), self.phase("scoring"):
-            groups = score(problems, transcripts, self.environment)
             batch = self.algorithm.batch(groups)
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
-        with clock("train"), self.phase("training"):
-            report = self.trainer.step(batch, self.algorithm.loss, self.lr)
-        self.journal.completions(step, groups, batch, report, show)
-        metrics = self.journal.measure(step, groups, batch, report)
+        first, *later = parts(batch, self.mini_batches, self.epochs)
+        updates = self._train(step, clock, [first])
+        self.journal.completions(step, groups, first, updates[0].report, show)
         try:
-            metrics |= found(align.check_batch(batch, report, self.policy, step))
+            mismatch = align.check_batch(first, updates[0].report, self.policy, step)
         except align.AlignmentError:
-            self.journal.step(step, metrics | clock.seconds)
+            self.journal.step(step, self.journal.measure(step, groups, batch, updates) | clock.seconds)
             raise
+        updates += self._train(step, clock, later)
+        metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
+        metrics["policy/lr"] = self.lr(step)
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
+
+    def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
+        """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
+        problems = self.stream.take(count)
+        requests = self.requests_for(problems, step, first)
+        with clock("sample"), self.phase("sampling"):
+            transcripts = self.environment.play(requests, self.rollout.generate)
+        with clock("score"), self.phase("scoring"):
+            return score(problems, transcripts, self.environment)
+
+    def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
+        """Does an update on each of `batches`."""
+        with clock("train"), self.phase("training"):
+            return [Update(part, self.trainer.step(part, self.algorithm.loss, self.lr(step))) for part in batches]
 
 
 class Clock:

@@ -42,6 +42,7 @@ from rl.run.banner import banner
 from rl.run.files import write_atomic
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
+from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
 from rl.warm_start import Demonstrations, warm_start
@@ -189,11 +190,12 @@ class Parts:
         """Builds the loop over GRPO steps."""
         config, source, reward = self.config, self.ready.source, self.ready.reward
         section, stream = config.algorithm, source.stream(config.seed, TRAIN)
+        trainer = config.trainer
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
         environment = SingleTurn(source.tokenizer, reward)
 
-        def requests(problems: Sequence[Problem], step: int) -> list[Request]:
-            return requests_for(problems, section.group_size, sampling, config.seed, "train", step)
+        def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
+            return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
         evaluator = make_evaluator(config, source, environment, reward.name)
         step = Step(
@@ -208,7 +210,10 @@ class Parts:
             publish=self._publish,
             phase=bar.phase,
             prompts=section.prompts_per_step,
-            lr=config.trainer.lr,
+            rounds=section.sampling_rounds,
+            mini_batches=section.mini_batches,
+            epochs=section.update_epochs,
+            lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
         )
         return Loop(
@@ -221,7 +226,13 @@ class Parts:
                 compare=partial(check_served, self.rollout),
                 console=self.console,
             ),
-            speeds=partial(speeds, self.ready.model, ranks=config.trainer.world_size, on_gpu=config.device == "cuda"),
+            speeds=partial(
+                speeds,
+                self.ready.model,
+                epochs=section.update_epochs,
+                ranks=config.trainer.world_size,
+                on_gpu=config.device == "cuda",
+            ),
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from kernels.ops import exp
+from kernels.ops import exp, fold_rows
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,65 @@ class PolicyLoss:
     high: float = 0.28
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
-        ratio, up = exp(logprobs - rows.logprobs), rows.advantages >= 0
+        return self.of_ratio(exp(logprobs - rows.logprobs), rows)
+
+    def of_ratio(self, ratio: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips `ratio` [R], to the side that the advantage pulls to."""
+        up = rows.advantages >= 0
         clipped = torch.where(up, ratio > 1 + self.high, ratio < 1 - self.low)
         bound = torch.where(up, 1 + self.high, 1 - self.low)
         return -torch.where(clipped, bound, ratio) * rows.advantages, clipped
+
+
+@dataclass(frozen=True)
+class SequencePolicyLoss(PolicyLoss):
+    """Computes `PolicyLoss` of the ratio of a row's whole sequence, s = exp(mean of its rows' logprobs - sampler's) (Zheng et
+    al. 2025, "GSPO", equations 5 to 7).
+
+    In the form of GSPO-token (equations 13 and 14): s is not differentiated but multiplied by exp(logprobs - the same), which
+    is 1 and has the gradient. So the gradient of a row is -s A times its weight, where it is not clipped; with weights
+    1 / (sequences x rows of its own) that is equation 10, and nothing is summed in the backward pass. The mean stands on the
+    tree of the sequence's own rows, so that no cut into micro-batches shows. On the update that follows sampling s is 1.
+    """
+
+    low: float = 3e-4
+    high: float = 4e-4
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        fixed = logprobs.detach()
+        of_sequence = exp(sequence_means(fixed - rows.logprobs, rows.sequence))
+        return self.of_ratio(of_sequence * exp(logprobs - fixed), rows)
+
+
+def sequence_means(x: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+    """Returns for each row the mean of x over the rows of its sequence: their sum on the tree, every row a leaf, in order,
+    divided by their number. x float32 [R]; `sequence` int64 [R], ascending -> float32 [R]."""
+    if not len(x):
+        return x
+    first = torch.searchsorted(sequence, sequence)
+    count = torch.searchsorted(sequence, sequence, right=True) - first
+    place = torch.arange(len(x), device=x.device) - first
+    # A column is a sequence. Rows that it lacks are +0, which changes no bit of a node: none is -0, as no leaf is
+    table = x.new_zeros(int(count.max()), int(sequence[-1]) + 1)
+    table[place, sequence] = x + 0.0
+    return fold_rows(table)[sequence] / count.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class WeightedLikelihoodLoss:
+    """Computes -clip(ratio, 1 - low, 1 + high) A logprobs with ratio = exp(logprobs - sampler's), which is not differentiated
+    (MiniMax 2025, "MiniMax-M1": CISPO). `low` = 1: no lower bound.
+
+    On the update that follows sampling the ratio is exactly 1 and the gradient that of `PolicyLoss`, bit for bit.
+    """
+
+    low: float = 1.0
+    high: float = 4.0
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        ratio = exp(logprobs.detach() - rows.logprobs)
+        clipped = (ratio > 1 + self.high) | (ratio < 1 - self.low)
+        return -(ratio.clamp(1 - self.low, 1 + self.high) * rows.advantages) * logprobs, clipped
 
 
 @dataclass(frozen=True)

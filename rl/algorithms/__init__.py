@@ -1,23 +1,45 @@
-"""Algorithms: what each sampled token is worth, and by which loss it is trained on. `algorithm.name` of the config chooses one.
+"""Algorithms: what each sampled token is worth, and by which loss it is trained on. `algorithm=NAME` chooses one.
 
-algorithm.py   what every algorithm is, and the keys that all have
-grpo.py        GRPO (Shao et al. 2024), with the advantages of Dr. GRPO and RLOO and DAPO's loss mean and clipping
+algorithm.py             what every algorithm is, and the keys that all have
+advantages.py            what a reward is worth, against its group's or the batch's
+overlong.py              the penalty and the filter of DAPO (Yu et al. 2025) for samples that are too long
+shares.py                which samples count, and the share of each token in the mean of the loss
+grpo.py                  GRPO (Shao et al. 2024), with the advantages of Dr. GRPO and RLOO and DAPO's loss mean and clipping
+reinforce_plus_plus.py   REINFORCE++ (Hu 2025), and its variant with a baseline
+gspo.py                  GSPO (Zheng et al. 2025): the ratio of a whole sequence
+cispo.py                 CISPO (MiniMax-M1 2025): a clipped importance weight
 
-To add one: a file with its keys (an `AlgorithmSection` with a `name` of its own) and a class that has `batch` and `loss`; then
-a line in `ALGORITHMS` below. It sees whole groups, may leave samples out of the loss by a weight of 0, and says the worth of
-each token on its own. A loss of a new form goes to `trainer/loss.py`. Nothing else names an algorithm.
+To add one: a file with its keys (an `AlgorithmSection` with a `name` of its own) and a class that has `batch` and `loss`; a
+word in `ALGORITHMS` and in `AnyAlgorithmSection` below; a file of values in configs/algorithm. It sees whole groups, may leave
+samples out of the loss by a weight of 0, and says the worth of each token on its own. A loss of a new form goes to
+`trainer/loss.py`. Nothing else names an algorithm. docs/algorithms.md has formulas and papers.
 """
 
-from rl.algorithms.algorithm import Algorithm, AlgorithmSection
-from rl.algorithms.grpo import Grpo, GrpoSection
+from collections.abc import Callable
+from typing import Annotated, Any
 
-ALGORITHMS = {"grpo": Grpo}
+from pydantic import Field
+
+from rl.algorithms.algorithm import Algorithm, AlgorithmSection
+from rl.algorithms.cispo import Cispo, CispoSection
+from rl.algorithms.grpo import Grpo, GrpoSection
+from rl.algorithms.gspo import Gspo, GspoSection
+from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus, ReinforceSection
+
+ALGORITHMS: dict[str, Callable[[Any, int], Algorithm]] = {
+    "grpo": Grpo,
+    "reinforce_plus_plus": ReinforcePlusPlus,
+    "gspo": Gspo,
+    "cispo": Cispo,
+}
 """What `algorithm.name` stands for: made of its section and `rollout.max_new_tokens`."""
 
-AnyAlgorithmSection = GrpoSection  # a second one: GrpoSection | OtherSection, with Field(discriminator="name")
+AnyAlgorithmSection = Annotated[
+    GrpoSection | ReinforceSection | GspoSection | CispoSection, Field(discriminator="name")
+]
 
 
-def open_algorithm(section: AnyAlgorithmSection, max_new_tokens: int) -> Algorithm:
+def open_algorithm(section: AlgorithmSection, max_new_tokens: int) -> Algorithm:
     """Makes the algorithm that a config names."""
     return ALGORITHMS[section.name](section, max_new_tokens)
 

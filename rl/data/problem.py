@@ -3,10 +3,12 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl.data.draws import Draws
-from rollout.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a process that judges needs problems, and no torch
+    from rollout.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Source:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     judge: Judge
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     left_out: int = 0  # problems of neither, because their prompts are too long
     verifier: str = "the data's verifier"  # what `judge` is called
     warnings: tuple[str, ...] = ()  # one line each

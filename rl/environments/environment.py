@@ -17,15 +17,13 @@ class Environment(Protocol):
     def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
         """Returns what came of each request, which is the first turn of its conversation; the order is that of the requests."""
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        """Returns the sample with its reward. UserError names the problem and the completion where the reward fails."""
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        """Returns the samples with their rewards; transcript i is of problem i, and those of one problem stand side by side.
+        UserError names the problem and the completion where the reward fails."""
 
 
 def score(problems: Sequence[Problem], transcripts: Sequence[Transcript], environment: Environment) -> list[Group]:
     """Makes groups of len(transcripts) / len(problems) consecutive transcripts, each judged."""
     size = len(transcripts) // len(problems)
-    groups = []
-    for i, problem in enumerate(problems):
-        mine = transcripts[i * size : (i + 1) * size]
-        groups.append(Group(problem, tuple(environment.judge(problem, transcript) for transcript in mine)))
-    return groups
+    samples = environment.judge([problem for problem in problems for _ in range(size)], transcripts)
+    return [Group(p, tuple(samples[i * size : (i + 1) * size])) for i, p in enumerate(problems)]

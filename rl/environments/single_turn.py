@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rl.data import Problem
 from rl.environments.environment import Generate
+from rl.rewards.claim import Claim
 from rl.rewards.reward import Reward
 from rl.samples import Sample, Transcript, completions
 from rollout.sampling import Request
@@ -20,8 +21,14 @@ class SingleTurn:
         """Generates one completion of each request's prompt."""
         return [(r.prompt_ids, done) for r, done in zip(requests, generate(requests), strict=True)]
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        """Decodes the one completion and gives it the reward of its text."""
-        (completion,) = completions(transcript)
-        text = self.tokenizer.decode(completion.token_ids)
-        return Sample(transcript, text, self.reward(problem, text))
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        """Decodes the one completion of each and gives it the reward of its text."""
+        claims = []
+        for problem, transcript in zip(problems, transcripts, strict=True):
+            (completion,) = completions(transcript)
+            claims.append(Claim(problem, self.tokenizer.decode(completion.token_ids), completion.token_ids))
+        verdicts = self.reward.judge(claims)
+        return [
+            Sample(transcript, claim.text, v.reward, v.parts, v.notes, v.error)
+            for transcript, claim, v in zip(transcripts, claims, verdicts, strict=True)
+        ]

@@ -81,7 +81,7 @@ def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) ->
     """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`."""
     assert config.model.path is not None
     source, rollout = open_source(config, console), config.rollout
-    reward = open_reward(config.reward, source)
+    reward = open_reward(config.reward, source, config.scoring, console.warn)
     served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device)
     on_gpu = config.device == "cuda"
     console.print(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rl.config import DatasetSection, MixtureSection, RunConfig
 from rl.data import Problem, Source
 from rl.environments.environment import Environment, Generate, score
+from rl.errors import UserError
 from rl.evaluation.measures import Evaluation, Stated, measure
 from rl.evaluation.samples import write_samples
 from rl.requests import eval_sampling, requests_for
@@ -57,6 +58,9 @@ class Evaluator:
         if self.keep:
             self.keep(step, groups)
         found = measure(groups, self.stated)
+        if not found.samples:
+            why = next((f", first: {s.error}" for g in groups for s in g.samples if s.error), "")
+            raise UserError(f"an evaluation in which no completion is judged: {self.judged_by} leaves all out{why}")
         console.print(
             f"held-out {found.told()}, by {self.judged_by}; temperature {self.requests[0].sampling.temperature})",
             soft_wrap=True,

@@ -28,6 +28,7 @@ def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
                 "sample": number,
                 "completion": sample.text,
                 "reward": sample.reward,
+                "rewards": sample.parts,
                 "tokens": sum(len(c.token_ids) for c in done),
                 "end": done[-1].finish_reason if done else None,
             }

@@ -11,6 +11,8 @@ from typing import Any
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
+from rl.data.problem import Problem
+
 _CHARACTERS = 400  # of a claim: the last ones count
 _SETTING = 100  # characters that may set a text: spaces, dollars, \\boxed, \\text, stars
 _DEPTH = 6  # of brackets, and
@@ -37,6 +39,11 @@ _ENDS = re.compile(r"\$+|\\[()\[\]]|\s\[|\]\s")  # of what math-verify takes for
 _WHOLE = (LatexExtractionConfig(),)
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit; `_bits` is the limit
+
+
+def answer(problem: Problem, text: str, marker: str = "") -> float:
+    """1 where the text, or what follows its last `marker`, states the problem's answer (`same_answer`), else 0."""
+    return float(same_answer(text.rpartition(marker)[2] if marker else text, problem.answer))
 
 
 def same_answer(claim: str, answer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from rl.data.problem import Problem, Source
 from rl.errors import UserError
+from rl.rewards.claim import Claim
 from rl.rewards.reward import Reward
 
 _TRIED = 64  # golds that a user's reward judges: it may be slow
@@ -13,25 +14,36 @@ def check_golds(source: Source, reward: Reward, by_tokens: bool) -> str:
     golds = list({p.id: p for p in (*source.train, *source.held_out)}.values())
     if reward.of_user:
         golds = golds[:: -(-len(golds) // _TRIED)]
-        reward(golds[0], "")  # a completion may be empty: found wrong now, not after the warm start
+        reward.judge(
+            [Claim(golds[0], "")], aloud=False
+        )  # a completion may be empty: found wrong now, not after the warm start
         golds = [p for p in golds if p.solution]  # there may be none that a reward of its own needs
-    failed = [(p, text, earned) for p in golds if (earned := reward(p, text := _said(source, p, by_tokens))) < 1]
+        if not golds:
+            return ""
+    claims = [_said(source, problem, by_tokens) for problem in golds]
+    verdicts = reward.judge(claims, aloud=False)
+    if not any(v.reward is not None for v in verdicts):
+        raise UserError(verdicts[0].error or f"{reward.name} leaves all {len(golds)} golds out: it returns None")
+    failed = [(c, v) for c, v in zip(claims, verdicts, strict=True) if v.reward is None or v.reward < 1]
     if not failed:
         return ""
-    problem, text, earned = failed[0]
+    claim, verdict = failed[0]
+    why = f": {verdict.error}" if verdict.error else ""
+    earned = f"is left out{why}" if verdict.reward is None else f"earns {verdict.reward:g}"
     line = (
-        f"{len(failed)} of {len(golds)} golds do not earn 1 by {reward.name}, first: {problem.id}: the answer is "
-        f"{problem.answer!r}, and {_end(text)!r} earns {earned:g}"
+        f"{len(failed)} of {len(golds)} golds do not earn 1 by {reward.name}, first: {claim.problem.id}: the answer is "
+        f"{claim.problem.answer!r}, and {_end(claim.text)!r} {earned}"
     )
     if len(failed) == len(golds) and not reward.of_user:
         raise UserError(line)
     return line
 
 
-def _said(source: Source, problem: Problem, by_tokens: bool) -> str:
+def _said(source: Source, problem: Problem, by_tokens: bool) -> Claim:
     if not by_tokens:
-        return problem.solution
-    return source.tokenizer.decode(source.encode_solution(problem))
+        return Claim(problem, problem.solution)
+    ids = source.encode_solution(problem)
+    return Claim(problem, source.tokenizer.decode(ids), ids)
 
 
 def _end(text: str) -> str:

@@ -22,6 +22,8 @@ def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, p
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}, {model.leaves} leaves",
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
         f"judged by {reward}{''.join(f'; {line}' for line in source.about)}",
+        "algorithm": f"{algorithm.name}, {algorithm.loss_mean} mean, clip {algorithm.clip_low:g} / {algorithm.clip_high:g}, "
+        f"{algorithm.mini_batches * algorithm.update_epochs} update(s) a step",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
         f"{algorithm.group_size}; {min(config.eval.problems, len(source.held_out))} problems an evaluation",
         "layout": f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp}, {config.trainer.world_size} trainer "

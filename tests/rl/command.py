@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,26 @@ def huge(problem: object, text: str) -> float:
 
 def none(problem: object, text: str) -> None:
     return None
+
+
+def pair(problem: object, text: str) -> list[float]:
+    return [1.0, 2.0]
+
+
+def picky(problem: object, text: str) -> float:
+    if text == "bad":
+        raise ValueError("no")
+    return 1.0
+
+
+def at_times(problem: object, text: str) -> float:
+    if zlib.crc32(text.encode()) % 3 == 0:
+        raise ValueError("not this one")
+    return float(len(text))
+
+
+def strange(whatever: object) -> float:
+    return 1.0
 
 
 def length(problem: object, text: str) -> float:

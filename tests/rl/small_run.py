@@ -31,7 +31,7 @@ from rl.environments.single_turn import SingleTurn
 from rl.model import model_config
 from rl.prove import SMALL
 from rl.requests import requests_for, train_sampling
-from rl.rewards.reward import Reward
+from rl.rewards.reward import Part, Reward, WeightedSum
 from rl.run.screen import Screen
 from rl.warm_start import Demonstrations, warm_start
 from rollout.engine import Engine, EngineConfig
@@ -76,7 +76,9 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
         ProblemStream(source.train, config.seed, TRAIN),
         train_sampling(config.rollout, source.tokenizer.ends),
     )
-    environment = SingleTurn(source.tokenizer, Reward("length", by_length, of_user=True))
+    environment = SingleTurn(
+        source.tokenizer, Reward("length", WeightedSum([Part("length", 1.0, by_length)]), of_user=True)
+    )
     algorithm = open_algorithm(config.algorithm, config.rollout.max_new_tokens)
     sampled = hashlib.sha256()
     for step in range(1, config.steps + 1):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.cluster.family import WORDLESS
 from rl.compose import check
 from rl.prepare import prepare
+from rl.report.folder import lines
 from rl.samples import Group
 from rl.train import train
 from rollout.sampling import Request, RequestError, SamplingParams
@@ -122,6 +124,23 @@ def test_reward_that_raises_late(run: Callable[..., Outcome]) -> None:
     """The trial at the start cannot find it; the line names the problem and the completion."""
     line = run("reward=tests.rl.command:late").error(code=2)
     assert "IndexError" in line and "problem '" in line and "completion '" in line
+
+
+def test_rewards_that_fail_are_dropped(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Counted in every step, told once, and no sample of theirs earns anything."""
+    outcome = run("reward=[verifier,{function:tests.rl.command:at_times,weight:0.5}]", "scoring.errors=drop")
+    assert outcome.code == 0, outcome.err
+    golds, told = outcome.err.splitlines()
+    assert "golds do not earn 1 by reward=the verifier of chain_sum + 0.5 x tests.rl.command:at_times" in golds
+    assert "warning: the reward at_times raised ValueError: not this one; problem '" in told
+    assert told.endswith("left out (scoring.errors=drop), as all that follow; reward/errors counts them")
+    assert told.removeprefix("samebit: ") in (tmp_path / "run" / "train.log").read_text()
+    steps = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "reward/mean" in row]
+    assert all(0 < row["reward/errors"] == row["reward/left_out"] < 64 for row in steps)
+    assert all({"reward/verifier", "reward/at_times"} <= set(row) for row in steps)
+    for row in lines(tmp_path / "run" / "completions.jsonl"):
+        failed = zlib.crc32(row["completion"].encode()) % 3 == 0
+        assert ("not this one" in row.get("error", "")) == failed == (row["reward"] is None) == (not row["rewards"])
 
 
 def test_a_full_disk(run: Callable[..., Outcome], tmp_path: Path) -> None:

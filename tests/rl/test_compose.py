@@ -1,12 +1,14 @@
 """Recipes, overrides and sweeps as configs; the plan of each."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from rl.algorithms import ALGORITHMS
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
-from rl.config import DATA, RunConfig, Section
+from rl.config import DATA, RunConfig, Section, validate
 from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 
@@ -23,14 +25,22 @@ def sections(section: type[Section]) -> list[type[Section]]:
 
 def test_the_files_hold_every_key_and_no_other() -> None:
     """The schema has no defaults: what a run does can be read in configs/."""
-    for section in (*sections(RunConfig), *DATA.values()):
+    algorithms = {
+        get_args(c.model_fields["name"].annotation)[0]: c
+        for c in get_args(RunConfig.model_fields["algorithm"].annotation)
+    }
+    assert set(algorithms) == set(ALGORITHMS)
+    for section in (*sections(RunConfig), *DATA.values(), *algorithms.values()):
         assert all(f.is_required() for f in section.model_fields.values()), section
     values = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     assert set(values) - {"defaults", "hydra"} == set(RunConfig.model_fields) - {"model", "data"}
     files = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "data").glob("*.yaml")]
-    assert {values["kind"] for values in files} == set(DATA)
-    for values in files:
-        assert set(values) == set(DATA[values["kind"]].model_fields)
+    assert {file["kind"] for file in files} == set(DATA)
+    for file in files:
+        assert set(file) == set(DATA[file["kind"]].model_fields)
+    for path in (CONFIGS / "algorithm").glob("*.yaml"):
+        own = yaml.safe_load(path.read_text())
+        assert values["algorithm"].keys() | own.keys() == algorithms[own["name"]].model_fields.keys(), path
 
 
 def test_interface_names() -> None:
@@ -61,6 +71,25 @@ def test_keys_are_those_of_the_chosen_model() -> None:
         check(["model.hf.num_experts=8"])
     with pytest.raises(UserError, match=r"unknown key 'model\.hf\.num_expert'; keys of model\.hf: .*num_experts,"):
         check(["model=moe_tiny", "model.hf.num_expert=8"])
+
+
+def test_an_algorithm_brings_its_values() -> None:
+    """A recipe's and a user's beat them; a name alone would leave those of another."""
+    chosen = check(["+recipe=gsm8k_tiny", "data.path=x", "algorithm=dr_grpo", "algorithm.clip_high=0.3"])[0].algorithm
+    assert (chosen.advantage, chosen.loss_mean, chosen.group_size, chosen.clip_high) == ("dr_grpo", "constant", 4, 0.3)
+    assert check(["algorithm.name=grpo"])[0].algorithm == check([])[0].algorithm
+    with pytest.raises(UserError, match=r"algorithm\.name=reinforce_plus_plus: choose algorithm=reinforce_plus_plus, "):
+        check(["algorithm.name=reinforce_plus_plus"])
+    with pytest.raises(UserError, match=r"'algorithm.advantage' \(a key of another algorithm=NAME\); .*baseline"):
+        check(["algorithm=reinforce_plus_plus", "algorithm.advantage=grpo"])
+    values = check([])[0].model_dump()
+    for name, said in (
+        ("ppo", "algorithm.name='ppo': must be one of 'grpo', 're"),
+        (None, "algorithm.name is missing"),
+    ):
+        values["algorithm"] = {"name": name} if name else {}
+        with pytest.raises(UserError, match=said):
+            validate(values)
 
 
 def test_sweep_name() -> None:

@@ -24,7 +24,7 @@ def numbers(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, typ
         named = get_origin(field.annotation) is dict  # sections by names of the user's, which are those of `data`
         kinds = kinds_of(field.annotation)
         for below in [k for k in kinds if not named and isinstance(k, type) and issubclass(k, Section)]:
-            yield from numbers(below, f"{path}{name}.")
+            yield from numbers(below, f"{path}{name}.0." if get_origin(field.annotation) is tuple else f"{path}{name}.")
         if not named and (float in kinds or (int in kinds and bool not in kinds)):
             yield f"{path}{name}", float if float in kinds else int
 
@@ -36,25 +36,37 @@ def kinds_of(annotation: Any) -> list[Any]:
 
 KEYS = dict(numbers())
 PAIR = "trainer.betas"
+WEIGHT = "reward.weight"  # of a list, which is null in the base
 
 
 GYM = {f"data.{name}" for name in ReasoningGymSection.model_fields}
-BASES = {kind: check([*data])[0].model_dump() for kind, data in (("gym", ()), ("files", FILES))}
+TWO = "reward=[verifier,format]"
+BASES = {kind: check([*data, TWO])[0].model_dump() for kind, data in (("gym", ()), ("files", FILES))}
 
 
 def with_value(key: str, value: Any) -> RunConfig:
     """A config as the command line's is made, without Hydra, which takes a second for each."""
     values = copy.deepcopy(BASES["files" if key.startswith("data.") and key not in GYM else "gym"])
+    if key == WEIGHT:
+        values["reward"] = {"function": "exact"}
     section, parts = values, key.split(".")
     for part in parts[:-1]:
-        section = section[part]
+        section = section[int(part) if part.isdigit() else part]
     section[parts[-1]] = [0.5, value] if key == PAIR else value
     return resolved(validate(values))
 
 
 def test_the_walk_finds_them() -> None:
     floats = {key for key, kind in KEYS.items() if kind is float}
-    assert {"trainer.lr", "trainer.eps", PAIR, "rollout.temperature", "warmup.lr", "warmup.wrong_frac"} <= floats
+    assert {
+        "trainer.lr",
+        "trainer.eps",
+        PAIR,
+        "reward.0.weight",
+        "rollout.temperature",
+        "warmup.lr",
+        "warmup.wrong_frac",
+    } <= floats
     assert {"cluster.timeout", "rollout.pages", "data.problems", "data.vocab_size", "steps"} <= KEYS.keys() - floats
     assert len(KEYS) > 40 and "save_model" not in KEYS and "data.path" not in KEYS
 
@@ -62,7 +74,8 @@ def test_the_walk_finds_them() -> None:
 @pytest.mark.parametrize("value", [1e-300, 1e-39, 1e39, 1e308, -1e-300])
 @pytest.mark.parametrize("key", [key for key, kind in KEYS.items() if kind is float])
 def test_no_number_that_float32_does_not_hold(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^{key}(\.1)?=.*must|^{key}(\.1)?=.*should be"):
+    named = key.replace("reward.", "reward.0.") + r"(\.1)?"  # which entry of a list
+    with pytest.raises(UserError, match=rf"^{named}=.*must|^{named}=.*should be"):
         with_value(key, value)
 
 

@@ -21,9 +21,10 @@ from rl.evaluation.command import main as evaluate
 from rl.evaluation.measures import interval, majority, pass_at
 from rl.requests import requests_for
 from rl.rewards.answer import stated
-from rl.rewards.reward import Reward, open_reward
+from rl.rewards.reward import Reward
 from rl.samples import Group, Sample
 from rollout.sampling import Completion, Request, SamplingParams
+from tests.rl.rewards.opening import opened
 from tests.weights.folders import write_folder
 
 FEW = ("data.problems=300", "rollout.pages=64")
@@ -58,14 +59,14 @@ def answers(
 
 def test_by_the_datas_verifier(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
     right = [p.answer for p in source.held_out[:3]]
-    found, line = answers(source, [*right, "99999"], open_reward(None, source), capsys)
+    found, line = answers(source, [*right, "99999"], opened(source), capsys)
     assert found.accuracy == 0.75 and found.metrics()["eval/accuracy"] == 0.75
     assert line.startswith("held-out accuracy 0.750 (95%: 0.256 to 0.963; 3 of 4 earn 1, mean reward 0.7")
     assert "by the verifier of chain_sum; temperature 0.5)" in line
 
 
 def test_by_the_users_reward(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    found, line = answers(source, ["", "1", "12", "123"], open_reward("tests.rl.command:length", source), capsys)
+    found, line = answers(source, ["", "1", "12", "123"], opened(source, "tests.rl.command:length"), capsys)
     assert (found.accuracy, found.reward, found.tokens) == (0.75, 1.5, 1.5) and not found.pass_at
     assert found.metrics().keys() == {
         "eval/accuracy", "eval/accuracy_low", "eval/accuracy_high", "eval/reward", "eval/response_length_mean",

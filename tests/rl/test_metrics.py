@@ -80,7 +80,7 @@ def test_the_page_of_metrics_has_these_formulas():
     found = measure([Group(None, (Sample((), "", 1.0), Sample((), "", 0.0), Sample((), "", None)))])
     routing = RoutingReport(np.array([[3, 1]]), 1, 4, 0.5)
     assert not undocumented([*found.metrics(), *routing.metrics()]) and "eval/left_out" in found.metrics()
-    assert undocumented(["eval/pass@8", "eval/pass@x", "reward/new"]) == {"eval/pass@x", "reward/new"}
+    assert undocumented(["eval/pass@8", "eval/pass@x", "response/new"]) == {"eval/pass@x", "response/new"}
 
 
 def test_names_are_the_formulas_and_the_count():

@@ -137,6 +137,21 @@ def test_the_head_and_the_table(tmp_path):
     assert "GRPO steps30" in page.text  # the rows that only hold an evaluation are none
 
 
+def test_rewards_by_name(tmp_path):
+    """Where there are several; what is logged beside the sum is none."""
+    rows = metrics_rows(3)
+    for row in rows[11:-1]:
+        row |= {"reward/right": 0.5, "reward/left_out": 1, "reward/errors": 0}
+    _, page = written(tmp_path, rows)
+    assert "Rewards by name" not in page.text and list(page.hover("Samples left out")) == ["all", "errors"]
+    for row in rows[11:-1]:
+        row |= {"reward/format": 0.25}
+    _, page = written(tmp_path, rows)
+    assert page.hover("Rewards by name") == {
+        n: dict.fromkeys("123", v) for n, v in (("format", "0.25"), ("right", "0.5"))
+    }
+
+
 def test_steps_are_counted_as_the_console_does(tmp_path):
     """From 1; an evaluation before is at 0, one after the last step is at the last; the warm start counts by itself."""
     _, page = written(tmp_path, completions=[completion(step=41)])

@@ -19,6 +19,7 @@ from rl.data import Problem, Source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from rl.identity import ARITHMETIC, CONTENT, ENDS, FREE, difference, identity
+from rl.keys import ADDED
 from rl.out_dir import claim
 from rl.report import read_lines
 from rl.resume import Start, check_model, find_start, logged, prepare_logs
@@ -321,10 +322,13 @@ def test_every_key_is_of_the_run_or_free() -> None:
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
         "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
-        "trainer.leaf_sequences", "trainer.lr", "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
+        "trainer.leaf_sequences", "trainer.lr", "trainer.lr_schedule", "trainer.lr_warmup_steps",
+        "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.router_aux_loss_coef",
         "algorithm.prompts_per_step", "algorithm.group_size", "algorithm.name", "algorithm.advantage",
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
+        "algorithm.mini_batches", "algorithm.update_epochs",
+        "algorithm.sampling_rounds", "algorithm.overlong_buffer", "algorithm.mask_overlong",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip
@@ -341,17 +345,29 @@ def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     clip = {key: config["algorithm"].pop(key) for key in ("clip_low", "clip_high")}
     config["trainer"] |= clip
-    del config["algorithm"]["name"], config["cluster"]["patience"]
+    for section, key in (added.split(".") for added in ADDED):
+        del config[section][key]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert start(tmp_path / "run").progress.step == 2
     old = identity(check([])[0])
     for key in ("clip_low", "clip_high"):
         old[f"trainer.{key}"] = old.pop(f"algorithm.{key}")
-    del old["algorithm.name"]
+    old = {key: value for key, value in old.items() if key not in ADDED}
     assert difference(old, identity(check([])[0])) == ""
     other = "algorithm.clip_high=0.28 there, algorithm.clip_high=0.3 here"
     assert difference(old, identity(check(["algorithm.clip_high=0.3"])[0])) == other
     assert other in refusal(tmp_path / "run", "algorithm.clip_high=0.3")
+
+
+def test_steps_are_of_a_run_whose_learning_rate_falls() -> None:
+    """More steps of it are another run from the first on; of a constant one they are the same, longer."""
+    falls = "trainer.lr_schedule=linear"
+    short, longer, constant = (
+        identity(check(keys)[0]) for keys in ([falls, "steps=4"], [falls, "steps=5"], ["steps=5"])
+    )
+    assert difference(short, longer) == "steps=4 there, steps=5 here"
+    assert difference(constant, longer).startswith("trainer.lr_schedule=constant there")
+    assert "steps" not in constant
 
 
 def test_auto_dtype_is_what_it_stands_for() -> None:

@@ -1,6 +1,7 @@
 """A step and the loop over steps, with fakes for all that they work with."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,15 +31,18 @@ class Fake:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.rows: list[tuple[int, dict[str, Any]]] = []
-        self.version, self.flip = 0, 0
+        self.version, self.flip, self.drift = 0, 0, 0.0
         self.loss, self.cursor, self.worst = PolicyLoss(), 0, None
+        self.firsts: list[tuple[int, int]] = []
+        self.rewards: Iterator[float] = itertools.repeat(1.0)
 
     def take(self, count: int) -> list[Problem]:
         self.cursor += count
-        return [Problem(f"{i}", "", (1, 2), "", "", None) for i in range(count)]
+        return [Problem(f"{i}", "", (1, 2), "", "", None) for i in range(self.cursor - count, self.cursor)]
 
-    def requests_for(self, problems: Sequence[Problem], step: int) -> list[Request]:
+    def requests_for(self, problems: Sequence[Problem], step: int, first: int) -> list[Request]:
         asked = [p for p in problems for _ in range(2)]
+        self.firsts.append((first, len(problems)))
         return [Request(i, p.prompt_ids, SamplingParams(2, seed=step)) for i, p in enumerate(asked)]
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -48,8 +52,8 @@ class Fake:
     def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
         return [(r.prompt_ids, c) for r, c in zip(requests, generate(requests), strict=True)]
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        return Sample(transcript, "56", 1.0)
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        return [Sample(transcript, "56", next(self.rewards)) for transcript in transcripts]
 
     def batch(self, groups: Sequence[Group]) -> Batch:
         transcripts = [s.transcript for g in groups for s in g.samples]
@@ -59,6 +63,7 @@ class Fake:
         self.calls.append(("train", loss, lr))
         logprobs = batch.logprobs.copy()
         logprobs.view(np.uint32)[3] ^= self.flip
+        logprobs += np.float32(self.drift * (self.calls.count(self.calls[-1]) - 1))
         return StepReport(logprobs, np.arange(batch.sequences), batch.counts, 0.25, 1, 2.0, 1, 1 << 20, 1 << 20)
 
     def digest(self) -> str:
@@ -82,15 +87,18 @@ class Fake:
         return SimpleNamespace(
             worst=None,
             step=lambda number, metrics: self.rows.append((number, metrics)),
+            alert=lambda title, text: self.calls.append(("alert", text)),
             completions=lambda number, rows: self.calls.append(("shown", number, len(list(rows)))),
         )
 
-    def steps(self, policy: str = "fail") -> Step:
+    def steps(self, policy: str = "fail", rounds: int = 1, mini_batches: int = 1, epochs: int = 1) -> Step:
         decode: Any = SimpleNamespace(decode=lambda ids, special: "t")
         journal = Journal(self.log(), decode, "exact", 10, Totals())
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
-            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, lr=0.5, policy=policy,  # type: ignore[arg-type]
+            cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds,
+            mini_batches=mini_batches, epochs=epochs,
+            lr=lambda step: 0.5 / step, policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -112,7 +120,41 @@ def test_a_step_samples_trains_and_publishes_in_this_order() -> None:
     phases = {f"time/{name}" for name in ("handover", "sample", "score", "train", "publish")}
     assert {name for name in metrics if name.startswith("time/")} == phases
     _, batch = fake.steps()(2, show=False)
-    assert set(batch.versions.tolist()) == {1}
+    assert set(batch.versions.tolist()) == {1} and fake.calls[-2 - 1] == ("train", fake.loss, 0.25)
+
+
+def test_groups_that_teach_nothing_are_sampled_anew() -> None:
+    """The problems of a step go on where its first ones ended, and so does the stream's cursor."""
+    fake, shown = Fake(), list[tuple[int, int]]()
+    fake.rewards = itertools.chain([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0])
+    fake.batch = lambda groups: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
+    metrics, batch = fake.steps(rounds=4)(1, show=False)
+    assert fake.firsts == [(0, 3), (3, 2), (5, 1)] and fake.cursor == 6
+    assert shown == ["1", "4", "5"] and batch.sequences == 6
+    assert (metrics["sampling/rounds"], metrics["sampling/groups_dropped"]) == (3, 3)
+    assert fake.calls.count("generate") == 3 and fake.calls.count("to rollout") == 1
+
+
+def test_only_the_first_update_on_a_batch_is_compared() -> None:
+    """The others are told of: the weights of none of them are the sampler's."""
+    fake = Fake()
+    fake.drift = 0.5
+    metrics, batch = fake.steps(mini_batches=3, epochs=2)(1, show=True)
+    assert fake.calls.count(("train", fake.loss, 0.5)) == 6 and fake.calls[-1] == ("publish", 1)
+    assert (metrics["policy/updates"], metrics["policy/updates_on_policy"]) == (6, 1)
+    assert batch.sequences == 6 and metrics["divergence/tokens_compared"] == 4 and metrics["divergence/ratio_max"] == 1
+    assert metrics["off_policy/ratio_min"] == pytest.approx(np.exp(0.5), rel=1e-6)
+    assert metrics["off_policy/ratio_max"] == pytest.approx(np.exp(2.5), rel=1e-6)
+    assert metrics["off_policy/clip_fraction"] == 5 / 20 and metrics["off_policy/grad_norm_max"] == 2
+    assert not any(name.startswith("off_policy") for name in Fake().steps()(1, show=False)[0])
+
+
+def test_nothing_is_trained_after_an_update_that_differs() -> None:
+    fake = Fake()
+    fake.flip = 1
+    with pytest.raises(AlignmentError, match="1 of 4 response tokens differ"):
+        fake.steps(mini_batches=3, epochs=2)(1, show=False)
+    assert fake.calls.count(("train", fake.loss, 0.5)) == 1 and len(fake.rows) == 1
 
 
 def test_weights_that_lag_are_told() -> None:
@@ -149,8 +191,16 @@ class Told(contextlib.nullcontext[None]):
         self.lines.append(f"{done}/{total} {note.split('  ')[1]}")
 
 
-def loop(fake: Fake, bar: Told, found: Sequence[float], save_at: int, eval_every: int, saved: list[Progress]) -> Loop:
-    accuracies, step = iter(found), fake.steps()
+def loop(
+    fake: Fake,
+    bar: Told,
+    found: Sequence[float],
+    save_at: int,
+    eval_every: int,
+    saved: list[Progress],
+    rounds: int = 1,
+) -> Loop:
+    accuracies, step = iter(found), fake.steps(rounds=rounds)
     checkpoints: Any = SimpleNamespace(
         settle=lambda: None, due=lambda step, last: step == save_at, save=lambda state, digest: saved.append(state)
     )
@@ -188,3 +238,22 @@ def test_the_loop_goes_on_where_a_checkpoint_was() -> None:
     assert run(replace(Progress(), step=3, cursor=9, accuracy=(0.125,))) == (0.125, 0.5)
     assert [number for number, _ in fake.rows] == [14, 15] and fake.cursor == 12
     assert fake.calls[0] == ("publish", 3) and fake.calls[-1] == ("publish", 4)
+
+
+def test_a_checkpoint_knows_what_further_rounds_took() -> None:
+    """A run that goes on from it samples the problems, and the numbers of them, that it would have sampled."""
+
+    def rewards() -> Iterator[float]:
+        return itertools.cycle([0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+
+    whole, saved = Fake(), list[Progress]()
+    whole.rewards = rewards()
+    loop(whole, Told(), (0.25, 0.5), 2, 0, saved, rounds=3).run(Progress())
+    (state,) = saved
+    at = next(i for i in range(len(whole.firsts)) if sum(n for _, n in whole.firsts[:i]) == state.cursor)
+    assert state.cursor > 2 * 3 and whole.firsts[at][0] == 0
+
+    again = Fake()
+    again.rewards = itertools.islice(rewards(), 2 * state.cursor, None)
+    loop(again, Told(), (0.5,), 9, 0, [], rounds=3).run(state)
+    assert again.firsts == whole.firsts[at:] and again.cursor == whole.cursor

@@ -15,7 +15,7 @@ from tests.bits import sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, StepReport
-from trainer.loss import LikelihoodLoss, PolicyLoss
+from trainer.loss import LikelihoodLoss, Loss, PolicyLoss, SequencePolicyLoss, WeightedLikelihoodLoss
 from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -45,6 +45,11 @@ RUNS: dict[str, tuple] = {
     "experts, bfloat16, 8 leaves of 1": (SHAPES["experts"], lambda c: random_weights(c), 1, 8, torch.bfloat16),
     "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
 }
+LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
+    "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),
+    "clipped weights, 8 leaves of 1": WeightedLikelihoodLoss(0.01, 0.01),
+}
+RUNS |= {name: (TINY, lambda c: random_weights(c), int(name[-1]), 8 * int(name[-1]), torch.float32) for name in LOSSES}
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
 
 
@@ -81,7 +86,8 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     told = []
     for step in range(STEPS):
         batch = random_batch(config, sequences, seed=step, longest=LONGEST)
-        report = merged(trainer.step(batch, PolicyLoss() if step < 2 else LikelihoodLoss(), lr=1e-2), world)
+        loss = LOSSES.get(name, PolicyLoss()) if step < 2 else LikelihoodLoss()
+        report = merged(trainer.step(batch, loss, lr=1e-2), world)
         told.append(
             {
                 "logprobs": hashlib.sha256(report.logprobs.tobytes()).hexdigest(),

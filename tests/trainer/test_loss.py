@@ -1,14 +1,27 @@
-"""The policy loss: exact where the sampler's log-probs are the trainer's, clipped as in the paper elsewhere."""
+"""The losses: exact where the sampler's log-probs are the trainer's, as the papers' formulas in float64 elsewhere, and the same
+bits however sequences are cut into micro-batches."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bits import assert_same_bits
-from trainer.loss import LikelihoodLoss, LossRows, PolicyLoss
+from trainer.loss import (
+    LikelihoodLoss,
+    Loss,
+    LossRows,
+    PolicyLoss,
+    SequencePolicyLoss,
+    WeightedLikelihoodLoss,
+    sequence_means,
+)
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
+SEVERAL = settings(PROPERTY, max_examples=60)
 LOGPROBS = st.floats(-60, 0, width=32)
 FACTORS = st.floats(-1e4, 1e4, width=32)
 
@@ -27,15 +40,17 @@ def naive(logprob: float, rollout: float, advantage: float, clip: PolicyLoss) ->
     return loss.item(), x.grad.item()
 
 
+@pytest.mark.parametrize("loss", [PolicyLoss(), SequencePolicyLoss(), WeightedLikelihoodLoss()])
 @PROPERTY
 @given(drawn=st.lists(st.tuples(LOGPROBS, FACTORS, st.floats(0, 1, width=32)), min_size=1, max_size=8))
-def test_equal_log_probs_give_exactly_the_policy_gradient(drawn: list[tuple[float, float, float]]) -> None:
-    """The ratio is 1.0, so the loss is -A and the gradient -A * weight: bits, no tolerance."""
+def test_equal_log_probs_give_exactly_the_policy_gradient(loss: Loss, drawn: list[tuple[float, float, float]]) -> None:
+    """The ratio is 1.0, so the gradient is -A * weight, and the loss -A (or -A log p): bits, no tolerance."""
     logprobs, advantages, weights = (torch.tensor(column) for column in zip(*drawn, strict=True))
     logprobs.requires_grad_()
-    losses, clipped = PolicyLoss()(logprobs, rows(logprobs.detach().clone(), advantages))
+    losses, clipped = loss(logprobs, rows(logprobs.detach().clone(), advantages))
     assert not clipped.any()
-    assert_same_bits(losses, -advantages)
+    factor = logprobs if isinstance(loss, WeightedLikelihoodLoss) else 1
+    assert_same_bits(losses, -advantages * factor)
     (losses * weights).sum().backward()
     assert_same_bits(logprobs.grad + 0.0, -advantages * weights + 0.0)  # -0 and 0 are the same gradient
 
@@ -85,3 +100,110 @@ def test_likelihood() -> None:
     assert_same_bits(losses, torch.tensor([1.5, 0.0, 60.0]))
     losses.sum().backward()
     assert_same_bits(x.grad, -torch.ones(3))
+
+
+# Whole sequences: GSPO, and CISPO beside it ---------------------------------------------------------------------------
+
+TOKEN = st.tuples(
+    LOGPROBS, st.floats(-0.0625, 0.0625, width=32)
+)  # the trainer's log-prob, and by how much it is above the sampler's
+SEQUENCES = st.lists(
+    st.tuples(st.floats(-3, 3, width=32), st.lists(TOKEN, min_size=1, max_size=9)), min_size=1, max_size=6
+)
+Drawn = list[tuple[float, list[tuple[float, float]]]]
+
+
+def batch(drawn: Drawn) -> tuple[torch.Tensor, LossRows]:
+    """(the trainer's log-probs, the other columns) of sequences that are each worth one number."""
+    counts = torch.tensor([len(tokens) for _, tokens in drawn])
+    logprobs = torch.tensor([x for _, tokens in drawn for x, _ in tokens], requires_grad=True)
+    gaps = torch.tensor([gap for _, tokens in drawn for _, gap in tokens])
+    worth = torch.repeat_interleave(torch.tensor([a for a, _ in drawn]), counts)
+    sequence = torch.repeat_interleave(torch.arange(len(drawn)), counts)
+    return logprobs, LossRows(logprobs.detach() - gaps, worth, torch.zeros_like(sequence), sequence)
+
+
+def taken(logprobs: torch.Tensor, columns: LossRows, first: int, last: int) -> tuple[torch.Tensor, LossRows]:
+    """Sequences first .. last, as a micro-batch of their own."""
+    mine = (columns.sequence >= first) & (columns.sequence < last)
+    part = LossRows(
+        columns.logprobs[mine], columns.advantages[mine], columns.versions[mine], columns.sequence[mine] - first
+    )
+    return logprobs.detach()[mine].requires_grad_(), part
+
+
+@SEVERAL
+@given(SEQUENCES, st.floats(1e-3, 0.05), st.floats(1e-3, 0.05))
+def test_whole_sequences_as_in_the_paper(drawn: Drawn, low: float, high: float) -> None:
+    """GSPO's equations 5 and 7 in float64, and the gradient that autograd finds of them."""
+    logprobs, columns = batch(drawn)
+    wide = logprobs.detach().double().requires_grad_()
+    objective, counts = torch.zeros((), dtype=torch.float64), torch.bincount(columns.sequence)
+    for i, (a, _) in enumerate(drawn):
+        mine = columns.sequence == i
+        s = torch.exp((wide[mine] - columns.logprobs[mine].double()).mean())
+        if min(abs(s.item() - 1 - high), abs(s.item() - 1 + low)) < 1e-6:
+            return  # rounding decides which side of a bound this is
+        objective = objective + torch.minimum(s * a, s.clamp(1 - low, 1 + high) * a) / len(drawn)
+    (-objective).backward()
+    losses, _ = SequencePolicyLoss(low, high)(logprobs, columns)
+    weighted = losses * (1 / (len(drawn) * counts[columns.sequence]))
+    weighted.sum().backward()
+    assert weighted.sum().item() == pytest.approx(-objective.item(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(logprobs.grad.double(), wide.grad, rtol=1e-5, atol=1e-9)
+
+
+@SEVERAL
+@given(SEQUENCES, st.floats(0.01, 1), st.floats(0.01, 4), st.floats(1, 40))
+def test_clipped_weights_as_in_the_paper(drawn: Drawn, low: float, high: float, spread: float) -> None:
+    """CISPO's objective in float64: a token that is clipped keeps the gradient of the bound."""
+    logprobs, columns = batch([(a, [(x, gap * spread) for x, gap in tokens]) for a, tokens in drawn])
+    wide = logprobs.detach().double().requires_grad_()
+    ratio = torch.exp(wide.detach() - columns.logprobs.double())
+    if (torch.minimum((ratio - 1 - high).abs(), (ratio - 1 + low).abs()) < 1e-5).any():
+        return
+    (-(ratio.clamp(1 - low, 1 + high) * columns.advantages.double() * wide).sum()).backward()
+    losses, clipped = WeightedLikelihoodLoss(low, high)(logprobs, columns)
+    losses.sum().backward()
+    torch.testing.assert_close(logprobs.grad.double(), wide.grad, rtol=3e-6, atol=1e-30)
+    torch.testing.assert_close(losses.double(), -wide.grad.neg() * wide, rtol=3e-6, atol=1e-30)
+    assert clipped.tolist() == ((ratio > 1 + high) | (ratio < 1 - low)).tolist()
+
+
+@pytest.mark.parametrize("loss", [PolicyLoss(), SequencePolicyLoss(0.001, 0.001), WeightedLikelihoodLoss(0.01, 0.01)])
+@SEVERAL
+@given(SEQUENCES, st.data())
+def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, data: st.DataObject) -> None:
+    """Forward and backward, wherever the cuts are: what else is in the micro-batch, and how long, is part of no sequence."""
+    logprobs, columns = batch(drawn)
+    whole, _ = loss(logprobs, columns)
+    whole.backward(torch.ones_like(whole))
+    cuts = data.draw(st.sets(st.integers(1, len(drawn))))
+    bounds = sorted({0, len(drawn)} | cuts)
+    losses, slopes = [], []
+    for first, last in itertools.pairwise(bounds):
+        mine, part = taken(logprobs, columns, first, last)
+        one, _ = loss(mine, part)
+        one.backward(torch.ones_like(one))
+        losses.append(one.detach())
+        slopes.append(mine.grad)
+    assert_same_bits(torch.cat(losses), whole.detach())
+    assert_same_bits(torch.cat(slopes), logprobs.grad)
+
+
+def tree(leaves: list[np.float32]) -> np.float32:
+    """The order as the text has it: neighbours, then neighbours of these; one that has none goes up as it is."""
+    while len(leaves) > 1:
+        pairs = [leaves[i : i + 2] for i in range(0, len(leaves), 2)]
+        leaves = [p[0] + p[1] if len(p) == 2 else p[0] for p in pairs]
+    return leaves[0]
+
+
+@SEVERAL
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), max_size=40), min_size=1, max_size=5))
+def test_the_mean_of_a_sequence_stands_on_the_tree(drawn: list[list[float]]) -> None:
+    """Whatever stands beside it; a sequence may have no row."""
+    sequence = torch.tensor([i for i, one in enumerate(drawn) for _ in one], dtype=torch.int64)
+    found = sequence_means(torch.tensor([x for one in drawn for x in one], dtype=torch.float32), sequence)
+    expected = [tree([np.float32(x) for x in one]) / np.float32(len(one)) for one in drawn for _ in one]
+    assert_same_bits(found + 0.0, torch.tensor(np.array(expected, dtype=np.float32)) + 0.0)

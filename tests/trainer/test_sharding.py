@@ -1,10 +1,12 @@
 """World size, the cut into micro-batches and host memory change no bit: three steps at 1, 2 and 4 FSDP2 ranks, one SHA-256."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.bits import sha256
@@ -12,7 +14,8 @@ from tests.collectives.processes import run_ranks
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
 from tests.trainer.ranks import RUNS, STEPS, fail, train, ways, work
-from trainer.loss import PolicyLoss
+from trainer.loss import Loss, PolicyLoss, SequencePolicyLoss, WeightedLikelihoodLoss
+from trainer.model import batch_logprobs
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -69,6 +72,27 @@ def test_the_head_sums_over_the_same_leaves(mesh: DeviceMesh) -> None:
     assert not more and len(rows) == len(batch.rows)
     assert layout.groups.tolist() == [0, *np.cumsum(batch.lengths)[1::2]]
     assert row_groups.tolist() == [0, *np.cumsum(batch.counts)[1::2]]
+
+
+def test_the_policy_losses_are_one_on_the_first_update(mesh: DeviceMesh) -> None:
+    """Where the log-probs are the sampler's, all have the same gradient, to the bit; a second update on the batch tells them
+    apart."""
+    losses: dict[str, Loss] = {
+        "grpo": PolicyLoss(),
+        "gspo": SequencePolicyLoss(),
+        "cispo": WeightedLikelihoodLoss(),
+    }
+    batch, ends = random_batch(TINY, 4, seed=5), dict[str, list[str]]()
+    for name, loss in losses.items():
+        trainer = Trainer(TINY, TrainerConfig(2, 2), mesh, random_weights(TINY))
+        with torch.no_grad():
+            sampled = batch_logprobs(trainer.model, batch, 2, "cpu").numpy()
+        ends[name] = []
+        for _ in "12":
+            trainer.step(replace(batch, logprobs=sampled), loss, lr=1e-2)
+            ends[name].append(sha256(w for _, w in trainer.weights()))
+    first, second = ([end[i] for end in ends.values()] for i in (0, 1))
+    assert len(set(first)) == 1 and len(set(second)) == 3
 
 
 def test_rounded_moments_are_another_run(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:

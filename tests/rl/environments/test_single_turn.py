@@ -11,7 +11,7 @@ from rl.data.tokenizer import of_characters
 from rl.environments.environment import score
 from rl.environments.single_turn import SingleTurn
 from rl.errors import UserError
-from rl.rewards.reward import Reward
+from rl.rewards.reward import Part, Reward, WeightedSum
 from rl.samples import completions
 from rollout.sampling import Completion, Request, SamplingParams
 
@@ -29,7 +29,8 @@ def completion(source: Source, i: int, text: str) -> Completion:
 
 
 def environment(source: Source, judge: Callable[..., Any]) -> SingleTurn:
-    return SingleTurn(source.tokenizer, Reward("the data's verifier", judge, of_user=False))
+    part = Part("verifier", 1.0, judge)
+    return SingleTurn(source.tokenizer, Reward("the data's verifier", WeightedSum([part]), of_user=False))
 
 
 def test_every_request_is_a_prompt_and_its_completion(source: Source) -> None:
@@ -67,18 +68,23 @@ def raising(problem: Problem, text: str) -> float:
         (raising, "RuntimeError: boom"),
         (lambda p, t: float("nan"), "nan, not a number"),
         (lambda p, t: float("inf"), "inf, not a number"),
-        (lambda p, t: None, "TypeError"),
+        (lambda p, t: [1.0], "TypeError"),
         (lambda p, t: "good", "ValueError"),
         (lambda p: 1.0, "TypeError"),
     ],
 )
 def test_bad_rewards_name_problem_and_completion(source: Source, judge: Callable[..., Any], part: str) -> None:
     with pytest.raises(UserError) as error:
-        environment(source, judge).judge(source.train[1], ((1,), completion(source, 0, "42")))
+        environment(source, judge).judge([source.train[1]], [((1,), completion(source, 0, "42"))])
     assert part in str(error.value) and "problem 'p1'" in str(error.value) and "completion '42'" in str(error.value)
 
 
 @pytest.mark.parametrize("value", [True, 1, np.float32(1), np.array(1.0)])
 def test_rewards_become_floats(source: Source, value: Any) -> None:
-    sample = environment(source, lambda p, t: value).judge(source.train[0], ((1,), completion(source, 0, "1")))
-    assert type(sample.reward) is float and sample.reward == 1.0
+    (sample,) = environment(source, lambda p, t: value).judge([source.train[0]], [((1,), completion(source, 0, "1"))])
+    assert type(sample.reward) is float and sample.reward == 1.0 and sample.parts == {"verifier": 1.0}
+
+
+def test_a_verifier_that_does_not_know_leaves_out(source: Source) -> None:
+    (sample,) = environment(source, lambda p, t: None).judge([source.train[0]], [((1,), completion(source, 0, "1"))])
+    assert sample.reward is None and sample.parts == {} and not sample.error

@@ -15,6 +15,7 @@ from rl.samples import Sample, Transcript, completions
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
+from tests.rl.algorithms.groups import PLAIN
 from tests.rollout.scenarios import engine
 from tests.trainer.batches import gradients, plain_model, token_logprobs
 from trainer.batch import Batch
@@ -36,9 +37,8 @@ class Echo:
         )
         return [(r.prompt_ids, a, ANSWER, b) for r, a, b in zip(requests, first, second, strict=True)]
 
-    def judge(self, problem: Problem, transcript: Transcript) -> Sample:
-        ids = [t for c in completions(transcript) for t in c.token_ids]
-        return Sample(transcript, "", float(sum(ids)))
+    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
+        return [Sample(t, "", float(sum(i for c in completions(t) for i in c.token_ids))) for t in transcripts]
 
 
 def played(name: str) -> tuple[list[Problem], list[Transcript]]:
@@ -66,7 +66,7 @@ def test_the_trainer_computes_what_was_recorded_in_every_turn(name: str) -> None
     config, (problems, transcripts) = SHAPES[name], played(name)
     model = plain_model(config, {p.name: w for p, w in random_weights(config)})
     section = {"name": "grpo", "prompts_per_step": 4, "group_size": 2, "advantage": "grpo", "loss_mean": "token"}
-    grpo = open_algorithm(GrpoSection.model_validate(section | {"clip_low": 0.2, "clip_high": 0.28}), 9)
+    grpo = open_algorithm(GrpoSection.model_validate(section | PLAIN | {"clip_low": 0.2, "clip_high": 0.28}), 9)
     batch = grpo.batch(score(problems, transcripts, Echo()))
     assert len({*batch.temperatures.tolist()}) == 2 and (batch.counts > 4).all()
     together = token_logprobs(model, batch, leaf_sequences=2).detach()

@@ -1,0 +1,24 @@
+"""Implements GSPO (Zheng et al. 2025, arXiv 2507.18071): GRPO's advantages, and the policy ratio of a whole sequence.
+
+As there, without a KL term. `loss_mean=sequence` is the paper's; any other weighs the same rows otherwise.
+"""
+
+from typing import Literal
+
+from rl.algorithms.grpo import GroupSection, Grpo
+from trainer.loss import Loss, SequencePolicyLoss
+
+
+class GspoSection(GroupSection):
+    """Holds the keys of GSPO."""
+
+    name: Literal["gspo"]
+
+
+class Gspo(Grpo):
+    """Weighs each sample as GRPO does, and clips by sequences."""
+
+    @property
+    def loss(self) -> Loss:
+        """Returns the policy loss of whole sequences."""
+        return SequencePolicyLoss(self.section.clip_low, self.section.clip_high)

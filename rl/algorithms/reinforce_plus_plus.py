@@ -1,0 +1,70 @@
+"""Implements REINFORCE++ (Hu 2025, arXiv 2501.03262) and its variant with a baseline: advantages are normalised over the batch.
+
+As there, but without the KL term in the reward, so that all tokens of a sample are worth the same; the statistics are over the
+sampled tokens of the whole batch, as in the author's OpenRLHF, also where the batch is trained on in several updates.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from rl.algorithms.advantages import Rewards, group_advantages, judged, normalised
+from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.overlong import shaped
+from rl.algorithms.shares import weighed
+from rl.errors import UserError
+from rl.samples import Group, sampled_counts
+from rl.section import Positive
+from trainer.batch import Batch
+from trainer.loss import Loss, PolicyLoss
+
+
+class ReinforceSection(AlgorithmSection):
+    """Holds the keys of REINFORCE++."""
+
+    name: Literal["reinforce_plus_plus"]
+    group_size: Positive
+    baseline: Literal["batch", "group"] = Field(
+        description="what a reward is compared with before it is normalised over the batch: the batch's mean, or its group's"
+    )
+
+    def check(self, max_new_tokens: int) -> None:
+        """Raises UserError where keys do not combine."""
+        super().check(max_new_tokens)
+        if self.baseline == "batch" and self.sampling_rounds > 1:
+            raise UserError(
+                f"algorithm.sampling_rounds={self.sampling_rounds} with algorithm.baseline=batch: a group whose rewards are "
+                f"all equal teaches something there; set algorithm.baseline=group or algorithm.sampling_rounds=1"
+            )
+        if self.baseline == "group" and self.group_size < 2:
+            raise UserError("algorithm.group_size=1 with algorithm.baseline=group: there is nothing to compare with")
+
+
+class ReinforcePlusPlus:
+    """Weighs each sample by its reward against those of the whole batch."""
+
+    def __init__(self, section: ReinforceSection, max_new_tokens: int) -> None:
+        self.section, self.max_new_tokens = section, max_new_tokens
+
+    @property
+    def loss(self) -> Loss:
+        """Returns the clipped policy loss."""
+        return PolicyLoss(self.section.clip_low, self.section.clip_high)
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
+        counts = sampled_counts([sample.transcript for group in groups for sample in group.samples])
+        rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
+        worth = normalised([a for of_group in rewards for a in self._against_baseline(of_group)], counts.tolist())
+        least = 2 if self.section.baseline == "group" else 1
+        return weighed(groups, worth, self.section, self.max_new_tokens, least)
+
+    def _against_baseline(self, rewards: Rewards) -> Rewards:
+        """Returns None for what has no reward, or no other to compare it with."""
+        if self.section.baseline == "batch":
+            return rewards
+        if len(judged(rewards)) < 2:
+            return [None] * len(rewards)
+        centred = group_advantages(rewards, "dr_grpo")
+        return [None if r is None else a for r, a in zip(rewards, centred, strict=True)]

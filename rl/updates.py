@@ -1,0 +1,49 @@
+"""The updates on one batch: the first is on-policy and is compared to the last bit, those after it are not.
+
+Mini-batches are consecutive groups, in the same order in every epoch (verl and TRL shuffle).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rl.metrics import divergence
+from trainer.batch import Batch, StepReport
+
+
+@dataclass(frozen=True)
+class Update:
+    """Holds what one update was given and what it reported."""
+
+    batch: Batch
+    report: StepReport
+
+
+def parts(batch: Batch, mini_batches: int, epochs: int) -> Iterator[Batch]:
+    """Yields what each update trains on: `mini_batches` equal parts of the batch, `epochs` times."""
+    size = batch.sequences // mini_batches
+    for _ in range(epochs):
+        for start in range(0, batch.sequences, size):
+            yield batch if mini_batches == 1 else batch.take(start, start + size)
+
+
+def measure(updates: Sequence[Update]) -> dict[str, Any]:
+    """Counts the updates of a step, and says of those after the first how far the weights had moved from the sampler's, over
+    their tokens (formulas as of `rl.metrics`)."""
+    later = updates[1:]
+    counts = {"policy/updates": len(updates), "policy/updates_on_policy": len(updates[:1])}
+    if not later:
+        return counts
+    trainer, rollout = (
+        np.concatenate(x) for x in zip(*((u.report.logprobs, u.batch.logprobs) for u in later), strict=True)
+    )
+    found = divergence(trainer, rollout, np.zeros(len(trainer), dtype=np.int64))
+    names = ("ratio_min", "ratio_mean", "ratio_max", "kl_k1", "kl_k3", "ess")
+    return {
+        **counts,
+        **{f"off_policy/{name}": found[f"divergence/{name}"] for name in names},
+        "off_policy/clip_fraction": sum(u.report.clipped for u in later) / max(1, len(trainer)),
+        "off_policy/grad_norm_max": max(u.report.grad_norm for u in later),
+    }
