@@ -131,9 +131,9 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
             new[section][name] = meant
     for key, value in ADDED.items():
         section, name = key.split(".")
-        there = new.setdefault(section, {})
-        if isinstance(there, dict) and (section != "data" or there.get("kind") == "dataset"):
-            there.setdefault(name, value)
+        held = new.setdefault(section, {})
+        if isinstance(held, dict) and (section != "data" or held.get("kind") == "dataset"):
+            held.setdefault(name, value)
     return new
 
 
