@@ -36,7 +36,6 @@ def kinds_of(annotation: Any) -> list[Any]:
 
 KEYS = dict(numbers())
 PAIR = "trainer.betas"
-WEIGHT = "reward.weight"  # of a list, which is null in the base
 
 
 GYM = {f"data.{name}" for name in ReasoningGymSection.model_fields}
@@ -47,8 +46,6 @@ BASES = {kind: check([*data, TWO])[0].model_dump() for kind, data in (("gym", ()
 def with_value(key: str, value: Any) -> RunConfig:
     """A config as the command line's is made, without Hydra, which takes a second for each."""
     values = copy.deepcopy(BASES["files" if key.startswith("data.") and key not in GYM else "gym"])
-    if key == WEIGHT:
-        values["reward"] = {"function": "exact"}
     section, parts = values, key.split(".")
     for part in parts[:-1]:
         section = section[int(part) if part.isdigit() else part]
@@ -74,7 +71,7 @@ def test_the_walk_finds_them() -> None:
 @pytest.mark.parametrize("value", [1e-300, 1e-39, 1e39, 1e308, -1e-300])
 @pytest.mark.parametrize("key", [key for key, kind in KEYS.items() if kind is float])
 def test_no_number_that_float32_does_not_hold(key: str, value: float) -> None:
-    named = key.replace("reward.", "reward.0.") + r"(\.1)?"  # which entry of a list
+    named = key + r"(\.1)?"  # which entry of a list
     with pytest.raises(UserError, match=rf"^{named}=.*must|^{named}=.*should be"):
         with_value(key, value)
 
