@@ -332,14 +332,18 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 
 def _place(loc: Sequence[int | str], values: Any) -> list[str]:
-    """Returns the parts of the key at `loc`, where pydantic also says which choice it is in, and that a name is wrong."""
+    """Returns the parts of the key at `loc`, where pydantic also says a kind of data or an algorithm, and that a name is
+    wrong."""
     parts: list[str] = []
     for part in loc:
-        is_choice = isinstance(values, dict) and part not in values and part in (values.get("kind"), values.get("name"))
-        if part == "[key]" or is_choice:
+        chosen = (values.get("kind"), values.get("name")) if isinstance(values, dict) else ()
+        if part == "[key]" or (isinstance(values, dict) and part not in values and part in chosen):
             continue
         parts.append(str(part))
-        values = values.get(part) if isinstance(values, dict) else None
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
     return parts
 
 
@@ -367,18 +371,17 @@ def _all_keys(section: Any, path: str = "") -> Iterator[str]:
 
 def _known_keys(path: list[str], values: Any) -> list[str]:
     section: Any = RunConfig
-    named = False
     for part in path:
-        values = values[part]
-        if named:  # by the user: a source of a mixture
-            section, named = DATA[values["kind"]], False
+        values = values[int(part) if isinstance(values, list) else part]
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind in DATA:
+            section = DATA[kind]
             continue
         field = section.model_fields[part]
-        if named := get_origin(field.annotation) is dict:
-            continue
-        section, *others = _sections(field.annotation)
+        choices = _sections(field.annotation)
         if tag := field.discriminator:
-            section = next(c for c in (section, *others) if values[tag] in get_args(c.model_fields[tag].annotation))
+            choices = [c for c in choices if values[tag] in get_args(c.model_fields[tag].annotation)]
+        section = choices[0] if choices else field.annotation
     return list(section.model_fields)
 
 

@@ -131,9 +131,9 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
             new[section][name] = meant
     for key, value in ADDED.items():
         section, name = key.split(".")
-        held = new.setdefault(section, {})
-        if isinstance(held, dict) and (section != "data" or held.get("kind") == "dataset"):
-            held.setdefault(name, value)
+        mine = new.setdefault(section, {})
+        if isinstance(mine, dict) and (section != "data" or mine.get("kind") == "dataset"):
+            new[section].setdefault(name, value)
     return new
 
 
