@@ -46,7 +46,7 @@ def summary(config: RunConfig, source: Source) -> list[str]:
         "prompts": f"{lengths[0]} to {lengths[-1]} tokens, {lengths[len(lengths) // 2]} in the median",
         "tokenizer": f"{config.model.path or 'made from the data'}: {len(source.tokenizer):,} tokens; an answer ends with "
         f"{source.tokenizer.shown(source.tokenizer.ends)}",
-        "judged by": f"reward={config.reward}" if config.reward else source.verifier,
+        "judged by": ", ".join(reward.function for reward in config.reward) or source.verifier,
     }
     return [*source.about, *(f"{name:<11}{text}" for name, text in rows.items())]
 

@@ -21,6 +21,8 @@ BUILT_IN = {
     "length": "rl.rewards.length:length",
 }
 """Rewards that need no import path, and the functions that they are."""
+BY_ANSWER = (VERIFIER, "answer", "exact")
+"""Those that compare with a problem's answer: they judge no data without answers."""
 _RESERVED = (
     "mean",
     "std",
