@@ -79,15 +79,9 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     check_sampling(rollout, config.eval)
     config.algorithm.check(rollout.max_new_tokens)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
-    of_update = sequences // config.algorithm.mini_batches
     _check_sequences(config)
     length = prompt_tokens + rollout.max_new_tokens
-    try:
-        micro_batches, tokens = _micro_batches(section, of_update, length)
-    except BatchError as error:
-        if (cut := config.algorithm.mini_batches) == 1:
-            raise
-        raise BatchError(f"algorithm.mini_batches={cut} cut {sequences} sequences: {error}") from None
+    micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     if section.moments == "bfloat16" and section.betas[1] > _STALL:
         raise UserError(
@@ -144,6 +138,17 @@ def _check_sequences(config: RunConfig) -> None:
     for what, count in ((made, section.prompts_per_step * section.group_size), (f"warmup.sequences={warmup}", warmup)):
         if count > _MOST_SEQUENCES:
             raise UserError(f"{what}: {count:,} sequences in one step are above {_MOST_SEQUENCES:,}")
+
+
+def _of_update(config: RunConfig, sequences: int, length: int) -> tuple[int, int]:
+    """As `_micro_batches`, of one update of a step of `sequences`."""
+    cut = config.algorithm.mini_batches
+    try:
+        return _micro_batches(config.trainer, sequences // cut, length)
+    except BatchError as error:
+        if cut == 1:
+            raise
+        raise BatchError(f"algorithm.mini_batches={cut} cut {sequences} sequences: {error}") from None
 
 
 def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """Prepares a run: all that can be known, and can be wrong, before a process of it starts or a file is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -33,8 +35,11 @@ class Prepared:
     warnings: tuple[str, ...]  # one line each
 
 
-def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
-    """Says on `console` what takes long. Raises a BAD_INPUT error."""
+def prepare(
+    config: RunConfig, console: Console | None = None, objects: Mapping[str, Any] = MappingProxyType({})
+) -> Prepared:
+    """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards that are called in this process, by what
+    the config calls them."""
     for kind in config.logger:
         check_installed(kind)
     source = open_source(config, console)
@@ -47,7 +52,8 @@ def prepare(config: RunConfig, console: Console | None = None) -> Prepared:
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    reward = open_reward(config.reward, source, config.scoring, console.warn if isinstance(console, Screen) else warn)
+    say = console.warn if isinstance(console, Screen) else warn
+    reward = open_reward(config.reward, source, config.scoring, say, objects)
     with Waiting(console, f"judging the gold solutions by {reward.name}"):
         golds = check_golds(source, reward, by_tokens=config.model.path is not None)
     return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))

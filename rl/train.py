@@ -59,6 +59,7 @@ def train(
     console: Screen,
     start: StartProcesses = cluster,
     make_algorithm: Callable[..., Algorithm] = open_algorithm,
+    prepare: Callable[[RunConfig, Screen], Prepared] = prepare,
 ) -> dict[str, Any]:
     """Does the whole run; returns its summary. Raises a BAD_INPUT error before anything is started or written, if it can."""
     begun = time.perf_counter()

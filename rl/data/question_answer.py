@@ -58,7 +58,7 @@ class Questions:
     """Holds the rows of a data set, all of them checked, before there is a tokenizer."""
 
     def __init__(self, section: DatasetSection, own_reward: bool, supervised: bool, console: "Console | None") -> None:
-        """`own_reward`: a reward of the user's judges; `supervised`: the answers are taught. UserError names the first bad
+        """`own_reward`: what judges reads no answer; `supervised`: the answers are taught. UserError names the first bad
         row."""
         self._section, self._console = section, console
         self.template, self._as_chat = named_template(section), as_chat(section)

@@ -3,6 +3,7 @@
 reward.py    adds up the rewards of a run; what is said where judging fails
 section.py   the keys of a config, and the names of what is built in
 styles.py    calls a function as its signature says: ours, TRL's, verl's or OpenRLHF's
+here.py      calls functions that are objects of this process, of a script or a notebook
 pool.py      hands calls to processes (process.py starts one, worker.py is what it runs) with limits of time
 golds.py     judges the gold solutions before a run begins
 claim.py     what is judged, and what comes of it

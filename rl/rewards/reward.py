@@ -1,15 +1,19 @@
 """Judges completions by the rewards of a run, and says what went wrong where that fails."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
+from typing import Any
 
 from rl.data.problem import Judge, Source
 from rl.errors import UserError
 from rl.rewards.claim import Claim, Found, Verdict, found, raised
+from rl.rewards.here import Here
 from rl.rewards.pool import ImportFailed, Pool
 from rl.rewards.section import BUILT_IN, VERIFIER, RewardSection, ScoringSection
+from rl.rewards.styles import Function
 from rl.rewards.worker import Call, Wanted
 
 _SHOWN = 300  # characters of a completion in a message
@@ -28,7 +32,7 @@ class WeightedSum:
     """Adds up rewards: sum of weight x value over those that have a say, in float64, rounded once (math.fsum)."""
 
     def __init__(
-        self, parts: Sequence[Part], pool: Pool | None = None, drop: Callable[[str], None] | None = None
+        self, parts: Sequence[Part], pool: Pool | Here | None = None, drop: Callable[[str], None] | None = None
     ) -> None:
         """`drop`: leaves out samples whose reward fails, and tells of the first; None: a failure is an error."""
         self._parts, self._pool, self._drop = parts, pool, drop
@@ -91,16 +95,29 @@ def open_reward(
     source: Source,
     scoring: ScoringSection,
     say: Callable[[str], None] = print,
+    objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Reward:
     """Opens what the config names; UserError where that cannot be imported or called. `say` tells of the first failure that
-    leaves a sample out."""
+    leaves a sample out. `objects`: functions that are called in this process, by what the config calls them."""
     name, of_user = judged_by(rewards, source), bool(rewards)
     rewards = rewards or (RewardSection(function=VERIFIER),)
     parts = [Part(r.called, r.weight, source.judge if r.function == VERIFIER else None) for r in rewards]
     chosen = [r for r in rewards if r.function != VERIFIER]
-    pool = _open_pool(chosen, scoring) if chosen else None
+    pool = _open_calls(chosen, scoring, objects) if chosen else None
     drop = say if scoring.errors == "drop" else None
     return Reward(name, WeightedSum(parts, pool, drop), of_user)
+
+
+def _open_calls(rewards: Sequence[RewardSection], scoring: ScoringSection, objects: Mapping[str, Any]) -> Pool | Here:
+    mine, others = {}, [r for r in rewards if r.function not in objects]
+    for i, reward in enumerate(rewards):
+        if reward.function in objects:
+            try:
+                mine[i] = Function(objects[reward.function], reward.args)
+            except TypeError as error:
+                raise UserError(f"reward={reward.function!r}: {error}") from None
+    pool = _open_pool(others, scoring) if others else None
+    return Here(mine, pool) if mine or not pool else pool
 
 
 def judged_by(rewards: Sequence[RewardSection], source: Source) -> str:

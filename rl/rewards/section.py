@@ -1,6 +1,6 @@
 """Declares the keys of rewards: what judges, with which weight, and how judging is done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -21,6 +21,8 @@ BUILT_IN = {
     "length": "rl.rewards.length:length",
 }
 """Rewards that need no import path, and the functions that they are."""
+BY_ANSWER = (VERIFIER, "answer", "exact")
+"""Those that compare with a problem's answer: they judge no data without answers."""
 _RESERVED = (
     "mean",
     "std",
@@ -92,11 +94,6 @@ def _apart(rewards: tuple[RewardSection, ...]) -> tuple[RewardSection, ...]:
 Rewards = Annotated[
     tuple[RewardSection, ...], BeforeValidator(_as_list), AfterValidator(_apart), PlainSerializer(_as_short)
 ]
-
-
-def reads_answers(rewards: Sequence[RewardSection]) -> bool:
-    """Tells whether one of them compares with the answer of its problem, which then must be there."""
-    return not rewards or any(reward.function in (VERIFIER, "answer", "exact") for reward in rewards)
 
 
 class ScoringSection(Section):

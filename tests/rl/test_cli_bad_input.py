@@ -108,7 +108,10 @@ CASES = {
     "unknown data": (("data=nope",), ("unknown data 'nope'", "arithmetic, dataset, gsm8k, mixture, reasoning_gym")),
     "no data path": (("data=gsm8k",), ("data.path has no value: set data.path=",)),
     "data path that does not exist": (("data=gsm8k", "data.path=/does/not/exist"), ("/does/not/exist",)),
-    "unknown kind of data": (("data.kind=nope",), ("data.kind='nope': must be 'reasoning_gym', 'dataset', 'mixture'",)),
+    "unknown kind of data": (
+        ("data.kind=nope",),
+        ("data.kind='nope': must be one of 'reasoning_gym', 'dataset', 'mixture'",),
+    ),
     "mixture of nothing": (("data=mixture",), ("data.sources={}", "at least 1 item")),
     "source that is none": (("data=mixture", "data.sources={a:3}"), ("data.sources.a=3",)),
     "source of no group": (("data=mixture", "data.sources={a:{data:x}}"), ("data.sources.a.data: unknown data 'x'",)),

@@ -319,7 +319,7 @@ def test_no_answers_where_a_reward_needs_none(tmp_path: Path) -> None:
     source = load(path, warmup=0, reward="tests.rl.command:length")
     assert source.about == ("TRL's format: question from 'prompt', no answer",)
     assert {p.answer + p.solution for p in source.train} == {""} and source.train[0].record["tag"] in range(40)
-    for warmup, reward in ((1, "tests.rl.command:length"), (0, None)):
+    for warmup, reward in ((1, "tests.rl.command:length"), (0, None), (0, "verifier"), (0, "exact")):
         assert "no field is known as the answer: set data.answer=FIELD" in refused(path, warmup, reward)
     ready = prepare(config(path, 0, "tests.rl.command:length").model_copy(update={"dry_run": True}))
     assert ready.warnings == ()
