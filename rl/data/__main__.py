@@ -8,6 +8,7 @@ from rl.compose import check
 from rl.config import RunConfig
 from rl.data import Problem, Source, left_out, open_source
 from rl.errors import BAD_INPUT, UserError
+from rl.rewards.reward import judged_by
 from rl.run.screen import Screen
 from rollout.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ def summary(config: RunConfig, source: Source) -> list[str]:
         "prompts": f"{lengths[0]} to {lengths[-1]} tokens, {lengths[len(lengths) // 2]} in the median",
         "tokenizer": f"{config.model.path or 'made from the data'}: {len(source.tokenizer):,} tokens; an answer ends with "
         f"{source.tokenizer.shown(source.tokenizer.ends)}",
-        "judged by": ", ".join(reward.function for reward in config.reward) or source.verifier,
+        "judged by": judged_by(config.reward, source),
     }
     return [*source.about, *(f"{name:<11}{text}" for name, text in rows.items())]
 

@@ -20,7 +20,10 @@ from tests.rl.command import ROOT, call, command
 
 CASES = {
     "a value for a group": (["rollout=5"], ["rollout=5: is a group of keys"]),
-    "unknown key": (("stpes=2",), ("unknown key 'stpes'", "did you mean steps?", "rollout, save_model, seed, steps")),
+    "unknown key": (
+        ("stpes=2",),
+        ("unknown key 'stpes'", "did you mean steps?", "rollout, save_model, scoring, seed, steps"),
+    ),
     "unknown key in a section": (("rollout.tpp=2",), ("'rollout.tpp'", "rollout.tp?", "prefill_chunk")),
     "added unknown key": (("+unknown=1",), ("unknown key 'unknown'", "align, checkpoint, cluster")),
     "added unknown key in a section": (("+trainer.foo=1",), ("unknown key 'trainer.foo'", "world_size")),
@@ -146,7 +149,7 @@ CASES = {
     "no such reward function": (("reward=math:nope",), ("reward='math:nope'", "nope")),
     "reward without function": (
         ("reward=math",),
-        ("reward='math' (module:function)", "format, length are built in"),
+        ("reward='math' (module:function)", "exact, format, http, judge, length are built in"),
     ),
     "reward that raises": (("reward=tests.rl.command:raises",), ("KeyError", "boom", "problem '", "completion '")),
     "reward of NaN": (("reward=tests.rl.command:nan",), ("nan, not a number", "problem '", "completion '")),

@@ -1,7 +1,9 @@
 """The sum of several rewards, what has no say in it, and what of it is logged."""
 
+import json
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +14,14 @@ from hypothesis import strategies as st
 
 from rl.compose import check
 from rl.config import RunConfig
-from rl.data import Problem, Source
+from rl.data import Problem, Source, open_source
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from rl.evaluation import Evaluation, Evaluator
 from rl.identity import difference, identity
 from rl.journal import rewards as metrics
 from rl.rewards.claim import Claim
-from rl.rewards.reward import Part, WeightedSum
+from rl.rewards.reward import Part, WeightedSum, judged_by
 from rl.samples import Group, Sample
 from rollout.sampling import Request, SamplingParams
 from tests.rl.rewards.opening import earned, opened, verdicts
@@ -136,6 +138,24 @@ def test_an_evaluation_is_of_what_is_judged(capsys: pytest.CaptureFixture[str]) 
     )
     with pytest.raises(UserError, match="no completion is judged: reward=f leaves all out, first: it broke"):
         evaluate([None, None])
+
+
+@pytest.mark.parametrize(
+    ("reward", "reads"),
+    [(None, True), ("answer", True), (["format", "verifier"], True), ("a:f", False), (["format", "code"], False)],
+)
+def test_answers_are_needed_where_one_reward_reads_them(tmp_path: Path, reward: Any, reads: bool) -> None:
+    """Rows without an answer are data for the other rewards."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "x": i}) + "\n" for i in range(40)))
+    named = "null" if reward is None else reward if isinstance(reward, str) else f"[{','.join(reward)}]"
+    (config,) = check(["data=dataset", f"data.path={tmp_path}/rows.jsonl", "warmup.steps=0", f"reward={named}"])
+    if reads:
+        with pytest.raises(UserError, match="no field is known as the answer"):
+            open_source(config)
+        return
+    source = open_source(config)
+    assert judged_by(config.reward, source) == f"reward={named.strip('[]').replace(',', ' + ')}"
+    assert len(source.train) + len(source.held_out) == 40
 
 
 def test_what_makes_another_run() -> None:
