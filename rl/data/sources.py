@@ -9,7 +9,7 @@ from rl.data.problem import Problem, Source
 from rl.data.procedural import Drawn
 from rl.data.question_answer import Questions
 from rl.errors import UserError
-from rl.rewards.section import BY_ANSWER
+from rl.rewards.section import reads_answers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,12 +36,11 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
 def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
     """Reads what the config names; `made`: a tokenizer will be made from it."""
     data, taught = config.data, config.warmup.steps > 0
-    own_reward = bool(config.reward) and not any(reward.function in BY_ANSWER for reward in config.reward)
 
     def one(section: ReasoningGymSection | DatasetSection) -> Unread:
         if isinstance(section, ReasoningGymSection):
             return Drawn(section, config.seed, taught or made, console)
-        return Questions(section, own_reward, taught, console)
+        return Questions(section, not reads_answers(config.reward), taught, console)
 
     def named(name: str, section: ReasoningGymSection | DatasetSection) -> Unread:
         try:

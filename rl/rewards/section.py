@@ -1,6 +1,6 @@
 """Declares the keys of rewards: what judges, with which weight, and how judging is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -94,6 +94,11 @@ def _apart(rewards: tuple[RewardSection, ...]) -> tuple[RewardSection, ...]:
 Rewards = Annotated[
     tuple[RewardSection, ...], BeforeValidator(_as_list), AfterValidator(_apart), PlainSerializer(_as_short)
 ]
+
+
+def reads_answers(rewards: Sequence[RewardSection]) -> bool:
+    """Tells whether one of them compares with the answer of its problem, which then must be there."""
+    return not rewards or any(reward.function in BY_ANSWER for reward in rewards)
 
 
 class ScoringSection(Section):
