@@ -1,6 +1,8 @@
 """The divergence metrics: bits decide, formulas are those of float64, and odd values neither crash nor hide."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rl.dynamic_sampling import Drawn
 from rl.evaluation import measure
 from rl.metrics import FORMULAS, Mismatch, differs, divergence, first_mismatch
 from rl.samples import Group, Sample
+from rl.updates import measure as updates
 from tests.rl.documented import documented, undocumented
 from trainer.routing import RoutingReport
 
@@ -79,7 +83,12 @@ def test_the_page_of_metrics_has_these_formulas():
     assert {name: there.get(name) for name in FORMULAS} == {name: formula for name, (formula, _) in FORMULAS.items()}
     found = measure([Group(None, (Sample((), "", 1.0), Sample((), "", 0.0), Sample((), "", None)))])
     routing = RoutingReport(np.array([[3, 1]]), 1, 4, 0.5)
-    assert not undocumented([*found.metrics(), *routing.metrics()]) and "eval/left_out" in found.metrics()
+    ratios = np.zeros(3, np.float32)
+    seen: Any = SimpleNamespace(
+        batch=SimpleNamespace(logprobs=ratios), report=SimpleNamespace(logprobs=ratios, clipped=0, grad_norm=1.0)
+    )
+    names = [*found.metrics(), *routing.metrics(), *updates([seen, seen]), *Drawn([], 1, 0).metrics()]
+    assert not undocumented(names) and {"eval/left_out", "off_policy/ess", "sampling/rounds"} <= set(names)
     assert undocumented(["eval/pass@8", "eval/pass@x", "response/new"]) == {"eval/pass@x", "response/new"}
 
 

@@ -22,7 +22,7 @@ from rl.journal import Journal, Totals
 from rl.model import model_config
 from rl.prove import SMALL
 from rl.requests import requests_for, train_sampling
-from rl.rewards.reward import Reward
+from rl.rewards.reward import Part, Reward, WeightedSum
 from rl.schedule import Schedule
 from rl.step import Step
 from rollout.engine import Engine, EngineConfig
@@ -88,7 +88,9 @@ class Run:
             requests_for=lambda problems, step, first: requests_for(
                 problems, algorithm.group_size, sampling, config.seed, "train", step, first
             ),
-            environment=SingleTurn(source.tokenizer, Reward("begins", begins, of_user=True)),
+            environment=SingleTurn(
+                source.tokenizer, Reward("begins", WeightedSum([Part("begins", 1.0, begins)]), of_user=True)
+            ),
             algorithm=open_algorithm(algorithm, serving.max_new_tokens),
             rollout=self.engine,
             trainer=self.trainer,
