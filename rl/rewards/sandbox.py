@@ -61,7 +61,9 @@ def _limit(seconds: int, memory: int, file: int) -> None:
     libc = ctypes.CDLL(None)
     if sys.platform == "linux":
         libc.prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-        libc.unshare(_NEW_USER | _NEW_NETWORK)  # where the kernel lets a user do so; the hook refuses sockets in any case
+        libc.unshare(
+            _NEW_USER | _NEW_NETWORK
+        )  # where the kernel lets a user do so; the hook refuses sockets in any case
     for what, soft, hard in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),
         (resource.RLIMIT_AS, memory, memory),
