@@ -73,7 +73,10 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     watch = _Watch(float("inf") if patience is None else patience)
     while waiting:
-        ready, waiting = ray.wait(waiting, timeout=max(0.0, min(_TICK, deadline - time.monotonic())))
+        ready, left = ray.wait(waiting, timeout=max(0.0, min(_TICK, deadline - time.monotonic())))
+        if not failures and (not ready or len(waiting) == len(calls)):  # nobody answers, or the first one did
+            check_ray()
+        waiting = left
         for reference in ready:
             try:
                 ray.get(reference)
@@ -85,7 +88,6 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
         elif not ready and time.monotonic() >= deadline:
             break
         if not ready and not failures:
-            check_ray()
             watch.look(calls[reference] for reference in waiting)
     if failures:
         raise root_cause(failures)

@@ -12,6 +12,7 @@ from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket
 from kernels.weights.tensor_file import WrittenFile
 from rl.cluster.calls import Calls, Rank, gather, settle
+from rl.cluster.ray_processes import check_ray
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -120,6 +121,7 @@ class TrainerFleet(_Fleet):
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on all of `batch`, of which each rank takes its part."""
+        check_ray()
         shared = ray.put(batch)
         return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
 

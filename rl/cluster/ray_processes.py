@@ -65,8 +65,8 @@ def left_at_once() -> Iterator[None]:
 
 
 def check_ray() -> None:
-    """Raises RayLost where a process of Ray's has ended on which all others depend. Ray itself waits for it, a minute or
-    longer, and then ends this process."""
+    """Raises RayLost where a process of Ray's has ended on which all others depend. Ray itself ends this process then, without
+    a word: at once where an object is put or read, else after a minute or longer."""
     if not ray.is_initialized():
         return
     for name, host, port in _servers(ray.get_runtime_context().get_node_id()):

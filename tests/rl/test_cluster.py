@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from kernels.collectives.rendezvous import address_of, connect
 from kernels.host.command import Terminated
 from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
-from rl.cluster import RolloutFleet, rendezvous
+from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
 from rl.cluster.calls import Rank, gather, root_cause, settle
 from rl.cluster.family import WORDLESS
-from rl.cluster.ray_processes import check_address, unstarted
+from rl.cluster.ray_processes import RayLost, check_address, unstarted
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
 from tests.rl.command import ROOT
+from trainer.loss import LikelihoodLoss
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -182,6 +184,24 @@ def test_a_signal_is_heard_while_ray_waits(monkeypatch: pytest.MonkeyPatch, aske
         with pytest.raises(BaseException) as caught:
             waits({"one": Rank("trainer rank 0", None)})
         assert caught.value is (asked or error)
+
+
+def test_ray_is_looked_at_before_its_store_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading from the store of a Ray that has ended ends this process without a word."""
+
+    def lost() -> None:
+        raise RayLost("it has ended")
+
+    monkeypatch.setattr("rl.cluster.calls.check_ray", lost)
+    monkeypatch.setattr("rl.cluster.fleets.check_ray", lost)
+    monkeypatch.setattr("rl.cluster.calls.ray.wait", lambda waiting, timeout: (waiting[:1], waiting[1:]))
+    for name in ("calls.ray.get", "fleets.ray.put"):
+        monkeypatch.setattr(f"rl.cluster.{name}", lambda *_: pytest.fail("the store was used"))
+    calls: Any = {"one": Rank("trainer rank 0", None), "other": Rank("trainer rank 1", None)}
+    batch: Any = None
+    for ask in (partial(gather, calls), partial(TrainerFleet([]).step, batch, LikelihoodLoss(), 0.0)):
+        with pytest.raises(RayLost):
+            ask()
 
 
 def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
