@@ -111,6 +111,7 @@ def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading
         over.wait()
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it raises is said here, in one line
+    _hush_threads()
     os.environ[TAG] = tag
     try:
         # In a thread: Ray sets no handlers of signals there, and what waits here hears them, and a clock.
@@ -123,6 +124,19 @@ def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading
         raise RunError(f"Ray did not start within cluster.timeout={config.timeout} s {at}")
     if not ray.is_initialized():
         raise unstarted(failure[-1], at)
+
+
+def _hush_threads() -> None:
+    """Keeps off stderr, for as long as this process lives, the tracebacks of Ray's threads: they listen to servers that are
+    killed at the end, and what is lost before that is said in one line."""
+    before = threading.excepthook
+    if getattr(before, "__name__", "") != "of_others":
+
+        def of_others(args: threading.ExceptHookArgs) -> None:
+            if args.thread is None or not args.thread.name.startswith("ray"):
+                before(args)
+
+        threading.excepthook = of_others
 
 
 def _started(address: str, local: dict[str, Any], failure: list[Exception]) -> bool:

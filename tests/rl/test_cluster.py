@@ -22,7 +22,7 @@ from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
 from rl.cluster.calls import Rank, gather, root_cause, settle
 from rl.cluster.family import WORDLESS
-from rl.cluster.ray_processes import RayLost, check_address, unstarted
+from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, unstarted
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
@@ -184,6 +184,21 @@ def test_a_signal_is_heard_while_ray_waits(monkeypatch: pytest.MonkeyPatch, aske
         with pytest.raises(BaseException) as caught:
             waits({"one": Rank("trainer rank 0", None)})
         assert caught.value is (asked or error)
+
+
+def test_only_the_tracebacks_of_rays_threads_are_kept_off_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("threading.excepthook", threading.__excepthook__)
+    _hush_threads()
+    hushed = threading.excepthook
+    _hush_threads()
+    assert threading.excepthook is hushed
+    for name in ("ray_listen_error_messages", "ray.init", "mine"):
+        thread = threading.Thread(target=lambda: [][0], name=name)
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err.count("Traceback") == 1
 
 
 def test_ray_is_looked_at_before_its_store_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
