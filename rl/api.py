@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl.compose import check
 from rl.config import validate
+from rl.data.splits import without_bars
 from rl.errors import UserError
 from rl.prepare import prepare
 from rl.run.screen import Screen
@@ -82,19 +83,12 @@ def _save(data: Any, held_out: Any, folder: Path) -> Path:
     def rows(given: Any) -> Any:
         return given if isinstance(given, datasets.Dataset) else datasets.Dataset.from_list([dict(r) for r in given])
 
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        if isinstance(data, datasets.DatasetDict):
-            splits = dict(data)
-        else:
-            splits = {"train": rows(data)}
+        splits = dict(data) if isinstance(data, datasets.DatasetDict) else {"train": rows(data)}
         if held_out is not None:
             splits["test"] = rows(held_out)
-        datasets.DatasetDict(splits).save_to_disk(folder)
+        with without_bars():
+            datasets.DatasetDict(splits).save_to_disk(folder)
     except (TypeError, ValueError, OSError) as error:
         raise UserError(f"data: {' '.join(str(error).split())[:300]}") from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     return folder

@@ -15,6 +15,7 @@ from rl.keys import nearest
 from rl.rewards.section import Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
+from rollout.engine import EngineConfig
 from rollout.keys import (
     Dtype,
     Leaves,
@@ -78,6 +79,11 @@ class RolloutSection(Section):
     @property
     def limits(self) -> Limits:
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
+
+    def engine(self, dtype: torch.dtype, device: str) -> EngineConfig:
+        """Makes the config of each rank's engine."""
+        sizes, on_gpu = (self.pages, self.page_size, self.prefix_cache, self.limits), device == "cuda"
+        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu)
 
 
 class TrainerSection(Section):

@@ -17,7 +17,6 @@ from rl.config import RunConfig
 from rl.errors import UserError
 from rl.placement import Placement, place
 from rollout.actor import RolloutRank
-from rollout.engine import EngineConfig
 from trainer.actor import TrainerRank
 from trainer.checkpoint import Checkpoint
 from trainer.optimizer import AdamWConfig
@@ -68,16 +67,7 @@ def rollout_ranks(
     """Starts the engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then
     one of each engine."""
     section = config.rollout
-    engine = EngineConfig(
-        pages=section.pages,
-        page_size=section.page_size,
-        prefix_cache=section.prefix_cache,
-        limits=section.limits,
-        dtype=config.dtype,
-        device=config.device,
-        cuda_graphs=config.device == "cuda",
-        overlap=config.device == "cuda",
-    )
+    engine = section.engine(config.dtype, config.device)
     actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
     trainer, *addresses = [address_of(store) for store in stores]
     asleep = config.cluster.placement == "colocated"

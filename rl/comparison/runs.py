@@ -14,13 +14,11 @@ import yaml
 
 from rl.errors import UserError
 from rl.identity import is_free
-from rl.report.folder import ReportError, lines, merged
+from rl.report.folder import MACHINE, ReportError, flat, lines, merged
 from trainer.checkpoint import CheckpointError, folders, read
 
 Row = Mapping[str, Any]
 
-_OF_THE_MACHINE = ("time/", "speed/", "memory/")
-"""Metrics that two equal runs do not share."""
 _ASIDE = ("divergence/by_gap", "divergence/by_position", "divergence/by_probability")
 
 
@@ -76,15 +74,7 @@ def _config(folder: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'config.yaml'} is no config")
-    return dict(_flat(values))
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+    return dict(flat(values))
 
 
 def _configs(a: Row, b: Row) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
@@ -127,7 +117,7 @@ def _steps(folder: Path) -> Keyed:
 
 def _metrics(key: Sequence[Any], a: Row, b: Row) -> Difference | None:
     """Compares what both rows have: one run may be evaluated more often, or have ended where the other goes on."""
-    names = [n for n in a if n in b and not n.startswith(_OF_THE_MACHINE) and n not in _ASIDE]
+    names = [n for n in a if n in b and not n.startswith(MACHINE) and n not in _ASIDE]
     differing = [n for n in names if a[n] != b[n]]
     if not differing:
         return None
@@ -182,6 +172,3 @@ def _shown(logprob: float | None, token: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-__all__ = ["Comparison", "Difference", "compare"]

@@ -115,20 +115,34 @@ def _datasets(section: DatasetSection, saved: bool, folder: bool) -> Splits:
     if not folder and not _HUB.fullmatch(section.path):
         raise UserError(f"data.path={section.path} does not exist")
     logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
+    level = logger.level
     logger.setLevel(logging.ERROR)  # it says each of five times that it tries again
-    datasets.disable_progress_bars()
     try:
-        found = datasets.load_from_disk(section.path) if saved else datasets.load_dataset(section.path, section.subset)
+        with without_bars():
+            found = (
+                datasets.load_from_disk(section.path) if saved else datasets.load_dataset(section.path, section.subset)
+            )
     except Exception as error:  # of several libraries, and of the builder of a format
         raise _unread(section, folder, error) from None
     finally:
         logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
     if isinstance(found, datasets.Dataset):
         found = {section.split: found}
     return {str(name): partial(_rows, table, str(name), section.path) for name, table in found.items()}
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps the progress bars of `datasets` off stderr."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _unread(section: DatasetSection, folder: bool, error: Exception) -> UserError:

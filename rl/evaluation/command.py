@@ -30,10 +30,8 @@ from rl.evaluation.samples import write_samples
 from rl.keys import renewed
 from rl.rewards.reward import open_reward
 from rl.run.screen import Screen
-from rollout.engine import EngineConfig
 from rollout.lockstep import Lockstep, RankError
 from rollout.runner import RunnerError
-from rollout.sampling import Completion, Request
 from rollout.serve import BAD_INPUT as BAD_ENGINE_INPUT
 from rollout.source import Source as Served
 
@@ -83,24 +81,13 @@ def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) ->
     source, rollout = open_source(config, console), config.rollout
     reward = open_reward(config.reward, source, config.scoring, console.warn)
     served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device)
-    on_gpu = config.device == "cuda"
     console.print(
         f"{served.name}: {min(config.eval.problems, len(source.held_out)):,} of {len(source.held_out):,} held-out problems, "
         f"{config.eval.samples} sample(s) each"
     )
-    if on_gpu:
+    if config.device == "cuda":
         serving = Serving(rollout.tp, rollout.page_size, rollout.max_running, served.config.max_positions)
         prepare_kernels(served.config, served.dtype, serving, False, console.print)
-    engine = EngineConfig(
-        rollout.pages,
-        rollout.page_size,
-        rollout.prefix_cache,
-        rollout.limits,
-        served.dtype,
-        config.device,
-        cuda_graphs=on_gpu,
-        overlap=on_gpu,
-    )
     evaluator = make_evaluator(
         config,
         source,
@@ -108,12 +95,8 @@ def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) ->
         reward.name,
         keep=lambda step, groups: write_samples(samples, groups) if samples else None,
     )
-    with Lockstep(served, engine, rollout.tp, rollout.threads) as ranks:
-
-        def generate(requests: Sequence[Request]) -> list[Completion]:
-            return ranks.generate(requests)
-
-        return evaluator(0, generate, _OwnCards(), lambda: None, console)
+    with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
+        return evaluator(0, ranks.generate, _OwnCards(), lambda: None, console)
 
 
 class _OwnCards:

@@ -14,6 +14,8 @@ from rl.metrics import Badness, worst
 
 Row = Mapping[str, Any]
 _LARGEST = "divergence/logprob_abs_diff_max"
+MACHINE = ("time/", "speed/", "memory/")
+"""Metrics that depend on the machine: two equal runs do not share them."""
 
 
 class ReportError(ValueError):
@@ -89,6 +91,15 @@ def merged(rows: Iterable[Row]) -> list[dict[str, Any]]:
     for row in rows:
         by_step.setdefault((_phase(row), row["step"]), {}).update(row)
     return sorted(by_step.values(), key=lambda row: (_phase(row) != "warmup", row["step"]))
+
+
+def flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every dotted key of a config with its value; an empty group is a value."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def badness(row: Row) -> Badness | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import jinja2
 from rl.metrics import FORMULAS
 from rl.report.chart import BOX, number
 from rl.report.curves import charts
-from rl.report.folder import ReportError, Row, Run, read_run
+from rl.report.folder import MACHINE, ReportError, Row, Run, flat, read_run
 from rl.report.sample import token_view
 from rl.run.files import write_atomic
 
 SHOWN = 4  # completions of the first logged step, and of the last
-MACHINE = ("time/", "speed/", "memory/")  # metrics that depend on the machine
 
 
 def write_report(out_dir: Path, other: Path | None = None) -> Path:
@@ -129,16 +128,8 @@ def _first_difference(a: Run, b: Run) -> str:
 
 def _settings(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
     """Every key of which the runs hold another value."""
-    ours, theirs = dict(_flat(a.config)), dict(_flat(b.config))
+    ours, theirs = dict(flat(a.config)), dict(flat(b.config))
     return [(k, ours.get(k, "–"), theirs.get(k, "–")) for k in ours | theirs if ours.get(k, "–") != theirs.get(k, "–")]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 # tables ---------------------------------------------------------------------------------------------------------------

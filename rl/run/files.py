@@ -1,13 +1,15 @@
 """Writes what a run leaves: strict JSON, and files that are there whole or not at all."""
 
+import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 
 def strict(value: Any) -> Any:
@@ -25,6 +27,15 @@ def strict(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"cannot log a {type(value).__name__}: {value!r}")
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """Reads a file that holds a mapping; empty where it is not there, cannot be read or holds anything else."""
+    try:
+        values = parse(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Says how runs stand, by what their folders hold."""
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from rl.report.folder import ReportError, lines
+from rl.run.files import read_mapping
 
 _STOPPED = re.compile(r"stopped(?: by|:) (.*)")  # how train.log ends where a run does not
 
@@ -42,7 +42,7 @@ class Standing:
 
 def standing(folder: Path) -> Standing:
     """Reads how the run in `folder` stands. What cannot be read is not known."""
-    summary, config = _json(folder / "summary.json"), _yaml(folder / "config.yaml")
+    summary, config = read_mapping(folder / "summary.json"), read_mapping(folder / "config.yaml", yaml.safe_load)
     rows = [row for row in _rows(folder) if row.get("phase") == "grpo"]
     accuracies = [row["eval/accuracy"] for row in rows if row.get("eval/accuracy") is not None]
     accuracies = [summary.get("eval_accuracy_before"), summary.get("eval_accuracy_after")] if summary else accuracies
@@ -119,19 +119,3 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         return list(lines(folder / "metrics.jsonl"))
     except (ReportError, OSError):
         return []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -1,14 +1,13 @@
 """Says how the runs of a sweep ended: a table of what their folders hold."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from rl.config import RunConfig
+from rl.run.files import read_mapping
 
 
 def sweep_table(configs: Sequence[RunConfig]) -> Table:
@@ -19,7 +18,7 @@ def sweep_table(configs: Sequence[RunConfig]) -> Table:
         right = name in ("run", "s")
         out.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)  # never cut
     for i, config in enumerate(configs, 1):
-        found = _summary(Path(config.out_dir) / "summary.json")
+        found = read_mapping(Path(config.out_dir) / "summary.json")
         accuracy = [found.get(f"eval_accuracy_{when}") for when in ("before", "after")]
         cells = (
             " -> ".join("?" if v is None else f"{v:.3f}" for v in accuracy) if found else "not finished",
@@ -28,11 +27,3 @@ def sweep_table(configs: Sequence[RunConfig]) -> Table:
         )
         out.add_row(str(i), Path(config.out_dir).name, *cells)
     return out
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
