@@ -6,16 +6,19 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import fold, fold_neighbours
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
+from kernels.gpu.overlap import early, previous_done
 
 LANES = 1024
 """Of the sum over a row: `d_weights`."""
 
 
+@early
 @triton.jit
 def combine_kernel(
     y, weights, of, ids, out, n, first, extent, K: tl.constexpr, LEAVES: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Computes BLOCK columns of one token's sum over its experts."""
+    previous_done()
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     leaf = tl.arange(0, LEAVES)

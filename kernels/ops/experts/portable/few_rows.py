@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.launch import cdiv, launch
+from kernels.gpu.overlap import early, previous_done
 from kernels.ops.dispatch import Slots
 from kernels.ops.swiglu.portable import silu_times
 
@@ -69,6 +70,7 @@ def one_tile(
         tl.store(to, total.to(y.dtype.element_ty), mask=(i < N)[:, None] & there[None, :])
 
 
+@early
 @triton.jit
 def few_experts_kernel(
     x,
@@ -93,6 +95,7 @@ def few_experts_kernel(
     EACH: tl.constexpr,
 ):
     """Multiplies blocks of sorted rows; or, with LOOSE, experts, whose rows a block goes through; or, with EACH, choices."""
+    previous_done()
     block = tl.program_id(1)
     lane = tl.arange(0, BM)
     if LOOSE:

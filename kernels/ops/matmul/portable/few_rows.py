@@ -12,6 +12,11 @@ import triton.language as tl
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
+from kernels.gpu.overlap import bring_near, early, previous_done
+
+
+_NEAR = 2048
+"""Bytes of a row of w that a block brings near while it waits for the kernel before."""
 
 
 @triton.jit
@@ -71,6 +76,7 @@ def parked(node, step, mask, COUNT: tl.constexpr):
         return left + parked(node + COUNT // 2 * step, step, mask, COUNT // 2)
 
 
+@early
 @triton.jit(do_not_specialize=["M"])
 def few_rows_kernel(
     x,
@@ -89,13 +95,18 @@ def few_rows_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     EVEN: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
-    """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order."""
+    """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order. NEAR: bytes of
+    each of its rows of w that are brought near while the kernel before runs."""
     tile = tl.program_id(0)
     part = tl.program_id(1)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
     mine: tl.constexpr = LEAVES // SPLIT
+    if NEAR:
+        bring_near(w + n * ldw + part * mine * extent, NEAR)
+    previous_done()
     root = subtree(x, w, m, n, M, N, ldx, ldw, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
     at = m[None, :].to(tl.int64) * N + n[:, None]
     mask = (m[None, :] < M) & (n[:, None] < N)
@@ -134,6 +145,7 @@ def contract(
     arrived = counters(x.device, grid[0] * grid[2])
     extent = K // leaves
     even = N % BN == 0 and extent % BK == 0
+    near = min(_NEAR, K // split * 2) if even and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0 else 0
     run(
         few_rows_kernel,
         grid,
@@ -153,6 +165,7 @@ def contract(
         BN,
         BK,
         even,
+        near,
         num_warps=warps,
         num_stages=stages,
     )
