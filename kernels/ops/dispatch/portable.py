@@ -159,7 +159,11 @@ def route_and_place_kernel(
         tl.debug_barrier()
         if tl.atomic_add(arrived, 1, sem="acq_rel") == tokens - 1:
             tl.debug_barrier()
-            tl.store(counts + every, tl.load(arrived + 1 + every, mask=every < experts, cache_modifier=".cg"), mask=every < experts)
+            tl.store(
+                counts + every,
+                tl.load(arrived + 1 + every, mask=every < experts, cache_modifier=".cg"),
+                mask=every < experts,
+            )
             tl.store(arrived + 1 + every, 0, mask=every < experts)
             tl.store(arrived, 0)
 

@@ -128,6 +128,13 @@ class Plan(NamedTuple):
     stages: int = 3
 
 
+def _plan(slots: Slots) -> Plan:
+    """Chooses a plan: where there are few blocks, each has more on its way."""
+    if slots.align == 64:
+        return Plan(128, 64, 8, 4)
+    return Plan(stages=4) if slots.loose.each else Plan()
+
+
 def product(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -139,7 +146,7 @@ def product(
 ) -> torch.Tensor:
     """Multiplies rows by their experts' matrices: x [capacity, K], or, `tokens`, [T, K]; w [experts * N, K], both with
     contiguous rows -> [capacity, N], or, `gated`, [capacity, N / 2]. `slots.align` is the number of tokens of a block."""
-    BN, BK, warps, stages = plan or (Plan(128, 64, 8, 4) if slots.align == 64 else Plan())
+    BN, BK, warps, stages = plan or _plan(slots)
     K, N = x.shape[1], w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)
     loose = slots.loose
