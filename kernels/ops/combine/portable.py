@@ -41,9 +41,9 @@ def combine_kernel(
     places = ()
     for i in tl.static_range(K):
         row = tl.load(of + t * K + i).to(tl.int64)
-        values = values + (tl.load(y + row * n + c, mask=(c < n) & (row >= 0), other=0.0).to(tl.float32),)
-        shares = shares + (tl.load(weights + t * K + i),)
-        places = places + (tl.where(row >= 0, (tl.load(ids + t * K + i) - first) // extent, -1),)
+        values += (tl.load(y + row * n + c, mask=(c < n) & (row >= 0), other=0.0).to(tl.float32),)
+        shares += (tl.load(weights + t * K + i),)
+        places += (tl.where(row >= 0, (tl.load(ids + t * K + i) - first) // extent, -1),)
     root = subtree(values, shares, places, 0, LEAVES, K)
     tl.store(out + t * n + c, root.to(out.dtype.element_ty), mask=c < n)
 

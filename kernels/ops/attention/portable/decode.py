@@ -7,8 +7,8 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.gpu.workspace import counters
 from kernels.gpu.overlap import early, previous_done
+from kernels.gpu.workspace import counters
 from kernels.ops.attention.portable.rows import LANES, block, finish, half_block, merge
 
 

@@ -11,9 +11,8 @@ import triton.language as tl
 
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
-from kernels.gpu.workspace import counters
 from kernels.gpu.overlap import bring_near, early, previous_done
-
+from kernels.gpu.workspace import counters
 
 _NEAR = 2048
 """Bytes of a row of w that a block brings near while it waits for the kernel before."""
