@@ -1,11 +1,11 @@
 """Lets a kernel's blocks start while the kernel before it still runs (programmatic dependent launch, compute capability 9.0).
 
-Between two short kernels of a decode step the card is idle for longer than either needs: the last blocks of the first end, then
-those of the second are set up. A kernel that `@early` marks is set up meanwhile. Its first statement is `previous_done()`: until
-that returns, it must neither read what other kernels write nor write at all; weights may be brought near (`bring_near`), as a
-copy in L2 is never stale. A kernel that waits has waited for all before it too, since each of them has waited in turn, and one
-that is not marked starts when everything before it is done. So the order of memory accesses is that of kernels that run one
-after another, and no bit depends on it.
+Between two short kernels of a decode step the card is idle: the last blocks of the first end, then those of the second are set
+up. A kernel that `@early` marks is set up meanwhile. It begins with `previous_done()`: until that returns, it must neither read
+what other kernels write nor write at all; weights may be brought near (`bring_near`), as a copy in L2 is never stale. A kernel
+that waits has waited for all before it too, since each of them has waited in turn, and one that is not marked starts when
+everything before it is done. So the order of memory accesses is that of kernels that run one after another, and no bit depends
+on it. `kernels.gpu.ahead` refuses a marked kernel that reads or writes before it waits.
 
 `previous_done` also lets the kernel after this one be set up, as soon as all blocks of this one have come so far: those that
 wait take no block's place.

@@ -17,6 +17,8 @@ from kernels.device import family_of
 from kernels.gpu.ahead import Compiled, Source, compile_ahead
 from kernels.gpu.card import KNOWN
 
+EXPECTED = Path(__file__).with_name("expected_hashes.json")
+
 
 def calls(quick: bool) -> None:
     """Launches every kernel; not `quick`: at the wide shapes and with every plan too."""
@@ -148,7 +150,16 @@ def main() -> int:
         f"triton {triton.__version__}, sm_{args.capability}: {len(rows)} variants of {len({r.kernel for r in rows})} kernels "
         f"compiled, {len(failed)} failed {sorted(set(failed))}, no call for {sorted(missing)}"
     )
-    return 1 if failed or missing else 0
+    if unrecorded := entries() ^ json.loads(EXPECTED.read_text()).keys():
+        print(f"{EXPECTED.name} lacks, or has too many: {sorted(unrecorded)}")
+    return 1 if failed or missing or unrecorded else 0
+
+
+def entries() -> set[str]:
+    """Returns the names of what has a recorded hash."""
+    from tests.kernels.gpu.calls import WIDE, spec_calls
+
+    return {name for name, _ in spec_calls()} | WIDE.keys()
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from tests.bits import sha256
 from tests.kernels.gpu.calls import WIDE, generator, not_launched, spec_calls
-
-EXPECTED = Path(__file__).with_name("expected_hashes.json")
+from tests.kernels.gpu.compile import EXPECTED
 
 
 def hashes() -> Iterator[tuple[str, str]]:
