@@ -11,12 +11,15 @@ on it. `kernels.gpu.ahead` refuses a marked kernel that reads or writes before i
 wait take no block's place.
 """
 
+from functools import cache
 from typing import Any, TypeVar
 
 import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.language.target_info import cuda_capability_geq
+from triton.runtime import driver
 
 Kernel = TypeVar("Kernel")
 
@@ -31,21 +34,28 @@ def early(kernel: Kernel) -> Kernel:
 
 
 def is_early(kernel: Any) -> bool:
-    """Says whether a kernel is marked."""
-    return getattr(kernel, "early", False)
+    """Says whether a kernel is marked, and the card can launch it early."""
+    return getattr(kernel, "early", False) and _cards_can()
+
+
+@cache
+def _cards_can() -> bool:
+    return driver.active.get_current_target().arch >= 90
 
 
 @triton.jit
 def previous_done():
     """Waits until every kernel before this one is done and its writes are seen, then lets the next be set up."""
-    tl.inline_asm_elementwise(_WAIT, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+    if cuda_capability_geq(9, 0):
+        tl.inline_asm_elementwise(_WAIT, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def bring_near(pointers, BYTES: tl.constexpr):
-    """Starts to copy BYTES (a multiple of 16) from each pointer (16-byte aligned) to L2."""
-    size = tl.zeros(pointers.shape, tl.int32) + BYTES
-    tl.inline_asm_elementwise(_NEAR, "=r,l,r", [pointers.to(tl.int64), size], dtype=tl.int32, is_pure=False, pack=1)
+    """Starts to copy BYTES (a multiple of 16) from each pointer (16-byte aligned) to L2, where the card can."""
+    if cuda_capability_geq(9, 0):
+        size = tl.zeros(pointers.shape, tl.int32) + BYTES
+        tl.inline_asm_elementwise(_NEAR, "=r,l,r", [pointers.to(tl.int64), size], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

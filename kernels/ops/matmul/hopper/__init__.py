@@ -14,8 +14,10 @@ from kernels.device import UnsupportedError
 from kernels.gpu.card import card_of
 from kernels.gpu.hopper.ring import BK, reachable
 from kernels.ops.matmul.hopper import grouped, many_rows, weight_stream
-from kernels.ops.matmul.hopper.tuning import TABLE, FewRows, ManyRows, few_rows_plan, padded_rows, stream_plan
+from kernels.ops.matmul.hopper.tuning import TABLE, ManyRows, padded_rows, stream_plan
 from kernels.ops.matmul.portable import few_rows, order
+from kernels.ops.matmul.portable import grouped as any_grouped
+from kernels.ops.matmul.portable.plans import FewRows, few_rows_plan
 
 MOST_STREAMED = 256
 """Rows above which many_rows.py is faster."""
@@ -62,8 +64,7 @@ def contract(
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    if not (reachable(a.T) and reachable(b.T)):
-        return order.contract(a, b, bounds.tolist()).to(out_dtype)
     y = a.new_empty(a.shape[0], b.shape[0], dtype=torch.float32)
-    grouped.launch(a.T, b.T, bounds, y)
+    run = grouped.launch if reachable(a.T) and reachable(b.T) else any_grouped.launch_sums
+    run(a.T, b.T, bounds, y)
     return y.to(out_dtype)

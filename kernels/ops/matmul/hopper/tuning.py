@@ -3,15 +3,7 @@ tests/kernels/gpu/test_matmul.py proves every entry equal to the reference order
 
 from typing import NamedTuple
 
-
-class FewRows(NamedTuple):
-    """Chooses portable/few_rows.py and its plan."""
-
-    BN: int
-    BK: int
-    split: int
-    warps: int
-    stages: int
+from kernels.ops.matmul.portable.plans import FewRows
 
 
 class Stream(NamedTuple):
@@ -80,17 +72,6 @@ TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
 def padded_rows(M: int) -> int:
     """Rounds a number of rows up to a key of TABLE."""
     return max(16, 1 << (M - 1).bit_length())
-
-
-def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
-    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
-    if M > 64:
-        return FewRows(128, 64, min(leaves, 8), 8, 3)
-    if leaves == 1:
-        BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
-        return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
-    split = min(leaves, 4)
-    return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
 
 
 def stream_plan(M: int, N: int, multiprocessors: int) -> Stream:

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import bring_near, early, previous_done
@@ -20,20 +21,35 @@ _NEAR = 2048
 
 @triton.jit
 def leaf(
-    x, w, m, n, M, N, ldx, ldw, first, extent, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
+    x,
+    w,
+    m,
+    n,
+    M,
+    N,
+    xm,
+    xk,
+    wn,
+    wk,
+    first,
+    extent,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Computes one chain over first <= k < first + extent -> float32 [BN, BM]."""
     total = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, BK)
     for k0 in range(0, extent, BK):
-        at = first + k0 + k
+        at = (first + k0 + k).to(tl.int64)
         if EVEN:
-            b = tl.load(w + n[:, None] * ldw + at[None, :], eviction_policy="evict_first")
-            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=m[None, :] < M, other=0.0)
+            b = tl.load(w + n[:, None] * wn + at[None, :] * wk, eviction_policy="evict_first")
+            a = tl.load(x + m[None, :] * xm + at[:, None] * xk, mask=m[None, :] < M, other=0.0)
         else:
             inside = k0 + k < extent
-            b = tl.load(w + n[:, None] * ldw + at[None, :], mask=(n[:, None] < N) & inside[None, :], other=0.0)
-            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=(m[None, :] < M) & inside[:, None], other=0.0)
+            b = tl.load(w + n[:, None] * wn + at[None, :] * wk, mask=(n[:, None] < N) & inside[None, :], other=0.0)
+            a = tl.load(x + m[None, :] * xm + at[:, None] * xk, mask=(m[None, :] < M) & inside[:, None], other=0.0)
         total = tl.dot(b, a, total)
     return total
 
@@ -46,8 +62,10 @@ def subtree(
     n,
     M,
     N,
-    ldx,
-    ldw,
+    xm,
+    xk,
+    wn,
+    wk,
     first,
     extent,
     LEAVES: tl.constexpr,
@@ -58,10 +76,12 @@ def subtree(
 ):
     """Computes the root of LEAVES adjacent leaves from `first` on: -> float32 [BN, BM]."""
     if LEAVES == 1:
-        return leaf(x, w, m, n, M, N, ldx, ldw, first, extent, BN, BM, BK, EVEN)
+        return leaf(x, w, m, n, M, N, xm, xk, wn, wk, first, extent, BN, BM, BK, EVEN)
     else:
-        left = subtree(x, w, m, n, M, N, ldx, ldw, first, extent, LEAVES // 2, BN, BM, BK, EVEN)
-        right = subtree(x, w, m, n, M, N, ldx, ldw, first + LEAVES // 2 * extent, extent, LEAVES // 2, BN, BM, BK, EVEN)
+        left = subtree(x, w, m, n, M, N, xm, xk, wn, wk, first, extent, LEAVES // 2, BN, BM, BK, EVEN)
+        right = subtree(
+            x, w, m, n, M, N, xm, xk, wn, wk, first + LEAVES // 2 * extent, extent, LEAVES // 2, BN, BM, BK, EVEN
+        )
         return left + right
 
 
@@ -85,8 +105,10 @@ def few_rows_kernel(
     arrived,
     M,
     N,
-    ldx,
-    ldw,
+    xm,
+    xk,
+    wn,
+    wk,
     extent,
     LEAVES: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -100,13 +122,13 @@ def few_rows_kernel(
     each of its rows of w that are brought near while the kernel before runs."""
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    m = tl.program_id(2) * BM + tl.arange(0, BM)
+    m = (tl.program_id(2) * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
     mine: tl.constexpr = LEAVES // SPLIT
     if NEAR:
-        bring_near(w + n * ldw + part * mine * extent, NEAR)
+        bring_near(w + n * wn + part * mine * extent, NEAR)
     previous_done()
-    root = subtree(x, w, m, n, M, N, ldx, ldw, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
+    root = subtree(x, w, m, n, M, N, xm, xk, wn, wk, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
     at = m[None, :].to(tl.int64) * N + n[:, None]
     mask = (m[None, :] < M) & (n[:, None] < N)
     if SPLIT == 1:
@@ -134,7 +156,7 @@ def contract(
     warps: int,
     stages: int,
 ) -> torch.Tensor:
-    """Computes y = x w^T on the tree: x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
+    """Computes y = x w^T on the tree: x [M, K], w [N, K], of any strides; `leaves` equal leaves, a power of two."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
     BM = min(128, max(16, next_power_of_2(M)))
@@ -144,7 +166,8 @@ def contract(
     arrived = counters(x.device, grid[0] * grid[2])
     extent = K // leaves
     even = N % BN == 0 and extent % BK == 0
-    near = min(_NEAR, K // split * 2) if even and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0 else 0
+    near = even and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
+    stages = min(stages, (card_of(x.device).shared_memory - 1024) // ((BN + BM) * BK * 2))
     run(
         few_rows_kernel,
         grid,
@@ -155,8 +178,8 @@ def contract(
         arrived,
         M,
         N,
-        x.stride(0),
-        w.stride(0),
+        *x.stride(),
+        *w.stride(),
         extent,
         leaves,
         split,
@@ -164,7 +187,7 @@ def contract(
         BN,
         BK,
         even,
-        near,
+        min(_NEAR, K // split * 2) if near else 0,
         num_warps=warps,
         num_stages=stages,
     )
