@@ -16,7 +16,6 @@ from kernels.gpu.hopper.ring import BK, reachable
 from kernels.ops.logprob.portable import room, truncated_rows, whole_rows
 from kernels.ops.logprob.portable.nodes import TILE, Exponentials, logit_gradient, logprob, merged, nodes, tiles_of
 from kernels.ops.matmul.hopper import contract, grouped, many_rows
-from kernels.ops.matmul.portable import order
 from kernels.ops.truncate import Truncation, exclude_padding
 from kernels.tree import leaf_bounds
 
@@ -126,7 +125,7 @@ def backward(
         many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
     else:
         flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
-        dx = order.contract(flat, head.T, leaf_bounds(vocab, leaves)).to(x.dtype)
+        dx = contract(flat, head.T, leaf_bounds(vocab, leaves), x.dtype)
     if groups is None:
         return dx, None
     dw = head.new_empty(head.shape, dtype=torch.float32)

@@ -2,21 +2,22 @@
 
 few_rows.py  equal leaves, any strides: forward and dX, of few rows and of many
 grouped.py   dW: leaves are groups of tokens at any offsets
-order.py     the rest, slowly
+order.py     the order as it reads, for tests and benchmarks
 """
 
 import torch
 
 from kernels.device import UnsupportedError
 from kernels.gpu.card import card_of
-from kernels.ops.matmul.portable import few_rows, grouped, order
+from kernels.ops.matmul.portable import few_rows, grouped
 from kernels.ops.matmul.portable.plans import few_rows_plan
 
 
 def contract(
     a: torch.Tensor, b: torch.Tensor, bounds: list[int] | torch.Tensor, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """Sums y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides.
+    """Sums y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides. A list of bounds is
+    that of equal leaves, a power of two.
 
     A tensor of bounds stays on the device: it must end at the contraction length (unchecked, as a check would wait)."""
     if a.dtype != torch.bfloat16:
@@ -28,9 +29,6 @@ def contract(
         y = a.new_empty(M, N, dtype=torch.float32)
         grouped.launch_sums(a.T, b.T, bounds, y)
         return y.to(out_dtype)
-    leaves, extent = len(bounds) - 1, bounds[1]
-    equal = extent > 0 and bounds == list(range(0, K + 1, extent))
-    if not equal or leaves & (leaves - 1):
-        return order.contract(a, b, bounds).to(out_dtype)
+    leaves = len(bounds) - 1
     plan = few_rows_plan(M, N, leaves, card_of(a.device).multiprocessors)
     return few_rows.contract(a, b, leaves, out_dtype, **plan._asdict())

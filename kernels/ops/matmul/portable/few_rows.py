@@ -20,36 +20,20 @@ _NEAR = 2048
 
 
 @triton.jit
-def leaf(
-    x,
-    w,
-    m,
-    n,
-    M,
-    N,
-    xm,
-    xk,
-    wn,
-    wk,
-    first,
-    extent,
-    BN: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]."""
+def leaf(x, w, first, extent, xk, wk, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, TAIL: tl.constexpr):
+    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]. x [1, BM], w [BN, 1]: where rows begin.
+    TAIL: the last step has fewer than BK."""
     total = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, BK)
     for k0 in range(0, extent, BK):
         at = (first + k0 + k).to(tl.int64)
-        if EVEN:
-            b = tl.load(w + n[:, None] * wn + at[None, :] * wk, eviction_policy="evict_first")
-            a = tl.load(x + m[None, :] * xm + at[:, None] * xk, mask=m[None, :] < M, other=0.0)
-        else:
+        if TAIL:
             inside = k0 + k < extent
-            b = tl.load(w + n[:, None] * wn + at[None, :] * wk, mask=(n[:, None] < N) & inside[None, :], other=0.0)
-            a = tl.load(x + m[None, :] * xm + at[:, None] * xk, mask=(m[None, :] < M) & inside[:, None], other=0.0)
+            b = tl.load(w + at[None, :] * wk, mask=inside[None, :], other=0.0)
+            a = tl.load(x + at[:, None] * xk, mask=inside[:, None], other=0.0)
+        else:
+            b = tl.load(w + at[None, :] * wk, eviction_policy="evict_first")
+            a = tl.load(x + at[:, None] * xk)
         total = tl.dot(b, a, total)
     return total
 
@@ -58,31 +42,22 @@ def leaf(
 def subtree(
     x,
     w,
-    m,
-    n,
-    M,
-    N,
-    xm,
-    xk,
-    wn,
-    wk,
     first,
     extent,
+    xk,
+    wk,
     LEAVES: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
-    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """Computes the root of LEAVES adjacent leaves from `first` on: -> float32 [BN, BM]."""
     if LEAVES == 1:
-        return leaf(x, w, m, n, M, N, xm, xk, wn, wk, first, extent, BN, BM, BK, EVEN)
+        return leaf(x, w, first, extent, xk, wk, BN, BM, BK, TAIL)
     else:
-        left = subtree(x, w, m, n, M, N, xm, xk, wn, wk, first, extent, LEAVES // 2, BN, BM, BK, EVEN)
-        right = subtree(
-            x, w, m, n, M, N, xm, xk, wn, wk, first + LEAVES // 2 * extent, extent, LEAVES // 2, BN, BM, BK, EVEN
-        )
-        return left + right
+        left = subtree(x, w, first, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
+        return left + subtree(x, w, first + LEAVES // 2 * extent, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
 
 
 @triton.jit
@@ -115,7 +90,7 @@ def few_rows_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order. NEAR: bytes of
@@ -125,11 +100,15 @@ def few_rows_kernel(
     m = (tl.program_id(2) * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
     mine: tl.constexpr = LEAVES // SPLIT
+    mine_n = w + tl.minimum(n, N - 1) * wn  # rows past the last are computed from it, and not stored
     if NEAR:
-        bring_near(w + n * wn + part * mine * extent, NEAR)
+        bring_near(mine_n + part * mine * extent, NEAR)
     previous_done()
-    root = subtree(x, w, m, n, M, N, xm, xk, wn, wk, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
-    at = m[None, :].to(tl.int64) * N + n[:, None]
+    mine_m = x + tl.minimum(m, M - 1) * xm
+    root = subtree(
+        mine_m[None, :], mine_n[:, None], part * mine * extent, extent, xk, wk, mine, BN, BM, BK, TAIL
+    )  # fmt: skip
+    at = m[None, :] * N + n[:, None]
     mask = (m[None, :] < M) & (n[:, None] < N)
     if SPLIT == 1:
         tl.store(y + at, root.to(y.dtype.element_ty), mask=mask)
@@ -163,10 +142,9 @@ def contract(
     split = min(split, leaves)
     grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
-    arrived = counters(x.device, grid[0] * grid[2])
+    arrived = counters(x.device, grid[0] * grid[2]) if split > 1 else y
     extent = K // leaves
-    even = N % BN == 0 and extent % BK == 0
-    near = even and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
+    near = K // split % 8 == 0 and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
     stages = min(stages, (card_of(x.device).shared_memory - 1024) // ((BN + BM) * BK * 2))
     run(
         few_rows_kernel,
@@ -186,7 +164,7 @@ def contract(
         BM,
         BN,
         BK,
-        even,
+        extent % BK != 0,
         min(_NEAR, K // split * 2) if near else 0,
         num_warps=warps,
         num_stages=stages,
