@@ -45,7 +45,6 @@ from kernels.ops import (
     vocab_nodes,
 )
 from kernels.ops.experts import STRIPE
-from kernels.ops.matmul.portable import order
 from kernels.ops.rms_norm import add_rms_norm
 from kernels.ops.sample import portable as sample_gpu
 from kernels.spec import Case, OpSpec, all_specs, spread
@@ -285,7 +284,6 @@ SMALL: dict[str, Call] = {
     "matmul 300 rows, 4 leaves, float32": product(300, 136, 256, 4, f32),
     "matmul 600 rows, wide": product(600, 256, 64, 1),
     "matmul, leaves of 48": product(9, 40, 96, 2),
-    "matmul, as it reads": lambda g: (order.contract(numbers(g, 9, 96), numbers(g, 40, 96), [0, 48, 96]),),
     "matmul gradients": product_gradients(300, 192, 128, 1, 5, 70, 300),
     "matmul gradients, 8 leaves": product_gradients(130, 512, 512, 8, 64, 130),
     "matmul gradients, odd": product_gradients(7, 30, 18, 2, 3, 3, 7),
