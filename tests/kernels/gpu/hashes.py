@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from kernels.device import family_of
 from kernels.gpu.card import ALL_FAMILIES, card_of, choose_family
 from tests.bits import sha256
 from tests.kernels.gpu.calls import CUDA, WIDE, generator, not_launched, spec_calls
@@ -29,12 +30,13 @@ def main() -> None:
     parser.add_argument("--family", default="auto", choices=("auto", *ALL_FAMILIES))
     write, family = (given := parser.parse_args()).write, given.family
     choose_family(family)
-    file = expected_of(card_of(CUDA).family)
+    family = family_of(card_of(CUDA))
+    file = expected_of(family)
     found = {}
     for name, value in hashes():
         found[name] = value
         print(value, name, flush=True)
-    if missing := not_launched():
+    if missing := not_launched(family):
         sys.exit(f"not launched: {missing}")
     if write:
         file.write_text(json.dumps(found, indent=1) + "\n")
