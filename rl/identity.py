@@ -12,6 +12,7 @@ from rl.data import Source
 from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
+    "algorithm.reference",  # the digest of its weights is compared (`rl/frozen.py`)
     "align",
     "checkpoint",
     "cluster",

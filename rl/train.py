@@ -26,6 +26,7 @@ from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
 from rl.evaluation import make_evaluator
+from rl.frozen_weights import freeze
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -167,6 +168,9 @@ class Parts:
         shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor)
         work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
         state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
+        with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
+            kept = beside(config, ready.model, ready.source.tokenizer)
+            state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
         before, after = self.loop(algorithm).run(state)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
@@ -214,6 +218,7 @@ class Parts:
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
+            frozen=self.ready.frozen is not None,
             lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
         )

@@ -6,7 +6,7 @@ sequence finds it in `LossRows.sequence`; its sums must have one order (`kernels
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -21,6 +21,7 @@ class LossRows:
     advantages: torch.Tensor  # float32
     versions: torch.Tensor  # int64, of the weights that sampled each token
     sequence: torch.Tensor  # int64, the sequence of each row, counted from 0 in the micro-batch
+    reference: torch.Tensor  # float32, the frozen model's log-probs, where there is one
 
 
 class Loss(Protocol):
@@ -101,6 +102,46 @@ class WeightedLikelihoodLoss:
         ratio = exp(logprobs.detach() - rows.logprobs)
         clipped = (ratio > 1 + self.high) | (ratio < 1 - self.low)
         return -(ratio.clamp(1 - self.low, 1 + self.high) * rows.advantages) * logprobs, clipped
+
+
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(
+    logprobs: torch.Tensor, reference: torch.Tensor, estimator: KlEstimator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimates the KL divergence from the reference by each sampled token, with d = logprobs - reference (Schulman 2020,
+    "Approximating KL Divergence"); returns it and its slope in `logprobs`. All float32 [R]:
+
+        k1  d                1
+        k2  d^2 / 2          d
+        k3  e^-d - 1 + d     1 - e^-d      (Shao et al. 2024, equation 4)
+    """
+    d = logprobs - reference
+    if estimator == "k1":
+        return d, torch.ones_like(d)
+    if estimator == "k2":
+        return d * d * 0.5, d
+    inverse = exp(-d)
+    return (inverse - 1) + d, 1 - inverse
+
+
+@dataclass(frozen=True)
+class ReferenceKlLoss:
+    """Computes `policy` + coef times the KL estimate of each row against the reference (Shao et al. 2024, equation 3).
+
+    The estimate reaches the gradient as slope times log-prob, so that each row's gradient is the sum of two numbers.
+    """
+
+    policy: Loss
+    coef: float
+    estimator: KlEstimator
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, clipped = self.policy(logprobs, rows)
+        fixed = logprobs.detach()
+        value, slope = kl_estimate(fixed, rows.reference, self.estimator)
+        return losses + self.coef * (value + slope * (logprobs - fixed)), clipped
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 bits however sequences are cut into micro-batches."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 
 from tests.bits import assert_same_bits
 from trainer.loss import (
+    KlEstimator,
     LikelihoodLoss,
     Loss,
     LossRows,
     PolicyLoss,
+    ReferenceKlLoss,
     SequencePolicyLoss,
     WeightedLikelihoodLoss,
     sequence_means,
@@ -28,7 +32,7 @@ FACTORS = st.floats(-1e4, 1e4, width=32)
 
 def rows(logprobs: torch.Tensor, advantages: torch.Tensor) -> LossRows:
     nothing = torch.zeros(len(logprobs), dtype=torch.int64)
-    return LossRows(logprobs, advantages, nothing, nothing)
+    return LossRows(logprobs, advantages, nothing, nothing, torch.zeros_like(advantages))
 
 
 def naive(logprob: float, rollout: float, advantage: float, clip: PolicyLoss) -> tuple[float, float]:
@@ -120,14 +124,19 @@ def batch(drawn: Drawn) -> tuple[torch.Tensor, LossRows]:
     gaps = torch.tensor([gap for _, tokens in drawn for _, gap in tokens])
     worth = torch.repeat_interleave(torch.tensor([a for a, _ in drawn]), counts)
     sequence = torch.repeat_interleave(torch.arange(len(drawn)), counts)
-    return logprobs, LossRows(logprobs.detach() - gaps, worth, torch.zeros_like(sequence), sequence)
+    sampled = logprobs.detach() - gaps
+    return logprobs, LossRows(sampled, worth, torch.zeros_like(sequence), sequence, sampled + 5 * gaps.flip(0))
 
 
 def taken(logprobs: torch.Tensor, columns: LossRows, first: int, last: int) -> tuple[torch.Tensor, LossRows]:
     """Sequences first .. last, as a micro-batch of their own."""
     mine = (columns.sequence >= first) & (columns.sequence < last)
     part = LossRows(
-        columns.logprobs[mine], columns.advantages[mine], columns.versions[mine], columns.sequence[mine] - first
+        columns.logprobs[mine],
+        columns.advantages[mine],
+        columns.versions[mine],
+        columns.sequence[mine] - first,
+        columns.reference[mine],
     )
     return logprobs.detach()[mine].requires_grad_(), part
 
@@ -170,7 +179,45 @@ def test_clipped_weights_as_in_the_paper(drawn: Drawn, low: float, high: float, 
     assert clipped.tolist() == ((ratio > 1 + high) | (ratio < 1 - low)).tolist()
 
 
-@pytest.mark.parametrize("loss", [PolicyLoss(), SequencePolicyLoss(0.001, 0.001), WeightedLikelihoodLoss(0.01, 0.01)])
+KL: dict[KlEstimator, Callable[[torch.Tensor], torch.Tensor]] = {  # Schulman 2020, of r = reference / policy
+    "k1": lambda r: -r.log(),
+    "k2": lambda r: r.log().square() / 2,
+    "k3": lambda r: r - 1 - r.log(),
+}
+
+
+@pytest.mark.parametrize("estimator", KL)
+@SEVERAL
+@given(
+    drawn=st.lists(st.tuples(LOGPROBS, st.floats(-6, 6, width=32)), min_size=1, max_size=9), coef=st.floats(0.001, 10)
+)
+def test_the_kl_term_as_in_the_paper(estimator: KlEstimator, drawn: list[tuple[float, float]], coef: float) -> None:
+    """Estimate and gradient against float64, beside a policy loss that both have; errors in units of the largest term."""
+    logprobs, gaps = (torch.tensor(column) for column in zip(*drawn, strict=True))
+    logprobs.requires_grad_()
+    seen = rows(logprobs.detach().clone(), torch.zeros(len(drawn)))
+    seen = replace(seen, reference=logprobs.detach() - gaps)
+    wide = logprobs.detach().double().requires_grad_()
+    expected = coef * KL[estimator]((seen.reference.double() - wide).exp())
+    expected.sum().backward()
+    losses, clipped = ReferenceKlLoss(PolicyLoss(), coef, estimator)(logprobs, seen)
+    losses.backward(torch.ones_like(losses))
+    d = wide.detach() - seen.reference.double()
+    largest = 8 * 2.0**-24 * coef * (1 + d.abs() + (d.square() if estimator == "k2" else (-d).exp()))
+    assert ((losses.detach().double() - expected.detach()).abs() <= largest).all()
+    assert ((logprobs.grad.double() - wide.grad).abs() <= largest).all()
+    assert not clipped.any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PolicyLoss(),
+        SequencePolicyLoss(0.001, 0.001),
+        WeightedLikelihoodLoss(0.01, 0.01),
+        ReferenceKlLoss(SequencePolicyLoss(0.001, 0.001), 0.1, "k3"),
+    ],
+)
 @SEVERAL
 @given(SEQUENCES, st.data())
 def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, data: st.DataObject) -> None:
