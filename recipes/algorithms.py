@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +37,11 @@ CASES: dict[str, tuple[str, ...]] = {  # name: what of the default run is anothe
         "algorithm=reinforce_plus_plus",
         *("algorithm.kl_coef=0.01", "algorithm.kl_in=reward", "algorithm.kl_estimator=k1"),
     ),
+    "distillation": ("algorithm=distillation",),
 }
 """Algorithms as the table has them, in its order."""
+TEACHERS = {"distillation": "grpo"}
+"""Those that learn from a model: it is the one that another algorithm ended with, from the same seed."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,21 @@ class Case:
     seed: int
     folder: Path
 
+    def beside(self, name: str) -> "Case":
+        """Returns the case of another algorithm with the same seed."""
+        return Case(name, self.seed, folder_of(self.folder.parent, name, self.seed))
+
     def arguments(self, each: int, overrides: Sequence[str]) -> list[str]:
         """Returns what `python -m` is told; `each`: threads of every process of the run."""
-        own = [f"seed={self.seed}", f"out_dir={self.folder}", "logger=none", "save_model=false"]
+        own = [f"seed={self.seed}", f"out_dir={self.folder}", "logger=none"]
+        if self.name in TEACHERS:
+            own.append(f"algorithm.teacher={self.beside(TEACHERS[self.name]).folder / 'model'}")
         return ["rl.train", *CASES[self.name], *own, f"rollout.threads={each}", f"trainer.threads={each}", *overrides]
+
+
+def folder_of(root: Path, name: str, seed: int) -> Path:
+    """Names the folder of a run."""
+    return root / f"{name}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,8 @@ def runs(cases: Sequence[Case], jobs: int, each: int, overrides: Sequence[str]) 
     waiting, running = list(cases), dict[Case, subprocess.Popen[bytes]]()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                case = waiting.pop(0)
+            while len(running) < jobs and (ready := _ready(waiting, running)):
+                waiting.remove(case := ready[0])
                 running[case] = _start(case.arguments(each, overrides), _log(case))
             for case in [case for case, process in running.items() if process.poll() is not None]:
                 code = running.pop(case).returncode
@@ -100,6 +114,12 @@ def runs(cases: Sequence[Case], jobs: int, each: int, overrides: Sequence[str]) 
             process.terminate()  # which ends its own processes
         for process in running.values():
             process.wait()
+
+
+def _ready(waiting: Sequence[Case], running: Collection[Case]) -> list[Case]:
+    """Returns those whose teacher is not still to come."""
+    pending = {*waiting, *running}
+    return [case for case in waiting if case.name not in TEACHERS or case.beside(TEACHERS[case.name]) not in pending]
 
 
 def _log(case: Case) -> Path:
@@ -195,7 +215,7 @@ def main() -> None:
     args = _parser().parse_intermixed_args()
     names = args.only or list(CASES)
     folder = args.runs.absolute()
-    cases = [Case(name, seed, folder / f"{name}-seed{seed}") for seed in args.seeds for name in names]
+    cases = [Case(name, seed, folder_of(folder, name, seed)) for seed in args.seeds for name in names]
     try:
         for case in cases:
             check(case.arguments(args.threads, args.overrides)[1:])

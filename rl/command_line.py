@@ -11,7 +11,7 @@ from rl.errors import UserError
 
 PATHS = (
     *("out_dir", "resume", "model.path", "data.path", "data.held_out", "data.chat_template"),
-    "algorithm.reference",
+    *("algorithm.reference", "algorithm.teacher"),
 )
 """Keys whose value may begin with ~, a home."""
 

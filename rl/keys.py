@@ -70,6 +70,8 @@ _MEANT = {  # names that other systems have for a key
     "use_kl_loss": ("algorithm.kl_in",),
     "use_kl_in_reward": ("algorithm.kl_in",),
     "ref_model": ("algorithm.reference",),
+    "teacher_model": ("algorithm.teacher",),
+    "teacher_model_name_or_path": ("algorithm.teacher",),
     "max_tokens": ("rollout.max_new_tokens",),
     "max_completion_length": ("rollout.max_new_tokens",),
     "max_prompt_length": ("data.max_prompt_tokens",),

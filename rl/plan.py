@@ -96,9 +96,14 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
             f"page_size={rollout.page_size}"
         )
+    frozen = frozen_model(config, model)
+    if frozen and length > frozen.model.max_positions:
+        raise UserError(
+            f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the "
+            f"{frozen.model.max_positions} positions of {frozen.key}={frozen.source}"
+        )
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
-    frozen = frozen_model(config, model)
     trainer = trainer_memory(
         model,
         frozen=frozen.model if frozen else None,

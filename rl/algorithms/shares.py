@@ -42,12 +42,13 @@ def of_tokens(worth: Sequence[float], groups: Sequence[Group]) -> np.ndarray:
 
 
 def counted(groups: Sequence[Group], least: int, mask_overlong: bool) -> list[bool]:
-    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group, and was not cut off
-    where that is asked for."""
+    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group (0: rewards are not
+    asked for), and was not cut off where that is asked for."""
     out = []
     for group in groups:
         enough = len(judged(group.rewards)) >= least
-        out += [enough and s.reward is not None and not (mask_overlong and cut_off(s)) for s in group.samples]
+        has_say = [enough and (s.reward is not None or not least) for s in group.samples]
+        out += [says and not (mask_overlong and cut_off(s)) for says, s in zip(has_say, group.samples, strict=True)]
     return out
 
 

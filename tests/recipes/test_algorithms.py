@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes import algorithms
-from recipes.algorithms import CASES, Case, Row, against, markdown
+from recipes.algorithms import CASES, Case, Row, _ready, against, markdown
 from rl.algorithms import ALGORITHMS
 from rl.compose import CONFIGS, ROOT, check
 
@@ -28,6 +28,15 @@ def test_every_case_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert len({config.algorithm.model_dump_json() for config in found}) == len(found)
     assert all((c.seed, c.rollout.threads, c.trainer.threads) == (2, 3, 3) for c in found)
     assert len({config.out_dir for config in found}) == len(found)
+
+
+def test_a_pupil_waits_for_its_teacher(tmp_path: Path) -> None:
+    teacher, pupil, other = (
+        Case(n, s, tmp_path / f"{n}-seed{s}") for n, s in (("grpo", 1), ("distillation", 1), ("grpo", 0))
+    )
+    assert f"algorithm.teacher={teacher.folder / 'model'}" in pupil.arguments(1, [])
+    assert _ready([pupil, teacher], [other]) == [teacher] and _ready([pupil], [teacher]) == []
+    assert _ready([pupil], [other]) == [pupil]
 
 
 def made(name: str, seed: int, after: float | None, differing: int = 0, error: str = "") -> Row:

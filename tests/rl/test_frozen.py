@@ -77,6 +77,24 @@ def test_a_run_goes_on_with_its_own_reference_alone(tmp_path: Path) -> None:
     assert summary(tmp_path / "parts")["weights_sha256"] == summary(tmp_path / "whole")["weights_sha256"]
 
 
+@pytest.mark.slow
+def test_a_policy_comes_near_its_teacher(tmp_path: Path) -> None:
+    """The teacher is a model of another shape, that another run left; one hash wherever the run was stopped."""
+    shape = ("model.hf.num_hidden_layers=1", "warmup.steps=40", "warmup.sequences=128")
+    assert finish(tmp_path, "algorithm.kl_coef=0", *shape, "steps=0", "out_dir=teacher", "seed=5").code == 0
+    keys = ("algorithm=distillation", "algorithm.teacher=teacher/model", "algorithm.kl_coef=0", "trainer.lr=3e-3")
+    whole = finish(tmp_path, *keys, "steps=12", "out_dir=whole", "trainer.world_size=1")
+    assert whole.code == 0, whole
+    rows = [row for row in read_lines(tmp_path / "whole" / "metrics.jsonl") if "reward/mean" in row]
+    assert rows[-1]["policy/kl_ref_k1"] < 0.7 * rows[0]["policy/kl_ref_k1"]
+    assert all(row["divergence/tokens_nonzero"] == 0 for row in rows)
+    assert finish(tmp_path, *keys, "steps=5", "out_dir=parts", "trainer.world_size=2").code == 0
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    moved = (*keys, "algorithm.teacher=moved/model", "steps=12", "out_dir=parts", "trainer.world_size=1")
+    assert finish(tmp_path, *moved, "trainer.micro_leaves=2").code == 0
+    assert summary(tmp_path / "parts")["weights_sha256"] == summary(tmp_path / "whole")["weights_sha256"]
+
+
 def asked(*keys: str) -> FrozenModel | None:
     config = check([*RUN, "model.hf.vocab_size=64", *keys])[0]
     return frozen_model(config, model_config(config, 40))
