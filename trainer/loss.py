@@ -127,21 +127,28 @@ def kl_estimate(
 
 
 @dataclass(frozen=True)
-class ReferenceKlLoss:
-    """Computes `policy` + coef times the KL estimate of each row against the reference (Shao et al. 2024, equation 3).
+class RegularisedLoss:
+    """Computes `policy` + kl_coef times the KL estimate of each row against the reference (Shao et al. 2024, equation 3) -
+    entropy_coef times its estimate of the entropy, -log p.
 
-    The estimate reaches the gradient as slope times log-prob, so that each row's gradient is the sum of two numbers.
+    The gradient of the entropy is estimated by the sampled token too: -log p grad log p, whose mean over what the policy draws
+    is that of the whole vocabulary's entropy (Williams 1992: the mean of grad log p is 0). Both reach a row as one slope times
+    its log-prob, so that its gradient is the sum of two numbers.
     """
 
     policy: Loss
-    coef: float
-    estimator: KlEstimator
+    kl_coef: float = 0.0
+    estimator: KlEstimator = "k3"
+    entropy_coef: float = 0.0
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
         losses, clipped = self.policy(logprobs, rows)
         fixed = logprobs.detach()
-        value, slope = kl_estimate(fixed, rows.reference, self.estimator)
-        return losses + self.coef * (value + slope * (logprobs - fixed)), clipped
+        value, slope = torch.zeros_like(fixed), torch.zeros_like(fixed)
+        if self.kl_coef:
+            value, slope = (self.kl_coef * x for x in kl_estimate(fixed, rows.reference, self.estimator))
+        value, slope = (x + self.entropy_coef * fixed for x in (value, slope))
+        return losses + (value + slope * (logprobs - fixed)), clipped
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ reinforce_plus_plus.py   REINFORCE++ (Hu 2025), and its variant with a baseline
 gspo.py                  GSPO (Zheng et al. 2025): the ratio of a whole sequence
 cispo.py                 CISPO (MiniMax-M1 2025): a clipped importance weight
 distillation.py          on-policy distillation (Agarwal et al. 2024): a teacher grades every token
-reference.py             the KL term to a reference, in the loss or the rewards, of any of them
+regularisers.py          of any of them: the KL term to a reference, in the loss or the rewards, and the entropy bonus
 
 To add one: a file with its keys (an `AlgorithmSection` with a `name` of its own) and a class that has `batch` and `loss`; a
 word in `ALGORITHMS` and in `AnyAlgorithmSection` below; a file of values in configs/algorithm. It sees whole groups, may leave

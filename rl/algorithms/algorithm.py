@@ -60,6 +60,10 @@ class AlgorithmSection(Section):
         description="model directory of the reference; null: the weights that RL begins with, after the warm start"
     )
 
+    entropy_coef: float = Field(
+        ge=0, description="of the entropy that is added to the objective, as the sampled tokens estimate it; 0: none"
+    )
+
     @property
     def frozen(self) -> FrozenAsked | None:
         """Returns which model beside the policy is asked for log-probs; None where none is."""

@@ -8,7 +8,7 @@ configs/algorithm/cispo.yaml is Khatri et al.'s (2025, "ScaleRL", arXiv 2510.137
 from typing import Literal
 
 from rl.algorithms.grpo import GroupSection, Grpo
-from rl.algorithms.reference import anchored
+from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, WeightedLikelihoodLoss
 
 
@@ -24,4 +24,4 @@ class Cispo(Grpo):
     @property
     def loss(self) -> Loss:
         """Returns the log-prob under a clipped importance weight."""
-        return anchored(WeightedLikelihoodLoss(self.section.clip_low, self.section.clip_high), self.section)
+        return regularised(WeightedLikelihoodLoss(self.section.clip_low, self.section.clip_high), self.section)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from rl.algorithms.algorithm import AlgorithmSection, FrozenAsked
+from rl.algorithms.regularisers import regularised
 from rl.algorithms.shares import weighed
 from rl.errors import UserError
 from rl.samples import Group
@@ -61,7 +62,7 @@ class Distillation:
     @property
     def loss(self) -> Loss:
         """Returns the clipped policy loss."""
-        return PolicyLoss(self.section.clip_low, self.section.clip_high)
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
         """Gives every sampled token the teacher's log-prob less the sampler's, and its share of the mean."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from rl.algorithms.advantages import Advantage, group_advantages
 from rl.algorithms.algorithm import AlgorithmSection
 from rl.algorithms.overlong import shaped
-from rl.algorithms.reference import anchored, less, penalties
+from rl.algorithms.regularisers import less, penalties, regularised
 from rl.algorithms.shares import of_tokens, weighed
 from rl.samples import Group
 from trainer.batch import Batch
@@ -41,7 +41,7 @@ class Grpo:
     @property
     def loss(self) -> Loss:
         """Returns the clipped policy loss."""
-        return anchored(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""

@@ -6,7 +6,7 @@ No KL term there; `kl_coef` adds one. `loss_mean=sequence` is the paper's; any o
 from typing import Literal
 
 from rl.algorithms.grpo import GroupSection, Grpo
-from rl.algorithms.reference import anchored
+from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, SequencePolicyLoss
 
 
@@ -22,4 +22,4 @@ class Gspo(Grpo):
     @property
     def loss(self) -> Loss:
         """Returns the policy loss of whole sequences."""
-        return anchored(SequencePolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
+        return regularised(SequencePolicyLoss(self.section.clip_low, self.section.clip_high), self.section)

@@ -14,7 +14,7 @@ from pydantic import Field
 from rl.algorithms.advantages import Rewards, group_advantages, judged, normalised
 from rl.algorithms.algorithm import AlgorithmSection
 from rl.algorithms.overlong import shaped
-from rl.algorithms.reference import anchored, penalties, still_to_lose
+from rl.algorithms.regularisers import penalties, regularised, still_to_lose
 from rl.algorithms.shares import of_tokens, weighed
 from rl.errors import UserError
 from rl.samples import Group, sampled_counts
@@ -53,7 +53,7 @@ class ReinforcePlusPlus:
     @property
     def loss(self) -> Loss:
         """Returns the clipped policy loss."""
-        return anchored(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
         """Gives every sampled token its advantage, and its share of the mean."""

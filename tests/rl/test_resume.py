@@ -329,7 +329,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "algorithm.mini_batches", "algorithm.update_epochs",
         "algorithm.sampling_rounds", "algorithm.overlong_buffer", "algorithm.mask_overlong",
-        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in",
+        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in", "algorithm.entropy_coef",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip

@@ -16,7 +16,7 @@ from tests.bits import sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, Rows, StepReport
-from trainer.loss import LikelihoodLoss, Loss, PolicyLoss, ReferenceKlLoss, SequencePolicyLoss, WeightedLikelihoodLoss
+from trainer.loss import LikelihoodLoss, Loss, PolicyLoss, RegularisedLoss, SequencePolicyLoss, WeightedLikelihoodLoss
 from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -50,7 +50,7 @@ RUNS: dict[str, tuple] = {
 LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),
     "clipped weights, 8 leaves of 1": WeightedLikelihoodLoss(0.01, 0.01),
-    "a reference, 8 leaves of 2": ReferenceKlLoss(PolicyLoss(), 1.0, "k3"),
+    "a reference and entropy, 8 leaves of 2": RegularisedLoss(PolicyLoss(), 1.0, "k3", 0.1),
 }
 RUNS |= {name: (TINY, lambda c: random_weights(c), int(name[-1]), 8 * int(name[-1]), torch.float32) for name in LOSSES}
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
@@ -86,7 +86,7 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     config, weights, _, sequences, *_ = RUNS[name]
     trainer = Trainer(config, trainer_config(name, way), init_device_mesh("cpu", (world,)), weights(config))
     trainer.optimizer._passage.piece = 1000  # several pieces a tensor
-    if isinstance(LOSSES.get(name), ReferenceKlLoss):
+    if isinstance(LOSSES.get(name), RegularisedLoss):
         trainer.freeze(REFERENCE, random_weights(REFERENCE))
     told = []
     for step in range(STEPS):

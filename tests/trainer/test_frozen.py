@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from tests.bits import assert_same_bits, sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
-from trainer.loss import PolicyLoss, ReferenceKlLoss
+from trainer.loss import PolicyLoss, RegularisedLoss
 from trainer.model import batch_logprobs
 from trainer.optimizer import TrainerError
 from trainer.trainer import Trainer, TrainerConfig
@@ -34,7 +34,7 @@ def test_it_says_what_a_trainer_says(shape: str, dtype: torch.dtype, mesh: Devic
         rows = policy.frozen_logprobs(batch)
         assert_same_bits(torch.from_numpy(rows.values), expected)
         assert (rows.sequences == np.arange(8)).all() and (rows.counts == batch.counts).all()
-        policy.step(replace(batch, reference=rows.values), ReferenceKlLoss(PolicyLoss(), 0.5, "k2"), lr=0.1)
+        policy.step(replace(batch, reference=rows.values), RegularisedLoss(PolicyLoss(), 0.5, "k2"), lr=0.1)
         policy.offload()
         with pytest.raises(TrainerError, match="onload"):
             policy.frozen_logprobs(batch)
@@ -59,6 +59,6 @@ def test_its_part_of_the_gradient_is_that_of_the_term(mesh: DeviceMesh) -> None:
     policy = Trainer(TINY, TrainerConfig(2, 2), mesh, random_weights(TINY))
     policy.freeze(TINY, random_weights(TINY, seed=9))
     batch = replace(batch, reference=policy.frozen_logprobs(batch).values, advantages=0 * batch.advantages)
-    loss = ReferenceKlLoss(PolicyLoss(), 1.0, "k2")
+    loss = RegularisedLoss(PolicyLoss(), 1.0, "k2")
     found = [policy.step(batch, loss, lr=3e-3).loss for _ in range(12)]
     assert found[-1] < 0.5 * found[0]

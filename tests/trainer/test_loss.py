@@ -18,7 +18,7 @@ from trainer.loss import (
     Loss,
     LossRows,
     PolicyLoss,
-    ReferenceKlLoss,
+    RegularisedLoss,
     SequencePolicyLoss,
     WeightedLikelihoodLoss,
     sequence_means,
@@ -200,7 +200,7 @@ def test_the_kl_term_as_in_the_paper(estimator: KlEstimator, drawn: list[tuple[f
     wide = logprobs.detach().double().requires_grad_()
     expected = coef * KL[estimator]((seen.reference.double() - wide).exp())
     expected.sum().backward()
-    losses, clipped = ReferenceKlLoss(PolicyLoss(), coef, estimator)(logprobs, seen)
+    losses, clipped = RegularisedLoss(PolicyLoss(), coef, estimator)(logprobs, seen)
     losses.backward(torch.ones_like(losses))
     d = wide.detach() - seen.reference.double()
     largest = 8 * 2.0**-24 * coef * (1 + d.abs() + (d.square() if estimator == "k2" else (-d).exp()))
@@ -209,13 +209,43 @@ def test_the_kl_term_as_in_the_paper(estimator: KlEstimator, drawn: list[tuple[f
     assert not clipped.any()
 
 
+@SEVERAL
+@given(st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=9), st.floats(0.001, 10))
+def test_the_entropy_bonus_has_the_entropys_gradient(logits: list[float], coef: float) -> None:
+    """Of the whole vocabulary, in the mean over its tokens, each drawn with its own probability: float64 autograd of -c H."""
+    z = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    p = z.log_softmax(0)
+    (coef * (p.exp() * p).sum()).backward()
+    again = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    logprobs = again.log_softmax(0).float()
+    losses, clipped = RegularisedLoss(PolicyLoss(), entropy_coef=coef)(
+        logprobs, rows(logprobs.detach(), torch.zeros(len(logits)))
+    )
+    losses.backward(p.detach().exp().float())
+    assert ((again.grad - z.grad).abs() <= 64 * 2.0**-24 * coef).all() and not clipped.any()
+
+
+def test_both_terms_are_added_once() -> None:
+    """One slope for both, so that a row's gradient is the policy's plus it: no third sum whose order could matter."""
+    x = torch.tensor([-1.5, -0.25], requires_grad=True)
+    seen = replace(rows(x.detach() - 0.125, torch.tensor([1.0, -1.0])), reference=torch.tensor([-1.0, -2.0]))
+    losses, _ = RegularisedLoss(PolicyLoss(), 0.5, "k2", 0.25)(x, seen)
+    losses.backward(torch.ones(2))
+    y = x.detach().requires_grad_()
+    alone, _ = PolicyLoss()(y, seen)
+    alone.backward(torch.ones(2))
+    d = x.detach() - seen.reference
+    assert_same_bits(x.grad, y.grad + (0.5 * d + 0.25 * x.detach()))
+    assert_same_bits(losses, alone + (0.5 * (d * d * 0.5) + 0.25 * x.detach()))
+
+
 @pytest.mark.parametrize(
     "loss",
     [
         PolicyLoss(),
         SequencePolicyLoss(0.001, 0.001),
         WeightedLikelihoodLoss(0.01, 0.01),
-        ReferenceKlLoss(SequencePolicyLoss(0.001, 0.001), 0.1, "k3"),
+        RegularisedLoss(SequencePolicyLoss(0.001, 0.001), 0.1, "k3", 0.01),
     ],
 )
 @SEVERAL

@@ -13,7 +13,7 @@ from rl.algorithms.algorithm import FrozenAsked
 from rl.algorithms.distillation import DistillationSection
 from rl.errors import UserError
 from tests.rl.algorithms.groups import PLAIN, group
-from tests.rl.algorithms.test_reference import SIZES, drawn_groups
+from tests.rl.algorithms.test_regularisers import SIZES, drawn_groups
 from trainer.loss import PolicyLoss
 
 

@@ -1,4 +1,4 @@
-"""Keeps the policy near a reference: the KL term in the loss, or in the rewards."""
+"""Keeps the policy near a reference, by the KL term in the loss or in the rewards, and its entropy up."""
 
 import itertools
 import math
@@ -10,14 +10,15 @@ import torch
 from rl.algorithms.advantages import Rewards
 from rl.algorithms.algorithm import AlgorithmSection
 from rl.samples import Group
-from trainer.loss import Loss, ReferenceKlLoss, kl_estimate
+from trainer.loss import Loss, RegularisedLoss, kl_estimate
 
 
-def anchored(loss: Loss, section: AlgorithmSection) -> Loss:
-    """Returns `loss` with the KL term, where it belongs into the loss."""
-    if not section.kl_coef or section.kl_in != "loss":
+def regularised(loss: Loss, section: AlgorithmSection) -> Loss:
+    """Returns `loss` with the KL term, where it belongs into the loss, and the entropy bonus."""
+    in_loss = section.kl_coef if section.kl_in == "loss" else 0.0
+    if not in_loss and not section.entropy_coef:
         return loss
-    return ReferenceKlLoss(loss, section.kl_coef, section.kl_estimator)
+    return RegularisedLoss(loss, in_loss, section.kl_estimator, section.entropy_coef)
 
 
 def penalties(

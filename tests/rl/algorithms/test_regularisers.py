@@ -17,7 +17,7 @@ from rl.compose import check
 from rl.errors import UserError
 from rl.samples import Group
 from tests.rl.algorithms.groups import PLAIN, group
-from trainer.loss import PolicyLoss, ReferenceKlLoss, SequencePolicyLoss
+from trainer.loss import PolicyLoss, RegularisedLoss, SequencePolicyLoss
 
 SIZES = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=4), min_size=1, max_size=3)
 KEYS = {"prompts_per_step": 1, "group_size": 2, "loss_mean": "token", "clip_low": 0.2, "clip_high": 0.2}
@@ -106,18 +106,29 @@ def test_in_the_loss_it_stands_beside_the_policys() -> None:
     keys = KEYS | {"name": "gspo", "advantage": "grpo"} | PLAIN | {"kl_coef": 0.25, "kl_estimator": "k2"}
     section = GspoSection.model_validate(keys)
     loss = open_algorithm(section, 9).loss
-    assert loss == ReferenceKlLoss(SequencePolicyLoss(0.2, 0.2), 0.25, "k2")
+    assert loss == RegularisedLoss(SequencePolicyLoss(0.2, 0.2), 0.25, "k2")
     assert open_algorithm(section.model_copy(update={"kl_in": "reward"}), 9).loss == SequencePolicyLoss(0.2, 0.2)
     groups, _, reference = drawn_groups([[3, 4]], 1)
     assert (open_algorithm(section, 9).batch(groups, reference).reference == reference).all()
 
 
+def test_entropy_stands_there_too() -> None:
+    for keys, loss in (
+        (["algorithm.kl_coef=0.5"], RegularisedLoss(PolicyLoss(0.2, 0.28), 0.5, "k3", 0.25)),
+        (["algorithm.kl_coef=0.5", "algorithm.kl_in=reward"], RegularisedLoss(PolicyLoss(0.2, 0.28), 0.0, "k3", 0.25)),
+        ([], RegularisedLoss(PolicyLoss(0.2, 0.28), 0.0, "k3", 0.25)),
+    ):
+        (config,) = check([*keys, "algorithm.entropy_coef=0.25"])
+        assert open_algorithm(config.algorithm, 9).loss == loss
+    assert check(["algorithm.entropy_coef=0.25"])[0].algorithm.frozen is None
+
+
 @pytest.mark.parametrize("name", ["grpo", "dapo", "dr_grpo", "gspo", "cispo", "reinforce_plus_plus"])
 def test_every_algorithm_has_it(name: str) -> None:
     (config,) = check([f"algorithm={name}", "algorithm.kl_coef=0.1"])
-    assert isinstance(open_algorithm(config.algorithm, 9).loss, ReferenceKlLoss)
+    assert isinstance(open_algorithm(config.algorithm, 9).loss, RegularisedLoss)
     assert config.algorithm.frozen == ("algorithm.reference", None)
-    assert not isinstance(open_algorithm(check([f"algorithm={name}"])[0].algorithm, 9).loss, ReferenceKlLoss)
+    assert not isinstance(open_algorithm(check([f"algorithm={name}"])[0].algorithm, 9).loss, RegularisedLoss)
 
 
 @pytest.mark.parametrize(
