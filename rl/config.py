@@ -114,9 +114,16 @@ class WarmupSection(Section):
     """Says how the policy is taught before GRPO."""
 
     steps: Steps = Field(description="supervised steps before GRPO; 0: none")
-    sequences: Positive = Field(description="sequences of one supervised step")
+    sequences: Positive = Field(description="sequences of one supervised step; kind=dpo: two of each pair")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
-    wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
+    wrong_frac: Fraction = Field(description="kind=sft: share of demonstrations that carry another problem's solution")
+    kind: Literal["sft", "dpo"] = Field(
+        description="sft: the likelihood of the data's solutions; dpo: pairs of a chosen and a rejected answer, against the "
+        "initial weights"
+    )
+    beta: float = Field(gt=0, description="kind=dpo: how strongly the policy is held near the initial weights")
+    chosen: Text = Field(description="kind=dpo: field of the answer that was chosen, a text or messages; data=dataset")
+    rejected: Text = Field(description="kind=dpo: and of the one that was rejected")
 
 
 class EvalSection(Section):

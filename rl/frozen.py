@@ -47,6 +47,18 @@ def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
     return FrozenModel(asked.key, other, asked.path)
 
 
+def preference_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
+    """Returns the reference of a warm start by pairs, its initial weights; None where the warm start is another."""
+    if not config.warmup.steps or config.warmup.kind != "dpo":
+        return None
+    if config.trainer.leaf_sequences % 2 or config.warmup.sequences % 2:
+        raise UserError(
+            f"warmup.kind=dpo with trainer.leaf_sequences={config.trainer.leaf_sequences} and "
+            f"warmup.sequences={config.warmup.sequences}: both must be even, so that each leaf holds whole pairs"
+        )
+    return FrozenModel("warmup.kind=dpo", model, config.model.path or config.seed)
+
+
 def check_tokenizer(frozen: FrozenModel, mine: Tokenizer) -> None:
     """Raises UserError where an id stands for another token than in the run's tokenizer, `mine`."""
     if not isinstance(frozen.source, str):

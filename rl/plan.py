@@ -18,7 +18,7 @@ from kernels.model import ModelConfig, costs
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
-from rl.frozen import frozen_model
+from rl.frozen import frozen_model, preference_model
 from rl.placement import Placement, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
@@ -97,6 +97,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"page_size={rollout.page_size}"
         )
     frozen = frozen_model(config, model)
+    paired = preference_model(config, model)
     if frozen and length > frozen.model.max_positions:
         raise UserError(
             f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the "
@@ -106,7 +107,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     limits = rollout.limits
     trainer = trainer_memory(
         model,
-        frozen=frozen.model if frozen else None,
+        frozen=[one.model for one in (frozen, paired) if one],
         dtype=config.dtype,
         device=config.device,
         world_size=section.world_size,

@@ -73,6 +73,10 @@ class TrainerRank(PublishingRank):
         assert self.trainer.frozen is not None
         return self._digest(model, self.trainer.frozen.weights())
 
+    def thaw(self) -> None:
+        """Lets the frozen model go."""
+        self.trainer.frozen = None
+
     def frozen_logprobs(self, batch: Batch) -> Rows:
         """Returns the frozen model's log-probs of this rank's part of the batch."""
         return self.trainer.frozen_logprobs(batch)

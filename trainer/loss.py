@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from kernels.ops import exp, fold_rows
+from kernels.ops import exp, fold_rows, vocab_logprob, vocab_nodes
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,21 @@ def sequence_means(x: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
     divided by their number. x float32 [R]; `sequence` int64 [R], ascending -> float32 [R]."""
     if not len(x):
         return x
+    sums, count = sequence_sums(x, sequence)
+    return sums[sequence] / count[sequence].to(torch.float32)
+
+
+def sequence_sums(x: torch.Tensor, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (sum of x over the rows of each sequence, on the tree, every row a leaf, in order; their number). x float32 [R],
+    R > 0; `sequence` int64 [R], ascending -> float32 [S], int64 [S], with S up to the last sequence that has rows."""
     first = torch.searchsorted(sequence, sequence)
-    count = torch.searchsorted(sequence, sequence, right=True) - first
     place = torch.arange(len(x), device=x.device) - first
+    every = torch.arange(int(sequence[-1]) + 1, device=x.device)
+    count = torch.searchsorted(sequence, every, right=True) - torch.searchsorted(sequence, every)
     # A column is a sequence. Rows that it lacks are +0, which changes no bit of a node: none is -0, as no leaf is
-    table = x.new_zeros(int(count.max()), int(sequence[-1]) + 1)
+    table = x.new_zeros(int(count.max()), len(every))
     table[place, sequence] = x + 0.0
-    return fold_rows(table)[sequence] / count.to(torch.float32)
+    return fold_rows(table), count
 
 
 @dataclass(frozen=True)
@@ -157,3 +165,33 @@ class LikelihoodLoss:
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
         return -logprobs, torch.zeros_like(logprobs, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """Computes -log sigmoid(h) of each pair of sequences, 2 i that was chosen and 2 i + 1 that was rejected, with h = beta
+    (m(chosen) - m(rejected)) and m the sum over a sequence's rows of logprobs - reference (Rafailov et al. 2023, "DPO",
+    equation 7). Both have rows, and lie in one micro-batch.
+
+    The rows of a pair carry its loss in equal parts, and each the gradient of the whole: -beta sigmoid(-h) of the chosen one's,
+    the same with another sign of the other's. m stands on the tree of the sequence's own rows.
+    """
+
+    beta: float
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        fixed, none = logprobs.detach(), torch.zeros_like(logprobs, dtype=torch.bool)
+        if not len(fixed):
+            return logprobs, none
+        margins, count = sequence_sums(fixed - rows.reference, rows.sequence)
+        h = self.beta * (margins[0::2] - margins[1::2])
+        pull = self.beta / (1 + exp(h))
+        slope = torch.stack([-pull, pull], 1).flatten()[rows.sequence]
+        of_pair = -_log_sigmoid(h) / (count[0::2] + count[1::2]).to(torch.float32)
+        return of_pair[rows.sequence // 2] + slope * (logprobs - fixed), none
+
+
+def _log_sigmoid(h: torch.Tensor) -> torch.Tensor:
+    """Returns log sigmoid(h) [R]: the log-prob of the first of two tokens whose logits are h and 0."""
+    one = torch.ones_like(h)
+    return vocab_logprob(vocab_nodes(torch.stack([h, torch.zeros_like(h)], 1), one, 1), h, one)[0]

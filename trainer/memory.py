@@ -9,6 +9,7 @@
 Counted in tensors: a CUDA context (about 0.6 GiB), and what the allocator holds and does not use, come on top.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,22 +45,23 @@ def trainer_memory(
     tokens: int,
     rows: int,
     micro_batches: int,
-    frozen: ModelConfig | None = None,
+    frozen: Sequence[ModelConfig] = (),
 ) -> TrainerMemory:
     """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
-    rank; `micro_batches`: of one step; `frozen`: the model that is asked beside the policy (`trainer.frozen`)."""
+    rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
+    beside the policy (`trainer.frozen`)."""
     width, table = dtype.itemsize, costs.table_elements(model)
     own, held = costs.parameter_count(model), costs.trainer_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
     sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
-    beside = width * costs.trainer_elements(frozen) // world_size if frozen else 0
+    beside = max((width * costs.trainer_elements(one) // world_size for one in frozen), default=0)
     on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload] + beside
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
-    asking = _asking(frozen, tokens, rows, width, device) if frozen else 0
+    asking = max((_asking(one, tokens, rows, width, device) for one in frozen), default=0)
 
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")

@@ -71,6 +71,7 @@ class Trainer:
     def freeze(self, model: ModelConfig, weights: Weights) -> None:
         """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
         teacher. A collective."""
+        self.frozen = None  # two would be in memory at once
         self.frozen = Frozen(model, self.config.dtype, self.mesh, weights)
 
     def frozen_logprobs(self, batch: Batch) -> Rows:

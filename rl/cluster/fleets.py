@@ -131,6 +131,10 @@ class TrainerFleet(_Fleet):
         its weights."""
         return self._all(lambda rank: rank.freeze.remote(model, source))[0]
 
+    def thaw(self) -> None:
+        """Lets it go."""
+        self._all(lambda rank: rank.thaw.remote())
+
     def frozen_logprobs(self, batch: Batch) -> np.ndarray:
         """Returns its log-probs of all loss rows of `batch`: float32 [R]."""
         check_ray()

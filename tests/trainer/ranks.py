@@ -16,7 +16,15 @@ from tests.bits import sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, Rows, StepReport
-from trainer.loss import LikelihoodLoss, Loss, PolicyLoss, RegularisedLoss, SequencePolicyLoss, WeightedLikelihoodLoss
+from trainer.loss import (
+    LikelihoodLoss,
+    Loss,
+    PolicyLoss,
+    PreferenceLoss,
+    RegularisedLoss,
+    SequencePolicyLoss,
+    WeightedLikelihoodLoss,
+)
 from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -51,6 +59,7 @@ LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),
     "clipped weights, 8 leaves of 1": WeightedLikelihoodLoss(0.01, 0.01),
     "a reference and entropy, 8 leaves of 2": RegularisedLoss(PolicyLoss(), 1.0, "k3", 0.1),
+    "pairs, 8 leaves of 2": PreferenceLoss(0.5),
 }
 RUNS |= {name: (TINY, lambda c: random_weights(c), int(name[-1]), 8 * int(name[-1]), torch.float32) for name in LOSSES}
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
@@ -86,7 +95,7 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     config, weights, _, sequences, *_ = RUNS[name]
     trainer = Trainer(config, trainer_config(name, way), init_device_mesh("cpu", (world,)), weights(config))
     trainer.optimizer._passage.piece = 1000  # several pieces a tensor
-    if isinstance(LOSSES.get(name), RegularisedLoss):
+    if isinstance(LOSSES.get(name), RegularisedLoss | PreferenceLoss):
         trainer.freeze(REFERENCE, random_weights(REFERENCE))
     told = []
     for step in range(STEPS):

@@ -18,6 +18,7 @@ from trainer.loss import (
     Loss,
     LossRows,
     PolicyLoss,
+    PreferenceLoss,
     RegularisedLoss,
     SequencePolicyLoss,
     WeightedLikelihoodLoss,
@@ -266,6 +267,52 @@ def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, dat
         slopes.append(mine.grad)
     assert_same_bits(torch.cat(losses), whole.detach())
     assert_same_bits(torch.cat(slopes), logprobs.grad)
+
+
+PAIRS = st.lists(st.tuples(*[st.lists(TOKEN, min_size=1, max_size=9)] * 2), min_size=1, max_size=4)
+
+
+def paired(drawn: list[tuple[list[tuple[float, float]], ...]], spread: float = 8) -> tuple[torch.Tensor, LossRows]:
+    logprobs, columns = batch([(0.0, [(x, gap * spread) for x, gap in one]) for pair in drawn for one in pair])
+    return logprobs, replace(columns, reference=columns.logprobs)
+
+
+@SEVERAL
+@given(PAIRS, st.floats(0.01, 2))
+def test_pairs_as_in_the_paper(drawn: list[tuple[list[tuple[float, float]], ...]], beta: float) -> None:
+    """DPO's equation 7 in float64, and the gradient that autograd finds of it."""
+    logprobs, columns = paired(drawn)
+    wide = logprobs.detach().double().requires_grad_()
+    d = wide - columns.reference.double()
+    margins = torch.stack([d[columns.sequence == i].sum() for i in range(2 * len(drawn))])
+    expected = -torch.nn.functional.logsigmoid(beta * (margins[0::2] - margins[1::2]))
+    expected.mean().backward()
+    losses, clipped = PreferenceLoss(beta)(logprobs, columns)
+    weighted = losses * (1 / len(drawn))
+    weighted.backward(torch.ones_like(weighted))
+    assert weighted.sum().item() == pytest.approx(expected.mean().item(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(logprobs.grad.double(), wide.grad, rtol=3e-5, atol=1e-7)
+    assert not clipped.any()
+
+
+@SEVERAL
+@given(PAIRS, st.data())
+def test_the_cut_between_pairs_changes_no_bit(
+    drawn: list[tuple[list[tuple[float, float]], ...]], data: st.DataObject
+) -> None:
+    logprobs, columns = paired(drawn)
+    whole, _ = PreferenceLoss(0.3)(logprobs, columns)
+    whole.backward(torch.ones_like(whole))
+    bounds = sorted({0, len(drawn)} | data.draw(st.sets(st.integers(1, len(drawn)))))
+    losses, slopes = [], []
+    for first, last in itertools.pairwise(bounds):
+        mine, part = taken(logprobs, columns, 2 * first, 2 * last)
+        one, _ = PreferenceLoss(0.3)(mine, part)
+        one.backward(torch.ones_like(one))
+        losses.append(one.detach())
+        slopes.append(mine.grad)
+    assert_same_bits(torch.cat(slopes), logprobs.grad)
+    assert_same_bits(torch.cat(losses), whole.detach())
 
 
 def tree(leaves: list[np.float32]) -> np.float32:
