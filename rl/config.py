@@ -12,7 +12,7 @@ from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
-from rl.rewards.section import Rewards, ScoringSection
+from rl.rewards.section import OwnRewards, Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
 from rollout.engine import EngineConfig
@@ -129,16 +129,6 @@ class WarmupSection(Section):
     wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
 
 
-class EvalSection(Section):
-    """Says when the policy is evaluated, and on how much."""
-
-    problems: Positive = Field(description="held-out problems")
-    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
-    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
-    temperature: float = Field(ge=0)
-    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
-
-
 class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
@@ -246,6 +236,38 @@ DATA: dict[str, type[Section]] = {
     "mixture": MixtureSection,
 }
 """The sections of `data`, by kind."""
+
+
+class TaskSet(ReasoningGymSection):
+    """Says which problems of a reasoning-gym dataset are evaluated beside the held-out ones, and how."""
+
+    samples: Positive | None = Field(default=None, description="completions of each problem; null: eval.samples")
+    reward: OwnRewards = Field(default=None, description="what judges the set; null: the run's reward")
+
+
+class FileSet(DatasetSection):
+    """Says which problems of a data set are evaluated beside the held-out ones, and how."""
+
+    samples: Positive | None = Field(default=None, description="completions of each problem; null: eval.samples")
+    reward: OwnRewards = Field(default=None, description="what judges the set; null: the run's reward")
+
+
+SETS: dict[str, type[Section]] = {"reasoning_gym": TaskSet, "dataset": FileSet}
+"""The sections of a set of `eval.sets`, by kind."""
+
+
+class EvalSection(Section):
+    """Says when the policy is evaluated, and on how much."""
+
+    problems: Positive = Field(description="held-out problems")
+    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
+    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
+    temperature: float = Field(ge=0)
+    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
+    sets: dict[Name, Annotated[TaskSet | FileSet, Field(discriminator="kind")]] = Field(
+        description="further sets, by names of yours: what `data` would say of each (as data.sources has it), `samples` and "
+        "`reward`; all of a file is evaluated, of what has splits that which is held out"
+    )
 
 
 def _resume(value: object) -> object:
@@ -381,7 +403,7 @@ def _known_keys(path: list[str], values: Any) -> list[str]:
         values = values[int(part) if isinstance(values, list) else part]
         kind = values.get("kind") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind in DATA:
-            section = DATA[kind]
+            section = SETS[kind] if path[:2] == ["eval", "sets"] else DATA[kind]
             continue
         field = section.model_fields[part]
         choices = _sections(field.annotation)

@@ -23,6 +23,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "dry_run",
     "eval.every",
     "eval.keep_samples",
+    "eval.sets",
     "logger",
     "out_dir",
     "resume",

@@ -1,7 +1,7 @@
 """Prepares a run: all that can be known, and can be wrong, before a process of it starts or a file is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +12,7 @@ from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.data import Source, open_source
+from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.identity import identity
 from rl.model import model_config
 from rl.out_dir import check_out_dir
@@ -33,6 +34,7 @@ class Prepared:
     plan: Plan
     identity: dict[str, Any]
     warnings: tuple[str, ...]  # one line each
+    sets: Mapping[str, EvaluationSet] = field(default_factory=dict)  # of `eval.sets`
 
 
 def prepare(
@@ -44,7 +46,10 @@ def prepare(
         check_installed(kind)
     source = open_source(config, console)
     model = model_config(config, len(source.tokenizer))
-    longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
+    say = console.warn if isinstance(console, Screen) else warn
+    sets = open_sets(config, source.tokenizer, source.train, console, say, objects)
+    asked = (*source.train, *source.held_out, *(p for one in sets.values() for p in one.problems))
+    longest = max(len(p.prompt_ids) for p in asked)
     plan = make_plan(config, model, longest)
     if not config.dry_run:
         check_machine(config, plan)
@@ -52,8 +57,8 @@ def prepare(
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    say = console.warn if isinstance(console, Screen) else warn
     reward = open_reward(config.reward, source, config.scoring, say, objects)
     with Waiting(console, f"judging the gold solutions by {reward.name}"):
         golds = check_golds(source, reward, by_tokens=config.model.path is not None)
-    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))
+    of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
+    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds, *of_sets))), sets)

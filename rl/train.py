@@ -25,7 +25,7 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
-from rl.evaluation import make_evaluator
+from rl.evaluation import Evaluators, make_evaluator, make_set_evaluator
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -74,7 +74,7 @@ def train(
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, ready.source)
         return {}
-    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan):
+    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan, ready.sets):
         console.print(line)
     algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
     with contextlib.ExitStack() as stack:
@@ -198,7 +198,12 @@ class Parts:
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
-        evaluator = make_evaluator(config, source, environment, reward.name)
+        ends, sets = source.tokenizer.ends, self.ready.sets
+        own = {name: SingleTurn(source.tokenizer, one.reward) for name, one in sets.items()}
+        evaluator = Evaluators(
+            make_evaluator(config, source, environment, reward.name),
+            {name: make_set_evaluator(config, name, one, ends, own[name]) for name, one in sets.items()},
+        )
         step = Step(
             stream=stream,
             requests_for=requests,

@@ -96,6 +96,23 @@ Rewards = Annotated[
 ]
 
 
+def _own_list(value: Any) -> Any:
+    return value if value is None else _as_list(value)
+
+
+def _own_short(rewards: tuple[RewardSection, ...] | None) -> Any:
+    return None if rewards is None else _as_short(rewards) or VERIFIER
+
+
+OwnRewards = Annotated[
+    tuple[RewardSection, ...] | None,
+    BeforeValidator(_own_list),
+    AfterValidator(lambda rewards: rewards and _apart(rewards)),
+    PlainSerializer(_own_short),
+]
+"""Those of a part of a run; None: those of the run, and () is the verifier of the part's own data."""
+
+
 def reads_answers(rewards: Sequence[RewardSection]) -> bool:
     """Tells whether one of them compares with the answer of its problem, which then must be there."""
     return not rewards or any(reward.function in BY_ANSWER for reward in rewards)
