@@ -133,6 +133,10 @@ class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    keep_batches: tuple[Positive, ...] = Field(
+        description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
+        "computes it again. That of the first step in which a bit differs stays in any case, without weights"
+    )
 
 
 class CheckpointSection(Section):
@@ -303,6 +307,11 @@ class RunConfig(Section):
     resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
+    mode: Literal["full", "rollout_only", "train_only"] = Field(
+        description="full: a run; rollout_only: samples and scores by the first weights, and keeps every step's batch; "
+        "train_only: trains on the batches that a run kept"
+    )
+    batches: Folder | None = Field(description="of mode=train_only: the run whose out_dir/batches are trained on")
     save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
     dry_run: bool
     device: Literal["cpu", "cuda"]

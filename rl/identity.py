@@ -13,6 +13,7 @@ from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
     "align",
+    "batches",
     "checkpoint",
     "cluster",
     "data.chat_template",  # CONTENT says what is there, and what was made of it

@@ -6,7 +6,10 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {
+ADDED: Mapping[str, Any] = {
+    "mode": "full",
+    "batches": None,
+    "align.keep_batches": [],
     "algorithm.name": "grpo",
     "algorithm.mini_batches": 1,
     "algorithm.update_epochs": 1,
@@ -131,7 +134,10 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(new.get(section), dict) and new[section].get(name) == said:
             new[section][name] = meant
     for key, value in ADDED.items():
-        section, name = key.split(".")
+        section, _, name = key.partition(".")
+        if not name:
+            new.setdefault(section, value)
+            continue
         mine = new.setdefault(section, {})
         if isinstance(mine, dict) and (section != "data" or mine.get("kind") == "dataset"):
             new[section].setdefault(name, value)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kernels.host.command import warn
 from kernels.model import ModelConfig
+from rl.alone import check_alone
 from rl.config import RunConfig
 from rl.data import Source, open_source
 from rl.evaluation.sets import EvaluationSet, open_sets
@@ -54,6 +55,7 @@ def prepare(
     if not config.dry_run:
         check_machine(config, plan)
         check_out_dir(Path(config.out_dir))
+    check_alone(config, model.vocab_size)
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)

@@ -16,8 +16,10 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
+from kernels.weights.beside import name_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
+from rl.alone import Alone
 from rl.checkpoints import Checkpoints, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
@@ -25,7 +27,7 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
-from rl.evaluation import Evaluators, make_evaluator, make_set_evaluator
+from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -35,6 +37,7 @@ from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
 from rl.prepare import Prepared, prepare
 from rl.publish import Progress, check_served, publish
+from rl.replay.keeper import Keeper
 from rl.report import reported
 from rl.requests import requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
@@ -167,7 +170,8 @@ class Parts:
         shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor)
         work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
         state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
-        before, after = self.loop(algorithm).run(state)
+        loop = self.loop(algorithm)
+        before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
@@ -187,6 +191,25 @@ class Parts:
             "versions": _versions(config.device),
         }
 
+    def _alone(self, loop: Loop) -> tuple[None, None]:
+        """Takes one half of the steps; nothing is evaluated."""
+        half = Alone(loop.step, loop.bar, self.config.steps)
+        if self.config.batches is None:
+            half.sample()
+        else:
+            half.train(Path(self.config.batches))
+        return None, None
+
+    def _keeper(self) -> Keeper:
+        config, steps = self.config, frozenset(self.config.align.keep_batches)
+        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), "device": config.device}
+        sidecar = beside(config, self.ready.model, self.ready.source.tokenizer)
+        asked = (lambda step: True) if config.mode == "rollout_only" else steps.__contains__
+        if config.mode == "train_only":
+            asked = frozenset[int]().__contains__
+        save = partial(self.trainer.save, beside=sidecar)
+        return Keeper(Path(config.out_dir), asked, about, save, self.console.warn)
+
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
         config, source, reward = self.config, self.ready.source, self.ready.reward
@@ -198,12 +221,7 @@ class Parts:
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
-        ends, sets = source.tokenizer.ends, self.ready.sets
-        own = {name: SingleTurn(source.tokenizer, one.reward) for name, one in sets.items()}
-        evaluator = Evaluators(
-            make_evaluator(config, source, environment, reward.name),
-            {name: make_set_evaluator(config, name, one, ends, own[name]) for name, one in sets.items()},
-        )
+        own = make_evaluator(config, source, environment, reward.name)
         step = Step(
             stream=stream,
             requests_for=requests,
@@ -221,12 +239,13 @@ class Parts:
             epochs=section.update_epochs,
             lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
+            keeper=self._keeper(),
         )
         return Loop(
             step=step,
             stream=stream,
             evaluate=partial(
-                evaluator,
+                Evaluators(own, self._set_evaluators()),
                 generate=self.rollout.generate,
                 cards=self.cards,
                 compare=partial(check_served, self.rollout),
@@ -247,6 +266,12 @@ class Parts:
             steps=config.steps,
             eval_every=config.eval.every,
         )
+
+    def _set_evaluators(self) -> dict[str, Evaluator]:
+        """Makes the evaluation on every set of `eval.sets`, judged by the set's own reward."""
+        tokenizer, sets = self.ready.source.tokenizer, self.ready.sets
+        own = {name: SingleTurn(tokenizer, one.reward) for name, one in sets.items()}
+        return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
     def _publish(self, version: int) -> None:
         """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
