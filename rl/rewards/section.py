@@ -19,10 +19,15 @@ BUILT_IN = {
     "http": "rl.rewards.http:Server",
     "judge": "rl.rewards.judge:judge",
     "length": "rl.rewards.length:length",
+    "model": "rl.rewards.model:RewardModel",
 }
 """Rewards that need no import path, and the functions that they are."""
 BY_ANSWER = (VERIFIER, "answer", "exact")
 """Those that compare with a problem's answer: they judge no data without answers."""
+OF_OTHERS = ("http", "judge", "model")
+"""Those whose values are what a server or a library makes of the text: its bits are not ours to promise."""
+MODEL = "model"
+"""The one that holds a model: a single process judges, since each would load it."""
 _RESERVED = (
     "mean",
     "std",
