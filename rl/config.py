@@ -67,7 +67,7 @@ class RolloutSection(Section):
     )
     top_p: float = Field(gt=0, le=1, description="draw from the likeliest tokens that together have this probability")
     min_p: Fraction = Field(description="draw from tokens of at least this times the probability of the likeliest")
-    max_new_tokens: Positive
+    max_new_tokens: Positive = Field(description="tokens of a completion at most, also in an evaluation")
     pages: Pages
     page_size: PageSize
     prefix_cache: PrefixCache
@@ -110,10 +110,10 @@ class TrainerSection(Section):
         "has the same `steps`"
     )
     lr_warmup_steps: Steps = Field(description="steps in which lr rises linearly; 0: none")
-    betas: tuple[Decay, Decay]
-    eps: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    grad_clip: float = Field(gt=0)
+    betas: tuple[Decay, Decay] = Field(description="of AdamW: decay of the first moment and of the second")
+    eps: float = Field(gt=0, description="of AdamW, beside the root of the second moment")
+    weight_decay: float = Field(ge=0, description="of AdamW, decoupled: times lr, of matrices alone")
+    grad_clip: float = Field(gt=0, description="a gradient whose 2-norm is larger is scaled down to it")
     router_aux_loss_coef: float = Field(
         ge=0, description="of a mixture of experts: coefficient of the load-balancing loss; 0: none"
     )
@@ -164,7 +164,9 @@ class ClusterSection(Section):
 class ReasoningGymSection(Section):
     """Says which reasoning-gym dataset problems are drawn from."""
 
-    kind: Literal["reasoning_gym"]
+    kind: Literal["reasoning_gym"] = Field(
+        description="problems of reasoning-gym; data=NAME chooses it, with its values"
+    )
     task: str = Field(description="name of a reasoning-gym dataset")
     args: dict[str, Any] = Field(description="its parameters")
     pattern: str = Field(description="regular expression: keeps the questions it matches; its groups fill `prompt`")
@@ -178,7 +180,7 @@ class DatasetSection(Section):
     """Says which data set problems are read from, and which of its fields. A field is a dotted path
     (reward_model.ground_truth, choices.0)."""
 
-    kind: Literal["dataset"]
+    kind: Literal["dataset"] = Field(description="rows of a data set; data=NAME chooses it, with its values")
     path: Folder = Field(
         description="a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.* and test.*, a folder of `datasets` "
         "(save_to_disk), or a name on the hub (openai/gsm8k)"
@@ -220,7 +222,7 @@ class DatasetSection(Section):
 class MixtureSection(Section):
     """Says which sources are mixed, and how."""
 
-    kind: Literal["mixture"]
+    kind: Literal["mixture"] = Field(description="several sources; data=mixture chooses it")
     sources: dict[Name, Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]] = Field(
         min_length=1,
         description="by names of yours, what `data` would say of each; `data: NAME` begins with configs/data/NAME.yaml, else "
@@ -266,7 +268,7 @@ class EvalSection(Section):
     problems: Positive = Field(description="held-out problems")
     samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
     every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
-    temperature: float = Field(ge=0)
+    temperature: float = Field(ge=0, description="of an evaluation's samples; 0: the most likely token")
     keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
     sets: dict[Name, Annotated[TaskSet | FileSet, Field(discriminator="kind")]] = Field(
         description="further sets, by names of yours: what `data` would say of each (as data.sources has it), `samples` and "
@@ -301,9 +303,11 @@ Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 class RunConfig(Section):
     """Holds all keys of a run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        description="of random weights, of the problems drawn, their order, and every sample"
+    )
     steps: Steps = Field(description="GRPO steps")
-    out_dir: Folder
+    out_dir: Folder = Field(description="the run's folder, which one process writes to at a time")
     resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
@@ -313,8 +317,8 @@ class RunConfig(Section):
     )
     batches: Folder | None = Field(description="of mode=train_only: the run whose out_dir/batches are trained on")
     save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
-    dry_run: bool
-    device: Literal["cpu", "cuda"]
+    dry_run: bool = Field(description="says what a run would be and take, and starts nothing")
+    device: Literal["cpu", "cuda"] = Field(description="where both sides compute")
     numerics: Literal["exact", "fast"] = Field(
         description="fast: torch's matmul, and in the trainer its attention and log-prob. A contrast: nothing is promised of it"
     )

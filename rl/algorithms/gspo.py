@@ -5,6 +5,8 @@ As there, without a KL term. `loss_mean=sequence` is the paper's; any other weig
 
 from typing import Literal
 
+from pydantic import Field
+
 from rl.algorithms.grpo import GroupSection, Grpo
 from trainer.loss import Loss, SequencePolicyLoss
 
@@ -12,7 +14,7 @@ from trainer.loss import Loss, SequencePolicyLoss
 class GspoSection(GroupSection):
     """Holds the keys of GSPO."""
 
-    name: Literal["gspo"]
+    name: Literal["gspo"] = Field(description="the algorithm; algorithm=NAME chooses it, with its values")
 
 
 class Gspo(Grpo):
