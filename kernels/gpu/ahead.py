@@ -183,8 +183,8 @@ def _compiled(launch: Any) -> Compiled:
     registers, stack = _resources(kernel.asm["cubin"])
     text = kernel.asm["ptx"]
     ptx = hashlib.sha256(text.encode()).hexdigest()[:16]
-    error = hasty(text) if launch.options.get("launch_pdl") else ""
-    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx, error)
+    wrong = hasty(text) if launch.options.get("launch_pdl") else ""
+    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx, wrong)
 
 
 def hasty(ptx: str) -> str:
