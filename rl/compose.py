@@ -25,6 +25,7 @@ from rl.model import resolved
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 RECIPES = ROOT / "recipes"
+_ARGS = "environment.args"
 
 
 def recipe_names() -> list[str]:
@@ -135,9 +136,10 @@ def _values(override: Override) -> list[str]:
 
 
 def _addable(override: Override) -> str:
-    """Which keys `data` has depends on the group chosen: added, so that the schema names the keys of that one."""
+    """Which keys `data` has depends on the group chosen: added, so that the schema names the keys of that one. Those of
+    environment.args are the user's."""
     line = override.input_line or ""
-    return "++" + line if line.startswith("data.") and not override.is_sweep_override() else line
+    return "++" + line if line.startswith(("data.", _ARGS)) and not override.is_sweep_override() else line
 
 
 def for_hydra(overrides: Sequence[str], out_dir: str) -> list[str]:
@@ -189,7 +191,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
     section: object = base
     for i, part in enumerate([*path, last]):
         if not isinstance(section, DictConfig) or part not in section:
-            if path and path[0] == "data":
+            if (path and path[0] == "data") or key.startswith(_ARGS):
                 return  # see _addable
             known = sorted(map(str, section)) if isinstance(section, DictConfig) else []
             raise UserError(unknown_key(".".join(key.split(".")[: i + 1]), known, key))

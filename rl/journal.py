@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rl.environments.conversation import summed
 from rl.metrics import Mismatch, divergence, profile, worst
 from rl.run.log import RunLog
 from rl.samples import Group, Sample
 from rl.updates import Update, measure
+from rollout.sampling import Completion
 from rollout.tokenizer import Tokenizer
 from trainer.batch import Batch, StepReport
 
@@ -113,6 +115,7 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
     ends = [c.finish_reason for g in groups for s in g.samples for c in s.completions]
     return {
         **rewards(groups),
+        **conversations([sample for group in groups for sample in group.samples]),
         "response/length_mean": float(batch.counts.mean()),
         "response/truncated_frac": float(np.mean([reason == "length" for reason in ends])),
         "policy/entropy": float(-report.logprobs.mean(dtype=np.float64)),  # Monte Carlo: the tokens are its own samples
@@ -123,6 +126,27 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
         "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
         **(report.routing.metrics() if report.routing else {}),
     }
+
+
+def conversations(samples: Sequence[Sample]) -> dict[str, float]:
+    """Sums up what environments counted, and how many tokens of their turns' prompts came from the prefix cache; nothing where
+    there is nothing to count."""
+    counted = [sample.counts for sample in samples if sample.counts]
+    if not counted:
+        return {}
+    prompts = sum(place for s in samples for place in _places(s))
+    cached = sum(c.cached_tokens for s in samples for c in s.completions)
+    return {**summed(counted), "speed/cached_prompt_frac": cached / max(prompts, 1)}
+
+
+def _places(sample: Sample) -> list[int]:
+    """Returns the tokens before each completion of a sample."""
+    places, length = list[int](), 0
+    for piece in sample.transcript:
+        if isinstance(piece, Completion):
+            places.append(length)
+        length += len(piece.token_ids if isinstance(piece, Completion) else piece)
+    return places
 
 
 def rewards(groups: Sequence[Group]) -> dict[str, float]:

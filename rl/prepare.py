@@ -12,13 +12,15 @@ from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.config import RunConfig
 from rl.data import Source, open_source
+from rl.environments.choice import open_environment
+from rl.environments.environment import Environment
+from rl.environments.tools import open_hosts
 from rl.identity import identity
 from rl.model import model_config
 from rl.out_dir import check_out_dir
 from rl.plan import Plan, check_machine, make_plan
 from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
-from rl.rewards.reward import Reward, open_reward
 from rl.run.screen import Screen, Waiting
 from rl.run.trackers import check_installed
 
@@ -28,7 +30,8 @@ class Prepared:
     """Holds what was found out of a run before it starts."""
 
     source: Source
-    reward: Reward
+    environment: Environment
+    judged_by: str
     model: ModelConfig
     plan: Plan
     identity: dict[str, Any]
@@ -38,11 +41,12 @@ class Prepared:
 def prepare(
     config: RunConfig, console: Console | None = None, objects: Mapping[str, Any] = MappingProxyType({})
 ) -> Prepared:
-    """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards that are called in this process, by what
+    """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards and factories of this process, by what
     the config calls them."""
     for kind in config.logger:
         check_installed(kind)
-    source = open_source(config, console)
+    hosts = open_hosts(config, objects)
+    source = open_source(config, console, hosts.about if hosts else None)
     model = model_config(config, len(source.tokenizer))
     longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
     plan = make_plan(config, model, longest)
@@ -53,7 +57,9 @@ def prepare(
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
     say = console.warn if isinstance(console, Screen) else warn
-    reward = open_reward(config.reward, source, config.scoring, say, objects)
-    with Waiting(console, f"judging the gold solutions by {reward.name}"):
-        golds = check_golds(source, reward, by_tokens=config.model.path is not None)
-    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))
+    environment, reward, name = open_environment(config, source, hosts, say, objects)
+    golds = ""
+    if reward:
+        with Waiting(console, f"judging the gold solutions by {reward.name}"):
+            golds = check_golds(source, reward, by_tokens=config.model.path is not None)
+    return Prepared(source, environment, name, model, plan, mine, tuple(filter(None, (*source.warnings, golds))))

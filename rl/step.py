@@ -18,6 +18,7 @@ from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
 from rl.samples import Group
 from rl.updates import Update, parts
+from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -26,8 +27,9 @@ from trainer.loss import Loss
 class Rollout(Protocol):
     """Declares what a step asks of the engines."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Generates the completions of all requests, in their order, the samples of each side by side."""
+    def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
+        """Generates the completions of all requests, in their order, the samples of each side by side; with `replies` also
+        what follows them, of which only the replies hear."""
 
 
 class Trainer(Protocol):
@@ -110,7 +112,7 @@ class Step:
         problems = self.stream.take(count)
         requests = self.requests_for(problems, step, first)
         with clock("sample"), self.phase("sampling"):
-            transcripts = self.environment.play(requests, self.rollout.generate)
+            transcripts = self.environment.play(requests, self.rollout.generate, problems)
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
 

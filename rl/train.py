@@ -23,7 +23,7 @@ from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem
-from rl.environments.single_turn import SingleTurn
+from rl.environments.tools import Tools
 from rl.errors import RunError
 from rl.evaluation import make_evaluator
 from rl.handover import Handover
@@ -45,7 +45,7 @@ from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
-from rl.warm_start import Demonstrations, warm_start
+from rl.warm_start import Demonstrate, Demonstrations, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
 
@@ -74,7 +74,7 @@ def train(
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, ready.source)
         return {}
-    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan):
+    for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan):
         console.print(line)
     algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ class Parts:
             self.console.print("no checkpoint yet: the run starts again")
         if config.numerics != "exact":
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
-        shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor)
+        shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor, self._demonstrate())
         work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
         state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
         before, after = self.loop(algorithm).run(state)
@@ -177,7 +177,7 @@ class Parts:
             "weights_sha256": weights,
             "eval_accuracy_before": before,
             "eval_accuracy_after": after,
-            "judged_by": ready.reward.name,
+            "judged_by": ready.judged_by,
             "tokens_compared": self.journal.totals.tokens_compared,
             "tokens_nonzero": self.journal.totals.tokens_nonzero,
             "steps": config.steps,
@@ -187,18 +187,25 @@ class Parts:
             "versions": _versions(config.device),
         }
 
+    def _demonstrate(self) -> Demonstrate | None:
+        """Returns what plays conversations for the warm start; None where solutions are shown."""
+        environment = self.ready.environment
+        if not isinstance(environment, Tools) or not environment.teaches:
+            return None
+        sampling = train_sampling(self.config.rollout, self.ready.source.tokenizer.ends)
+        return partial(environment.demonstrate, sampling=sampling)
+
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
-        config, source, reward = self.config, self.ready.source, self.ready.reward
+        config, source, environment = self.config, self.ready.source, self.ready.environment
         section, stream = config.algorithm, source.stream(config.seed, TRAIN)
         trainer = config.trainer
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
-        environment = SingleTurn(source.tokenizer, reward)
 
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
-        evaluator = make_evaluator(config, source, environment, reward.name)
+        evaluator = make_evaluator(config, source, environment, self.ready.judged_by)
         step = Step(
             stream=stream,
             requests_for=requests,

@@ -22,13 +22,13 @@ from kernels.model.ahead import prepare as prepare_kernels
 from rl.compose import check
 from rl.config import RunConfig, validate
 from rl.data import open_source
-from rl.environments.single_turn import SingleTurn
+from rl.environments.choice import open_environment
+from rl.environments.tools import open_hosts
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.evaluator import make_evaluator
 from rl.evaluation.measures import Evaluation
 from rl.evaluation.samples import write_samples
 from rl.keys import renewed
-from rl.rewards.reward import open_reward
 from rl.run.screen import Screen
 from rollout.lockstep import Lockstep, RankError
 from rollout.runner import RunnerError
@@ -78,8 +78,9 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
 def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) -> Evaluation:
     """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`."""
     assert config.model.path is not None
-    source, rollout = open_source(config, console), config.rollout
-    reward = open_reward(config.reward, source, config.scoring, console.warn)
+    hosts = open_hosts(config, {})
+    source, rollout = open_source(config, console, hosts.about if hosts else None), config.rollout
+    environment, _, judged_by = open_environment(config, source, hosts, console.warn)
     served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device)
     console.print(
         f"{served.name}: {min(config.eval.problems, len(source.held_out)):,} of {len(source.held_out):,} held-out problems, "
@@ -91,8 +92,8 @@ def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) ->
     evaluator = make_evaluator(
         config,
         source,
-        SingleTurn(source.tokenizer, reward),
-        reward.name,
+        environment,
+        judged_by,
         keep=lambda step, groups: write_samples(samples, groups) if samples else None,
     )
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
