@@ -43,7 +43,7 @@ class Numbered:
         problems = [Problem(p, p, tokenizer.encode(p), "", "", {"number": i}) for i, p in enumerate(self._prompts)]
         train = [p for p in problems if not is_held_out(p.prompt)]
         held_out = [p for p in problems if is_held_out(p.prompt)]
-        return Source(train, held_out, _nobody, tokenizer, verifier="nobody")
+        return Source(train, held_out, _nobody, tokenizer, verifier="its environment")
 
 
 def _nobody(problem: Problem, text: str) -> float:

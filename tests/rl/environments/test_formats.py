@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.environments.formats import FORMATS, chosen
@@ -27,6 +27,7 @@ def read(family: str, text: str) -> list[Call]:
     return FORMATS[family](text, TOOLS)
 
 
+@settings(deadline=None)
 @given(a=VALUES, b=VALUES, before=st.sampled_from(["", "Let me see.\n", "<think>\n<tool_call>no\n</think>\n"]))
 def test_what_a_family_writes_is_read(a: Any, b: Any, before: str) -> None:
     arguments = {"a": a, "b": b}
@@ -39,6 +40,7 @@ def test_what_a_family_writes_is_read(a: Any, b: Any, before: str) -> None:
     assert read("plain", f"add({json.dumps(a)}, {json.dumps(b)})") == [expected]
 
 
+@settings(deadline=None)
 @given(a=st.integers(), text=st.text(alphabet=st.characters(codec="utf-8"), max_size=20))
 def test_values_of_qwen_coder_are_what_the_schema_says(a: int, text: str) -> None:
     def call(name: str, **arguments: Any) -> str:
@@ -84,6 +86,7 @@ def test_a_text_is_no_call(text: str) -> None:
     assert not any(read(family, text) for family in FORMATS)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>{}[]()/=\"',: \nabtolcnmeu_0", max_size=60))
 def test_no_text_is_too_strange(text: str) -> None:
     for family in FORMATS:

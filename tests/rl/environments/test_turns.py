@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.data import Problem
@@ -51,6 +51,7 @@ WORDS = st.text(alphabet="ab1 \n{}\"'<é", max_size=12)
 
 
 @pytest.mark.parametrize("template", [QWEN, PLAIN])
+@settings(deadline=None)
 @given(question=WORDS, rounds=st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), max_size=3))
 def test_turns_are_the_template_of_all_of_it(
     tokenizer: Tokenizer, template: str, question: str, rounds: list[tuple[str, list[str]]]
