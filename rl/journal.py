@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rl.environments.conversation import summed
+from rl.environments.conversation import Played, summed
 from rl.metrics import Mismatch, divergence, profile, worst
 from rl.run.log import RunLog
 from rl.samples import Group, Sample
@@ -78,6 +78,7 @@ class Journal:
         return {
             "prompt": group.problem.prompt,
             "completion": sample.text,
+            **({"messages": list(told)} if (told := _messages(sample)) else {}),
             "answer": group.problem.answer,
             "reward": sample.reward,
             "rewards": dict(sample.parts),
@@ -88,6 +89,11 @@ class Journal:
             "logprobs": batch.logprobs[mine].tolist(),
             "trainer_logprobs": report.logprobs[mine].tolist(),
         }
+
+
+def _messages(sample: Sample) -> Sequence[Mapping[str, Any]]:
+    """Returns the messages of a conversation with tools, after its prompt."""
+    return sample.transcript.outcome.messages if isinstance(sample.transcript, Played) else ()
 
 
 def _differ(step: int, metrics: Mapping[str, Any]) -> str:

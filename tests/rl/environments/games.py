@@ -4,15 +4,16 @@ import asyncio
 import ctypes
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
 class Notes:
-    """Answers by what it was told so far; takes its time where a row says so."""
+    """Answers by what it was told so far; takes its time, or waits for a file, where a row says so."""
 
-    def reset(self, name: str, pause: float = 0.0, **row: Any) -> str:
+    def reset(self, name: str, pause: float = 0.0, until: str = "", **row: Any) -> str:
         self.told: list[str] = []
-        self._pause = pause
+        self._pause, self._until = pause, until
         self._name = name
         return f"{name}:"
 
@@ -24,6 +25,8 @@ class Notes:
             text: What to note.
         """
         time.sleep(self._pause)
+        while self._until and not Path(self._until).exists():
+            time.sleep(0.01)
         self.told.append(text)
         return f"{self._name}{len(self.told)}"
 

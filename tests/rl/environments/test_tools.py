@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,31 @@ def test_who_is_first_changes_nothing(hosts: Hosts, expected: list[Any]) -> None
     for other in (Hosts(f"{GAMES}:Notes", {}, 1, 60), Hosts(f"{GAMES}:Notes", {}, 3, 60), Hosts("", {}, 1, 60, Notes)):
         assert_same(play(tools(other), engine(TINY), slow), expected)
         other.close()
+
+
+def test_a_slow_tool_holds_nobody(hosts: Hosts, expected: list[Any], tmp_path: Path) -> None:
+    """The tool of two conversations answers once all others have ended."""
+    asked, gate = problems(), tmp_path / "gate"
+    asked[1] = replace(asked[1], record={**asked[1].record, "until": str(gate)})
+    others = sum(len(completions(t)) for i, t in enumerate(expected) if i not in (2, 3))
+    inner = served(engine(TINY))
+
+    def generate(requests: Sequence[Request], replies: Replies | None = None, /) -> list[Completion]:
+        assert replies
+        take, seen = replies.take, list[int]()
+
+        def counted(done: Sequence[Completion]) -> None:
+            seen.extend(c.request_id for c in done if c.request_id not in (2, 3))
+            take(done)
+            if len(seen) == others:
+                gate.touch()
+
+        replies.take = counted  # type: ignore[method-assign]
+        return inner(requests, replies)
+
+    played = tools(hosts).play(requests_for(asked, 2, SAMPLING, 3, "train", 1), generate, asked)
+    assert gate.exists()
+    assert_same(played, expected)
 
 
 def test_turns_are_those_of_a_conversation(expected: list[Any]) -> None:
