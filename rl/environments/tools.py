@@ -65,8 +65,6 @@ class Tools:
             talk.requests(idle=True)  # none: the teacher answers in the policy's place
         finally:
             talk.leave()
-        if failed := next((p.outcome.error for p in talk.played() if p.outcome.error), ""):
-            raise UserError(f"the environment {self.hosts.about.name} {failed}, in a demonstration")
         return list(talk.played())
 
     def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
@@ -170,7 +168,7 @@ class _Talk:
     def _failed(self, conversation: Conversation, how: str) -> None:
         conversation.error = how
         failure = self._of.failure(conversation.problem, how)
-        if not self._of.drop:
+        if self._taught or not self._of.drop:
             raise UserError(failure)
         self._of.drop(failure)
 
@@ -188,9 +186,9 @@ class _Talk:
 
     def _next(self, conversation: Conversation) -> None:
         """Asks for the next completion."""
-        if self._taught and not conversation.error:
+        if self._taught:
             self._ask(conversation, [Action(TEACH)])
-        elif not self._taught:
+        else:
             self._ready.append(conversation.request(self._limit(conversation)))
 
     def _written(self, conversation: Conversation, text: str) -> Completion:
@@ -260,6 +258,12 @@ def open_tools(
     """Makes the environment of a run; UserError for a template or a format that cannot carry it. `say` tells of the first
     conversation that is left out."""
     section = config.environment
+    own = getattr(config.data, "tools", None) or "tools"
+    if owner := next((p for p in source.train if isinstance(p.record, Mapping) and p.record.get(own)), None):
+        raise UserError(
+            f"environment.name=tools: problem {owner.id!r} has tools of its own (its field {own}), which nobody would call: "
+            f"drop the field, or the environment"
+        )
     turns = open_turns(config, source.tokenizer, hosts.about.tools)
     return Tools(
         tokenizer=source.tokenizer,

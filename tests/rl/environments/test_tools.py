@@ -246,7 +246,8 @@ def test_a_text_without_a_call_is_the_last_one(hosts: Hosts) -> None:
 
 
 def opened(*overrides: str) -> tuple[RunConfig, Source, Environment]:
-    (config,) = check([*overrides, "data.problems=200"])
+    few = () if "data=dataset" in overrides else ("data.problems=200",)
+    (config,) = check([*overrides, *few])
     hosts = open_hosts(config, {})
     assert hosts
     from rl.data import open_source
@@ -292,6 +293,18 @@ def seen(completions: list[Any], environments: list[Any], number: list[int], **c
     """A reward in TRL's style."""
     assert {m["role"] for c in completions for m in c} <= {"assistant", "tool"}
     return [float(len(c)) + e.guesses for c, e in zip(completions, environments, strict=True)]
+
+
+def test_tools_of_a_row_are_not_forgotten_in_silence(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+1=", "answer": i + 1, "tools": [{"name": "add"}]} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="has tools of its own"):
+        opened(
+            "environment.name=tools",
+            f"environment.factory={GAMES}:Notes",
+            "data=dataset",
+            f"data.path={tmp_path}/rows.jsonl",
+        )
 
 
 @pytest.mark.parametrize(
