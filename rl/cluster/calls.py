@@ -103,8 +103,8 @@ def first(groups: Sequence[Calls], patience: float | None = None) -> int:
     watch, left = _Watch(float("inf") if patience is None else patience), [list(calls) for calls in groups]
     while True:
         ready, _ = ray.wait([reference for calls in left for reference in calls], timeout=_TICK)
+        check_ray()
         if not ready:
-            check_ray()
             watch.look(rank for calls in groups for rank in calls.values())
         for i, calls in enumerate(left):
             if any(reference in ready and _failed(reference) for reference in calls):

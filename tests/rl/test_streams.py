@@ -133,6 +133,7 @@ def test_the_first_engine_that_is_done_is_found(monkeypatch: pytest.MonkeyPatch)
     """All ranks of it; a failure of any rank is looked at without waiting for the others."""
     order = iter([["a0"], ["b1"], ["b0"]])
     monkeypatch.setattr(ray, "wait", lambda waiting, timeout: (next(order), []))
+    monkeypatch.setattr("rl.cluster.calls.check_ray", lambda: None)
     failed: set[str] = set()
 
     def get(reference: str) -> str:
