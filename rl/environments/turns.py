@@ -17,7 +17,9 @@ Message = dict[str, Any]
 
 _SAID = "samebit-turn"  # in the place of what the policy wrote
 _ASKED: Message = {"role": "user", "content": "?"}
-_SAYING: Message = {"role": "assistant", "content": _SAID}
+_THOUGHT = f"so\n</think>\n\n{_SAID}"
+_SAYINGS = ((_SAID, _SAID), (f"<think>\n{_THOUGHT}", f"<think>\n{_THOUGHT}"), (f"<think>\n{_THOUGHT}", _THOUGHT))
+"""(content of a message, what the policy wrote of it): without a thought, with one, and with one that the prompt began."""
 
 
 class Turns(Protocol):
@@ -67,7 +69,15 @@ class ChatTurns:
                 raise UserError("environment.name=tools: the chat template does not write any tools")
         self._ends = [tokenizer.decode([end], special=True) for end in tokenizer.ends]
         self._first = self._written([_ASKED])
-        self._check()
+        refused: list[UserError] = []
+        for content, self._said in _SAYINGS:
+            self._saying: Message = {"role": "assistant", "content": content}
+            try:
+                self._check()
+                return
+            except UserError as error:
+                refused.append(error)
+        raise refused[0]
 
     def prompt(self, problem: Problem, told: str) -> tuple[int, ...]:
         """Returns the problem's messages, what is told at the end of the last one, and the beginning of an answer."""
@@ -80,7 +90,7 @@ class ChatTurns:
 
     def answers(self, told: Sequence[Message]) -> tuple[int, ...]:
         """Returns what the template writes after the end token of a completion."""
-        return self._ids(self._after(self._first, [_ASKED, _SAYING, *told])[1])
+        return self._ids(self._after(self._first, [_ASKED, self._saying, *told])[1])
 
     def _written(self, messages: list[Message]) -> str:
         try:
@@ -93,12 +103,12 @@ class ChatTurns:
         """Returns the text of the token that ends the last completion, which stands after the text `before`, and what follows
         it. UserError where the template is not prefix-preserving."""
         text = self._written(messages)
-        if not text.startswith(before + _SAID):
+        if not text.startswith(before + self._said):
             raise UserError(
                 "environment.name=tools: the chat template is not prefix-preserving: it writes the beginning of a conversation "
                 "otherwise once more follows; set data.chat_template to one that does not"
             )
-        rest = text.removeprefix(before + _SAID)
+        rest = text.removeprefix(before + self._said)
         end = next((end for end in self._ends if rest.startswith(end)), None)
         if end is None:
             raise UserError(
@@ -113,10 +123,10 @@ class ChatTurns:
     def _check(self) -> None:
         """Compares turns that are written one by one with the template's writing of all of them."""
         told: list[Message] = [{"role": "tool", "name": "tool", "content": text} for text in ("1", "two words")]
-        whole = [_ASKED, _SAYING, *told, _SAYING, told[0]]
+        whole = [_ASKED, self._saying, *told, self._saying, told[0]]
         end, after = self._after(self._first, whole[:4])
-        begun = f"{self._first}{_SAID}{end}{after}"
-        turns = [self._first, f"{_SAID}{end}", after, *self._last(begun, whole)]
+        begun = f"{self._first}{self._said}{end}{after}"
+        turns = [self._first, f"{self._said}{end}", after, *self._last(begun, whole)]
         if self._ids("".join(turns)) != tuple(i for text in turns for i in self._ids(text)):
             raise UserError(
                 "environment.name=tools: the tokens of a conversation are not those of its turns: the tokenizer joins what the "
@@ -125,7 +135,7 @@ class ChatTurns:
 
     def _last(self, begun: str, whole: list[Message]) -> tuple[str, str]:
         end, after = self._after(begun, whole)
-        return f"{_SAID}{end}", after
+        return f"{self._said}{end}", after
 
 
 def open_turns(config: RunConfig, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]]) -> Turns:

@@ -20,8 +20,9 @@ class Call:
 
 
 def spoken(text: str) -> str:
-    """Returns a text without what was only thought."""
-    return _THOUGHT.sub("", text)
+    """Returns a text without what was only thought; the prompt may have begun the first thought."""
+    before, end, after = text.partition("</think>")
+    return _THOUGHT.sub("", after if end and "<think>" not in before else text)
 
 
 def named(name: Any, arguments: Any, tools: Mapping[str, Any]) -> Call:

@@ -28,7 +28,11 @@ def read(family: str, text: str) -> list[Call]:
 
 
 @settings(deadline=None)
-@given(a=VALUES, b=VALUES, before=st.sampled_from(["", "Let me see.\n", "<think>\n<tool_call>no\n</think>\n"]))
+@given(
+    a=VALUES,
+    b=VALUES,
+    before=st.sampled_from(["", "So.\n", "<think>\n<tool_call>no\n</think>\n", "<tool_call>no\n</think>\n"]),
+)
 def test_what_a_family_writes_is_read(a: Any, b: Any, before: str) -> None:
     arguments = {"a": a, "b": b}
     said = json.dumps({"name": "add", "arguments": arguments})

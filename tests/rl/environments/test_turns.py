@@ -86,6 +86,24 @@ def test_without_a_template_answers_are_lines() -> None:
     assert letters.decode(turns.answers([{"content": "12"}, {"content": "b"}])) == "\n12\nb\n"
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_thought_stands_before_an_answer(tokenizer: Tokenizer, begun: bool) -> None:
+    """A template that writes a thought into every answer, begun by the prompt or not: the policy writes the rest of it."""
+    template = (
+        QWEN.replace(
+            "{{ message.role }}:\n{{ message.content }}",
+            "{{ message.role }}:\n{% if message.role == 'assistant' and '</think>' not in message.content %}"
+            "<think>\n\n</think>\n\n{% endif %}{{ message.content }}",
+        )
+        + "{% if add_generation_prompt and "
+        + ("true" if begun else "false")
+        + " %}<think>\n{% endif %}"
+    )
+    turns = chat(tokenizer, template)
+    text = tokenizer.decode(turns.answers([{"role": "tool", "content": "3"}]), special=True)
+    assert text.endswith("assistant:\n" + "<think>\n" * begun) and text.count("3") == 1
+
+
 @pytest.mark.parametrize(
     ("template", "part"),
     [
