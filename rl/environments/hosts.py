@@ -105,7 +105,6 @@ class Hosts:
         self._timeout = float("inf") if found else timeout
         self._hosts: list[_Host] = []
         self._waiting: deque[Seat] = deque()
-        self._lone: deque[Seat] = deque()
         self._answers: list[tuple[Seat, list[Result]]] = []
         self._numbers = 0
         first = self._start()
@@ -123,7 +122,7 @@ class Hosts:
         if not host.ready:
             return self._hear(host)
         try:
-            ((result,),) = (host.worker.receive()[1],)
+            (result,) = host.worker.receive()[1]
         except JudgeError as error:
             result = Result(error=str(error))
         if result.error:
@@ -217,8 +216,8 @@ class Hosts:
     def _tell(self, host: _Host, message: Any) -> None:
         try:
             host.worker.tell(message)
-        except JudgeError as error:
-            self._lost(host, None, str(error))
+        except JudgeError as error:  # it ended before it could hear this
+            self._lost(host, set(), str(error))
 
     def _hear(self, host: _Host) -> None:
         try:
@@ -258,8 +257,8 @@ class Hosts:
         self._answers.append((seat, results))
 
     def _lost(self, host: _Host, late: set[Seat] | None, how: str) -> None:
-        """Ends a process. `late`: the conversations it is ended for; None: it ended itself, and where several had calls under
-        way, each is asked again alone."""
+        """Ends a process. `late`: the conversations it is ended for; None: it ended itself, which is the fault of the one that
+        had calls under way; of several, each is asked again alone."""
         if host not in self._hosts:
             return
         self._remove(host)
