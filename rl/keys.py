@@ -6,19 +6,32 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {
+ADDED: Mapping[str, Any] = {
+    "mode": "full",
+    "batches": None,
+    "align.keep_batches": [],
     "algorithm.name": "grpo",
     "algorithm.mini_batches": 1,
     "algorithm.update_epochs": 1,
     "algorithm.sampling_rounds": 1,
     "algorithm.overlong_buffer": 0,
     "algorithm.mask_overlong": False,
+    "algorithm.kl_coef": 0.0,
+    "algorithm.kl_estimator": "k3",
+    "algorithm.kl_in": "loss",
+    "algorithm.reference": None,
+    "algorithm.entropy_coef": 0.0,
+    "warmup.kind": "sft",
+    "warmup.beta": 0.1,
+    "warmup.chosen": "chosen",
+    "warmup.rejected": "rejected",
     "trainer.lr_schedule": "constant",
     "trainer.lr_warmup_steps": 0,
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
     "eval.samples": 1,
     "eval.keep_samples": False,
+    "eval.sets": {},
     "scoring.errors": "fail",
     "scoring.workers": 2,
     "scoring.timeout": 300,
@@ -66,6 +79,18 @@ _MEANT = {  # names that other systems have for a key
     "filter_groups": ("algorithm.sampling_rounds",),
     "dynamic_sampling": ("algorithm.sampling_rounds",),
     "mask_truncated_completions": ("algorithm.mask_overlong",),
+    "beta": ("algorithm.kl_coef",),
+    "kl_loss_coef": ("algorithm.kl_coef",),
+    "init_kl_coef": ("algorithm.kl_coef",),
+    "kl_loss_type": ("algorithm.kl_estimator",),
+    "kl_penalty": ("algorithm.kl_estimator",),
+    "use_kl_loss": ("algorithm.kl_in",),
+    "use_kl_in_reward": ("algorithm.kl_in",),
+    "ref_model": ("algorithm.reference",),
+    "ent_coef": ("algorithm.entropy_coef",),
+    "entropy_coeff": ("algorithm.entropy_coef",),
+    "teacher_model": ("algorithm.teacher",),
+    "teacher_model_name_or_path": ("algorithm.teacher",),
     "max_tokens": ("rollout.max_new_tokens",),
     "max_completion_length": ("rollout.max_new_tokens",),
     "max_prompt_length": ("data.max_prompt_tokens",),
@@ -82,7 +107,7 @@ _MEANT = {  # names that other systems have for a key
     "train_files": ("data.path",),
     "prompt_data": ("data.path",),
     "val_files": ("data.held_out",),
-    "eval_dataset": ("data.held_out",),
+    "eval_dataset": ("data.held_out", "eval.sets"),
     "dataset_train_split": ("data.split",),
     "dataset_test_split": ("data.held_out",),
     "prompt_split": ("data.split",),
@@ -141,7 +166,10 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(new.get(section), dict) and new[section].get(name) == said:
             new[section][name] = meant
     for key, value in ADDED.items():
-        section, name = key.split(".")
+        section, _, name = key.partition(".")
+        if not name:
+            new.setdefault(section, value)
+            continue
         mine = new.setdefault(section, {})
         if isinstance(mine, dict) and (section != "data" or mine.get("kind") == "dataset"):
             new[section].setdefault(name, value)

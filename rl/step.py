@@ -6,18 +6,22 @@ It names no engine, no algorithm and no file: what it works with is passed in (`
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+
+import numpy as np
 
 from rl import align
 from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
-from rl.dynamic_sampling import draw_groups
+from rl.dynamic_sampling import Drawn, draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
+from rl.pack import pack
+from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
-from rl.updates import Update, parts
+from rl.updates import Update, from_reference, parts
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
@@ -37,6 +41,9 @@ class Trainer(Protocol):
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on the batch."""
+
+    def frozen_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the frozen model's log-probs of all loss rows."""
 
 
 class Cards(Protocol):
@@ -76,24 +83,27 @@ class Step:
     rounds: int  # of sampling, at most
     mini_batches: int  # of a batch, an update on each
     epochs: int  # passes over a batch
+    frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
+    keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
         """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
         of the first update, the one that is on-policy, differs in a bit and the policy is to fail; the log has the step all
         the same. `show`: keep some of its completions."""
         clock = Clock()
-        with clock("handover"):
-            self.cards.to_rollout()
-        drawn = draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+        drawn = self.drawn(step, clock)
         groups = drawn.groups
-        with clock("score"), self.phase("scoring"):
-            batch = self.algorithm.batch(groups)
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
+        reference = self._ask(groups, clock) if self.frozen else None
+        with clock("score"), self.phase("scoring"):
+            batch = self.algorithm.batch(groups, reference)
         first, *later = parts(batch, self.mini_batches, self.epochs)
+        self.keeper.sampled(step, batch)
         updates = self._train(step, clock, [first])
+        self.keeper.trained(step, batch, updates[0].report.logprobs)
         self.journal.completions(step, groups, first, updates[0].report, show)
         try:
             mismatch = align.check_batch(first, updates[0].report, self.policy, step)
@@ -103,9 +113,16 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
         metrics["policy/lr"] = self.lr(step)
+        metrics |= from_reference(batch) if self.frozen else {}
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
+
+    def drawn(self, step: int, clock: "Clock") -> Drawn:
+        """Samples and judges the problems of step `step`."""
+        with clock("handover"):
+            self.cards.to_rollout()
+        return draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
 
     def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
         """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
@@ -115,6 +132,11 @@ class Step:
             transcripts = self.environment.play(requests, self.rollout.generate, problems)
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
+
+    def _ask(self, groups: Sequence[Group], clock: "Clock") -> np.ndarray:
+        """Returns the frozen model's log-probs of all sampled tokens."""
+        with clock("reference"), self.phase("asking the frozen model"):
+            return self.trainer.frozen_logprobs(pack([s.transcript for group in groups for s in group.samples]))
 
     def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
         """Does an update on each of `batches`."""

@@ -16,16 +16,20 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
+from kernels.weights.beside import name_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
-from rl.checkpoints import Checkpoints, beside_files
+from rl.alone import Alone
+from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem
+from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
 from rl.errors import RunError
-from rl.evaluation import make_evaluator
+from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
+from rl.frozen_weights import freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -33,8 +37,11 @@ from rl.memory import advised
 from rl.model import beside, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
+from rl.preferences import Preferences
 from rl.prepare import Prepared, prepare
-from rl.publish import Progress, check_served, publish
+from rl.publish import Progress as Published
+from rl.publish import check_served, publish
+from rl.replay.keeper import Keeper
 from rl.report import reported
 from rl.requests import requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
@@ -45,7 +52,7 @@ from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
-from rl.warm_start import Demonstrate, Demonstrations, warm_start
+from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
 
@@ -74,7 +81,7 @@ def train(
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, ready.source)
         return {}
-    for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan):
+    for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan, ready.sets):
         console.print(line)
     algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
     with contextlib.ExitStack() as stack:
@@ -164,10 +171,12 @@ class Parts:
             self.console.print("no checkpoint yet: the run starts again")
         if config.numerics != "exact":
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
-        shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor, self._demonstrate())
-        work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
-        state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
-        before, after = self.loop(algorithm).run(state)
+        state = self._warm_start(state)
+        with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
+            kept = beside(config, ready.model, ready.source.tokenizer)
+            state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
+        loop = self.loop(algorithm)
+        before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
@@ -195,6 +204,42 @@ class Parts:
         sampling = train_sampling(self.config.rollout, self.ready.source.tokenizer.ends)
         return partial(environment.demonstrate, sampling=sampling)
 
+    def _warm_start(self, state: Progress) -> Progress:
+        """Takes the supervised steps that are still to be done."""
+        section, ready = self.config.warmup, self.ready
+        if state.supervised == section.steps:
+            return state
+        shown = (section, ready.source, self.config.seed, self.config.rollout.max_new_tokens, state.warmup_cursor)
+        lessons: Lessons = Demonstrations(*shown, self._demonstrate())
+        if ready.paired:
+            lessons = Preferences(*shown, self.trainer)
+            state = freeze_for_pairs(ready.paired, self.trainer, state)
+        state = warm_start(
+            section, lessons, self.trainer, state, self.checkpoints, self.journal.supervised, self.console
+        )
+        if ready.paired:
+            self.trainer.thaw()
+        return state
+
+    def _alone(self, loop: Loop) -> tuple[None, None]:
+        """Takes one half of the steps; nothing is evaluated."""
+        half = Alone(loop.step, loop.bar, self.config.steps)
+        if self.config.batches is None:
+            half.sample()
+        else:
+            half.train(Path(self.config.batches))
+        return None, None
+
+    def _keeper(self) -> Keeper:
+        config, steps = self.config, frozenset(self.config.align.keep_batches)
+        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), "device": config.device}
+        sidecar = beside(config, self.ready.model, self.ready.source.tokenizer)
+        asked = (lambda step: True) if config.mode == "rollout_only" else steps.__contains__
+        if config.mode == "train_only":
+            asked = frozenset[int]().__contains__
+        save = partial(self.trainer.save, beside=sidecar)
+        return Keeper(Path(config.out_dir), asked, about, save, self.console.warn)
+
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
         config, source, environment = self.config, self.ready.source, self.ready.environment
@@ -205,7 +250,7 @@ class Parts:
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
-        evaluator = make_evaluator(config, source, environment, self.ready.judged_by)
+        own = make_evaluator(config, source, environment, self.ready.judged_by)
         step = Step(
             stream=stream,
             requests_for=requests,
@@ -221,14 +266,16 @@ class Parts:
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
+            frozen=self.ready.frozen is not None,
             lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
+            keeper=self._keeper(),
         )
         return Loop(
             step=step,
             stream=stream,
             evaluate=partial(
-                evaluator,
+                Evaluators(own, self._set_evaluators()),
                 generate=self.rollout.generate,
                 cards=self.cards,
                 compare=partial(check_served, self.rollout),
@@ -250,6 +297,14 @@ class Parts:
             eval_every=config.eval.every,
         )
 
+    def _set_evaluators(self) -> dict[str, Evaluator]:
+        """Makes the evaluation on every set of `eval.sets`, judged by the set's own reward."""
+        tokenizer, sets, environment = self.ready.source.tokenizer, self.ready.sets, self.ready.environment
+        hosts = environment.hosts if isinstance(environment, Tools) else None
+        how = tokenizer, hosts, self.console.warn
+        own = {name: set_environment(self.config, name, one, *how) for name, one in sets.items()}
+        return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
+
     def _publish(self, version: int) -> None:
         """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
         publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
@@ -267,7 +322,7 @@ class Parts:
         return {name: round(size / 2**30, 3) for name, size in found.items()}
 
 
-def publish_aloud(console: Screen, version: int, send: Callable[[Progress], object]) -> None:
+def publish_aloud(console: Screen, version: int, send: Callable[[Published], object]) -> None:
     """Publishes by `send`; says how far that is, where it takes long."""
     what = f"publishing the weights of version {version}"
     with Waiting(console, f"{what}, by buckets") as waiting:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 
 from kernels.host.place import Place
@@ -16,7 +17,7 @@ from rl.cluster.ray_processes import check_ray
 from rl.cluster.streams import Streams
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
-from trainer.batch import Batch, StepReport
+from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import Loss
 from trainer.publisher import Receiver
 
@@ -83,7 +84,7 @@ class RolloutFleet(_Fleet):
 
     def peak_bytes(self) -> int:
         """Returns the most memory that the fullest rank had so far."""
-        return max(self._all(lambda rank: rank.peak_bytes.remote()))
+        return max(self._all(lambda rank: rank.peak_bytes.remote()), default=0)
 
     # A publication (rl.publish), in the order of its calls.
 
@@ -129,6 +130,21 @@ class TrainerFleet(_Fleet):
         check_ray()
         shared = ray.put(batch)
         return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
+
+    def freeze(self, model: ModelConfig, source: str | int) -> str:
+        """Takes in a model that is never trained (`trainer.frozen`), from a model directory or a seed; returns the digest of
+        its weights."""
+        return self._all(lambda rank: rank.freeze.remote(model, source))[0]
+
+    def thaw(self) -> None:
+        """Lets it go."""
+        self._all(lambda rank: rank.thaw.remote())
+
+    def frozen_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns its log-probs of all loss rows of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.frozen_logprobs.remote(shared))).values
 
     def reset_optimizer(self) -> None:
         """Sets the moments to zero."""

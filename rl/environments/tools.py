@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.config import RunConfig
-from rl.data import Problem, Source
+from rl.data import Problem
 from rl.environments.conversation import Conversation, Outcome, Played
 from rl.environments.environment import Generate
 from rl.environments.formats import FORMATS, Read, chosen, parameters
@@ -253,20 +253,25 @@ def open_hosts(config: RunConfig, objects: Mapping[str, Any]) -> Hosts | None:
 
 
 def open_tools(
-    config: RunConfig, source: Source, reward: Reward | None, hosts: Hosts, say: Callable[[str], None]
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward | None,
+    hosts: Hosts,
+    say: Callable[[str], None],
 ) -> Tools:
-    """Makes the environment of a run; UserError for a template or a format that cannot carry it. `say` tells of the first
+    """Makes an environment for `problems`; UserError for a template or a format that cannot carry it. `say` tells of the first
     conversation that is left out."""
     section = config.environment
     own = getattr(config.data, "tools", None) or "tools"
-    if owner := next((p for p in source.train if isinstance(p.record, Mapping) and p.record.get(own)), None):
+    if owner := next((p for p in problems if isinstance(p.record, Mapping) and p.record.get(own)), None):
         raise UserError(
             f"environment.name=tools: problem {owner.id!r} has tools of its own (its field {own}), which nobody would call: "
             f"drop the field, or the environment"
         )
-    turns = open_turns(config, source.tokenizer, hosts.about.tools)
+    turns = open_turns(config, tokenizer, hosts.about.tools)
     return Tools(
-        tokenizer=source.tokenizer,
+        tokenizer=tokenizer,
         hosts=hosts,
         turns=turns,
         read=FORMATS[chosen(section.format, turns.template)],

@@ -321,7 +321,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     config = check([])[0]
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
-        "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
+        "mode", "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.lr_schedule", "trainer.lr_warmup_steps",
         "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.router_aux_loss_coef",
@@ -329,10 +329,13 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "algorithm.mini_batches", "algorithm.update_epochs",
         "algorithm.sampling_rounds", "algorithm.overlong_buffer", "algorithm.mask_overlong",
+        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in", "algorithm.entropy_coef",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
+        "warmup.kind", "warmup.beta", "warmup.chosen", "warmup.rejected",
         "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip
     values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
+    values["algorithm"] |= check(["algorithm=distillation"])[0].algorithm.model_dump()
     for name in FREE:
         section, _, key = name.partition(".")
         assert section in values and (not key or key in values[section]), name
@@ -345,8 +348,10 @@ def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     clip = {key: config["algorithm"].pop(key) for key in ("clip_low", "clip_high")}
     config["trainer"] |= clip
-    for section, key in (added.split(".") for added in ADDED):
-        if section != "data":  # these are of another kind: test_data_formats.py
+    for section, key in (added.rpartition(".")[::2] for added in ADDED):
+        if not section:
+            del config[key]
+        elif section != "data":  # these are of another kind: test_data_formats.py
             del config[section][key]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert start(tmp_path / "run").progress.step == 2
