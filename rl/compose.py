@@ -142,7 +142,7 @@ def _values(override: Override) -> list[str]:
     return values
 
 
-_OPEN = ("data.", "eval.sets")
+_OPEN = ("data.", "eval.sets", "environment.args")
 """Keys below which there may be others: by the group that is chosen, or by names of the user's."""
 
 

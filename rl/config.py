@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from rl.algorithms import AnyAlgorithmSection
 from rl.data.template import typed
+from rl.environments.section import EnvironmentSection
 from rl.errors import UserError
 from rl.keys import nearest
 from rl.rewards.section import OwnRewards, Rewards, ScoringSection
@@ -216,6 +217,14 @@ class DatasetSection(Section):
     )
 
 
+class NumberedSection(Section):
+    """Says how many problems there are that an environment makes of their number alone."""
+
+    kind: Literal["numbered"]
+    prompt: Typed = Field(description="template over {number}; a typed \\n is a line break")
+    problems: Annotated[int, Field(gt=0, le=10**7)] = Field(description="problems, of which one in eight is held out")
+
+
 class MixtureSection(Section):
     """Says which sources are mixed, and how."""
 
@@ -233,9 +242,11 @@ class MixtureSection(Section):
     )
 
 
+AnyData = ReasoningGymSection | DatasetSection | NumberedSection | MixtureSection
 DATA: dict[str, type[Section]] = {
     "reasoning_gym": ReasoningGymSection,
     "dataset": DatasetSection,
+    "numbered": NumberedSection,
     "mixture": MixtureSection,
 }
 """The sections of `data`, by kind."""
@@ -327,8 +338,9 @@ class RunConfig(Section):
         "verifier; or a list of {function, weight, args, name}, whose weighted sum is the reward"
     )
     scoring: ScoringSection
+    environment: EnvironmentSection
     model: ModelSection
-    data: Annotated[ReasoningGymSection | DatasetSection | MixtureSection, Field(discriminator="kind")]
+    data: Annotated[AnyData, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
     algorithm: AnyAlgorithmSection
@@ -337,6 +349,12 @@ class RunConfig(Section):
     align: AlignSection
     checkpoint: CheckpointSection
     cluster: ClusterSection
+
+    @property
+    def response_tokens(self) -> int:
+        """Returns the most tokens of a sequence beside its problem's prompt."""
+        one = self.environment.name == "single_turn"
+        return self.rollout.max_new_tokens if one else self.environment.max_tokens
 
     @property
     def dtype(self) -> torch.dtype:

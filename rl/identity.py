@@ -24,6 +24,8 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "data.split",
     "data.subset",
     "dry_run",
+    "environment.errors",
+    "environment.timeout",
     "eval.every",
     "eval.keep_samples",
     "eval.sets",

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rl.environments.conversation import Played, summed
 from rl.metrics import Mismatch, divergence, profile, worst
 from rl.run.log import RunLog
 from rl.samples import Group, Sample
 from rl.updates import Update, measure
+from rollout.sampling import Completion
 from rollout.tokenizer import Tokenizer
 from trainer.batch import Batch, StepReport
 
@@ -76,6 +78,7 @@ class Journal:
         return {
             "prompt": group.problem.prompt,
             "completion": sample.text,
+            **({"messages": list(told)} if (told := _messages(sample)) else {}),
             "answer": group.problem.answer,
             "reward": sample.reward,
             "rewards": dict(sample.parts),
@@ -86,6 +89,11 @@ class Journal:
             "logprobs": batch.logprobs[mine].tolist(),
             "trainer_logprobs": report.logprobs[mine].tolist(),
         }
+
+
+def _messages(sample: Sample) -> Sequence[Mapping[str, Any]]:
+    """Returns the messages of a conversation with tools, after its prompt."""
+    return sample.transcript.outcome.messages if isinstance(sample.transcript, Played) else ()
 
 
 def _differ(step: int, metrics: Mapping[str, Any]) -> str:
@@ -113,6 +121,7 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
     ends = [c.finish_reason for g in groups for s in g.samples for c in s.completions]
     return {
         **rewards(groups),
+        **conversations([sample for group in groups for sample in group.samples]),
         "response/length_mean": float(batch.counts.mean()),
         "response/truncated_frac": float(np.mean([reason == "length" for reason in ends])),
         "policy/entropy": float(-report.logprobs.mean(dtype=np.float64)),  # Monte Carlo: the tokens are its own samples
@@ -123,6 +132,27 @@ def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[
         "memory/trainer_host_peak_gib": report.host_peak_bytes / 2**30,
         **(report.routing.metrics() if report.routing else {}),
     }
+
+
+def conversations(samples: Sequence[Sample]) -> dict[str, float]:
+    """Sums up what environments counted, and how many tokens of their turns' prompts came from the prefix cache; nothing where
+    there is nothing to count."""
+    counted = [sample.counts for sample in samples if sample.counts]
+    if not counted:
+        return {}
+    prompts = sum(place for s in samples for place in _places(s))
+    cached = sum(c.cached_tokens for s in samples for c in s.completions)
+    return {**summed(counted), "speed/cached_prompt_frac": cached / max(prompts, 1)}
+
+
+def _places(sample: Sample) -> list[int]:
+    """Returns the tokens before each completion of a sample."""
+    places, length = list[int](), 0
+    for piece in sample.transcript:
+        if isinstance(piece, Completion):
+            places.append(length)
+        length += len(piece.token_ids if isinstance(piece, Completion) else piece)
+    return places
 
 
 def rewards(groups: Sequence[Group]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rl.data import Problem
-from rl.samples import Transcript, completions
+from rl.samples import Transcript, completions, sampled_counts
 from rollout.sampling import Completion
 from trainer.batch import COLUMNS, Batch
 
@@ -51,6 +51,12 @@ def _as_sampled(done: Sequence[Completion]) -> dict[str, np.ndarray]:
     }
     columns = {name: np.array(values, dtype=COLUMNS[name][0]) for name, values in (of_completions | of_tokens).items()}
     return columns | {name: np.repeat(columns[name], counts) for name in of_completions}
+
+
+def pack_demonstrations(transcripts: Sequence[Transcript]) -> Batch:
+    """Makes a batch of conversations whose completions are taught, each token weighted 1 / (all of these of the batch)."""
+    total = int(sampled_counts(transcripts).sum())
+    return pack(transcripts, np.zeros(total, np.float32), np.full(total, 1.0 / total, dtype=np.float32))
 
 
 def pack_supervised(solutions: Sequence[tuple[Problem, tuple[int, ...]]]) -> Batch:

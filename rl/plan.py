@@ -81,7 +81,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     config.algorithm.check(rollout.max_new_tokens)
     sequences = config.algorithm.prompts_per_step * config.algorithm.group_size
     _check_sequences(config)
-    length = prompt_tokens + rollout.max_new_tokens
+    response = config.response_tokens
+    length = prompt_tokens + response
     micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     if section.moments == "bfloat16" and section.betas[1] > _STALL:
@@ -91,8 +92,9 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         )
     kv_tokens = rollout.pages * rollout.page_size
     if length > min(model.max_positions, kv_tokens):
+        key = "rollout.max_new_tokens" if config.environment.name == "single_turn" else "environment.max_tokens"
         raise UserError(
-            f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the model's "
+            f"{prompt_tokens} prompt + {key}={response} tokens exceed the model's "
             f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
             f"page_size={rollout.page_size}"
         )
@@ -115,7 +117,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         offload=section.offload,
         moments=getattr(torch, section.moments),
         tokens=tokens,
-        rows=tokens * rollout.max_new_tokens // length,
+        rows=tokens * response // length,
         micro_batches=micro_batches,
     )
     saved = config.save_model + (frozen is not None and frozen.source is None)

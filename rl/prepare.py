@@ -13,6 +13,9 @@ from kernels.model import ModelConfig
 from rl.alone import check_alone
 from rl.config import RunConfig
 from rl.data import Source, open_source
+from rl.environments.choice import open_environment
+from rl.environments.environment import Environment
+from rl.environments.tools import open_hosts
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
 from rl.identity import identity
@@ -22,7 +25,6 @@ from rl.plan import Plan, check_machine, make_plan
 from rl.preferences import check_preferences
 from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
-from rl.rewards.reward import Reward, open_reward
 from rl.run.screen import Screen, Waiting
 from rl.run.trackers import check_installed
 
@@ -32,7 +34,8 @@ class Prepared:
     """Holds what was found out of a run before it starts."""
 
     source: Source
-    reward: Reward
+    environment: Environment
+    judged_by: str
     model: ModelConfig
     plan: Plan
     identity: dict[str, Any]
@@ -45,11 +48,12 @@ class Prepared:
 def prepare(
     config: RunConfig, console: Console | None = None, objects: Mapping[str, Any] = MappingProxyType({})
 ) -> Prepared:
-    """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards that are called in this process, by what
+    """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards and factories of this process, by what
     the config calls them."""
     for kind in config.logger:
         check_installed(kind)
-    source = open_source(config, console)
+    hosts = open_hosts(config, objects)
+    source = open_source(config, console, hosts.about if hosts else None)
     check_preferences(config, source.train)
     model = model_config(config, len(source.tokenizer))
     say = console.warn if isinstance(console, Screen) else warn
@@ -66,10 +70,12 @@ def prepare(
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    reward = open_reward(config.reward, source, config.scoring, say, objects)
-    with Waiting(console, f"judging the gold solutions by {reward.name}"):
-        golds = check_golds(source, reward, by_tokens=config.model.path is not None)
+    environment, reward, name = open_environment(config, source, hosts, say, objects)
+    golds = ""
+    if reward:
+        with Waiting(console, f"judging the gold solutions by {reward.name}"):
+            golds = check_golds(source, reward, by_tokens=config.model.path is not None)
     of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
     warnings = tuple(filter(None, (*source.warnings, golds, *of_sets)))
     paired = preference_model(config, model)
-    return Prepared(source, reward, model, plan, mine, warnings, frozen, paired, sets)
+    return Prepared(source, environment, name, model, plan, mine, warnings, frozen, paired, sets)

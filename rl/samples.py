@@ -24,6 +24,7 @@ class Sample:
     parts: Mapping[str, float] = field(default_factory=dict)  # each reward that has a say, by name, before its weight
     notes: Mapping[str, Any] = field(default_factory=dict)  # what rewards say beside their value, by "NAME/what"
     error: str = ""  # why judging failed
+    counts: Mapping[str, float] = field(default_factory=dict)  # what its environment counted
 
     @property
     def completions(self) -> list[Completion]:

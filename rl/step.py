@@ -22,6 +22,7 @@ from rl.pack import pack
 from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
 from rl.updates import Update, from_reference, parts
+from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -30,8 +31,9 @@ from trainer.loss import Loss
 class Rollout(Protocol):
     """Declares what a step asks of the engines."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Generates the completions of all requests, in their order, the samples of each side by side."""
+    def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
+        """Generates the completions of all requests, in their order, the samples of each side by side; with `replies` also
+        what follows them, of which only the replies hear."""
 
 
 class Trainer(Protocol):
@@ -127,7 +129,7 @@ class Step:
         problems = self.stream.take(count)
         requests = self.requests_for(problems, step, first)
         with clock("sample"), self.phase("sampling"):
-            transcripts = self.environment.play(requests, self.rollout.generate)
+            transcripts = self.environment.play(requests, self.rollout.generate, problems)
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
 

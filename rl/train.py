@@ -25,7 +25,8 @@ from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem
-from rl.environments.single_turn import SingleTurn
+from rl.environments.choice import set_environment
+from rl.environments.tools import Tools
 from rl.errors import RunError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
 from rl.frozen_weights import freeze, freeze_for_pairs
@@ -51,7 +52,7 @@ from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
-from rl.warm_start import Demonstrations, Lessons, warm_start
+from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
 
@@ -80,7 +81,7 @@ def train(
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, ready.source)
         return {}
-    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan, ready.sets):
+    for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan, ready.sets):
         console.print(line)
     algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
     with contextlib.ExitStack() as stack:
@@ -185,7 +186,7 @@ class Parts:
             "weights_sha256": weights,
             "eval_accuracy_before": before,
             "eval_accuracy_after": after,
-            "judged_by": ready.reward.name,
+            "judged_by": ready.judged_by,
             "tokens_compared": self.journal.totals.tokens_compared,
             "tokens_nonzero": self.journal.totals.tokens_nonzero,
             "steps": config.steps,
@@ -195,13 +196,21 @@ class Parts:
             "versions": _versions(config.device),
         }
 
+    def _demonstrate(self) -> Demonstrate | None:
+        """Returns what plays conversations for the warm start; None where solutions are shown."""
+        environment = self.ready.environment
+        if not isinstance(environment, Tools) or not environment.teaches:
+            return None
+        sampling = train_sampling(self.config.rollout, self.ready.source.tokenizer.ends)
+        return partial(environment.demonstrate, sampling=sampling)
+
     def _warm_start(self, state: Progress) -> Progress:
         """Takes the supervised steps that are still to be done."""
         section, ready = self.config.warmup, self.ready
         if state.supervised == section.steps:
             return state
         shown = (section, ready.source, self.config.seed, self.config.rollout.max_new_tokens, state.warmup_cursor)
-        lessons: Lessons = Demonstrations(*shown)
+        lessons: Lessons = Demonstrations(*shown, self._demonstrate())
         if ready.paired:
             lessons = Preferences(*shown, self.trainer)
             state = freeze_for_pairs(ready.paired, self.trainer, state)
@@ -233,16 +242,15 @@ class Parts:
 
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
-        config, source, reward = self.config, self.ready.source, self.ready.reward
+        config, source, environment = self.config, self.ready.source, self.ready.environment
         section, stream = config.algorithm, source.stream(config.seed, TRAIN)
         trainer = config.trainer
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
-        environment = SingleTurn(source.tokenizer, reward)
 
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
-        own = make_evaluator(config, source, environment, reward.name)
+        own = make_evaluator(config, source, environment, self.ready.judged_by)
         step = Step(
             stream=stream,
             requests_for=requests,
@@ -291,8 +299,10 @@ class Parts:
 
     def _set_evaluators(self) -> dict[str, Evaluator]:
         """Makes the evaluation on every set of `eval.sets`, judged by the set's own reward."""
-        tokenizer, sets = self.ready.source.tokenizer, self.ready.sets
-        own = {name: SingleTurn(tokenizer, one.reward) for name, one in sets.items()}
+        tokenizer, sets, environment = self.ready.source.tokenizer, self.ready.sets, self.ready.environment
+        hosts = environment.hosts if isinstance(environment, Tools) else None
+        how = tokenizer, hosts, self.console.warn
+        own = {name: set_environment(self.config, name, one, *how) for name, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
     def _publish(self, version: int) -> None:

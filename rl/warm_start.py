@@ -1,21 +1,24 @@
 """Takes supervised steps before GRPO: the warm start."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import WarmupSection
-from rl.data import WARMUP, ProblemStream, Source
+from rl.data import WARMUP, Problem, ProblemStream, Source
 from rl.data.draws import Draws
-from rl.pack import pack_supervised
+from rl.pack import pack_demonstrations, pack_supervised
 from rl.run.screen import Bar, Screen
+from rl.samples import Transcript
 from trainer.batch import Batch, StepReport
 from trainer.loss import LikelihoodLoss, Loss
 
 Record = Callable[[int, dict[str, Any]], None]
 """Logs the metrics of a step."""
+Demonstrate = Callable[[Sequence[Problem]], list[Transcript]]
+"""Plays a conversation about each problem, as a teacher would."""
 
 
 class Student(Protocol):
@@ -54,8 +57,18 @@ class Demonstrations:
     What the verifier teaches afterwards can therefore be more than imitation could.
     """
 
-    def __init__(self, section: WarmupSection, source: Source, seed: int, longest: int, cursor: int) -> None:
-        """`longest`: tokens of a solution that are shown."""
+    def __init__(
+        self,
+        section: WarmupSection,
+        source: Source,
+        seed: int,
+        longest: int,
+        cursor: int,
+        demonstrate: Demonstrate | None = None,
+    ) -> None:
+        """`longest`: tokens of a solution that are shown. `demonstrate`: plays whole conversations in the place of solutions;
+        their teacher is as good as it is."""
+        self._demonstrate = demonstrate
         self.section, self.source, self.seed, self.longest = section, source, seed, longest
         self.stream = source.stream(seed, WARMUP)
         self.stream.cursor = cursor
@@ -72,6 +85,8 @@ class Demonstrations:
     def batch(self, step: int) -> Batch:
         """Draws the demonstrations of step `step`, the next ones of the stream."""
         problems, noise = self.stream.take(self.section.sequences), Draws(self.seed, step)
+        if self._demonstrate:
+            return pack_demonstrations(self._demonstrate(problems))
         wrong = [noise.fraction() < self.section.wrong_frac for _ in problems]
         shown = [problems[noise.below(len(problems))] if w else p for p, w in zip(problems, wrong, strict=True)]
         solutions = [self.source.encode_solution(p)[: self.longest] for p in shown]

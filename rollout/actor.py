@@ -96,6 +96,10 @@ class RolloutRank:
         """Returns the most bytes that this rank held so far."""
         return self.engine.peak_bytes()
 
+    def advance(self, requests: Sequence[Request], steps: int) -> list[Completion]:
+        """Queues requests and does up to `steps` steps; returns what ended."""
+        return self.engine.advance(requests, steps)
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Serves all requests to their end; this rank runs in step with the others of its engine."""
         return self.engine.generate(requests)

@@ -189,6 +189,18 @@ class Engine:
             self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version, top))
         return done
 
+    def advance(self, requests: Iterable[Request], steps: int) -> list[Completion]:
+        """Queues requests and does up to `steps` steps, fewer where nothing is left to do; returns what ended. Ranks that are
+        told the same at every call stay in step, however much time lies between two."""
+        for request in requests:
+            self.add(request)
+        done: list[Completion] = []
+        for _ in range(steps):
+            if self.idle:
+                break
+            done += self.step()
+        return done
+
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """Serves all of them to the end, in the order of the requests, the samples of each side by side; none of them if one is
         refused."""

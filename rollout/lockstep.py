@@ -25,6 +25,7 @@ import torch.distributed as dist
 from kernels.collectives import TreeGroup, backend_of, peer_memory
 from kernels.host.failures import shortage
 from rollout.engine import Engine, EngineConfig, freeze_heap
+from rollout.replies import STEPS, Replies
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.source import Source
@@ -141,8 +142,12 @@ class Lockstep:
                 raise
             raise RankError(f"a rank has ended or hangs: {' '.join(str(error).split())[:200]}") from None
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Serves all of them to the end; the samples of each side by side."""
+    def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
+        """Serves all of them to the end; the samples of each side by side. With `replies` also what follows them, of which
+        only the replies hear."""
+        if replies:
+            self._converse(requests, replies)
+            return []
         for request in requests:
             self.engine.check(request)
         done = self.turn(News(requests))
@@ -150,6 +155,20 @@ class Lockstep:
             done += self.turn(News())
         found = {(c.request_id, c.sample): c for c in done}
         return [found[r.id, sample] for r in requests for sample in range(r.sampling.n)]
+
+    def _converse(self, requests: Sequence[Request], replies: Replies) -> None:
+        """Serves requests as they come, until none is left and none will come."""
+        news = [*requests, *replies.requests(idle=not requests)]
+        while news or not self.engine.idle:
+            for request in news:
+                self.engine.check(request)
+            done = self.turn(News(news))
+            for _ in range(STEPS - 1):
+                if self.engine.idle:
+                    break
+                done += self.turn(News())
+            replies.take(done)
+            news = replies.requests(idle=self.engine.idle)
 
     def close(self, patience: float = 5) -> None:
         """Ends the peers. `patience`: seconds for a peer to end by itself."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,32 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
     if waiting:
         raise RunError(f"{calls[waiting[0]].name} did not answer within {timeout:.0f} s")
     return ray.get(list(calls))
+
+
+@_signals_heard()
+def first(groups: Sequence[Calls], patience: float | None = None) -> int:
+    """Returns which of `groups` has all its results, or the failure of a call: the first of those that do. RunError as of
+    `gather`, which is to be called on it next."""
+    watch, left = _Watch(float("inf") if patience is None else patience), [list(calls) for calls in groups]
+    while True:
+        ready, _ = ray.wait([reference for calls in left for reference in calls], timeout=_TICK)
+        check_ray()
+        if not ready:
+            watch.look(rank for calls in groups for rank in calls.values())
+        for i, calls in enumerate(left):
+            if any(reference in ready and _failed(reference) for reference in calls):
+                return i
+            left[i] = [reference for reference in calls if reference not in ready]
+            if not left[i]:
+                return i
+
+
+def _failed(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except RayError:
+        return True
+    return False
 
 
 @_signals_heard()

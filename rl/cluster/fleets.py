@@ -14,6 +14,8 @@ from kernels.weights.bucket import Ticket
 from kernels.weights.tensor_file import WrittenFile
 from rl.cluster.calls import Calls, Rank, gather, settle
 from rl.cluster.ray_processes import check_ray
+from rl.cluster.streams import Streams
+from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import Loss
@@ -56,9 +58,12 @@ class RolloutFleet(_Fleet):
         self.published: list[list[int]] | None = None
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
         """Returns all completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
-        together, for the prefix cache."""
+        together, for the prefix cache. With `replies` serves also what follows them, of which only the replies hear."""
+        if replies:
+            Streams(self.engines, self.patience).converse(requests, replies)
+            return []
         count = len(self.engines)
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
         shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]

@@ -7,6 +7,7 @@ from kernels.host.command import Parser, fail, interruptible
 from rl.compose import check
 from rl.config import RunConfig
 from rl.data import Problem, Source, left_out, open_source
+from rl.environments.tools import open_hosts
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.rewards.reward import judged_by
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str]) -> None:
         configs = check(args.overrides)
         if len(configs) > 1:
             raise UserError(f"these overrides stand for {len(configs)} runs: the data of one is shown")
-        source = open_source(configs[0], console)
+        hosts = open_hosts(configs[0], {})
+        source = open_source(configs[0], console, hosts.about if hosts else None)
         sets = open_sets(configs[0], source.tokenizer, source.train, console, console.warn)
     except BAD_INPUT as error:
         fail(error, 2)

@@ -1,5 +1,6 @@
 """Writes a conversation as the text of a prompt, by a chat template."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def named_template(section: DatasetSection) -> str | None:
         ) from None
 
 
+def check_undated(template: str, arguments: Mapping[str, Any]) -> None:
+    """Raises UserError for a template that writes the day of the run."""
+    if "strftime_now" in template and "date_string" not in arguments:
+        raise UserError(
+            "the chat template writes today's date, and the run would be another one tomorrow: set "
+            "'data.template_args={date_string: \"26 Jul 2024\"}', or data.chat_template to a file without it"
+        )
+
+
 class Chat:
     """Makes prompts of messages, up to where the answer begins."""
 
@@ -43,11 +53,7 @@ class Chat:
                 "content, a line each) or to a file of a Jinja template, or model.path to a model that has one"
             )
         self._text = str(template)
-        if "strftime_now" in self._text and "date_string" not in section.template_args:
-            raise UserError(
-                "the chat template writes today's date, and the run would be another one tomorrow: set "
-                "'data.template_args={date_string: \"26 Jul 2024\"}', or data.chat_template to a file without it"
-            )
+        check_undated(self._text, section.template_args)
 
     def __call__(self, messages: list[Message], tools: list[Any], at: str) -> str:
         """Returns the text; `at`: where the messages stand. UserError where the template cannot write them."""

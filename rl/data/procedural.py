@@ -1,6 +1,7 @@
 """Draws problems from reasoning-gym, which judges them by the verifier of their task."""
 
 import re
+import string
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,16 @@ class Drawn:
     template: str | None = None  # they are no conversations
 
     def __init__(
-        self, section: ReasoningGymSection, seed: int, solutions: bool, console: "Console | None" = None
+        self,
+        section: ReasoningGymSection,
+        seed: int,
+        solutions: bool,
+        console: "Console | None" = None,
+        talks: bool = False,
     ) -> None:
-        """UserError for a task or a pattern that gives none, or that gives no solution where they are needed."""
-        self._section, self._dataset = section, _dataset(section, seed)
+        """`talks`: a tokenizer of characters has all that are printed, for the talk with an environment. UserError for a task
+        or a pattern that gives none, or that gives no solution where they are needed."""
+        self._section, self._dataset, self._talks = section, _dataset(section, seed), talks
         self._found = _draw(self._dataset, section, console)
         if solutions and (without := next((p for p, e in self._found if e["answer"] is None), None)):
             raise UserError(
@@ -42,7 +49,7 @@ class Drawn:
 
     def tokenizer(self) -> Tokenizer:
         """Makes one of their characters."""
-        return tokenizers.of_characters(self.texts())
+        return tokenizers.of_characters([*self.texts(), *([string.printable] if self._talks else [])])
 
     def source(self, tokenizer: Tokenizer, made: bool) -> Source:
         """Makes the problems, whatever their tokenizer was made from."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
+from rl.config import AnyData, DatasetSection, MixtureSection, NumberedSection, ReasoningGymSection, RunConfig
 from rl.data import tokenizer as tokenizers
 from rl.data.mixture import Mixture, Unread
+from rl.data.numbered import Numbered
 from rl.data.problem import Problem, Source
 from rl.data.procedural import Drawn
 from rl.data.question_answer import Questions
@@ -17,12 +18,14 @@ from rollout.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rl.environments.worker import About
 
-def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
-    """Says on `console` what takes long. Raises UserError for a task that does not exist, a pattern that keeps nothing, a
-    template that makes prompts alike, or a file with a bad line."""
+
+def open_source(config: RunConfig, console: "Console | None" = None, talk: "About | None" = None) -> Source:
+    """Says on `console` what takes long. `talk`: the environment that the problems are for. Raises UserError for a task that
+    does not exist, a pattern that keeps nothing, a template that makes prompts alike, or a file with a bad line."""
     own = tokenizers.from_model(config.model.path) if config.model.path else None
-    unread = _read(config, own is None, console)
+    unread = _read(config, own is None, talk, console)
     source = unread.source(own or unread.tokenizer(), made=own is None)
     for problem in (*source.train, *source.held_out):
         if not problem.prompt or not problem.prompt_ids:  # ids there may be: a begin of text
@@ -71,14 +74,16 @@ def open_set(
     return source
 
 
-def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
+def _read(config: RunConfig, made: bool, talk: "About | None", console: "Console | None") -> Unread:
     """Reads what the config names; `made`: a tokenizer will be made from it."""
     data, taught = config.data, config.warmup.steps > 0 and config.warmup.kind == "sft"
+    taught = taught and not (talk and talk.teaches)
+    judged = bool(talk and talk.rewards) and not config.reward
 
     def one(section: ReasoningGymSection | DatasetSection) -> Unread:
         if isinstance(section, ReasoningGymSection):
-            return Drawn(section, config.seed, taught or made, console)
-        return Questions(section, not reads_answers(config.reward), taught, console)
+            return Drawn(section, config.seed, taught or made, console, talk is not None)
+        return Questions(section, judged or not reads_answers(config.reward), taught, console)
 
     def named(name: str, section: ReasoningGymSection | DatasetSection) -> Unread:
         try:
@@ -88,10 +93,10 @@ def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
 
     if isinstance(data, MixtureSection):
         return Mixture(data, {name: named(name, section) for name, section in data.sources.items()})
-    return one(data)
+    return Numbered(data, taught) if isinstance(data, NumberedSection) else one(data)
 
 
-def _template(data: ReasoningGymSection | DatasetSection | MixtureSection, problem: Problem) -> str:
+def _template(data: AnyData, problem: Problem) -> str:
     """Names the template that a prompt was made by."""
     if isinstance(data, MixtureSection):
         name = problem.id.partition("/")[0]

@@ -1,21 +1,28 @@
 """Says what an environment is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from rl.data import Problem
 from rl.samples import Group, Sample, Transcript
+from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 
-Generate = Callable[[Sequence[Request]], list[Completion]]
-"""The engines: completions in the order of the requests, the samples of each side by side."""
+
+class Generate(Protocol):
+    """Declares what a conversation asks of the engines."""
+
+    def __call__(self, requests: Sequence[Request], replies: Replies | None = None, /) -> list[Completion]:
+        """Returns completions in the order of the requests, the samples of each side by side. With `replies`, serves what
+        follows them too, while others are still being sampled; of all of these only the replies hear."""
 
 
 class Environment(Protocol):
     """Plays conversations between policy and problem, and judges them."""
 
-    def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
-        """Returns what came of each request, which is the first turn of its conversation; the order is that of the requests."""
+    def play(self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem]) -> list[Transcript]:
+        """Returns what came of each request, which is the first turn of its conversation; the order is that of the requests,
+        of which those of one problem stand side by side."""
 
     def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
         """Returns the samples with their rewards; transcript i is of problem i, and those of one problem stand side by side.

@@ -17,7 +17,9 @@ class SingleTurn:
     def __init__(self, tokenizer: Tokenizer, reward: Reward) -> None:
         self.tokenizer, self.reward = tokenizer, reward
 
-    def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
+    def play(
+        self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem] = ()
+    ) -> list[Transcript]:
         """Generates one completion of each request's prompt."""
         return [(r.prompt_ids, done) for r, done in zip(requests, generate(requests), strict=True)]
 

@@ -29,14 +29,14 @@ from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
 from rl.data.tokenizer import from_model
-from rl.environments.single_turn import SingleTurn
+from rl.environments.choice import open_environment, set_environment
+from rl.environments.tools import open_hosts
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.evaluator import make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation
 from rl.evaluation.samples import write_samples
 from rl.evaluation.sets import open_sets
 from rl.keys import renewed
-from rl.rewards.reward import open_reward
 from rl.run.banner import set_line
 from rl.run.screen import Screen
 from rl.samples import Group
@@ -107,19 +107,20 @@ def evaluate(
     """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`. Returns what was found on the sets
     of `eval.sets`, by their names, and, with `own`, under "" on the data's held-out problems."""
     assert config.model.path is not None
-    rollout = config.rollout
-    source = open_source(config, console) if own else None
+    hosts, rollout = open_hosts(config, {}), config.rollout
+    source = open_source(config, console, hosts.about if hosts else None) if own else None
     tokenizer = source.tokenizer if source else from_model(config.model.path)
     sets = open_sets(config, tokenizer, (), console, console.warn)
     kept: dict[str, Sequence[Group]] = {}
     evaluators = {}
     if source:
-        reward = open_reward(config.reward, source, config.scoring, console.warn)
-        environment = SingleTurn(tokenizer, reward)
-        evaluators[""] = make_evaluator(config, source, environment, reward.name, partial(_keep, kept, ""))
+        environment, _, judged_by = open_environment(config, source, hosts, console.warn)
+        evaluators[""] = make_evaluator(config, source, environment, judged_by, partial(_keep, kept, ""))
     for name, one in sets.items():
-        how = tokenizer.ends, SingleTurn(tokenizer, one.reward), partial(_keep, kept, name)
-        evaluators[name] = make_set_evaluator(config, name, one, *how)
+        environment = set_environment(config, name, one, tokenizer, hosts, console.warn)
+        evaluators[name] = make_set_evaluator(
+            config, name, one, tokenizer.ends, environment, partial(_keep, kept, name)
+        )
     served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device)
     if source:
         console.print(

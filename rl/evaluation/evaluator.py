@@ -57,7 +57,7 @@ class Evaluator:
         with Waiting(console, f"evaluating on {len(self.problems):,} {what}"):
             cards.to_rollout()
             compare()
-            transcripts = self.environment.play(self.requests, generate)
+            transcripts = self.environment.play(self.requests, generate, self.problems)
         groups = score(self.problems, transcripts, self.environment)
         if self.keep:
             self.keep(step, groups)

@@ -1,7 +1,7 @@
 """Says what is judged and what comes of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,10 @@ class Claim:
     problem: Problem
     text: str
     token_ids: tuple[int, ...] = ()  # of the text; () where it was not sampled
+    messages: Sequence[
+        Mapping[str, Any]
+    ] = ()  # of a conversation with tools, after the prompt; the text is its last one's
+    state: Mapping[str, Any] | None = None  # public attributes of its environment; None: it has none
 
 
 @dataclass(frozen=True)

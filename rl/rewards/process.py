@@ -15,7 +15,10 @@ from typing import Any
 
 from rl.rewards.worker import Call, Wanted
 
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rl.rewards import worker; worker.main(int(sys.argv[2]))"
+_START = (
+    "import sys, json, importlib; sys.path[:] = json.loads(sys.argv[1]); "
+    "importlib.import_module(sys.argv[3]).main(int(sys.argv[2]))"
+)
 
 _FAREWELL = 2.0  # seconds in which it may end by itself
 
@@ -30,12 +33,12 @@ class Process:
     Whatever is asked of it is answered by one `receive`, the import first.
     """
 
-    def __init__(self, wanted: Sequence[Wanted]) -> None:
-        """Begins to import what is `wanted`."""
+    def __init__(self, wanted: Sequence[Wanted], worker: str = "rl.rewards.worker") -> None:
+        """Begins to import what is `wanted`. `worker`: the module whose `main` serves the pipe there."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-u", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                [sys.executable, "-P", "-u", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), worker],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # an interrupt from the keyboard is the run's to handle
@@ -78,6 +81,10 @@ class Process:
         """Ends it at once, with what it has started."""
         _kill(self._process)
         self.close()
+
+    def tell(self, message: Any) -> None:
+        """Sends what a worker of another kind understands. JudgeError where the process has ended."""
+        self._write(message)
 
     def _write(self, message: Any) -> None:
         try:

@@ -13,6 +13,7 @@ them may be `async`, or a class, of which an instance is made with the arguments
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from rl.rewards.claim import Claim, Found, found
@@ -116,16 +117,19 @@ def _trl(function: Function, claims: Sequence[Claim]) -> Started:
     completions: list[Any] = [claim.text for claim in claims]
     if problem.messages is not None:
         completions = [[{"role": "assistant", "content": text}] for text in completions]
+    if claims[0].state is not None:  # a conversation with an environment
+        completions = [list(claim.messages) for claim in claims]
     notes: list[dict[str, Any]] = [{} for _ in claims]
     own = {
         "prompts": [problem.prompt if problem.messages is None else list(problem.messages)] * count,
         "completions": completions,
         "completion_ids": [list(claim.token_ids) for claim in claims],
         "trainer_state": None,
+        "environments": [claim.state and SimpleNamespace(**claim.state) for claim in claims],
         "log_metric": partial(_log_metric, notes),
         "log_extra": partial(_log_extra, notes),
     }
-    columns = {name: [value] * count for name, value in row.items() if name not in (*own, "prompt", "environments")}
+    columns = {name: [value] * count for name, value in row.items() if name not in (*own, "prompt")}
     return function.by_name(columns, **own), lambda result: _all(list(result), notes)
 
 

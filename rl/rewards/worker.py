@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 def main(handle: int) -> None:
     """Serves calls over the pipe with file descriptor `handle`: first comes what to import, a list of `Wanted`."""
-    threading.Thread(target=_end_with_the_run, args=(handle,), daemon=True).start()
+    threading.Thread(target=end_with_the_run, args=(handle,), daemon=True).start()
     pipe = Connection(handle)
     functions: list[Function] = []
     try:
@@ -129,7 +129,7 @@ def late(limit: float) -> str:
     return f"took more than {limit:g} s (scoring.timeout; a clock decides that, and another machine may be faster)"
 
 
-def _end_with_the_run(handle: int) -> None:
+def end_with_the_run(handle: int) -> None:
     """Waits until the run has let go of its end: a call that is under way then has nobody to answer to."""
     poll = select.poll()
     poll.register(handle, 0)

@@ -9,7 +9,7 @@ import torch
 from kernels.model import ModelConfig
 from kernels.packages import version_of
 from kernels.weights.beside import name_of
-from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
+from rl.config import AnyData, DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
 from rl.data import Source, left_out
 from rl.evaluation.sets import EvaluationSet
 from rl.plan import Plan, gib
@@ -33,6 +33,7 @@ def banner(
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
         f"judged by {reward}{''.join(f'; {line}' for line in source.about)}",
         "sets": "; ".join(set_line(name, one, config.eval.problems) for name, one in sets.items()),
+        **({"environment": _environment(config)} if config.environment.name != "single_turn" else {}),
         "algorithm": f"{algorithm.name}, {algorithm.loss_mean} mean, clip {algorithm.clip_low:g} / {algorithm.clip_high:g}, "
         f"{algorithm.mini_batches * algorithm.update_epochs} update(s) a step",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
@@ -59,7 +60,14 @@ def _device(device: str) -> str:
     return f"cpu, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
-def _named(data: ReasoningGymSection | DatasetSection | MixtureSection) -> str:
+def _environment(config: RunConfig) -> str:
+    section = config.environment
+    return f"{section.factory}, up to {section.max_turns} turns and {section.max_tokens:,} tokens"
+
+
+def _named(data: AnyData) -> str:
     if isinstance(data, MixtureSection):
         return f"a mixture of {', '.join(sorted(data.sources))}"
-    return data.task if isinstance(data, ReasoningGymSection) else data.path
+    if isinstance(data, ReasoningGymSection):
+        return data.task
+    return data.path if isinstance(data, DatasetSection) else f"{data.problems:,} numbers"

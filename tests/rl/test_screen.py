@@ -202,14 +202,14 @@ def test_a_step_says_its_reward_accuracy_speed_and_gap(differing: int, gap: floa
 def test_the_banner_says_what_is_about_to_run() -> None:
     (config,) = check(["logger=none", "data.problems=100", "steps=5", "out_dir=here", "seed=3", "numerics=fast"])
     ready = prepare(config.model_copy(update={"dry_run": True}))
-    lines = banner(config, ready.model, ready.source, ready.reward.name, ready.plan)
+    lines = banner(config, ready.model, ready.source, ready.judged_by, ready.plan)
     assert all("\n" not in line and line.strip() for line in lines)
     rows = dict(line.split("  ", 1) for line in (re.sub(r" {2,}", "  ", line) for line in lines))
     head = next(iter(rows))
     assert head.startswith("samebit") and rows[head] == "fast numerics, seed 3"
     assert list(rows)[1:] == ["model", "data", "algorithm", "steps", "layout", "device", "out_dir"]
     assert f"{ready.plan.parameters:,} parameters" in rows["model"] and "random weights" in rows["model"]
-    assert f"{len(ready.source.train):,} problems to train on" in rows["data"] and ready.reward.name in rows["data"]
+    assert f"{len(ready.source.train):,} problems to train on" in rows["data"] and ready.judged_by in rows["data"]
     assert rows["algorithm"] == "grpo, token mean, clip 0.2 / 0.28, 1 update(s) a step"
     assert f"{config.warmup.steps} supervised, 5 GRPO" in rows["steps"]
     assert rows["device"].startswith("cpu") and rows["out_dir"].startswith("here: train.log")

@@ -49,7 +49,8 @@ class Fake:
         self.calls.append("generate")
         return [Completion(r.id, (5, 6), (-0.5, -1.5), "length", self.version, r.sampling) for r in requests]
 
-    def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
+    def play(self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem]) -> list[Transcript]:
+        assert len(requests) == 2 * len(problems)
         return [(r.prompt_ids, c) for r, c in zip(requests, generate(requests), strict=True)]
 
     def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:

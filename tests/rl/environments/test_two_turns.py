@@ -26,7 +26,9 @@ ANSWER = (3, 1, 4, 1, 5)
 class Echo:
     """Answers the first completion with fixed tokens, and then lets the policy say more, hotter and cut."""
 
-    def play(self, requests: Sequence[Request], generate: Generate) -> list[Transcript]:
+    def play(
+        self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem] = ()
+    ) -> list[Transcript]:
         first = generate(requests)
         said = [r.prompt_ids + c.token_ids + ANSWER for r, c in zip(requests, first, strict=True)]
         second = generate(

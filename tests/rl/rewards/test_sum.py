@@ -113,7 +113,7 @@ class Judged:
     def __init__(self, rewards: list[float | None]) -> None:
         self.rewards = rewards
 
-    def play(self, requests: list[Request], generate: object) -> list[tuple]:
+    def play(self, requests: list[Request], generate: object, problems: object) -> list[tuple]:
         return [() for _ in requests]
 
     def judge(self, problems: list[Problem], transcripts: list[tuple]) -> list[Sample]:

@@ -1,0 +1,59 @@
+"""Opens the environment that a config names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from rl.config import RunConfig
+from rl.data import Problem, Source
+from rl.environments.environment import Environment
+from rl.environments.hosts import Hosts
+from rl.environments.single_turn import SingleTurn
+from rl.environments.tools import open_tools
+from rl.evaluation.sets import EvaluationSet
+from rl.rewards.reward import Reward, open_reward
+from rollout.tokenizer import Tokenizer
+
+
+def open_environment(
+    config: RunConfig,
+    source: Source,
+    hosts: Hosts | None,
+    say: Callable[[str], None] = print,
+    objects: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Environment, Reward | None, str]:
+    """Returns the environment, the run's reward and what is said to judge. An environment with a get_reward judges alone where
+    the config names no reward, which is then None, and beside it where it does. `say` tells of the first sample that is left
+    out; `objects`: rewards of this process, by what the config calls them."""
+    own = hosts.about.name if hosts and hosts.about.rewards else ""
+    reward = None if own and not config.reward else open_reward(config.reward, source, config.scoring, say, objects)
+    name = " + ".join(filter(None, (reward.name if reward else "", f"{own}.get_reward" if own else "")))
+    return _opened(config, source.tokenizer, source.train, reward, hosts, say), reward, name
+
+
+def set_environment(
+    config: RunConfig,
+    name: str,
+    one: EvaluationSet,
+    tokenizer: Tokenizer,
+    hosts: Hosts | None,
+    say: Callable[[str], None] = print,
+) -> Environment:
+    """Returns the environment of a set of `eval.sets`: the run's, judged by the set's reward, or by the environment alone where
+    neither the set nor the run names one."""
+    alone = hosts and hosts.about.rewards and not (config.reward or config.eval.sets[name].reward)
+    return _opened(config, tokenizer, one.problems, None if alone else one.reward, hosts, say)
+
+
+def _opened(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward | None,
+    hosts: Hosts | None,
+    say: Callable[[str], None],
+) -> Environment:
+    if hosts is None:
+        assert reward
+        return SingleTurn(tokenizer, reward)
+    return open_tools(config, tokenizer, problems, reward, hosts, say)
