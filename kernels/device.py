@@ -38,7 +38,7 @@ def stand_in(device_type: str, card: Card) -> None:
 def family_of(card: Card, where: str = "card") -> str:
     """Returns the family whose kernels a card runs; UnsupportedError, which names the card, where there are none."""
     if card.family is None:
-        known = ", ".join(f"{a}.{b} ({family.capitalize()})" for (a, b), family in FAMILIES.items())
+        known = ", ".join(f"{a}.{b}" for a, b in FAMILIES)
         major, minor = card.capability
         raise UnsupportedError(
             f"{where} is {card.name} of compute capability {major}.{minor}; the GPU kernels are for {known}: use "

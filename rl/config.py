@@ -71,10 +71,10 @@ class RolloutSection(Section):
     def limits(self) -> Limits:
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
-    def engine(self, dtype: torch.dtype, device: str) -> EngineConfig:
-        """Makes the config of each rank's engine."""
+    def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:
+        """Makes the config of each rank's engine, which runs the kernels of a family of cards."""
         sizes, on_gpu = (self.pages, self.page_size, self.prefix_cache, self.limits), device == "cuda"
-        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu)
+        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu, family=family)
 
 
 class TrainerSection(Section):
@@ -308,6 +308,15 @@ def _trackers(value: object) -> object:
 Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 
 
+class KernelsSection(Section):
+    """Says which kernels a GPU runs."""
+
+    family: Literal["auto", "portable"] = Field(
+        description="device=cuda: auto: the card's own; portable: plain Triton, which every card since 8.0 runs. Families may "
+        "differ in bits of a gradient: a run stays with one"
+    )
+
+
 class RunConfig(Section):
     """Holds all keys of a run."""
 
@@ -327,6 +336,7 @@ class RunConfig(Section):
     save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
     dry_run: bool = Field(description="says what a run would be and take, and starts nothing")
     device: Literal["cpu", "cuda"] = Field(description="where both sides compute")
+    kernels: KernelsSection
     numerics: Literal["exact", "fast"] = Field(
         description="fast: torch's matmul, and in the trainer its attention and log-prob. A contrast: nothing is promised of it"
     )

@@ -6,6 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from kernels.device import family_of
+from kernels.gpu.card import card_of
 from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
@@ -29,6 +33,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "eval.every",
     "eval.keep_samples",
     "eval.sets",
+    "kernels",  # FAMILY says which they are
     "logger",
     "out_dir",
     "resume",
@@ -56,6 +61,7 @@ CONTENT = "the data's content (sha256)"
 ROWS = "the other fields of the data (sha256)"
 ENDS = "the ids that end a completion"
 ARITHMETIC = "the version of the arithmetic"
+FAMILY = "the family of the GPU kernels"
 
 
 def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
@@ -69,7 +75,14 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     if source is None:
         return flat
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
+    if config.device == "cuda" and (family := _family(config)) != "hopper":
+        flat[FAMILY] = family
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
+
+
+def _family(config: RunConfig) -> str:
+    chosen = config.kernels.family
+    return family_of(card_of(torch.device("cuda"))) if chosen == "auto" else chosen
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:

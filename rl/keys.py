@@ -7,6 +7,7 @@ from typing import Any
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
 ADDED: Mapping[str, Any] = {
+    "kernels.family": "auto",
     "mode": "full",
     "batches": None,
     "align.keep_batches": [],

@@ -122,7 +122,7 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     if config.device == "cuda":
         section = config.rollout
         serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
-        prepare_kernels(ready.model, config.dtype, serving, True, console.print)
+        prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
     return begin
 
 

@@ -42,6 +42,7 @@ class EngineConfig:
     device: str = "cpu"
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
     overlap: bool = False  # a step is launched before the tokens of the one before it are read
+    family: str = "auto"  # of the kernels that a GPU runs
 
     def __post_init__(self) -> None:
         check(self, RequestError)

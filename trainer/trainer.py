@@ -35,6 +35,7 @@ class TrainerConfig:
     offload: Offload = "none"  # what lives in host memory; likewise
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
+    family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
 
 
 class Trainer:

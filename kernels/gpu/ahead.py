@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kernels.gpu.card import Card
+from kernels.gpu.card import Card, choose_family
 
 
 class CompileError(RuntimeError):
@@ -88,12 +88,14 @@ def compile_ahead(
     report: Callable[[Compiled, int], None],
     each_kernel_once: bool = False,
     path: str = "",
+    family: str = "auto",
 ) -> list[Compiled]:
     """Compiles what `source` launches on `card`, which need not be there, in `workers` processes, and returns a row for each
     variant. `report(row, known)` is called as each is done; `known`: variants found so far.
     `each_kernel_once`: the first variant of each kernel alone. `path`: folders to put before PYTHONPATH (another Triton)."""
     with tempfile.TemporaryDirectory() as folder:
         order = {"source": asdict(source), "card": asdict(card), "once": each_kernel_once, "folder": folder}
+        order["family"] = family
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         paths = [path, *(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
@@ -142,6 +144,7 @@ def _work(order: dict[str, Any]) -> None:
     given = order["card"]
     card = Card(**{**given, "capability": tuple(given["capability"])})
     driver.set_active(_Driver(card))
+    choose_family(order["family"])
     import torch
 
     from kernels import device

@@ -41,9 +41,15 @@ class Serving:
 
 
 def prepare(
-    config: ModelConfig, dtype: torch.dtype, serving: Serving | None, training: bool, say: Callable[[str], None]
+    config: ModelConfig,
+    dtype: torch.dtype,
+    serving: Serving | None,
+    training: bool,
+    say: Callable[[str], None],
+    family: str = "auto",
 ) -> None:
-    """Compiles for the first visible card what the cache on disk lacks. Nothing where an earlier call left it all there."""
+    """Compiles for the first visible card what the cache on disk lacks. Nothing where an earlier call left it all there.
+    `family`: of the kernels, as `kernels.gpu.card.choose_family` takes it."""
     from triton import knobs
 
     from kernels.gpu.ahead import Compiled, Source, compile_ahead
@@ -56,7 +62,7 @@ def prepare(
         "serving": serving and vars(serving),
         "training": training,
     }
-    done = Path(knobs.cache.dir) / f"samebit-{_key(arguments, card)}"
+    done = Path(knobs.cache.dir) / f"samebit-{_key(arguments, card, family)}"
     if done.exists():
         return
     workers = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
@@ -69,18 +75,20 @@ def prepare(
         if shown % 20 == 0:
             say(f"compiled {shown} kernels of the {known} found so far")
 
-    rows = compile_ahead(Source("kernels.model.ahead:launches", arguments), card, workers, report)
+    rows = compile_ahead(Source("kernels.model.ahead:launches", arguments), card, workers, report, family=family)
     say(f"compiled {len(rows)} kernels")
     if not any(row.error for row in rows):  # else the launch itself will say what is wrong
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
 
 
-def _key(arguments: dict[str, Any], card: Card) -> str:
+def _key(arguments: dict[str, Any], card: Card, family: str) -> str:
     """Names everything that the compiled kernels depend on: these sources, the versions, the card and the shapes."""
     import triton
 
-    digest = hashlib.sha256(json.dumps([arguments, asdict(card), triton.__version__, torch.__version__]).encode())
+    digest = hashlib.sha256(
+        json.dumps([arguments, asdict(card), family, triton.__version__, torch.__version__]).encode()
+    )
     root = Path(kernels.__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.read_bytes())

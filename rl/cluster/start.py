@@ -69,7 +69,7 @@ def rollout_ranks(
     """Starts the engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then
     one of each engine."""
     section = config.rollout
-    engine = section.engine(config.dtype, config.device)
+    engine = section.engine(config.dtype, config.device, config.kernels.family)
     actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
     trainer, *addresses = [address_of(store) for store in stores]
     asleep = config.cluster.placement == "colocated"
@@ -102,6 +102,7 @@ def _trainer_ranks(
         section.offload,
         section.checkpointing,
         section.router_aux_loss_coef,
+        config.kernels.family,
     )
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed

@@ -12,7 +12,8 @@ import torch
 
 import kernels
 from kernels import device
-from kernels.device import UnsupportedError, check_cards, choose_device
+from kernels.device import MODULES, UnsupportedError, check_cards, choose_device, family_of
+from kernels.gpu.card import Card
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,26 +47,55 @@ def test_another_torch_ends_a_command_in_one_line(tmp_path: Path) -> None:
     assert ended.stderr.startswith("samebit: error: torch 9.9.0 ") and ended.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def a100(monkeypatch: pytest.MonkeyPatch) -> None:
+def show(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
+    """Lets torch see one card of this name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "NVIDIA A100-SXM4-80GB")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: capability)
 
 
-@pytest.mark.usefixtures("a100")
-def test_another_card_is_named() -> None:
-    with pytest.raises(UnsupportedError, match=r"card 0 is NVIDIA A100-SXM4-80GB of compute capability 8\.0.*9\.0"):
+@pytest.mark.parametrize(
+    ("name", "capability"), [("Tesla T4", (7, 5)), ("NVIDIA B200", (10, 0)), ("NVIDIA R100", (13, 0))]
+)
+def test_a_card_without_kernels_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]
+) -> None:
+    show(monkeypatch, name, capability)
+    at = r"\.".join(map(str, capability))
+    with pytest.raises(UnsupportedError, match=rf"card 0 is {name} of compute capability {at}; .* 8\.0, .* 9\.0"):
         check_cards()
-
-
-@pytest.mark.usefixtures("a100")
-def test_auto_says_why_it_takes_the_cpu() -> None:
     said: list[str] = []
-    assert choose_device("auto", said.append) == "cpu" and "A100" in said[0]
+    assert choose_device("auto", said.append) == "cpu" and name in said[0]
     with pytest.raises(UnsupportedError):
         choose_device("cuda", said.append)
+
+
+@pytest.mark.parametrize(
+    ("capability", "family"), [((8, 0), "portable"), ((8, 9), "portable"), ((9, 0), "hopper"), ((12, 0), "portable")]
+)
+def test_a_card_runs_the_kernels_of_its_family(capability: tuple[int, int], family: str) -> None:
+    assert family_of(Card("a card", capability, 1, 1)) == family
+    assert MODULES[family][-1] == "portable"
+
+
+def test_a_process_stays_with_a_family() -> None:
+    """Another one is refused, and a card that has no kernels has none in any family."""
+    code = """
+from kernels.gpu.card import Card, choose_family
+choose_family("auto")
+choose_family("portable")
+choose_family("portable")
+print(*(Card("a card", capability, 1, 1).family for capability in ((7, 5), (8, 6), (9, 0), (10, 0))))
+for name in ("hopper", "auto", "ampere"):
+    try:
+        choose_family(name)
+    except ValueError as error:
+        print(error)
+"""
+    lines = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    assert lines[0] == "None portable portable None"
+    assert len(lines) == 4 and all("portable" in line for line in lines[1:]) and "no family 'ampere'" in lines[3]
 
 
 def test_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
