@@ -18,7 +18,7 @@ from kernels.model import ModelConfig, costs
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
-from rl.frozen import frozen_model, preference_model
+from rl.frozen import FrozenModel, frozen_model, preference_model
 from rl.placement import Placement, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
@@ -85,26 +85,11 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     length = prompt_tokens + response
     micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
-    if section.moments == "bfloat16" and section.betas[1] > _STALL:
-        raise UserError(
-            f"trainer.moments=bfloat16 with trainer.betas[1]={section.betas[1]}: above {_STALL} a rounded second moment no "
-            f"longer decays; lower it or set trainer.moments=float32"
-        )
+    _check_moments(section)
     kv_tokens = rollout.pages * rollout.page_size
-    if length > min(model.max_positions, kv_tokens):
-        key = "rollout.max_new_tokens" if config.environment.name == "single_turn" else "environment.max_tokens"
-        raise UserError(
-            f"{prompt_tokens} prompt + {key}={response} tokens exceed the model's "
-            f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
-            f"page_size={rollout.page_size}"
-        )
     frozen = frozen_model(config, model)
     paired = preference_model(config, model)
-    if frozen and length > frozen.model.max_positions:
-        raise UserError(
-            f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the "
-            f"{frozen.model.max_positions} positions of {frozen.key}={frozen.source}"
-        )
+    _check_length(config, prompt_tokens, model, frozen)
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
     trainer = trainer_memory(
@@ -142,6 +127,30 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _check_moments(section: TrainerSection) -> None:
+    if section.moments == "bfloat16" and section.betas[1] > _STALL:
+        raise UserError(
+            f"trainer.moments=bfloat16 with trainer.betas[1]={section.betas[1]}: above {_STALL} a rounded second moment no "
+            f"longer decays; lower it or set trainer.moments=float32"
+        )
+
+
+def _check_length(config: RunConfig, prompt_tokens: int, model: ModelConfig, frozen: FrozenModel | None) -> None:
+    """Raises UserError where a sequence of full length has no room."""
+    rollout, length = config.rollout, prompt_tokens + config.response_tokens
+    key = "rollout.max_new_tokens" if config.environment.name == "single_turn" else "environment.max_tokens"
+    asked, kv_tokens = f"{prompt_tokens} prompt + {key}={config.response_tokens}", rollout.pages * rollout.page_size
+    if length > min(model.max_positions, kv_tokens):
+        raise UserError(
+            f"{asked} tokens exceed the model's {model.max_positions} positions or the {kv_tokens} tokens of "
+            f"rollout.pages={rollout.pages} x page_size={rollout.page_size}"
+        )
+    if frozen and length > frozen.model.max_positions:
+        raise UserError(
+            f"{asked} tokens exceed the {frozen.model.max_positions} positions of {frozen.key}={frozen.source}"
+        )
 
 
 def _check_sequences(config: RunConfig) -> None:

@@ -333,6 +333,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "warmup.kind", "warmup.beta", "warmup.chosen", "warmup.rejected",
         "eval.problems", "eval.samples", "eval.temperature",
+        "environment.name", "environment.factory", "environment.max_turns", "environment.max_tokens", "environment.format",
     }  # fmt: skip
     values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
     values["algorithm"] |= check(["algorithm=distillation"])[0].algorithm.model_dump()

@@ -4,10 +4,10 @@ from rl.environments.games.draw import draw
 
 
 class Guess:
-    """Draws a number from the problem's; earns 1 where it was found."""
+    """Draws a number from the problem's; earns 1 where it was found in at most `quick` guesses, and less the later it was."""
 
-    def __init__(self, highest: int = 32) -> None:
-        self._highest = highest
+    def __init__(self, highest: int = 9, quick: int = 4, most: int = 10) -> None:
+        self._highest, self._quick, self._most = highest, quick, most
 
     def reset(self, number: int) -> None:
         """Begins the game of that number."""
@@ -32,14 +32,15 @@ class Guess:
         return "=" if guess == self._secret else "<"
 
     def get_reward(self) -> float:
-        """Earns 1 where the number was found."""
-        return float(self.found)
+        """Earns 1 up to `quick` guesses, then less by a straight line, and 0 beyond `most` or where it was not found."""
+        left = (self._most + 1 - self.guesses) / (self._most + 1 - self._quick)
+        return max(0.0, min(1.0, left)) if self.found else 0.0
 
     def teach(self) -> str:
-        """Writes what the warm start shows: a guess that forgets, one time in two, what it was told."""
+        """Writes what the warm start shows: a guess that forgets, nine times in ten, what it was told."""
         if self.found:
             return "!"
         low, high = self._low, self._high
-        if draw(self._game, self.guesses, "forgets") < 0.5:
+        if draw(self._game, self.guesses, "forgets") < 0.9:
             low, high = 1, self._highest
         return f"g({low + int((high + 1 - low) * draw(self._game, self.guesses))})"
