@@ -30,6 +30,7 @@ class Progress:
     tokens_compared: int = 0
     tokens_nonzero: int = 0
     accuracy: tuple[float, ...] = ()  # held out, before GRPO; empty before it is known
+    frozen_sha256: str = ""  # of the frozen model's weights (`rl/frozen.py`), where there is one
     seconds: float = 0.0
     log: dict[str, int] = field(default_factory=dict)  # bytes of each log file that belong to the steps above
 

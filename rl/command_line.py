@@ -9,7 +9,10 @@ from hydra.errors import HydraException
 
 from rl.errors import UserError
 
-PATHS = ("out_dir", "resume", "model.path", "data.path", "data.held_out", "data.chat_template")
+PATHS = (
+    *("out_dir", "resume", "model.path", "data.path", "data.held_out", "data.chat_template"),
+    *("algorithm.reference", "algorithm.teacher"),
+)
 """Keys whose value may begin with ~, a home."""
 
 _RUN = ("-m", "--multirun", "-r", "--run")

@@ -8,13 +8,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from rl.algorithms import AnyAlgorithmSection
-from rl.command_line import at_home
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
 from rl.rewards.section import OwnRewards, Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
-from rl.section import Decay, Fraction, Positive, Seconds, Section, Steps, Text
+from rl.section import Decay, Folder, Fraction, Positive, Seconds, Section, Steps, Text, found_at_home
 from rollout.engine import EngineConfig
 from rollout.keys import (
     Dtype,
@@ -30,15 +29,6 @@ from rollout.keys import (
 )
 from rollout.scheduler import Limits
 
-
-def _at_home(path: str) -> str:
-    try:
-        return at_home(path)
-    except ValueError as error:
-        raise PydanticCustomError("home", "{reason}", {"reason": str(error)}) from None
-
-
-Folder = Annotated[Text, AfterValidator(_at_home)]
 Typed = Annotated[str, AfterValidator(typed)]
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
@@ -124,9 +114,16 @@ class WarmupSection(Section):
     """Says how the policy is taught before GRPO."""
 
     steps: Steps = Field(description="supervised steps before GRPO; 0: none")
-    sequences: Positive = Field(description="sequences of one supervised step")
+    sequences: Positive = Field(description="sequences of one supervised step; kind=dpo: two of each pair")
     lr: float = Field(gt=0, description="peak; falls linearly to 0")
-    wrong_frac: Fraction = Field(description="share of demonstrations that carry another problem's solution")
+    wrong_frac: Fraction = Field(description="kind=sft: share of demonstrations that carry another problem's solution")
+    kind: Literal["sft", "dpo"] = Field(
+        description="sft: the likelihood of the data's solutions; dpo: pairs of a chosen and a rejected answer, against the "
+        "initial weights"
+    )
+    beta: float = Field(gt=0, description="kind=dpo: how strongly the policy is held near the initial weights")
+    chosen: Text = Field(description="kind=dpo: field of the answer that was chosen, a text or messages; data=dataset")
+    rejected: Text = Field(description="kind=dpo: and of the one that was rejected")
 
 
 class AlignSection(Section):
@@ -187,7 +184,7 @@ class DatasetSection(Section):
     )
     subset: str | None = Field(description="configuration of a data set on the hub that has several (main)")
     split: Text = Field(description="what is trained on, where the data has splits")
-    held_out: Annotated[Text, AfterValidator(_at_home)] | None = Field(
+    held_out: Annotated[Text, AfterValidator(found_at_home)] | None = Field(
         description="what is held out: a split, or a file; null: the split test or validation, else one problem in eight"
     )
     question: Text | None = Field(
@@ -308,7 +305,7 @@ class RunConfig(Section):
     )
     steps: Steps = Field(description="GRPO steps")
     out_dir: Folder = Field(description="the run's folder, which one process writes to at a time")
-    resume: Annotated[str, BeforeValidator(_resume), AfterValidator(_at_home)] = Field(
+    resume: Annotated[str, BeforeValidator(_resume), AfterValidator(found_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
     mode: Literal["full", "rollout_only", "train_only"] = Field(

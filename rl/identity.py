@@ -12,6 +12,8 @@ from rl.data import Source
 from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
+    "algorithm.reference",  # the digest of the weights is compared, as is the next one's (`rl/frozen_weights.py`)
+    "algorithm.teacher",
     "align",
     "batches",
     "checkpoint",

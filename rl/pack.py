@@ -10,9 +10,15 @@ from rollout.sampling import Completion
 from trainer.batch import COLUMNS, Batch
 
 
-def pack(transcripts: Sequence[Transcript], advantages: np.ndarray, weights: np.ndarray) -> Batch:
+def pack(
+    transcripts: Sequence[Transcript],
+    advantages: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+) -> Batch:
     """Makes one batch of all sequences, in order. Every sampled token is a loss row, and what it was sampled with comes from
-    its completion: requests of any temperatures and filters may stand side by side. `advantages`, `weights`: float32 [R]."""
+    its completion: requests of any temperatures and filters may stand side by side. The other columns are
+    float32 [R], and where they are not known as `trainer.batch.COLUMNS` has them."""
     ids: list[int] = []
     rows: list[int] = []
     ends: list[int] = []
@@ -24,9 +30,10 @@ def pack(transcripts: Sequence[Transcript], advantages: np.ndarray, weights: np.
             ids += tokens
         ends.append(len(ids))
     done = [c for t in transcripts for c in completions(t)]
-    columns = _as_sampled(done) | {"advantages": advantages, "weights": weights}
     lengths = np.diff(np.array(ends, dtype=np.int64), prepend=0)
-    return Batch(np.array(ids, dtype=np.int64), lengths, np.array(rows, dtype=np.int64), **columns)
+    given = {"advantages": advantages, "weights": weights, "reference": reference}
+    columns = _as_sampled(done) | {name: column for name, column in given.items() if column is not None}
+    return Batch.of(np.array(ids, dtype=np.int64), lengths, np.array(rows, dtype=np.int64), **columns)
 
 
 def _as_sampled(done: Sequence[Completion]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from kernels.model import ModelConfig, costs
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
+from rl.frozen import frozen_model, preference_model
 from rl.placement import Placement, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
@@ -50,7 +51,7 @@ class Plan:
     trainer: TrainerMemory  # of one trainer process, with sequences of full length
     checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
     snapshot_bytes: int  # host memory of one trainer process while it writes one
-    disk_bytes: int  # the checkpoints that are kept, one that is being written, and the trained model
+    disk_bytes: int  # the checkpoints that are kept, one that is being written, the trained model, and a kept reference
     sequences: int
     micro_batches: int  # of each trainer process in one update, with sequences of full length
     warmup_micro_batches: int
@@ -95,10 +96,18 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
             f"{model.max_positions} positions or the {kv_tokens} tokens of rollout.pages={rollout.pages} x "
             f"page_size={rollout.page_size}"
         )
+    frozen = frozen_model(config, model)
+    paired = preference_model(config, model)
+    if frozen and length > frozen.model.max_positions:
+        raise UserError(
+            f"{prompt_tokens} prompt + rollout.max_new_tokens={rollout.max_new_tokens} tokens exceed the "
+            f"{frozen.model.max_positions} positions of {frozen.key}={frozen.source}"
+        )
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
     trainer = trainer_memory(
         model,
+        frozen=[one.model for one in (frozen, paired) if one],
         dtype=config.dtype,
         device=config.device,
         world_size=section.world_size,
@@ -109,6 +118,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         rows=tokens * rollout.max_new_tokens // length,
         micro_batches=micro_batches,
     )
+    saved = config.save_model + (frozen is not None and frozen.source is None)
     checkpoint = costs.checkpoint_bytes(model) if config.checkpoint.every else 0
     return Plan(
         model=model,
@@ -125,7 +135,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * config.save_model,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,

@@ -14,10 +14,12 @@ from rl.alone import check_alone
 from rl.config import RunConfig
 from rl.data import Source, open_source
 from rl.evaluation.sets import EvaluationSet, open_sets
+from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
 from rl.identity import identity
 from rl.model import model_config
 from rl.out_dir import check_out_dir
 from rl.plan import Plan, check_machine, make_plan
+from rl.preferences import check_preferences
 from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
 from rl.rewards.reward import Reward, open_reward
@@ -35,6 +37,8 @@ class Prepared:
     plan: Plan
     identity: dict[str, Any]
     warnings: tuple[str, ...]  # one line each
+    frozen: FrozenModel | None = None  # of RL
+    paired: FrozenModel | None = None  # of the warm start
     sets: Mapping[str, EvaluationSet] = field(default_factory=dict)  # of `eval.sets`
 
 
@@ -46,12 +50,15 @@ def prepare(
     for kind in config.logger:
         check_installed(kind)
     source = open_source(config, console)
+    check_preferences(config, source.train)
     model = model_config(config, len(source.tokenizer))
     say = console.warn if isinstance(console, Screen) else warn
     sets = open_sets(config, source.tokenizer, source.train, console, say, objects)
     asked = (*source.train, *source.held_out, *(p for one in sets.values() for p in one.problems))
     longest = max(len(p.prompt_ids) for p in asked)
     plan = make_plan(config, model, longest)
+    if frozen := frozen_model(config, model):
+        check_tokenizer(frozen, source.tokenizer)
     if not config.dry_run:
         check_machine(config, plan)
         check_out_dir(Path(config.out_dir))
@@ -63,4 +70,6 @@ def prepare(
     with Waiting(console, f"judging the gold solutions by {reward.name}"):
         golds = check_golds(source, reward, by_tokens=config.model.path is not None)
     of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
-    return Prepared(source, reward, model, plan, mine, tuple(filter(None, (*source.warnings, golds, *of_sets))), sets)
+    warnings = tuple(filter(None, (*source.warnings, golds, *of_sets)))
+    paired = preference_model(config, model)
+    return Prepared(source, reward, model, plan, mine, warnings, frozen, paired, sets)

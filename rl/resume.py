@@ -20,7 +20,15 @@ from rl.report import ReportError, read_lines
 from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
-LEFT = (*LOGS, "train.log", "summary.json", "report.html", "model")  # what a run writes once its config.yaml is there
+REFERENCE = "reference"
+LEFT = (
+    *LOGS,
+    "train.log",
+    "summary.json",
+    "report.html",
+    "model",
+    REFERENCE,
+)  # what a run writes once its config.yaml is there
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from rl.command_line import at_home
+
 LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """What float32, in which a run's numbers are computed, holds with all its bits."""
 
@@ -16,6 +18,14 @@ def _below_one(value: float) -> float:
     return value
 
 
+def found_at_home(path: str) -> str:
+    """Returns a path whose ~ is somebody's folder; a reason for pydantic where it is nobody's."""
+    try:
+        return at_home(path)
+    except ValueError as error:
+        raise PydanticCustomError("home", "{reason}", {"reason": str(error)}) from None
+
+
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Steps = Annotated[int, Field(ge=0, lt=5 * 10**7)]  # a checkpoint's name has 8 digits for those of both kinds
@@ -23,6 +33,7 @@ Seconds = Annotated[int, Field(gt=0, le=10**6)]
 Decay = Annotated[float, Field(ge=0, lt=1), AfterValidator(_below_one)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+Folder = Annotated[Text, AfterValidator(found_at_home)]
 
 
 class Section(BaseModel):

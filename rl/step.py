@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from rl import align
 from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
 from rl.dynamic_sampling import Drawn, draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
+from rl.pack import pack
 from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
-from rl.updates import Update, parts
+from rl.updates import Update, from_reference, parts
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
 from trainer.loss import Loss
@@ -36,6 +39,9 @@ class Trainer(Protocol):
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on the batch."""
+
+    def frozen_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the frozen model's log-probs of all loss rows."""
 
 
 class Cards(Protocol):
@@ -75,6 +81,7 @@ class Step:
     rounds: int  # of sampling, at most
     mini_batches: int  # of a batch, an update on each
     epochs: int  # passes over a batch
+    frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
     keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
@@ -86,10 +93,11 @@ class Step:
         clock = Clock()
         drawn = self.drawn(step, clock)
         groups = drawn.groups
-        with clock("score"), self.phase("scoring"):
-            batch = self.algorithm.batch(groups)
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
+        reference = self._ask(groups, clock) if self.frozen else None
+        with clock("score"), self.phase("scoring"):
+            batch = self.algorithm.batch(groups, reference)
         first, *later = parts(batch, self.mini_batches, self.epochs)
         self.keeper.sampled(step, batch)
         updates = self._train(step, clock, [first])
@@ -103,6 +111,7 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
         metrics["policy/lr"] = self.lr(step)
+        metrics |= from_reference(batch) if self.frozen else {}
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
@@ -121,6 +130,11 @@ class Step:
             transcripts = self.environment.play(requests, self.rollout.generate)
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
+
+    def _ask(self, groups: Sequence[Group], clock: "Clock") -> np.ndarray:
+        """Returns the frozen model's log-probs of all sampled tokens."""
+        with clock("reference"), self.phase("asking the frozen model"):
+            return self.trainer.frozen_logprobs(pack([s.transcript for group in groups for s in group.samples]))
 
     def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
         """Does an update on each of `batches`."""

@@ -20,7 +20,7 @@ from kernels.weights.beside import name_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
-from rl.checkpoints import Checkpoints, beside_files
+from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
 from rl.command import main
 from rl.config import RunConfig
@@ -28,6 +28,7 @@ from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
+from rl.frozen_weights import freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -35,8 +36,10 @@ from rl.memory import advised
 from rl.model import beside, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
+from rl.preferences import Preferences
 from rl.prepare import Prepared, prepare
-from rl.publish import Progress, check_served, publish
+from rl.publish import Progress as Published
+from rl.publish import check_served, publish
 from rl.replay.keeper import Keeper
 from rl.report import reported
 from rl.requests import requests_for, train_sampling
@@ -48,7 +51,7 @@ from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
 from rl.step import Step
-from rl.warm_start import Demonstrations, warm_start
+from rl.warm_start import Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
 
@@ -167,9 +170,10 @@ class Parts:
             self.console.print("no checkpoint yet: the run starts again")
         if config.numerics != "exact":
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
-        shown = (ready.source, config.seed, config.rollout.max_new_tokens, state.warmup_cursor)
-        work = (self.trainer, state, self.checkpoints, self.journal.supervised, self.console)
-        state = warm_start(config.warmup, Demonstrations(config.warmup, *shown), *work)
+        state = self._warm_start(state)
+        with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
+            kept = beside(config, ready.model, ready.source.tokenizer)
+            state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
         loop = self.loop(algorithm)
         before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
         with Waiting(self.console, "saving the last checkpoint and the model"):
@@ -190,6 +194,23 @@ class Parts:
             "numerics": config.numerics,
             "versions": _versions(config.device),
         }
+
+    def _warm_start(self, state: Progress) -> Progress:
+        """Takes the supervised steps that are still to be done."""
+        section, ready = self.config.warmup, self.ready
+        if state.supervised == section.steps:
+            return state
+        shown = (section, ready.source, self.config.seed, self.config.rollout.max_new_tokens, state.warmup_cursor)
+        lessons: Lessons = Demonstrations(*shown)
+        if ready.paired:
+            lessons = Preferences(*shown, self.trainer)
+            state = freeze_for_pairs(ready.paired, self.trainer, state)
+        state = warm_start(
+            section, lessons, self.trainer, state, self.checkpoints, self.journal.supervised, self.console
+        )
+        if ready.paired:
+            self.trainer.thaw()
+        return state
 
     def _alone(self, loop: Loop) -> tuple[None, None]:
         """Takes one half of the steps; nothing is evaluated."""
@@ -237,6 +258,7 @@ class Parts:
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
+            frozen=self.ready.frozen is not None,
             lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
             policy=config.align.policy if config.numerics == "exact" else "record",
             keeper=self._keeper(),
@@ -290,7 +312,7 @@ class Parts:
         return {name: round(size / 2**30, 3) for name, size in found.items()}
 
 
-def publish_aloud(console: Screen, version: int, send: Callable[[Progress], object]) -> None:
+def publish_aloud(console: Screen, version: int, send: Callable[[Published], object]) -> None:
     """Publishes by `send`; says how far that is, where it takes long."""
     what = f"publishing the weights of version {version}"
     with Waiting(console, f"{what}, by buckets") as waiting:

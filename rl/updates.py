@@ -47,3 +47,11 @@ def measure(updates: Sequence[Update]) -> dict[str, Any]:
         "off_policy/clip_fraction": sum(u.report.clipped for u in later) / max(1, len(trainer)),
         "off_policy/grad_norm_max": max(u.report.grad_norm for u in later),
     }
+
+
+def from_reference(batch: Batch) -> dict[str, float]:
+    """Measures how far the policy that sampled is from the frozen model, over the sampled tokens, with d = log-prob of the
+    policy - the frozen model's: policy/kl_ref is the mean of e^-d - 1 + d, policy/kl_ref_k1 that of d."""
+    d = batch.logprobs.astype(np.float64) - batch.reference.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return {"policy/kl_ref": float((np.expm1(-d) + d).mean()), "policy/kl_ref_k1": float(d.mean())}

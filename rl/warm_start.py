@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import WarmupSection
-from rl.data import WARMUP, Source
+from rl.data import WARMUP, ProblemStream, Source
 from rl.data.draws import Draws
 from rl.pack import pack_supervised
 from rl.run.screen import Bar, Screen
@@ -31,6 +31,22 @@ class Student(Protocol):
         """Returns the SHA-256 of the weights as they are served."""
 
 
+class Lessons(Protocol):
+    """Draws what is taught in each step, and says by which loss."""
+
+    stream: ProblemStream
+
+    @property
+    def loss(self) -> Loss:
+        """Returns the loss of each row."""
+
+    def batch(self, step: int) -> Batch:
+        """Draws the batch of a step, the next of the stream."""
+
+    def measure(self, batch: Batch, report: StepReport) -> dict[str, float]:
+        """Returns further metrics of a step."""
+
+
 class Demonstrations:
     """Draws the batches of the warm start: a function of the seed and the step, from where `cursor` is.
 
@@ -44,6 +60,15 @@ class Demonstrations:
         self.stream = source.stream(seed, WARMUP)
         self.stream.cursor = cursor
 
+    @property
+    def loss(self) -> Loss:
+        """Returns the likelihood."""
+        return LikelihoodLoss()
+
+    def measure(self, batch: Batch, report: StepReport) -> dict[str, float]:
+        """Returns nothing beside the loss."""
+        return {}
+
     def batch(self, step: int) -> Batch:
         """Draws the demonstrations of step `step`, the next ones of the stream."""
         problems, noise = self.stream.take(self.section.sequences), Draws(self.seed, step)
@@ -55,7 +80,7 @@ class Demonstrations:
 
 def warm_start(
     section: WarmupSection,
-    demonstrations: Demonstrations,
+    lessons: Lessons,
     trainer: Student,
     state: Progress,
     checkpoints: Checkpoints,
@@ -69,15 +94,15 @@ def warm_start(
     with Bar(console, "warm start") as bar:
         for step in range(state.supervised, section.steps):
             start = time.perf_counter()
-            batch = demonstrations.batch(step)
+            batch = lessons.batch(step)
             with bar.phase("training"):
-                report = trainer.step(batch, LikelihoodLoss(), section.lr * (1 - step / section.steps))
+                report = trainer.step(batch, lessons.loss, section.lr * (1 - step / section.steps))
             seconds = time.perf_counter() - start
             told = {"policy/loss": report.loss, "policy/grad_norm": report.grad_norm, "time/train": seconds}
-            record(step, {"phase": "warmup", **told})
+            record(step, {"phase": "warmup", **told, **lessons.measure(batch, report)})
             speed = f"{len(batch.token_ids) / seconds:,.0f} tokens/s"
             bar(step + 1, section.steps, f"loss {report.loss:.3f}  {speed}")
-            state = replace(state, supervised=step + 1, warmup_cursor=demonstrations.stream.cursor)
+            state = replace(state, supervised=step + 1, warmup_cursor=lessons.stream.cursor)
             checkpoints.settle()
             if step + 1 < section.steps and checkpoints.due(step + 1, section.steps):
                 checkpoints.save(state, trainer.digest())

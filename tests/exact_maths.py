@@ -77,7 +77,7 @@ ALLOWED = {  # why: "file, function, what"
         "trainer/batch.py Batch.counts np.bincount",
         "trainer/batch.py Batch.sequence np.cumsum",
         "trainer/batch.py Batch.take np.cumsum",
-        "trainer/batch.py StepReport.merge np.cumsum",
+        "trainer/batch.py Rows.merge np.cumsum",
         "trainer/batch.py _fits .sum",
         "trainer/batch.py cut_by_tokens .sum",
         "trainer/optimizer.py Optimizer._squares sum",
@@ -121,6 +121,8 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "metrics, charts, and seconds: shown, and read by nothing that computes": (
         "rl/journal.py describe .mean",
+        "rl/updates.py from_reference .mean",
+        "rl/updates.py from_reference np.expm1",
         "rl/journal.py rewards .mean",
         "rl/journal.py rewards .std",
         "rl/journal.py describe np.mean",

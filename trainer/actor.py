@@ -18,11 +18,12 @@ from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
 from kernels.weights.tensor_file import WrittenFile
-from trainer.batch import Batch, StepReport
+from trainer.batch import Batch, Rows, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Loss
 from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.rows import Weights
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter, check_finite
 
@@ -55,10 +56,7 @@ class TrainerRank(PublishingRank):
             torch.cuda.set_device(self.place.card)
         join(self.store, self.device, self.rank, self.size)
         model, source = self.config, self.source
-        if isinstance(source, int):
-            weights: Iterator[tuple[Parameter, torch.Tensor]] | Checkpoint | Path = initial(model, source, soonest=True)
-        else:
-            weights = source if isinstance(source, Checkpoint) else Path(source)
+        weights = source if isinstance(source, Checkpoint) else _weights(model, source)
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.writer = ShardWriter()
         self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
@@ -67,6 +65,21 @@ class TrainerRank(PublishingRank):
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on this rank's part of the batch."""
         return self.trainer.step(batch, loss, lr)
+
+    def freeze(self, model: ModelConfig, source: str | int) -> str:
+        """Takes in a model that is never trained, beside the other; `source`: a Hugging Face model directory, or the seed of
+        random weights. Returns the digest of its weights as they are used, on rank 0 (others: ""). A collective."""
+        self.trainer.freeze(model, _weights(model, source))
+        assert self.trainer.frozen is not None
+        return self._digest(model, self.trainer.frozen.weights())
+
+    def thaw(self) -> None:
+        """Lets the frozen model go."""
+        self.trainer.frozen = None
+
+    def frozen_logprobs(self, batch: Batch) -> Rows:
+        """Returns the frozen model's log-probs of this rank's part of the batch."""
+        return self.trainer.frozen_logprobs(batch)
 
     def reset_optimizer(self) -> None:
         """Sets the moments and the count of steps to zero."""
@@ -86,10 +99,13 @@ class TrainerRank(PublishingRank):
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
+        return self._digest(self.config, self.trainer.weights())
+
+    def _digest(self, model: ModelConfig, weights: Iterator[tuple[Parameter, torch.Tensor]]) -> str:
         digests: Leaves = {}
-        for parameter, whole in self.trainer.weights():
+        for parameter, whole in weights:
             if self.rank == 0:
-                digests |= slice_digests(self.config, parameter, whole.to(self.trainer.config.dtype), WHOLE)
+                digests |= slice_digests(model, parameter, whole.to(self.trainer.config.dtype), WHOLE)
         return "" if self.rank else digest(digests)
 
     def snapshot(self, folder: str) -> int:
@@ -127,3 +143,7 @@ class TrainerRank(PublishingRank):
             for _ in observed():
                 pass
         return digest(digests)
+
+
+def _weights(model: ModelConfig, source: str | int) -> Weights:
+    return initial(model, source, soonest=True) if isinstance(source, int) else Path(source)

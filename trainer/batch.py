@@ -21,6 +21,7 @@ COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "top_p": (np.float32, 1.0),
     "min_p": (np.float32, 0.0),
     "versions": (np.int64, -1),
+    "reference": (np.float32, 0.0),
 }
 """The columns of a batch's rows: the dtype of each, and what a row has that nobody sampled or weighed."""
 
@@ -45,6 +46,7 @@ class Batch:
     top_p: np.ndarray  # float32 [R], 1: no limit
     min_p: np.ndarray  # float32 [R], 0: no limit
     versions: np.ndarray  # int64 [R], of the weights that sampled each token; -1: none did
+    reference: np.ndarray  # float32 [R], log-probs of the frozen model (`trainer.frozen`), where there is one
 
     def __post_init__(self) -> None:
         if int(self.lengths.sum()) != len(self.token_ids):
@@ -173,6 +175,24 @@ def _fits(leaves: np.ndarray, first: int, size: int, world_size: int, micro_toke
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Holds a value for each loss row of some sequences of a batch: those that one rank computed, or all (`merge`)."""
+
+    values: np.ndarray  # [R]
+    sequences: np.ndarray  # int64 [S], positions in the batch
+    counts: np.ndarray  # int64 [S], loss rows of each
+
+    @staticmethod
+    def merge(parts: Sequence["Rows"]) -> "Rows":
+        """Joins the parts, in batch order."""
+        sequences = np.concatenate([p.sequences for p in parts])
+        counts = np.concatenate([p.counts for p in parts])
+        pieces = [piece for p in parts for piece in np.split(p.values, np.cumsum(p.counts)[:-1])]
+        order = np.argsort(sequences)
+        return Rows(np.concatenate([pieces[i] for i in order]), sequences[order], counts[order])
+
+
+@dataclass(frozen=True)
 class StepReport:
     """Reports one optimizer step, as one rank saw it or as all did (`merge`)."""
 
@@ -195,14 +215,11 @@ class StepReport:
     @staticmethod
     def merge(parts: Sequence["StepReport"]) -> "StepReport":
         """Joins all ranks' reports, in batch order."""
-        sequences = np.concatenate([p.sequences for p in parts])
-        counts = np.concatenate([p.counts for p in parts])
-        pieces = [piece for p in parts for piece in np.split(p.logprobs, np.cumsum(p.counts)[:-1])]
-        order = np.argsort(sequences)
+        rows = Rows.merge([Rows(p.logprobs, p.sequences, p.counts) for p in parts])
         return StepReport(
-            logprobs=np.concatenate([pieces[i] for i in order]),
-            sequences=sequences[order],
-            counts=counts[order],
+            logprobs=rows.values,
+            sequences=rows.sequences,
+            counts=rows.counts,
             loss=sum(p.loss for p in parts),
             clipped=sum(p.clipped for p in parts),
             grad_norm=parts[0].grad_norm,

@@ -6,11 +6,11 @@ sequence finds it in `LossRows.sequence`; its sums must have one order (`kernels
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
-from kernels.ops import exp, fold_rows
+from kernels.ops import exp, fold_rows, vocab_logprob, vocab_nodes
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class LossRows:
     advantages: torch.Tensor  # float32
     versions: torch.Tensor  # int64, of the weights that sampled each token
     sequence: torch.Tensor  # int64, the sequence of each row, counted from 0 in the micro-batch
+    reference: torch.Tensor  # float32, the frozen model's log-probs, where there is one
 
 
 class Loss(Protocol):
@@ -77,13 +78,21 @@ def sequence_means(x: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
     divided by their number. x float32 [R]; `sequence` int64 [R], ascending -> float32 [R]."""
     if not len(x):
         return x
+    sums, count = sequence_sums(x, sequence)
+    return sums[sequence] / count[sequence].to(torch.float32)
+
+
+def sequence_sums(x: torch.Tensor, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (sum of x over the rows of each sequence, on the tree, every row a leaf, in order; their number). x float32 [R],
+    R > 0; `sequence` int64 [R], ascending -> float32 [S], int64 [S], with S up to the last sequence that has rows."""
     first = torch.searchsorted(sequence, sequence)
-    count = torch.searchsorted(sequence, sequence, right=True) - first
     place = torch.arange(len(x), device=x.device) - first
+    every = torch.arange(int(sequence[-1]) + 1, device=x.device)
+    count = torch.searchsorted(sequence, every, right=True) - torch.searchsorted(sequence, every)
     # A column is a sequence. Rows that it lacks are +0, which changes no bit of a node: none is -0, as no leaf is
-    table = x.new_zeros(int(count.max()), int(sequence[-1]) + 1)
+    table = x.new_zeros(int(count.max()), len(every))
     table[place, sequence] = x + 0.0
-    return fold_rows(table)[sequence] / count.to(torch.float32)
+    return fold_rows(table), count
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,86 @@ class WeightedLikelihoodLoss:
         return -(ratio.clamp(1 - self.low, 1 + self.high) * rows.advantages) * logprobs, clipped
 
 
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(
+    logprobs: torch.Tensor, reference: torch.Tensor, estimator: KlEstimator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimates the KL divergence from the reference by each sampled token, with d = logprobs - reference (Schulman 2020,
+    "Approximating KL Divergence"); returns it and its slope in `logprobs`. All float32 [R]:
+
+        k1  d                1
+        k2  d^2 / 2          d
+        k3  e^-d - 1 + d     1 - e^-d      (Shao et al. 2024, equation 4)
+    """
+    d = logprobs - reference
+    if estimator == "k1":
+        return d, torch.ones_like(d)
+    if estimator == "k2":
+        return d * d * 0.5, d
+    inverse = exp(-d)
+    return (inverse - 1) + d, 1 - inverse
+
+
+@dataclass(frozen=True)
+class RegularisedLoss:
+    """Computes `policy` + kl_coef times the KL estimate of each row against the reference (Shao et al. 2024, equation 3) -
+    entropy_coef times its estimate of the entropy, -log p.
+
+    The gradient of the entropy is estimated by the sampled token too: -log p grad log p, whose mean over what the policy draws
+    is that of the whole vocabulary's entropy (Williams 1992: the mean of grad log p is 0). Both reach a row as one slope times
+    its log-prob, so that its gradient is the sum of two numbers.
+    """
+
+    policy: Loss
+    kl_coef: float = 0.0
+    estimator: KlEstimator = "k3"
+    entropy_coef: float = 0.0
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, clipped = self.policy(logprobs, rows)
+        fixed = logprobs.detach()
+        value, slope = torch.zeros_like(fixed), torch.zeros_like(fixed)
+        if self.kl_coef:
+            value, slope = (self.kl_coef * x for x in kl_estimate(fixed, rows.reference, self.estimator))
+        value, slope = (x + self.entropy_coef * fixed for x in (value, slope))
+        return losses + (value + slope * (logprobs - fixed)), clipped
+
+
 @dataclass(frozen=True)
 class LikelihoodLoss:
     """Computes -log p of each token: the supervised warm start."""
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
         return -logprobs, torch.zeros_like(logprobs, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """Computes -log sigmoid(h) of each pair of sequences, 2 i that was chosen and 2 i + 1 that was rejected, with h = beta
+    (m(chosen) - m(rejected)) and m the sum over a sequence's rows of logprobs - reference (Rafailov et al. 2023, "DPO",
+    equation 7). Both have rows, and lie in one micro-batch.
+
+    The rows of a pair carry its loss in equal parts, and each the gradient of the whole: -beta sigmoid(-h) of the chosen one's,
+    the same with another sign of the other's. m stands on the tree of the sequence's own rows.
+    """
+
+    beta: float
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        fixed, none = logprobs.detach(), torch.zeros_like(logprobs, dtype=torch.bool)
+        if not len(fixed):
+            return logprobs, none
+        margins, count = sequence_sums(fixed - rows.reference, rows.sequence)
+        h = self.beta * (margins[0::2] - margins[1::2])
+        pull = self.beta / (1 + exp(h))
+        slope = torch.stack([-pull, pull], 1).flatten()[rows.sequence]
+        of_pair = -_log_sigmoid(h) / (count[0::2] + count[1::2]).to(torch.float32)
+        return of_pair[rows.sequence // 2] + slope * (logprobs - fixed), none
+
+
+def _log_sigmoid(h: torch.Tensor) -> torch.Tensor:
+    """Returns log sigmoid(h) [R]: the log-prob of the first of two tokens whose logits are h and 0."""
+    one = torch.ones_like(h)
+    return vocab_logprob(vocab_nodes(torch.stack([h, torch.zeros_like(h)], 1), one, 1), h, one)[0]

@@ -1,13 +1,15 @@
-"""What one trainer rank takes, before it takes it: the tensors that are alive at the three fullest moments of a step.
+"""What one trainer rank takes, before it takes it: the tensors that are alive at the fullest moments of a step.
 
     forward      masters, moments, waiting gradients, gathered weights, saved activations, the head's exponentials
     backward     the same without these, the gradient of the head, and the layer that is at work
     reduction    masters, moments, waiting gradients, the layers' gradients, and the outer gradients twice (before and after
                  FSDP2 packs them for the reduce-scatter, which it does last)
+    asking       masters, moments, and of a frozen model the gathered weights, one block's activations and the head's
 
 Counted in tensors: a CUDA context (about 0.6 GiB), and what the allocator holds and does not use, come on top.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +26,7 @@ _DEPTH = 3  # pieces that pass through the device at once
 class TrainerMemory:
     """Counts the bytes of one rank; `device` is the GPU, or on a CPU the process's own memory, where `host` is 0."""
 
-    state: int  # masters and moments on the device
+    state: int  # masters, moments and the frozen model on the device
     gradients: int  # of this rank's rows, when all are there, and of what waits for its sibling
     activations: int  # saved by one micro-batch, the head's exponentials among them
     peak: int  # of the device in a step
@@ -43,19 +45,23 @@ def trainer_memory(
     tokens: int,
     rows: int,
     micro_batches: int,
+    frozen: Sequence[ModelConfig] = (),
 ) -> TrainerMemory:
     """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
-    rank; `micro_batches`: of one step."""
+    rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
+    beside the policy (`trainer.frozen`)."""
     width, table = dtype.itemsize, costs.table_elements(model)
     own, held = costs.parameter_count(model), costs.trainer_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
     sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
-    on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload]
+    beside = max((width * costs.trainer_elements(one) // world_size for one in frozen), default=0)
+    on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload] + beside
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
+    asking = max((_asking(one, tokens, rows, width, device) for one in frozen), default=0)
 
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")
@@ -74,7 +80,17 @@ def trainer_memory(
         saved + backward,
         inner + last,
         reduced + passing,
+        asking,
     )
     if device == "cpu":
         peak, on_host = peak + on_host, 0
     return TrainerMemory(on_device, reduced + waiting, saved + head, peak, on_host)
+
+
+def _asking(frozen: ModelConfig, tokens: int, rows: int, width: int, device: str) -> int:
+    """Counts the bytes of a forward pass of the frozen model, beside its rows: nothing is saved for a backward pass."""
+    gathered = costs.position_table_bytes(frozen) + width * (
+        costs.outer_elements(frozen) + 2 * costs.layer_elements(frozen)
+    )
+    works = width * costs.backward_elements(frozen, tokens)
+    return gathered + works + costs.logprob_bytes(frozen, rows, width, device == "cuda")

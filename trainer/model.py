@@ -30,7 +30,7 @@ from trainer.routing import Routing
 def gradients_in_float32(module: nn.Module) -> None:
     """Keeps gradients float32: FSDP2 hands a module its parameters as rounded copies of the masters."""
     for parameter in module.parameters(recurse=False):
-        if parameter.grad_dtype != torch.float32:
+        if parameter.requires_grad and parameter.grad_dtype != torch.float32:
             parameter.grad_dtype = torch.float32
 
 

@@ -45,17 +45,21 @@ class TreeReduceScatter:
         self._ranks.reduce_scatter(output_tensor, input_tensor)
 
 
-def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False) -> None:
+def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False, forward_only: bool = False) -> None:
     """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
-    normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used."""
+    normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used.
+    `forward_only`: there is no backward pass, after which the outer weights would be dropped again."""
     device = mesh.device_type
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
-    tree = TreeReduceScatter(mesh, on_host)
+    tree = None if forward_only else TreeReduceScatter(mesh, on_host)
     for module in (*model.layers, model):
-        fully_shard(module, mesh=mesh, mp_policy=rounding, offload_policy=policy)
+        keep = True if forward_only else None  # None: FSDP2's own way
+        fully_shard(module, mesh=mesh, reshard_after_forward=keep, mp_policy=rounding, offload_policy=policy)
         assert isinstance(module, FSDPModule)
+        if tree is None:
+            continue
         module.set_custom_reduce_scatter(tree)  # type: ignore[arg-type]
         if mesh.size() > 1:
             module.set_gradient_divide_factor(1.0)

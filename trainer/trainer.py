@@ -1,29 +1,26 @@
 """Turns a batch into new weights."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, saved, served, trained
-from kernels.weights.files import find, read_rows
-from kernels.weights.reshard import fsdp_rows
-from trainer.batch import Batch, MicroBatch, StepReport, cut, cut_by_tokens
+from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
+from trainer.frozen import Frozen
 from trainer.host import Waiting, process_peak
 from trainer.loss import Loss, LossRows
 from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
-from trainer.parallelize import fill, gather, parallelize
+from trainer.parallelize import gather, parallelize
 from trainer.recompute import Checkpointing
 from trainer.routing import Routing
+from trainer.rows import Weights, held_rows, load, local_rows
 
 
 @dataclass(frozen=True)
@@ -53,30 +50,39 @@ class Trainer:
         model: ModelConfig,
         config: TrainerConfig,
         mesh: DeviceMesh,
-        weights: Iterable[tuple[Parameter, torch.Tensor]] | Checkpoint | Path,
+        weights: Weights | Checkpoint,
     ) -> None:
-        """`weights`: whole parameters, one at a time; a Hugging Face model directory, of which each rank reads its rows alone;
-        or a checkpoint of any number of ranks, whose moments and step count come with it."""
+        """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it."""
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype, config.checkpointing)
         parallelize(self.model, mesh, on_host=config.offload == "all")
         self.optimizer = Optimizer(self.model, config.optimizer, self.device, config.offload)
+        self.frozen: Frozen | None = None
         self._waiting = Waiting(self.device)
-        with torch.no_grad():
-            if isinstance(weights, Checkpoint):
-                self._restore(weights)
-            elif isinstance(weights, Path):
-                where = find(model, weights)
-                for parameter, start, stop, held in self._rows():
-                    held.copy_(read_rows(where, parameter, start, stop))
-            else:
-                named = dict(self.model.named_parameters())
-                for parameter, whole in weights:
-                    fill(named[parameter.name], whole)
-            if model.tied:
-                self.optimizer.tie()
+        if isinstance(weights, Checkpoint):
+            self._restore(weights)
+        else:
+            load(self.model, mesh, weights)
+        if model.tied:
+            self.optimizer.tie()
+
+    def freeze(self, model: ModelConfig, weights: Weights) -> None:
+        """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
+        teacher. A collective."""
+        self.frozen = None  # two would be in memory at once
+        self.frozen = Frozen(model, self.config.dtype, self.mesh, weights)
+
+    def frozen_logprobs(self, batch: Batch) -> Rows:
+        """Returns the frozen model's log-probs of this rank's loss rows of `batch`, as the forward pass of a step computes
+        them: no bit depends on the micro-batches or on the other ranks. A collective."""
+        self._check_onloaded()
+        if self.frozen is None:
+            raise TrainerError("there is no frozen model: call freeze() first")
+        rank, leaf = self.mesh.get_local_rank(), self.config.leaf_sequences
+        parts = [micro_batch.sequences(rank, leaf) for micro_batch in self.cut(batch)]
+        return Rows.merge([self.frozen.logprobs(batch, start, stop, leaf) for start, stop in parts])
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Takes one optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
@@ -130,7 +136,7 @@ class Trainer:
     def _backward(self, part: Batch, loss: Loss, routing: Routing | None) -> tuple[np.ndarray, float, int]:
         """Returns (log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
         logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device, routing)
-        columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.weights)
+        columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.reference, part.weights)
         *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
         losses, clipped = loss(logprobs, LossRows(*seen))
         weighted = losses * weights
@@ -159,7 +165,9 @@ class Trainer:
         if self.config.offload == "none":
             held += self.optimizer.all_moments()
         if self.config.offload != "all":
-            held += self._local().values()
+            held += local_rows(self.model).values()
+        if self.frozen:
+            held += local_rows(self.frozen.model).values()
         self.optimizer.discard()
         self._waiting.leave(held)
 
@@ -171,29 +179,18 @@ class Trainer:
         if self._waiting.away:
             raise TrainerError("the trainer's weights wait in host memory: call onload() first")
 
-    def _local(self) -> dict[str, torch.Tensor]:
-        """Returns this rank's rows of every parameter, in place; a tied head is one of them."""
-        return {name: cast(DTensor, p.detach()).to_local() for name, p in self.model.named_parameters()}
-
     def shard(self) -> dict[str, torch.Tensor]:
         """Returns this rank's rows of all that a checkpoint holds, in place: whoever keeps them must copy."""
         self._check_onloaded()
-        local, out = self._local(), dict[str, torch.Tensor]()
+        local, out = local_rows(self.model), dict[str, torch.Tensor]()
         for parameter in trained(self.model.config):
             held = (local[parameter.name], *self.optimizer.moments(parameter.name))
             out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
         return out
 
-    def _rows(self) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
-        """Yields every parameter of which this rank holds rows start .. stop, and these, in place."""
-        local = self._local()
-        for parameter in trained(self.model.config):
-            mine = fsdp_rows(parameter.shape[0], self.mesh.get_local_rank(), self.mesh.size())
-            if mine:
-                yield parameter, mine.start, mine.stop, local[parameter.name]
-
+    @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for parameter, start, stop, weight in self._rows():
+        for parameter, start, stop, weight in held_rows(self.model, self.mesh):
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
                 held.copy_(checkpoint_rows(checkpoint, part, parameter.name, parameter.shape[0], start, stop))
         self.optimizer.steps = checkpoint.optimizer_steps
@@ -201,7 +198,7 @@ class Trainer:
     def rows(self) -> dict[str, torch.Tensor]:
         """Returns this rank's rows of all that is served, float32, in place."""
         self._check_onloaded()
-        local = self._local()
+        local = local_rows(self.model)
         return {p.name: local[p.name] for p in served(self.model.config)}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:

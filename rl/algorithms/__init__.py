@@ -8,6 +8,8 @@ grpo.py                  GRPO (Shao et al. 2024), with the advantages of Dr. GRP
 reinforce_plus_plus.py   REINFORCE++ (Hu 2025), and its variant with a baseline
 gspo.py                  GSPO (Zheng et al. 2025): the ratio of a whole sequence
 cispo.py                 CISPO (MiniMax-M1 2025): a clipped importance weight
+distillation.py          on-policy distillation (Agarwal et al. 2024): a teacher grades every token
+regularisers.py          of any of them: the KL term to a reference, in the loss or the rewards, and the entropy bonus
 
 To add one: a file with its keys (an `AlgorithmSection` with a `name` of its own) and a class that has `batch` and `loss`; a
 word in `ALGORITHMS` and in `AnyAlgorithmSection` below; a file of values in configs/algorithm. It sees whole groups, may leave
@@ -22,6 +24,7 @@ from pydantic import Field
 
 from rl.algorithms.algorithm import Algorithm, AlgorithmSection
 from rl.algorithms.cispo import Cispo, CispoSection
+from rl.algorithms.distillation import Distillation, DistillationSection
 from rl.algorithms.grpo import Grpo, GrpoSection
 from rl.algorithms.gspo import Gspo, GspoSection
 from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus, ReinforceSection
@@ -31,11 +34,12 @@ ALGORITHMS: dict[str, Callable[[Any, int], Algorithm]] = {
     "reinforce_plus_plus": ReinforcePlusPlus,
     "gspo": Gspo,
     "cispo": Cispo,
+    "distillation": Distillation,
 }
 """What `algorithm.name` stands for: made of its section and `rollout.max_new_tokens`."""
 
 AnyAlgorithmSection = Annotated[
-    GrpoSection | ReinforceSection | GspoSection | CispoSection, Field(discriminator="name")
+    GrpoSection | ReinforceSection | GspoSection | CispoSection | DistillationSection, Field(discriminator="name")
 ]
 
 

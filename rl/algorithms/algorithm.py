@@ -1,17 +1,25 @@
 """Says what an algorithm is: the keys that all have, and the two things that a step asks of it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
+import numpy as np
 from pydantic import Field
 
 from rl.errors import UserError
 from rl.samples import Group
-from rl.section import Natural, Positive, Section
+from rl.section import Folder, Natural, Positive, Section
 from trainer.batch import Batch
-from trainer.loss import Loss
+from trainer.loss import KlEstimator, Loss
 
 LossMean = Literal["token", "sequence", "constant"]
+
+
+class FrozenAsked(NamedTuple):
+    """Names a model that an algorithm asks for log-probs and does not train."""
+
+    key: str  # that says where it is
+    path: str | None  # None: the weights that RL begins with
 
 
 class AlgorithmSection(Section):
@@ -39,8 +47,39 @@ class AlgorithmSection(Section):
     )
     mask_overlong: bool = Field(description="leave samples that rollout.max_new_tokens cut off out of the loss")
 
+    kl_coef: float = Field(
+        ge=0, description="of the KL divergence from the reference, in the loss or the reward; 0: none"
+    )
+    kl_estimator: KlEstimator = Field(
+        description="of that divergence, from the sampled token's log-probs (Schulman 2020)"
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        description="loss: added to that of each token; reward: taken from the reward of each token"
+    )
+    reference: Folder | None = Field(
+        description="model directory of the reference; null: the weights that RL begins with, after the warm start"
+    )
+
+    entropy_coef: float = Field(
+        ge=0, description="of the entropy that is added to the objective, as the sampled tokens estimate it; 0: none"
+    )
+
+    @property
+    def frozen(self) -> FrozenAsked | None:
+        """Returns which model beside the policy is asked for log-probs; None where none is."""
+        return FrozenAsked("algorithm.reference", self.reference) if self.kl_coef else None
+
     def check(self, max_new_tokens: int) -> None:
         """Raises UserError where keys do not combine."""
+        if self.reference and not self.kl_coef:
+            raise UserError(
+                f"algorithm.reference={self.reference} with algorithm.kl_coef=0: nothing would ask it; set algorithm.kl_coef"
+            )
+        if self.kl_coef and self.kl_in == "reward" and self.sampling_rounds > 1:
+            raise UserError(
+                f"algorithm.sampling_rounds={self.sampling_rounds} with algorithm.kl_in=reward: a group whose rewards are all "
+                f"equal is told apart by the KL term; set algorithm.kl_in=loss or algorithm.sampling_rounds=1"
+            )
         if self.prompts_per_step % self.mini_batches:
             raise UserError(
                 f"algorithm.prompts_per_step={self.prompts_per_step} is no multiple of "
@@ -60,8 +99,9 @@ class Algorithm(Protocol):
     def loss(self) -> Loss:
         """Returns the loss of each row, before its weight."""
 
-    def batch(self, groups: Sequence[Group]) -> Batch:
+    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
         """Makes the batch of a step: all samples, in order, with the advantage and the weight of each sampled token.
+        `reference`: float32 [R], the frozen model's log-probs of these tokens, where the section asks for one.
 
         Nothing here may come from a library's maths (tests/exact_maths.py): the batch decides bits of the weights.
         """

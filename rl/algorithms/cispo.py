@@ -1,7 +1,7 @@
 """Implements CISPO (MiniMax 2025, "MiniMax-M1", arXiv 2506.13585): GRPO's advantages, and an importance weight that is clipped
 and not differentiated, so that a clipped token still teaches.
 
-As there, without a KL term. The paper sets no lower bound (clip_low=1) and does not print its upper one: that of
+No KL term there; `kl_coef` adds one. The paper sets no lower bound (clip_low=1) and does not print its upper one: that of
 configs/algorithm/cispo.yaml is Khatri et al.'s (2025, "ScaleRL", arXiv 2510.13786).
 """
 
@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from rl.algorithms.grpo import GroupSection, Grpo
+from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, WeightedLikelihoodLoss
 
 
@@ -25,4 +26,4 @@ class Cispo(Grpo):
     @property
     def loss(self) -> Loss:
         """Returns the log-prob under a clipped importance weight."""
-        return WeightedLikelihoodLoss(self.section.clip_low, self.section.clip_high)
+        return regularised(WeightedLikelihoodLoss(self.section.clip_low, self.section.clip_high), self.section)

@@ -1,18 +1,20 @@
 """Implements GRPO (Shao et al. 2024): each sample is worth its reward against those of its group.
 
-As there, but without a KL term or a reference model, and with DAPO's clipping and token-mean (Yu et al. 2025). `advantage` has
-what Dr. GRPO and RLOO take for it.
+As there, but with DAPO's clipping and token-mean (Yu et al. 2025), and without a KL term unless `kl_coef` says so. `advantage`
+has what Dr. GRPO and RLOO take for it.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from rl.algorithms.advantages import Advantage, group_advantages
 from rl.algorithms.algorithm import AlgorithmSection
 from rl.algorithms.overlong import shaped
-from rl.algorithms.shares import weighed
+from rl.algorithms.regularisers import less, penalties, regularised
+from rl.algorithms.shares import of_tokens, weighed
 from rl.samples import Group
 from trainer.batch import Batch
 from trainer.loss import Loss, PolicyLoss
@@ -39,10 +41,12 @@ class Grpo:
     @property
     def loss(self) -> Loss:
         """Returns the clipped policy loss."""
-        return PolicyLoss(self.section.clip_low, self.section.clip_high)
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
-    def batch(self, groups: Sequence[Group]) -> Batch:
+    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
         rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
+        rewards = less(rewards, penalties(groups, self.section, reference))
         worth = [a for of_group in rewards for a in group_advantages(of_group, self.section.advantage)]
-        return weighed(groups, worth, self.section, self.max_new_tokens)
+        tokens = of_tokens(worth, groups)
+        return weighed(groups, tokens, self.section, self.max_new_tokens, reference=reference)

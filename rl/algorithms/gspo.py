@@ -1,6 +1,6 @@
 """Implements GSPO (Zheng et al. 2025, arXiv 2507.18071): GRPO's advantages, and the policy ratio of a whole sequence.
 
-As there, without a KL term. `loss_mean=sequence` is the paper's; any other weighs the same rows otherwise.
+No KL term there; `kl_coef` adds one. `loss_mean=sequence` is the paper's; any other weighs the same rows otherwise.
 """
 
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from rl.algorithms.grpo import GroupSection, Grpo
+from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, SequencePolicyLoss
 
 
@@ -23,4 +24,4 @@ class Gspo(Grpo):
     @property
     def loss(self) -> Loss:
         """Returns the policy loss of whole sequences."""
-        return SequencePolicyLoss(self.section.clip_low, self.section.clip_high)
+        return regularised(SequencePolicyLoss(self.section.clip_low, self.section.clip_high), self.section)

@@ -1,18 +1,21 @@
 """Implements REINFORCE++ (Hu 2025, arXiv 2501.03262) and its variant with a baseline: advantages are normalised over the batch.
 
-As there, but without the KL term in the reward, so that all tokens of a sample are worth the same; the statistics are over the
-sampled tokens of the whole batch, as in the author's OpenRLHF, also where the batch is trained on in several updates.
+The KL term of the paper is `kl_coef` with kl_in=reward: a token is then worth its sample's reward less what it and the tokens
+after it lose; without it all tokens of a sample are worth the same. The statistics are over the sampled tokens of the whole
+batch, as in the author's OpenRLHF, also where the batch is trained on in several updates.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from rl.algorithms.advantages import Rewards, group_advantages, judged, normalised
 from rl.algorithms.algorithm import AlgorithmSection
 from rl.algorithms.overlong import shaped
-from rl.algorithms.shares import weighed
+from rl.algorithms.regularisers import penalties, regularised, still_to_lose
+from rl.algorithms.shares import of_tokens, weighed
 from rl.errors import UserError
 from rl.samples import Group, sampled_counts
 from rl.section import Positive
@@ -52,15 +55,21 @@ class ReinforcePlusPlus:
     @property
     def loss(self) -> Loss:
         """Returns the clipped policy loss."""
-        return PolicyLoss(self.section.clip_low, self.section.clip_high)
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
-    def batch(self, groups: Sequence[Group]) -> Batch:
-        """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
+    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
+        """Gives every sampled token its advantage, and its share of the mean."""
         counts = sampled_counts([sample.transcript for group in groups for sample in group.samples])
         rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
-        worth = normalised([a for of_group in rewards for a in self._against_baseline(of_group)], counts.tolist())
+        worth = [a for of_group in rewards for a in self._against_baseline(of_group)]
+        if lost := penalties(groups, self.section, reference):
+            pairs = zip(worth, map(still_to_lose, lost), strict=True)
+            each = [None if a is None else a - k for a, rest in pairs for k in rest]
+            tokens = np.array(normalised(each, [1] * len(each)), dtype=np.float64)
+        else:
+            tokens = of_tokens(normalised(worth, counts.tolist()), groups)
         least = 2 if self.section.baseline == "group" else 1
-        return weighed(groups, worth, self.section, self.max_new_tokens, least)
+        return weighed(groups, tokens, self.section, self.max_new_tokens, least, reference)
 
     def _against_baseline(self, rewards: Rewards) -> Rewards:
         """Returns None for what has no reward, or no other to compare it with."""

@@ -13,11 +13,16 @@ from trainer.batch import Batch
 
 
 def weighed(
-    groups: Sequence[Group], worth: Sequence[float], section: AlgorithmSection, limit: int, least: int = 2
+    groups: Sequence[Group],
+    worth: np.ndarray,
+    section: AlgorithmSection,
+    limit: int,
+    least: int = 2,
+    reference: np.ndarray | None = None,
 ) -> Batch:
-    """Makes the batch of all samples, in order. Every sampled token has its sample's advantage, `worth`, and its share of the
-    mean of its mini-batch; where a sample does not count both are 0. `limit`: rollout.max_new_tokens; `least`: as of
-    `counted`."""
+    """Makes the batch of all samples, in order. Every sampled token has its advantage, `worth` float64 [R], and its share of
+    the mean of its mini-batch; where a sample does not count both are 0. `limit`: rollout.max_new_tokens; `least`: as of
+    `counted`; `reference`: as of `Algorithm.batch`."""
     transcripts = [sample.transcript for group in groups for sample in group.samples]
     counts = sampled_counts(transcripts)
     counts_in = np.array(counted(groups, least, section.mask_overlong), dtype=bool)
@@ -26,17 +31,24 @@ def weighed(
     pieces = zip(np.split(counts, ends[:-1]), np.split(counts_in, ends[:-1]), strict=True)
     divisors = np.concatenate([loss_counts(*piece, section.loss_mean, limit) for piece in pieces])
     shares = np.where(counts_in, 1.0 / divisors, 0.0)
-    advantages = np.where(counts_in, np.array(worth, dtype=np.float64), 0.0)
-    return pack(transcripts, *(np.repeat(column.astype(np.float32), counts) for column in (advantages, shares)))
+    advantages = np.where(np.repeat(counts_in, counts), worth, 0.0).astype(np.float32)
+    return pack(transcripts, advantages, np.repeat(shares.astype(np.float32), counts), reference)
+
+
+def of_tokens(worth: Sequence[float], groups: Sequence[Group]) -> np.ndarray:
+    """Gives each sampled token what its sample is worth: float64 [R]."""
+    counts = sampled_counts([sample.transcript for group in groups for sample in group.samples])
+    return np.repeat(np.array(worth, dtype=np.float64), counts)
 
 
 def counted(groups: Sequence[Group], least: int, mask_overlong: bool) -> list[bool]:
-    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group, and was not cut off
-    where that is asked for."""
+    """Says of each sample whether it is trained on: it has a reward, as have at least `least` of its group (0: rewards are not
+    asked for), and was not cut off where that is asked for."""
     out = []
     for group in groups:
         enough = len(judged(group.rewards)) >= least
-        out += [enough and s.reward is not None and not (mask_overlong and cut_off(s)) for s in group.samples]
+        has_say = [enough and (s.reward is not None or not least) for s in group.samples]
+        out += [says and not (mask_overlong and cut_off(s)) for says, s in zip(has_say, group.samples, strict=True)]
     return out
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 
 from kernels.host.place import Place
@@ -14,7 +15,7 @@ from kernels.weights.tensor_file import WrittenFile
 from rl.cluster.calls import Calls, Rank, gather, settle
 from rl.cluster.ray_processes import check_ray
 from rollout.sampling import Completion, Request
-from trainer.batch import Batch, StepReport
+from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import Loss
 from trainer.publisher import Receiver
 
@@ -124,6 +125,21 @@ class TrainerFleet(_Fleet):
         check_ray()
         shared = ray.put(batch)
         return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
+
+    def freeze(self, model: ModelConfig, source: str | int) -> str:
+        """Takes in a model that is never trained (`trainer.frozen`), from a model directory or a seed; returns the digest of
+        its weights."""
+        return self._all(lambda rank: rank.freeze.remote(model, source))[0]
+
+    def thaw(self) -> None:
+        """Lets it go."""
+        self._all(lambda rank: rank.thaw.remote())
+
+    def frozen_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns its log-probs of all loss rows of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.frozen_logprobs.remote(shared))).values
 
     def reset_optimizer(self) -> None:
         """Sets the moments to zero."""

@@ -73,7 +73,7 @@ def open_set(
 
 def _read(config: RunConfig, made: bool, console: "Console | None") -> Unread:
     """Reads what the config names; `made`: a tokenizer will be made from it."""
-    data, taught = config.data, config.warmup.steps > 0
+    data, taught = config.data, config.warmup.steps > 0 and config.warmup.kind == "sft"
 
     def one(section: ReasoningGymSection | DatasetSection) -> Unread:
         if isinstance(section, ReasoningGymSection):

@@ -50,8 +50,8 @@ class Altered:
         self.alter, self.real = alter, open_algorithm(section, limit)
         self.loss = self.real.loss
 
-    def batch(self, groups: Sequence[Group]) -> Batch:
-        return self.alter(self.real.batch(groups))
+    def batch(self, groups: Sequence[Group], reference: Any = None) -> Batch:
+        return self.alter(self.real.batch(groups, reference))
 
 
 class Flipping(TrainerFleet):

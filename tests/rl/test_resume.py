@@ -329,10 +329,13 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.loss_mean", "algorithm.clip_low", "algorithm.clip_high",
         "algorithm.mini_batches", "algorithm.update_epochs",
         "algorithm.sampling_rounds", "algorithm.overlong_buffer", "algorithm.mask_overlong",
+        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in", "algorithm.entropy_coef",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
+        "warmup.kind", "warmup.beta", "warmup.chosen", "warmup.rejected",
         "eval.problems", "eval.samples", "eval.temperature",
     }  # fmt: skip
     values = check(["data=gsm8k", "data.path=x"])[0].model_dump()
+    values["algorithm"] |= check(["algorithm=distillation"])[0].algorithm.model_dump()
     for name in FREE:
         section, _, key = name.partition(".")
         assert section in values and (not key or key in values[section]), name

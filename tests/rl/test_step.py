@@ -55,7 +55,7 @@ class Fake:
     def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
         return [Sample(transcript, "56", next(self.rewards)) for transcript in transcripts]
 
-    def batch(self, groups: Sequence[Group]) -> Batch:
+    def batch(self, groups: Sequence[Group], reference: object = None) -> Batch:
         transcripts = [s.transcript for g in groups for s in g.samples]
         return pack(transcripts, *np.ones((2, 2 * len(transcripts)), np.float32))
 
@@ -97,7 +97,7 @@ class Fake:
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
             cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds,
-            mini_batches=mini_batches, epochs=epochs,
+            mini_batches=mini_batches, epochs=epochs, frozen=False,
             lr=lambda step: 0.5 / step, policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_groups_that_teach_nothing_are_sampled_anew() -> None:
     """The problems of a step go on where its first ones ended, and so does the stream's cursor."""
     fake, shown = Fake(), list[tuple[int, int]]()
     fake.rewards = itertools.chain([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0])
-    fake.batch = lambda groups: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
+    fake.batch = lambda groups, reference: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
     metrics, batch = fake.steps(rounds=4)(1, show=False)
     assert fake.firsts == [(0, 3), (3, 2), (5, 1)] and fake.cursor == 6
     assert shown == ["1", "4", "5"] and batch.sequences == 6

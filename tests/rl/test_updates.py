@@ -7,6 +7,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from rl.schedule import Schedule
 from rl.step import Step
 from rollout.engine import Engine, EngineConfig
 from tests.bits import sha256
+from trainer.batch import Batch
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -71,6 +73,9 @@ class Run:
         how = TrainerConfig(section.leaf_sequences, micro_leaves, adamw, dtype=torch.float32)
         self.trainer = Trainer(self.model, how, mesh, left.trainer.weights() if left else initial(self.model, 3))
         self.stream = ProblemStream(source.train, config.seed, TRAIN)
+        if algorithm.frozen:
+            self.trainer.freeze(self.model, initial(self.model, 3))
+        self.trainer.frozen_logprobs = self._asked  # type: ignore[method-assign,assign]
         if left:
             self.stream.cursor, self.trainer.optimizer.steps = left.stream.cursor, left.trainer.optimizer.steps
             for mine, theirs in zip(
@@ -102,9 +107,14 @@ class Run:
             rounds=algorithm.sampling_rounds,
             mini_batches=algorithm.mini_batches,
             epochs=algorithm.update_epochs,
+            frozen=algorithm.frozen is not None,
             lr=Schedule(section.lr, section.lr_schedule, section.lr_warmup_steps, STEPS),
             policy="fail",
         )
+
+    def _asked(self, batch: Batch) -> np.ndarray:
+        """As the fleet answers, which has all ranks' rows."""
+        return Trainer.frozen_logprobs(self.trainer, batch).values
 
     def steps(self, first: int, last: int) -> list[Row]:
         self.step.publish(first - 1)
@@ -112,6 +122,30 @@ class Run:
 
     def digest(self) -> str:
         return sha256(weight for _, weight in self.trainer.weights())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("algorithm=grpo", "algorithm.kl_in=loss", "algorithm.kl_estimator=k3"),
+        ("algorithm=reinforce_plus_plus", "algorithm.kl_in=reward", "algorithm.kl_estimator=k1"),
+    ],
+    ids=["loss", "reward"],
+)
+def test_one_digest_with_a_reference(keys: tuple[str, ...], mesh: DeviceMesh) -> None:
+    """The reference is the weights that RL began with, also where the run goes on."""
+    keys = (*keys, "algorithm.kl_coef=0.5", *UPDATES, "trainer.lr=1e-2")
+    whole = Run(mesh, keys, micro_leaves=1)
+    told = whole.steps(1, STEPS)
+    assert told[0]["policy/kl_ref"] == 0 and told[0]["policy/kl_ref_k1"] == 0, "the policy is the reference at first"
+    assert all(metrics["policy/kl_ref"] > 0 and metrics["time/reference"] > 0 for metrics in told[1:])
+    cut = Run(mesh, keys, micro_leaves=4)
+    before = cut.steps(1, 1)
+    rest = Run(mesh, keys, micro_leaves=2, left=cut)
+    assert [plain(m) for m in before + rest.steps(2, STEPS)] == [plain(m) for m in told]
+    assert rest.digest() == whole.digest()
+    free = Run(mesh, (*keys, "algorithm.kl_coef=0"), micro_leaves=1)
+    assert "policy/kl_ref" not in free.steps(1, STEPS)[0] and free.digest() != whole.digest()
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo"])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,13 +15,22 @@ from kernels.weights.initial import initial
 from tests.bits import sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
-from trainer.batch import Batch, StepReport
-from trainer.loss import LikelihoodLoss, Loss, PolicyLoss, SequencePolicyLoss, WeightedLikelihoodLoss
+from trainer.batch import Batch, Rows, StepReport
+from trainer.loss import (
+    LikelihoodLoss,
+    Loss,
+    PolicyLoss,
+    PreferenceLoss,
+    RegularisedLoss,
+    SequencePolicyLoss,
+    WeightedLikelihoodLoss,
+)
 from trainer.optimizer import AdamWConfig, TrainerError
 from trainer.trainer import Trainer, TrainerConfig
 
 STEPS = 3
 LONGEST = 20  # tokens of a sequence
+REFERENCE = replace(TINY, layers=TINY.layers + 1, tied=True)  # of another shape than the policy
 MIXED = replace(SHAPES["experts"], experts=Experts(8, 2, 24, False, 1, (1,)))
 # name -> (model, weights, leaf_sequences, sequences a step, dtype, dtype of the moments if not float32)
 RUNS: dict[str, tuple] = {
@@ -48,6 +58,8 @@ RUNS: dict[str, tuple] = {
 LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),
     "clipped weights, 8 leaves of 1": WeightedLikelihoodLoss(0.01, 0.01),
+    "a reference and entropy, 8 leaves of 2": RegularisedLoss(PolicyLoss(), 1.0, "k3", 0.1),
+    "pairs, 8 leaves of 2": PreferenceLoss(0.5),
 }
 RUNS |= {name: (TINY, lambda c: random_weights(c), int(name[-1]), 8 * int(name[-1]), torch.float32) for name in LOSSES}
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
@@ -83,10 +95,14 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     config, weights, _, sequences, *_ = RUNS[name]
     trainer = Trainer(config, trainer_config(name, way), init_device_mesh("cpu", (world,)), weights(config))
     trainer.optimizer._passage.piece = 1000  # several pieces a tensor
+    if isinstance(LOSSES.get(name), RegularisedLoss | PreferenceLoss):
+        trainer.freeze(REFERENCE, random_weights(REFERENCE))
     told = []
     for step in range(STEPS):
         batch = random_batch(config, sequences, seed=step, longest=LONGEST)
         loss = LOSSES.get(name, PolicyLoss()) if step < 2 else LikelihoodLoss()
+        if trainer.frozen:
+            batch = replace(batch, reference=in_order(trainer.frozen_logprobs(batch), world))
         report = merged(trainer.step(batch, loss, lr=1e-2), world)
         told.append(
             {
@@ -103,6 +119,12 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
         trainer.offload()
         trainer.onload()
     return sha256(w for _, w in trainer.weights()), told
+
+
+def in_order(rows: Rows, world: int) -> np.ndarray:
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, rows)
+    return Rows.merge(parts).values
 
 
 def merged(report: StepReport, world: int) -> StepReport:

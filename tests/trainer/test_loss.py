@@ -2,6 +2,8 @@
 bits however sequences are cut into micro-batches."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from hypothesis import strategies as st
 
 from tests.bits import assert_same_bits
 from trainer.loss import (
+    KlEstimator,
     LikelihoodLoss,
     Loss,
     LossRows,
     PolicyLoss,
+    PreferenceLoss,
+    RegularisedLoss,
     SequencePolicyLoss,
     WeightedLikelihoodLoss,
     sequence_means,
@@ -28,7 +33,7 @@ FACTORS = st.floats(-1e4, 1e4, width=32)
 
 def rows(logprobs: torch.Tensor, advantages: torch.Tensor) -> LossRows:
     nothing = torch.zeros(len(logprobs), dtype=torch.int64)
-    return LossRows(logprobs, advantages, nothing, nothing)
+    return LossRows(logprobs, advantages, nothing, nothing, torch.zeros_like(advantages))
 
 
 def naive(logprob: float, rollout: float, advantage: float, clip: PolicyLoss) -> tuple[float, float]:
@@ -120,14 +125,19 @@ def batch(drawn: Drawn) -> tuple[torch.Tensor, LossRows]:
     gaps = torch.tensor([gap for _, tokens in drawn for _, gap in tokens])
     worth = torch.repeat_interleave(torch.tensor([a for a, _ in drawn]), counts)
     sequence = torch.repeat_interleave(torch.arange(len(drawn)), counts)
-    return logprobs, LossRows(logprobs.detach() - gaps, worth, torch.zeros_like(sequence), sequence)
+    sampled = logprobs.detach() - gaps
+    return logprobs, LossRows(sampled, worth, torch.zeros_like(sequence), sequence, sampled + 5 * gaps.flip(0))
 
 
 def taken(logprobs: torch.Tensor, columns: LossRows, first: int, last: int) -> tuple[torch.Tensor, LossRows]:
     """Sequences first .. last, as a micro-batch of their own."""
     mine = (columns.sequence >= first) & (columns.sequence < last)
     part = LossRows(
-        columns.logprobs[mine], columns.advantages[mine], columns.versions[mine], columns.sequence[mine] - first
+        columns.logprobs[mine],
+        columns.advantages[mine],
+        columns.versions[mine],
+        columns.sequence[mine] - first,
+        columns.reference[mine],
     )
     return logprobs.detach()[mine].requires_grad_(), part
 
@@ -170,7 +180,75 @@ def test_clipped_weights_as_in_the_paper(drawn: Drawn, low: float, high: float, 
     assert clipped.tolist() == ((ratio > 1 + high) | (ratio < 1 - low)).tolist()
 
 
-@pytest.mark.parametrize("loss", [PolicyLoss(), SequencePolicyLoss(0.001, 0.001), WeightedLikelihoodLoss(0.01, 0.01)])
+KL: dict[KlEstimator, Callable[[torch.Tensor], torch.Tensor]] = {  # Schulman 2020, of r = reference / policy
+    "k1": lambda r: -r.log(),
+    "k2": lambda r: r.log().square() / 2,
+    "k3": lambda r: r - 1 - r.log(),
+}
+
+
+@pytest.mark.parametrize("estimator", KL)
+@SEVERAL
+@given(
+    drawn=st.lists(st.tuples(LOGPROBS, st.floats(-6, 6, width=32)), min_size=1, max_size=9), coef=st.floats(0.001, 10)
+)
+def test_the_kl_term_as_in_the_paper(estimator: KlEstimator, drawn: list[tuple[float, float]], coef: float) -> None:
+    """Estimate and gradient against float64, beside a policy loss that both have; errors in units of the largest term."""
+    logprobs, gaps = (torch.tensor(column) for column in zip(*drawn, strict=True))
+    logprobs.requires_grad_()
+    seen = rows(logprobs.detach().clone(), torch.zeros(len(drawn)))
+    seen = replace(seen, reference=logprobs.detach() - gaps)
+    wide = logprobs.detach().double().requires_grad_()
+    expected = coef * KL[estimator]((seen.reference.double() - wide).exp())
+    expected.sum().backward()
+    losses, clipped = RegularisedLoss(PolicyLoss(), coef, estimator)(logprobs, seen)
+    losses.backward(torch.ones_like(losses))
+    d = wide.detach() - seen.reference.double()
+    largest = 8 * 2.0**-24 * coef * (1 + d.abs() + (d.square() if estimator == "k2" else (-d).exp()))
+    assert ((losses.detach().double() - expected.detach()).abs() <= largest).all()
+    assert ((logprobs.grad.double() - wide.grad).abs() <= largest).all()
+    assert not clipped.any()
+
+
+@SEVERAL
+@given(st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=9), st.floats(0.001, 10))
+def test_the_entropy_bonus_has_the_entropys_gradient(logits: list[float], coef: float) -> None:
+    """Of the whole vocabulary, in the mean over its tokens, each drawn with its own probability: float64 autograd of -c H."""
+    z = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    p = z.log_softmax(0)
+    (coef * (p.exp() * p).sum()).backward()
+    again = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    logprobs = again.log_softmax(0).float()
+    losses, clipped = RegularisedLoss(PolicyLoss(), entropy_coef=coef)(
+        logprobs, rows(logprobs.detach(), torch.zeros(len(logits)))
+    )
+    losses.backward(p.detach().exp().float())
+    assert ((again.grad - z.grad).abs() <= 64 * 2.0**-24 * coef).all() and not clipped.any()
+
+
+def test_both_terms_are_added_once() -> None:
+    """One slope for both, so that a row's gradient is the policy's plus it: no third sum whose order could matter."""
+    x = torch.tensor([-1.5, -0.25], requires_grad=True)
+    seen = replace(rows(x.detach() - 0.125, torch.tensor([1.0, -1.0])), reference=torch.tensor([-1.0, -2.0]))
+    losses, _ = RegularisedLoss(PolicyLoss(), 0.5, "k2", 0.25)(x, seen)
+    losses.backward(torch.ones(2))
+    y = x.detach().requires_grad_()
+    alone, _ = PolicyLoss()(y, seen)
+    alone.backward(torch.ones(2))
+    d = x.detach() - seen.reference
+    assert_same_bits(x.grad, y.grad + (0.5 * d + 0.25 * x.detach()))
+    assert_same_bits(losses, alone + (0.5 * (d * d * 0.5) + 0.25 * x.detach()))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PolicyLoss(),
+        SequencePolicyLoss(0.001, 0.001),
+        WeightedLikelihoodLoss(0.01, 0.01),
+        RegularisedLoss(SequencePolicyLoss(0.001, 0.001), 0.1, "k3", 0.01),
+    ],
+)
 @SEVERAL
 @given(SEQUENCES, st.data())
 def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, data: st.DataObject) -> None:
@@ -189,6 +267,52 @@ def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, dat
         slopes.append(mine.grad)
     assert_same_bits(torch.cat(losses), whole.detach())
     assert_same_bits(torch.cat(slopes), logprobs.grad)
+
+
+PAIRS = st.lists(st.tuples(*[st.lists(TOKEN, min_size=1, max_size=9)] * 2), min_size=1, max_size=4)
+
+
+def paired(drawn: list[tuple[list[tuple[float, float]], ...]], spread: float = 8) -> tuple[torch.Tensor, LossRows]:
+    logprobs, columns = batch([(0.0, [(x, gap * spread) for x, gap in one]) for pair in drawn for one in pair])
+    return logprobs, replace(columns, reference=columns.logprobs)
+
+
+@SEVERAL
+@given(PAIRS, st.floats(0.01, 2))
+def test_pairs_as_in_the_paper(drawn: list[tuple[list[tuple[float, float]], ...]], beta: float) -> None:
+    """DPO's equation 7 in float64, and the gradient that autograd finds of it."""
+    logprobs, columns = paired(drawn)
+    wide = logprobs.detach().double().requires_grad_()
+    d = wide - columns.reference.double()
+    margins = torch.stack([d[columns.sequence == i].sum() for i in range(2 * len(drawn))])
+    expected = -torch.nn.functional.logsigmoid(beta * (margins[0::2] - margins[1::2]))
+    expected.mean().backward()
+    losses, clipped = PreferenceLoss(beta)(logprobs, columns)
+    weighted = losses * (1 / len(drawn))
+    weighted.backward(torch.ones_like(weighted))
+    assert weighted.sum().item() == pytest.approx(expected.mean().item(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(logprobs.grad.double(), wide.grad, rtol=3e-5, atol=1e-7)
+    assert not clipped.any()
+
+
+@SEVERAL
+@given(PAIRS, st.data())
+def test_the_cut_between_pairs_changes_no_bit(
+    drawn: list[tuple[list[tuple[float, float]], ...]], data: st.DataObject
+) -> None:
+    logprobs, columns = paired(drawn)
+    whole, _ = PreferenceLoss(0.3)(logprobs, columns)
+    whole.backward(torch.ones_like(whole))
+    bounds = sorted({0, len(drawn)} | data.draw(st.sets(st.integers(1, len(drawn)))))
+    losses, slopes = [], []
+    for first, last in itertools.pairwise(bounds):
+        mine, part = taken(logprobs, columns, 2 * first, 2 * last)
+        one, _ = PreferenceLoss(0.3)(mine, part)
+        one.backward(torch.ones_like(one))
+        losses.append(one.detach())
+        slopes.append(mine.grad)
+    assert_same_bits(torch.cat(slopes), logprobs.grad)
+    assert_same_bits(torch.cat(losses), whole.detach())
 
 
 def tree(leaves: list[np.float32]) -> np.float32:

@@ -19,6 +19,7 @@ LOSSES = {
     "reinforce_plus_plus": PolicyLoss(0.2, 0.2),
     "gspo": SequencePolicyLoss(3e-4, 4e-4),
     "cispo": WeightedLikelihoodLoss(1.0, 4.0),
+    "distillation": PolicyLoss(0.2, 0.2),
 }
 
 
@@ -39,5 +40,6 @@ def test_its_loss_and_a_batch_of_it(name: str) -> None:
     (config,) = check([f"algorithm={name}"])
     algorithm = open_algorithm(config.algorithm, 9)
     assert algorithm.loss == LOSSES[name]
-    batch = algorithm.batch([group([[3], [1]], [1.0, 0.0]), group([[2], [2]], [0.0, 1.0])])
+    reference = np.float32([0, 0, 0, -1, -1, -1, 0, 0])  # where a frozen model is asked; the sampler's are -0.5
+    batch = algorithm.batch([group([[3], [1]], [1.0, 0.0]), group([[2], [2]], [0.0, 1.0])], reference)
     assert (np.sign(batch.advantages) == np.repeat([1, -1, -1, 1], [3, 1, 2, 2])).all() and (batch.weights > 0).all()
