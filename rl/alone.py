@@ -63,8 +63,7 @@ class Alone:
             for number in range(1, self.steps + 1):
                 clock = Clock()
                 drawn = self.step.drawn(number, clock)
-                batch = self.step.algorithm.batch(drawn.groups)
-                self.step.cards.to_trainer(weights_stay=True)
+                batch = self.step.packed(drawn.groups, clock, weights_stay=True)
                 self.step.keeper.sampled(number, batch)
                 metrics = {"grpo/step": number} | rewards(drawn.groups) | drawn.metrics() | clock.seconds
                 metrics["response/length_mean"] = float(batch.counts.mean())

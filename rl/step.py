@@ -95,11 +95,7 @@ class Step:
         clock = Clock()
         drawn = self.drawn(step, clock)
         groups = drawn.groups
-        with clock("handover"):
-            self.cards.to_trainer(weights_stay=False)
-        reference = self._ask(groups, clock) if self.frozen else None
-        with clock("score"), self.phase("scoring"):
-            batch = self.algorithm.batch(groups, reference)
+        batch = self.packed(groups, clock, weights_stay=False)
         first, *later = parts(batch, self.mini_batches, self.epochs)
         self.keeper.sampled(step, batch)
         updates = self._train(step, clock, [first])
@@ -123,6 +119,14 @@ class Step:
         with clock("handover"):
             self.cards.to_rollout()
         return draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+
+    def packed(self, groups: Sequence[Group], clock: "Clock", weights_stay: bool) -> Batch:
+        """Makes the batch of a step; the trainer has the cards then. `weights_stay`: the engines keep their weights."""
+        with clock("handover"):
+            self.cards.to_trainer(weights_stay)
+        reference = self._ask(groups, clock) if self.frozen else None
+        with clock("score"), self.phase("scoring"):
+            return self.algorithm.batch(groups, reference)
 
     def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
         """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""

@@ -238,7 +238,7 @@ class Parts:
         if config.mode == "train_only":
             asked = frozenset[int]().__contains__
         save = partial(self.trainer.save, beside=sidecar)
-        return Keeper(Path(config.out_dir), asked, about, save, self.console.warn)
+        return Keeper(Path(config.out_dir), asked, about, save, self.console.print)
 
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""

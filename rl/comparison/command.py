@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from kernels.host.command import Parser, fail
+from kernels.host.command import Parser, fail, warn
 from rl.comparison.runs import Comparison, compare, replayed
-from rl.errors import BAD_INPUT
+from rl.errors import BAD_INPUT, UserError
 from rl.run.screen import Screen
 from trainer.checkpoint import CheckpointError
 
@@ -29,9 +29,12 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     try:
         found = compare(asked.a, asked.b)
-        found = replace(found, replayed=replayed(asked.a, asked.b, Screen(stderr=True)))
-    except (*BAD_INPUT, CheckpointError) as error:
+    except UserError as error:
         fail(error, 2)
+    try:
+        found = replace(found, replayed=replayed(asked.a, asked.b, Screen(stderr=True)))
+    except (*BAD_INPUT, CheckpointError) as error:  # the rest of the comparison stands
+        warn(f"no batch was computed again: {error}")
     print(json.dumps(asdict(found), indent=1) if asked.json else "\n".join(told(found)))
     sys.exit(int(found.apart))
 

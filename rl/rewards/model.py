@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rl.rewards.http import short
+
 
 class RewardModel:
     """Scores completions after their prompts: the logit of one label, in the model's own arithmetic.
@@ -104,18 +106,11 @@ def _loaded(path: str, dtype: str, device_map: Any) -> tuple[Any, Any]:
         model, told = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **asked)
         words = transformers.AutoTokenizer.from_pretrained(folder)
     except ImportError as error:
-        raise ValueError(
-            f"device_map={device_map} needs accelerate: pip install accelerate ({_short(error)})"
-        ) from None
+        raise ValueError(f"device_map={device_map} needs accelerate: pip install accelerate ({short(error)})") from None
     except Exception as error:  # of several libraries, for what the folder lacks
-        raise ValueError(f"{path} is no reward model that transformers loads: {_short(error)}") from None
+        raise ValueError(f"{path} is no reward model that transformers loads: {short(error)}") from None
     if missing := sorted(told["missing_keys"]):
         raise ValueError(
             f"{path} is no reward model: it has no {', '.join(missing[:3])} (a language model has no such head)"
         )
     return model.eval(), words
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."

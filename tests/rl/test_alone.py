@@ -1,6 +1,7 @@
 """Half a run alone: what it samples, what it trains, and what a kept batch says of a difference."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that keeps both batches, one that samples alone, and one that trains alone on what the first kept."""
     folder = tmp_path_factory.mktemp("alone")
     halves = {
-        "full": ("align.keep_batches=[1,2]",),
+        "full": ("align.keep_batches=[1,2]", "checkpoint.every=1", "checkpoint.keep=4"),
         "sampled": ("mode=rollout_only",),
         "trained": ("mode=train_only", "batches=full"),
     }
@@ -112,6 +113,26 @@ def test_halves_that_do_not_fit(overrides: tuple[str, ...], said: str, runs: Pat
     with pytest.raises((UserError, ValueError)) as error:
         check_alone(config, 10**6)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_that_were_not_kept_are_those_of_the_checkpoint_before(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "full", run)
+    shutil.rmtree(run / "batches" / "00000002" / "model")
+    shutil.rmtree(run / "batches" / "00000001")
+    with pytest.raises(SystemExit) as end:
+        replay([str(run), "--sequences", "8", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("step 2: 8 sequences") and "0 of " in said
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(SystemExit) as end:
+        compare([str(run), str(bare)])
+    told = capsys.readouterr()
+    assert end.value.code == 0 and told.out.endswith("nothing differs\n")  # the rest of a comparison stands
+    assert "no batch was computed again" in told.err and "align.keep_batches=[2]" in told.err
 
 
 def test_a_batch_without_weights_says_how_to_get_them(

@@ -174,6 +174,20 @@ def test_a_bit_that_differs_is_logged_and_nothing_is_published() -> None:
     assert not any(call[0] == "publish" for call in fake.calls)
 
 
+def test_a_batch_is_kept_before_it_is_trained_and_told_of_before_a_run_stops() -> None:
+    fake, told = Fake(), list[Any]()
+    fake.flip = 1
+    keeper: Any = SimpleNamespace(
+        sampled=lambda step, batch: told.append(("sampled", step, list(fake.calls))),
+        trained=lambda step, batch, logprobs: told.append(("trained", step, len(logprobs) == len(batch.rows))),
+    )
+    with pytest.raises(AlignmentError):
+        replace(fake.steps(), keeper=keeper)(4, False)
+    (first, *before), second = told
+    assert first == "sampled" and before[0] == 4 and not any(call[0] == "train" for call in before[1])
+    assert before[1][-1] == ("to trainer", False) and second == ("trained", 4, True)
+
+
 def test_a_contrast_run_records_where_it_differs_and_goes_on() -> None:
     fake = Fake()
     fake.flip = 1
