@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, ...]] = {  # name: what of the default run is anothe
         "algorithm=reinforce_plus_plus",
         *("algorithm.kl_coef=0.01", "algorithm.kl_in=reward", "algorithm.kl_estimator=k1"),
     ),
+    "ppo": ("algorithm=ppo",),
     "grpo_entropy": ("algorithm=grpo", "algorithm.entropy_coef=0.003"),
     "distillation": ("algorithm=distillation",),
 }

@@ -19,7 +19,7 @@ from kernels.packages import version_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.checkpoints import Checkpoints, Progress, beside_files
-from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
+from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem
@@ -31,7 +31,7 @@ from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
 from rl.memory import advised
-from rl.model import beside, model_config, remarks
+from rl.model import beside, critic_model, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
 from rl.preferences import Preferences
@@ -47,7 +47,7 @@ from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
-from rl.step import Step
+from rl.step import Critic, Step
 from rl.warm_start import Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
@@ -171,6 +171,9 @@ class Parts:
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
             kept = beside(config, ready.model, ready.source.tokenizer)
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
+        if config.algorithm.critic:
+            training = training_of(config, prefix="critic.")
+            self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
         before, after = self.loop(algorithm).run(state)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
@@ -219,6 +222,10 @@ class Parts:
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
 
+        def schedule(lr: float) -> Schedule:
+            return Schedule(lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps)
+
+        asked = section.critic
         evaluator = make_evaluator(config, source, environment, reward.name)
         step = Step(
             stream=stream,
@@ -236,7 +243,8 @@ class Parts:
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
             frozen=self.ready.frozen is not None,
-            lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
+            lr=schedule(trainer.lr),
+            critic=Critic(asked.loss, schedule(asked.lr)) if asked else None,
             policy=config.align.policy if config.numerics == "exact" else "record",
         )
         return Loop(
