@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
 
-.PHONY: train test test-gpu compile-gpu compile-gpu-quick check bench setup clean
+.PHONY: train test test-gpu compile-gpu compile-gpu-quick check docs bench setup clean
 train: setup
 	$(BIN)/python -m rl.train $(ARGS)
 
@@ -36,6 +36,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The documentation as a site, in build/site; a link that leads nowhere is an error. It needs no network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: setup
 	$(BIN)/python -m kernels.bench

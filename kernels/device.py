@@ -4,6 +4,7 @@
 |---|---|
 | cpu | cpu |
 | a card of the Hopper family | hopper (Gluon: TMA and wgmma; it may take kernels of portable), portable (plain Triton) |
+| any other card of `FAMILIES` | portable |
 """
 
 import sys
@@ -19,7 +20,7 @@ import torch
 from kernels.gpu import card as cards
 from kernels.gpu.card import FAMILIES, Card, card_of
 
-MODULES = {"cpu": ("cpu",), "hopper": ("hopper", "portable")}
+MODULES = {"cpu": ("cpu",), "hopper": ("hopper", "portable"), "portable": ("portable",)}
 """By device or family of cards: the modules of an op that may implement it, the first one that the op has."""
 
 

@@ -143,7 +143,8 @@ def _exit_codes(console: Screen, composed: DictConfig, asked: str) -> Iterator[N
 def _conclude(config: RunConfig, summary: dict[str, Any], console: Screen) -> None:
     """Says what a run ended with."""
     before, after = summary["eval_accuracy_before"], summary["eval_accuracy_after"]
-    console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
+    if before is not None:
+        console.print(f"accuracy {before:.3f} -> {after:.3f} in {summary['seconds']:.0f} s")
     console.print(f"{summary['tokens_nonzero']:,} of {summary['tokens_compared']:,} log-probs differ in a bit")
     label = "" if config.numerics == "exact" else f" (numerics={config.numerics}: of this layout alone)"
     console.print(f"weights sha256 {summary['weights_sha256']}{label}")

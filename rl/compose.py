@@ -49,13 +49,21 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("recipe", None)
-    if isinstance(data := values.get("data"), dict) and isinstance(sources := data.get("sources"), dict):
-        data["sources"] = {name: _source(f"data.sources.{name}", said) for name, said in sources.items()}
-    return resolved(validate({str(key): value for key, value in values.items()}))
+    return resolved(validate(filled({str(key): value for key, value in values.items()})))
+
+
+def filled(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the nested `values` of a config with every source of a mixture and every set of an evaluation whole."""
+    out = dict(values)
+    for section, name in (("data", "sources"), ("eval", "sets")):
+        if isinstance(held := out.get(section), dict) and isinstance(parts := held.get(name), dict):
+            whole = {part: _source(f"{section}.{name}.{part}", said) for part, said in parts.items()}
+            out[section] = {**held, name: whole}
+    return out
 
 
 def _source(key: str, said: Any) -> Any:
-    """Returns what is `said` of a source of a mixture, over the values of the group `data` that it begins with."""
+    """Returns what is `said` of a source of problems, over the values of the group `data` that it begins with."""
     if not isinstance(said, dict):
         return said
     group = said.get("data", "reasoning_gym" if "task" in said else "dataset")
@@ -134,10 +142,14 @@ def _values(override: Override) -> list[str]:
     return values
 
 
+_OPEN = ("data.", "eval.sets")
+"""Keys below which there may be others: by the group that is chosen, or by names of the user's."""
+
+
 def _addable(override: Override) -> str:
-    """Which keys `data` has depends on the group chosen: added, so that the schema names the keys of that one."""
+    """Adds what is open, so that the schema names the keys that there are."""
     line = override.input_line or ""
-    return "++" + line if line.startswith("data.") and not override.is_sweep_override() else line
+    return "++" + line if line.startswith(_OPEN) and not override.is_sweep_override() else line
 
 
 def for_hydra(overrides: Sequence[str], out_dir: str) -> list[str]:
@@ -189,7 +201,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
     section: object = base
     for i, part in enumerate([*path, last]):
         if not isinstance(section, DictConfig) or part not in section:
-            if path and path[0] == "data":
+            if key.startswith(_OPEN):
                 return  # see _addable
             known = sorted(map(str, section)) if isinstance(section, DictConfig) else []
             raise UserError(unknown_key(".".join(key.split(".")[: i + 1]), known, key))

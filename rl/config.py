@@ -11,7 +11,7 @@ from rl.algorithms import AnyAlgorithmSection
 from rl.data.template import typed
 from rl.errors import UserError
 from rl.keys import nearest
-from rl.rewards.section import Rewards, ScoringSection
+from rl.rewards.section import OwnRewards, Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Folder, Fraction, Positive, Seconds, Section, Steps, Text, found_at_home
 from rollout.engine import EngineConfig
@@ -57,7 +57,7 @@ class RolloutSection(Section):
     )
     top_p: float = Field(gt=0, le=1, description="draw from the likeliest tokens that together have this probability")
     min_p: Fraction = Field(description="draw from tokens of at least this times the probability of the likeliest")
-    max_new_tokens: Positive
+    max_new_tokens: Positive = Field(description="tokens of a completion at most, also in an evaluation")
     pages: Pages
     page_size: PageSize
     prefix_cache: PrefixCache
@@ -100,10 +100,10 @@ class TrainerSection(Section):
         "has the same `steps`"
     )
     lr_warmup_steps: Steps = Field(description="steps in which lr rises linearly; 0: none")
-    betas: tuple[Decay, Decay]
-    eps: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    grad_clip: float = Field(gt=0)
+    betas: tuple[Decay, Decay] = Field(description="of AdamW: decay of the first moment and of the second")
+    eps: float = Field(gt=0, description="of AdamW, beside the root of the second moment")
+    weight_decay: float = Field(ge=0, description="of AdamW, decoupled: times lr, of matrices alone")
+    grad_clip: float = Field(gt=0, description="a gradient whose 2-norm is larger is scaled down to it")
     router_aux_loss_coef: float = Field(
         ge=0, description="of a mixture of experts: coefficient of the load-balancing loss; 0: none"
     )
@@ -126,20 +126,14 @@ class WarmupSection(Section):
     rejected: Text = Field(description="kind=dpo: and of the one that was rejected")
 
 
-class EvalSection(Section):
-    """Says when the policy is evaluated, and on how much."""
-
-    problems: Positive = Field(description="held-out problems")
-    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
-    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
-    temperature: float = Field(ge=0)
-    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
-
-
 class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    keep_batches: tuple[Positive, ...] = Field(
+        description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
+        "computes it again. That of the first step in which a bit differs stays in any case, without weights"
+    )
 
 
 class CheckpointSection(Section):
@@ -167,7 +161,9 @@ class ClusterSection(Section):
 class ReasoningGymSection(Section):
     """Says which reasoning-gym dataset problems are drawn from."""
 
-    kind: Literal["reasoning_gym"]
+    kind: Literal["reasoning_gym"] = Field(
+        description="problems of reasoning-gym; data=NAME chooses it, with its values"
+    )
     task: str = Field(description="name of a reasoning-gym dataset")
     args: dict[str, Any] = Field(description="its parameters")
     pattern: str = Field(description="regular expression: keeps the questions it matches; its groups fill `prompt`")
@@ -181,7 +177,7 @@ class DatasetSection(Section):
     """Says which data set problems are read from, and which of its fields. A field is a dotted path
     (reward_model.ground_truth, choices.0)."""
 
-    kind: Literal["dataset"]
+    kind: Literal["dataset"] = Field(description="rows of a data set; data=NAME chooses it, with its values")
     path: Folder = Field(
         description="a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.* and test.*, a folder of `datasets` "
         "(save_to_disk), or a name on the hub (openai/gsm8k)"
@@ -223,7 +219,7 @@ class DatasetSection(Section):
 class MixtureSection(Section):
     """Says which sources are mixed, and how."""
 
-    kind: Literal["mixture"]
+    kind: Literal["mixture"] = Field(description="several sources; data=mixture chooses it")
     sources: dict[Name, Annotated[ReasoningGymSection | DatasetSection, Field(discriminator="kind")]] = Field(
         min_length=1,
         description="by names of yours, what `data` would say of each; `data: NAME` begins with configs/data/NAME.yaml, else "
@@ -243,6 +239,38 @@ DATA: dict[str, type[Section]] = {
     "mixture": MixtureSection,
 }
 """The sections of `data`, by kind."""
+
+
+class TaskSet(ReasoningGymSection):
+    """Says which problems of a reasoning-gym dataset are evaluated beside the held-out ones, and how."""
+
+    samples: Positive | None = Field(default=None, description="completions of each problem; null: eval.samples")
+    reward: OwnRewards = Field(default=None, description="what judges the set; null: the run's reward")
+
+
+class FileSet(DatasetSection):
+    """Says which problems of a data set are evaluated beside the held-out ones, and how."""
+
+    samples: Positive | None = Field(default=None, description="completions of each problem; null: eval.samples")
+    reward: OwnRewards = Field(default=None, description="what judges the set; null: the run's reward")
+
+
+SETS: dict[str, type[Section]] = {"reasoning_gym": TaskSet, "dataset": FileSet}
+"""The sections of a set of `eval.sets`, by kind."""
+
+
+class EvalSection(Section):
+    """Says when the policy is evaluated, and on how much."""
+
+    problems: Positive = Field(description="held-out problems")
+    samples: Positive = Field(description="completions of each problem; above 1: pass@k and maj@k beside the accuracy")
+    every: Steps = Field(description="GRPO steps between evaluations; 0: only before and after")
+    temperature: float = Field(ge=0, description="of an evaluation's samples; 0: the most likely token")
+    keep_samples: bool = Field(description="every sample of every evaluation in out_dir/evaluations, a file each")
+    sets: dict[Name, Annotated[TaskSet | FileSet, Field(discriminator="kind")]] = Field(
+        description="further sets, by names of yours: what `data` would say of each (as data.sources has it), `samples` and "
+        "`reward`; all of a file is evaluated, of what has splits that which is held out"
+    )
 
 
 def _resume(value: object) -> object:
@@ -272,15 +300,22 @@ Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 class RunConfig(Section):
     """Holds all keys of a run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        description="of random weights, of the problems drawn, their order, and every sample"
+    )
     steps: Steps = Field(description="GRPO steps")
-    out_dir: Folder
+    out_dir: Folder = Field(description="the run's folder, which one process writes to at a time")
     resume: Annotated[str, BeforeValidator(_resume), AfterValidator(found_at_home)] = Field(
         description="auto: go on with what out_dir holds of this run; false: refuse a used out_dir; or a checkpoint's folder"
     )
+    mode: Literal["full", "rollout_only", "train_only"] = Field(
+        description="full: a run; rollout_only: samples and scores by the first weights, and keeps every step's batch; "
+        "train_only: trains on the batches that a run kept"
+    )
+    batches: Folder | None = Field(description="of mode=train_only: the run whose out_dir/batches are trained on")
     save_model: bool = Field(description="the trained weights as a Hugging Face model in out_dir/model")
-    dry_run: bool
-    device: Literal["cpu", "cuda"]
+    dry_run: bool = Field(description="says what a run would be and take, and starts nothing")
+    device: Literal["cpu", "cuda"] = Field(description="where both sides compute")
     numerics: Literal["exact", "fast"] = Field(
         description="fast: torch's matmul, and in the trainer its attention and log-prob. A contrast: nothing is promised of it"
     )
@@ -378,7 +413,7 @@ def _known_keys(path: list[str], values: Any) -> list[str]:
         values = values[int(part) if isinstance(values, list) else part]
         kind = values.get("kind") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind in DATA:
-            section = DATA[kind]
+            section = SETS[kind] if path[:2] == ["eval", "sets"] else DATA[kind]
             continue
         field = section.model_fields[part]
         choices = _sections(field.annotation)

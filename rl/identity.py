@@ -15,6 +15,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "algorithm.reference",  # the digest of the weights is compared, as is the next one's (`rl/frozen_weights.py`)
     "algorithm.teacher",
     "align",
+    "batches",
     "checkpoint",
     "cluster",
     "data.chat_template",  # CONTENT says what is there, and what was made of it
@@ -25,6 +26,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "dry_run",
     "eval.every",
     "eval.keep_samples",
+    "eval.sets",
     "logger",
     "out_dir",
     "resume",

@@ -6,7 +6,10 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
-ADDED = {
+ADDED: Mapping[str, Any] = {
+    "mode": "full",
+    "batches": None,
+    "align.keep_batches": [],
     "algorithm.name": "grpo",
     "algorithm.mini_batches": 1,
     "algorithm.update_epochs": 1,
@@ -28,6 +31,7 @@ ADDED = {
     "cluster.patience": 60,
     "eval.samples": 1,
     "eval.keep_samples": False,
+    "eval.sets": {},
     "scoring.errors": "fail",
     "scoring.workers": 2,
     "scoring.timeout": 300,
@@ -95,7 +99,7 @@ _MEANT = {  # names that other systems have for a key
     "train_files": ("data.path",),
     "prompt_data": ("data.path",),
     "val_files": ("data.held_out",),
-    "eval_dataset": ("data.held_out",),
+    "eval_dataset": ("data.held_out", "eval.sets"),
     "dataset_train_split": ("data.split",),
     "dataset_test_split": ("data.held_out",),
     "prompt_split": ("data.split",),
@@ -151,7 +155,10 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(new.get(section), dict) and new[section].get(name) == said:
             new[section][name] = meant
     for key, value in ADDED.items():
-        section, name = key.split(".")
+        section, _, name = key.partition(".")
+        if not name:
+            new.setdefault(section, value)
+            continue
         mine = new.setdefault(section, {})
         if isinstance(mine, dict) and (section != "data" or mine.get("kind") == "dataset"):
             new[section].setdefault(name, value)

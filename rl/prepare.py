@@ -1,7 +1,7 @@
 """Prepares a run: all that can be known, and can be wrong, before a process of it starts or a file is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,8 +10,10 @@ from rich.console import Console
 
 from kernels.host.command import warn
 from kernels.model import ModelConfig
+from rl.alone import check_alone
 from rl.config import RunConfig
 from rl.data import Source, open_source
+from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
 from rl.identity import identity
 from rl.model import model_config
@@ -35,8 +37,9 @@ class Prepared:
     plan: Plan
     identity: dict[str, Any]
     warnings: tuple[str, ...]  # one line each
-    frozen: FrozenModel | None  # of RL
-    paired: FrozenModel | None  # of the warm start
+    frozen: FrozenModel | None = None  # of RL
+    paired: FrozenModel | None = None  # of the warm start
+    sets: Mapping[str, EvaluationSet] = field(default_factory=dict)  # of `eval.sets`
 
 
 def prepare(
@@ -49,19 +52,24 @@ def prepare(
     source = open_source(config, console)
     check_preferences(config, source.train)
     model = model_config(config, len(source.tokenizer))
-    longest = max(len(p.prompt_ids) for p in (*source.train, *source.held_out))
+    say = console.warn if isinstance(console, Screen) else warn
+    sets = open_sets(config, source.tokenizer, source.train, console, say, objects)
+    asked = (*source.train, *source.held_out, *(p for one in sets.values() for p in one.problems))
+    longest = max(len(p.prompt_ids) for p in asked)
     plan = make_plan(config, model, longest)
     if frozen := frozen_model(config, model):
         check_tokenizer(frozen, source.tokenizer)
     if not config.dry_run:
         check_machine(config, plan)
         check_out_dir(Path(config.out_dir))
+    check_alone(config, model.vocab_size)
     mine = identity(config, source)
     if not config.dry_run:
         check_model(find_start(config, mine, thorough=False), model)
-    say = console.warn if isinstance(console, Screen) else warn
     reward = open_reward(config.reward, source, config.scoring, say, objects)
     with Waiting(console, f"judging the gold solutions by {reward.name}"):
         golds = check_golds(source, reward, by_tokens=config.model.path is not None)
-    warnings = tuple(filter(None, (*source.warnings, golds)))
-    return Prepared(source, reward, model, plan, mine, warnings, frozen, preference_model(config, model))
+    of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
+    warnings = tuple(filter(None, (*source.warnings, golds, *of_sets)))
+    paired = preference_model(config, model)
+    return Prepared(source, reward, model, plan, mine, warnings, frozen, paired, sets)

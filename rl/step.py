@@ -6,7 +6,7 @@ It names no engine, no algorithm and no file: what it works with is passed in (`
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,10 +15,11 @@ import numpy as np
 from rl import align
 from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
-from rl.dynamic_sampling import draw_groups
+from rl.dynamic_sampling import Drawn, draw_groups
 from rl.environments.environment import Environment, score
 from rl.journal import Journal, found
 from rl.pack import pack
+from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
 from rl.updates import Update, from_critic, from_reference, parts
 from rollout.sampling import Completion, Request
@@ -98,23 +99,24 @@ class Step:
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
     critic: "Critic | None" = None  # that the algorithm asks and trains
+    keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
         """Returns the metrics of step `step` (`time/*`: seconds of each phase) and its batch. AlignmentError where a log-prob
         of the first update, the one that is on-policy, differs in a bit and the policy is to fail; the log has the step all
         the same. `show`: keep some of its completions."""
         clock = Clock()
-        with clock("handover"):
-            self.cards.to_rollout()
-        drawn = draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+        drawn = self.drawn(step, clock)
         groups = drawn.groups
         with clock("handover"):
             self.cards.to_trainer(weights_stay=False)
-        said = self._ask(groups, clock)
+        said = self.ask(groups, clock)
         with clock("score"), self.phase("scoring"):
             batch = self.algorithm.batch(groups, **said)
         first, *later = parts(batch, self.mini_batches, self.epochs)
+        self.keeper.sampled(step, batch)
         updates = self._train(step, clock, [first])
+        self.keeper.trained(step, batch, updates[0].report.logprobs)
         self.journal.completions(step, groups, first, updates[0].report, show)
         try:
             mismatch = align.check_batch(first, updates[0].report, self.policy, step)
@@ -130,6 +132,12 @@ class Step:
             self.publish(step)
         return metrics | clock.seconds, batch
 
+    def drawn(self, step: int, clock: "Clock") -> Drawn:
+        """Samples and judges the problems of step `step`."""
+        with clock("handover"):
+            self.cards.to_rollout()
+        return draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
+
     def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
         """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
         problems = self.stream.take(count)
@@ -139,7 +147,7 @@ class Step:
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
 
-    def _ask(self, groups: Sequence[Group], clock: "Clock") -> dict[str, np.ndarray]:
+    def ask(self, groups: Sequence[Group], clock: "Clock") -> dict[str, np.ndarray]:
         """Returns what the models beside the policy say of all sampled tokens."""
         said: dict[str, np.ndarray] = {}
         if not self.frozen and not self.critic:
@@ -156,9 +164,10 @@ class Step:
     def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
         """Does an update on each of `batches`."""
         with clock("train"), self.phase("training"):
-            return [self._update(step, part) for part in batches]
+            return [self.update(step, part) for part in batches]
 
-    def _update(self, step: int, part: Batch) -> Update:
+    def update(self, step: int, part: Batch) -> Update:
+        """Does one update on `part`, of the critic too where there is one."""
         report, critic = self.trainer.step(part, self.algorithm.loss, self.lr(step)), self.critic
         return Update(part, report, self.trainer.step_critic(part, critic.loss, critic.lr(step)) if critic else None)
 

@@ -16,8 +16,10 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
+from kernels.weights.beside import name_of
 from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
+from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
 from rl.command import main
@@ -25,7 +27,7 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem
 from rl.environments.single_turn import SingleTurn
 from rl.errors import RunError
-from rl.evaluation import make_evaluator
+from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
 from rl.frozen_weights import freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
@@ -38,6 +40,7 @@ from rl.preferences import Preferences
 from rl.prepare import Prepared, prepare
 from rl.publish import Progress as Published
 from rl.publish import check_served, publish
+from rl.replay.keeper import Keeper
 from rl.report import reported
 from rl.requests import requests_for, train_sampling
 from rl.resume import Start, find_start, logged, prepare_logs
@@ -77,7 +80,7 @@ def train(
     if config.dry_run:
         print_plan(config, ready.model, ready.plan, console, ready.source)
         return {}
-    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan):
+    for line in banner(config, ready.model, ready.source, ready.reward.name, ready.plan, ready.sets):
         console.print(line)
     algorithm = make_algorithm(config.algorithm, config.rollout.max_new_tokens)
     with contextlib.ExitStack() as stack:
@@ -174,7 +177,8 @@ class Parts:
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
             self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
-        before, after = self.loop(algorithm).run(state)
+        loop = self.loop(algorithm)
+        before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
@@ -211,6 +215,25 @@ class Parts:
             self.trainer.thaw()
         return state
 
+    def _alone(self, loop: Loop) -> tuple[None, None]:
+        """Takes one half of the steps; nothing is evaluated."""
+        half = Alone(loop.step, loop.bar, self.config.steps)
+        if self.config.batches is None:
+            half.sample()
+        else:
+            half.train(Path(self.config.batches))
+        return None, None
+
+    def _keeper(self) -> Keeper:
+        config, steps = self.config, frozenset(self.config.align.keep_batches)
+        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), "device": config.device}
+        sidecar = beside(config, self.ready.model, self.ready.source.tokenizer)
+        asked = (lambda step: True) if config.mode == "rollout_only" else steps.__contains__
+        if config.mode == "train_only":
+            asked = frozenset[int]().__contains__
+        save = partial(self.trainer.save, beside=sidecar)
+        return Keeper(Path(config.out_dir), asked, about, save, self.console.warn)
+
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
         config, source, reward = self.config, self.ready.source, self.ready.reward
@@ -226,7 +249,7 @@ class Parts:
             return Schedule(lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps)
 
         asked = section.critic
-        evaluator = make_evaluator(config, source, environment, reward.name)
+        own = make_evaluator(config, source, environment, reward.name)
         step = Step(
             stream=stream,
             requests_for=requests,
@@ -246,12 +269,13 @@ class Parts:
             lr=schedule(trainer.lr),
             critic=Critic(asked.loss, schedule(asked.lr)) if asked else None,
             policy=config.align.policy if config.numerics == "exact" else "record",
+            keeper=self._keeper(),
         )
         return Loop(
             step=step,
             stream=stream,
             evaluate=partial(
-                evaluator,
+                Evaluators(own, self._set_evaluators()),
                 generate=self.rollout.generate,
                 cards=self.cards,
                 compare=partial(check_served, self.rollout),
@@ -272,6 +296,12 @@ class Parts:
             steps=config.steps,
             eval_every=config.eval.every,
         )
+
+    def _set_evaluators(self) -> dict[str, Evaluator]:
+        """Makes the evaluation on every set of `eval.sets`, judged by the set's own reward."""
+        tokenizer, sets = self.ready.source.tokenizer, self.ready.sets
+        own = {name: SingleTurn(tokenizer, one.reward) for name, one in sets.items()}
+        return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
     def _publish(self, version: int) -> None:
         """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""

@@ -4,6 +4,19 @@ import ctypes
 
 import pytest
 
+from kernels.gpu.card import ALL_FAMILIES, choose_family
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--family", default="auto", choices=("auto", *ALL_FAMILIES), help="of the kernels that GPU tests run"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choose_family(config.getoption("--family"))
+
+
 _dict_of_thread = ctypes.pythonapi.PyThreadState_GetDict
 _dict_of_thread.restype = ctypes.c_void_p
 

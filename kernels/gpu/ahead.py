@@ -181,8 +181,24 @@ def _compiled(launch: Any) -> Compiled:
         return Compiled(name_of(launch.kernel), time.perf_counter() - start, error=text)
     seconds = time.perf_counter() - start
     registers, stack = _resources(kernel.asm["cubin"])
-    ptx = hashlib.sha256(kernel.asm["ptx"].encode()).hexdigest()[:16]
-    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx)
+    text = kernel.asm["ptx"]
+    ptx = hashlib.sha256(text.encode()).hexdigest()[:16]
+    wrong = hasty(text) if launch.options.get("launch_pdl") else ""
+    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx, wrong)
+
+
+def hasty(ptx: str) -> str:
+    """Says what a kernel that is launched early touches before it waits for the kernels before it; nothing where it is right.
+    Where warps have parts of their own, whose order in the text says little, a wait must be there."""
+    found = re.search(r"^.*griddepcontrol\.wait", ptx, re.M)
+    if not found:
+        return "it is launched early and does not wait for the kernels before it (kernels.gpu.overlap.previous_done)"
+    touches = re.search(
+        r"\b(ld\.global|st\.global|atom\.|red\.|cp\.async\.(?!bulk\.prefetch))\S*", ptx[: found.start()]
+    )
+    if touches and "setmaxnreg" not in ptx:
+        return f"it is launched early, and {touches[0]} stands before its wait for the kernels before it"
+    return ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,8 +5,21 @@ from functools import cache
 
 import torch
 
-FAMILIES = {(9, 0): "hopper"}
-"""By compute capability: the cards that have kernels. A family runs the modules of an op that `kernels.device` lists for it."""
+FAMILIES = {
+    (8, 0): "portable",  # A100
+    (8, 6): "portable",  # A10, RTX 3090
+    (8, 7): "portable",  # Orin
+    (8, 9): "portable",  # L4, L40S, RTX 4090
+    (9, 0): "hopper",  # H100, H200
+    (12, 0): "portable",  # RTX 5090, RTX PRO 6000
+    (12, 1): "portable",  # GB10
+}
+"""By compute capability: the cards that have kernels. A family runs the modules of an op that `kernels.device` lists for it.
+Not here: cards before 8.0, whose tensor cores take no bfloat16, and 10.0 and 10.3 (B200, B300), for which the compiler chooses
+between two kinds of matrix instruction that nobody has shown to have the same bits."""
+ALL_FAMILIES = ("hopper", "portable")
+
+_chosen: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,8 @@ class Card:
     @property
     def family(self) -> str | None:
         """Returns the name of its family; None for a card that has no kernels."""
-        return FAMILIES.get(self.capability)
+        own = FAMILIES.get(self.capability)
+        return _chosen[0] if own and _chosen else own
 
 
 KNOWN = {
@@ -34,6 +48,19 @@ KNOWN = {
 }
 """One card of each compute capability, to compile for where it is not there. Multiprocessors are those of NVIDIA's data sheets;
 shared memory is the maximum per multiprocessor less 1 KiB (CUDA C++ Programming Guide, table of technical specifications)."""
+
+
+def choose_family(name: str) -> None:
+    """Makes the cards of this process run the kernels of a family: their own (`auto`), or `portable`, which any of them runs.
+    Every process of a run does so before its first op, as the run's config says. ValueError where another family is chosen
+    already: their kernels would have to agree."""
+    if name not in ("auto", *ALL_FAMILIES):
+        raise ValueError(f"there is no family {name!r} of kernels: auto, {', '.join(ALL_FAMILIES)}")
+    if _chosen and _chosen != [name]:
+        raise ValueError(f"this process runs the kernels of family {_chosen[0]}: it cannot go on with those of {name}")
+    if name != "auto" and not _chosen:
+        _chosen.append(name)
+
 
 _stand_ins: dict[str, Card] = {}
 

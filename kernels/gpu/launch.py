@@ -17,6 +17,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
 from kernels.gpu.dialect import encode, launcher
+from kernels.gpu.overlap import is_early
 
 
 class _Address(NamedTuple):
@@ -165,6 +166,8 @@ def compile_only(launch: Launch) -> Any:
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Runs kernel[grid](*args, **options). `args`: every parameter in order, constants too; `options`: num_warps and others."""
+    if is_early(kernel):
+        options["launch_pdl"] = True
     if _taker is not None:
         return _taker(Launch(kernel, grid, args, options))
     device, roles = driver.active.get_current_device(), _roles.get(id(kernel)) or _roles_of(kernel)

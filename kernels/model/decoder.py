@@ -72,10 +72,13 @@ def forward(
     first = group.shard.rank * outer.embed.shape[0]
     rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
     x = group.all_reduce(rows.float(), dtype)
+    config.ops.seen(-1, "embedding", x)
     delta = None
     for i in range(config.layers):
         x, delta = run_layer(i, x, delta)
-    return add_and_norm(x, delta, outer.norm, config.rms_eps, layout)[0]
+    hidden = add_and_norm(x, delta, outer.norm, config.rms_eps, layout)[0]
+    config.ops.seen(config.layers, "norm", hidden)
+    return hidden
 
 
 def head_logits(config: ModelConfig, outer: OuterWeights, hidden: torch.Tensor, shard: Shard = WHOLE) -> torch.Tensor:

@@ -12,14 +12,24 @@ from kernels import inexact, ops
 Numerics = Literal["exact", "fast"]
 
 
+Seen = Callable[..., None]
+"""seen(layer, op, *outputs): is shown what each op of a layer returns, [T, ...] with a row a token; layer -1 is what comes
+before the first layer, and the number of layers what comes after the last. It changes nothing."""
+
+
+def not_seen(layer: int, op: str, *outputs: torch.Tensor) -> None:
+    """Does nothing: the hook where nobody looks."""
+
+
 @dataclass(frozen=True)
 class Operations:
-    """Holds functions of the same signatures, which are those of `kernels.ops`."""
+    """Holds functions of the same signatures, which are those of `kernels.ops`, and who is shown what they return."""
 
     matmul: Callable[..., torch.Tensor]
     attention: Callable[..., torch.Tensor]
     linear_logprob: Callable[..., torch.Tensor]
     expert_matmul: Callable[..., torch.Tensor]
+    seen: Seen = not_seen
 
 
 OPERATIONS: Mapping[str, Operations] = MappingProxyType(

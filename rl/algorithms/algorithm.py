@@ -33,8 +33,8 @@ class AlgorithmSection(Section):
     """Holds the keys that every algorithm has."""
 
     name: str = Field(description="one of rl/algorithms")
-    prompts_per_step: Positive
-    group_size: Annotated[int, Field(ge=2)]
+    prompts_per_step: Positive = Field(description="problems of a step")
+    group_size: Annotated[int, Field(ge=2)] = Field(description="samples of each prompt")
     loss_mean: LossMean = Field(
         description="over what the loss is a mean: all tokens, each sequence's own, or a constant"
     )

@@ -7,6 +7,8 @@ configs/algorithm/cispo.yaml is Khatri et al.'s (2025, "ScaleRL", arXiv 2510.137
 
 from typing import Literal
 
+from pydantic import Field
+
 from rl.algorithms.grpo import GroupSection, Grpo
 from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, WeightedLikelihoodLoss
@@ -15,7 +17,7 @@ from trainer.loss import Loss, WeightedLikelihoodLoss
 class CispoSection(GroupSection):
     """Holds the keys of CISPO."""
 
-    name: Literal["cispo"]
+    name: Literal["cispo"] = Field(description="the algorithm; algorithm=NAME chooses it, with its values")
 
 
 class Cispo(Grpo):

@@ -29,7 +29,7 @@ class GroupSection(AlgorithmSection):
 class GrpoSection(GroupSection):
     """Holds the keys of GRPO."""
 
-    name: Literal["grpo"]
+    name: Literal["grpo"] = Field(description="the algorithm; algorithm=NAME chooses it, with its values")
 
 
 class Grpo:

@@ -5,6 +5,8 @@ No KL term there; `kl_coef` adds one. `loss_mean=sequence` is the paper's; any o
 
 from typing import Literal
 
+from pydantic import Field
+
 from rl.algorithms.grpo import GroupSection, Grpo
 from rl.algorithms.regularisers import regularised
 from trainer.loss import Loss, SequencePolicyLoss
@@ -13,7 +15,7 @@ from trainer.loss import Loss, SequencePolicyLoss
 class GspoSection(GroupSection):
     """Holds the keys of GSPO."""
 
-    name: Literal["gspo"]
+    name: Literal["gspo"] = Field(description="the algorithm; algorithm=NAME chooses it, with its values")
 
 
 class Gspo(Grpo):

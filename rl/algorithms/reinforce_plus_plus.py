@@ -26,7 +26,9 @@ from trainer.loss import Loss, PolicyLoss
 class ReinforceSection(AlgorithmSection):
     """Holds the keys of REINFORCE++."""
 
-    name: Literal["reinforce_plus_plus"]
+    name: Literal["reinforce_plus_plus"] = Field(
+        description="the algorithm; algorithm=NAME chooses it, with its values"
+    )
     group_size: Positive
     baseline: Literal["batch", "group"] = Field(
         description="what a reward is compared with before it is normalised over the batch: the batch's mean, or its group's"

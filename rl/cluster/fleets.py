@@ -80,7 +80,7 @@ class RolloutFleet(_Fleet):
 
     def peak_bytes(self) -> int:
         """Returns the most memory that the fullest rank had so far."""
-        return max(self._all(lambda rank: rank.peak_bytes.remote()))
+        return max(self._all(lambda rank: rank.peak_bytes.remote()), default=0)
 
     # A publication (rl.publish), in the order of its calls.
 

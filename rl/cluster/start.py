@@ -35,9 +35,11 @@ def cluster(
     log = Path(config.out_dir) / "train.log"
     with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes, log):
         ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
-        engines = rollout_ranks(config, model, placement, stores)
+        trains_only = config.mode == "train_only"
+        engines = [] if trains_only else rollout_ranks(config, model, placement, stores)
         patience = config.cluster.patience
-        rollout, trainer = RolloutFleet(engines, model, placement.rollout, patience), TrainerFleet(ranks, patience)
+        places = () if trains_only else placement.rollout
+        rollout, trainer = RolloutFleet(engines, model, places, patience), TrainerFleet(ranks, patience)
         try:
             start([*ranks, *(rank for engine in engines for rank in engine)], config.cluster.timeout, patience)
             yield rollout, trainer

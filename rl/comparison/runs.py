@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.console import Console
 
 from rl.errors import UserError
 from rl.identity import is_free
+from rl.replay import kept
+from rl.replay.command import Side, between
+from rl.replay.parting import Parting
+from rl.replay.sides import Model, trainer_side
 from rl.report.folder import MACHINE, ReportError, flat, lines, merged
 from trainer.checkpoint import CheckpointError, folders, read
 
@@ -46,11 +51,13 @@ class Comparison:
     equal_rows: int
     completion: Difference | None
     equal_completions: int
+    replayed: tuple[int, Parting] | None = None  # a step whose batch both kept, and where their models part on it
 
     @property
     def apart(self) -> bool:
         """Tells whether anything that two equal runs share differs."""
-        return any((self.settings, self.checkpoint, self.metrics, self.completion))
+        parted = self.replayed is not None and self.replayed[1].stage is not None
+        return parted or any((self.settings, self.checkpoint, self.metrics, self.completion))
 
 
 def compare(a: Path, b: Path) -> Comparison:
@@ -63,6 +70,25 @@ def compare(a: Path, b: Path) -> Comparison:
     except (ReportError, CheckpointError) as error:
         raise UserError(str(error)) from None
     return Comparison(settings, layout, checkpoint, checkpoints, metrics, rows, completion, completions)
+
+
+def replayed(a: Path, b: Path, console: Console) -> tuple[int, Parting] | None:
+    """Computes the forward pass of the trainer with the weights of each run over the batch of the earliest step that both kept;
+    returns the step, and where the two part. None where there is no such step. UserError where one kept no weights, or the
+    two models are of different shapes."""
+    mine, theirs = ({p.name: p for p in kept.folders(run)} for run in (a, b))
+    if not (common := sorted(mine.keys() & theirs.keys())):
+        return None
+    one, other = (kept.read(of[common[0]]) for of in (mine, theirs))
+    if one.model() != other.model() or one.dtype != other.dtype:
+        raise UserError(f"step {one.step} was kept by both, of models that are not of one shape or dtype")
+    model = Model(one.model(), one.dtype, one.device)
+
+    def side(held: kept.Kept) -> Side:
+        return lambda *, watch=None: trainer_side(model, held.weights(), one.batch, watch=watch)
+
+    names = (str(a), str(b))
+    return one.step, between(side(one), side(other), one.batch, model.config.layers, console, names)
 
 
 def _config(folder: Path) -> dict[str, Any]:

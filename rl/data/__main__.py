@@ -1,14 +1,16 @@
 """`python -m rl.data [--rows N] [+recipe=NAME] [key=value ...]`: shows what a run would read, and starts nothing."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kernels.host.command import Parser, fail, interruptible
 from rl.compose import check
 from rl.config import RunConfig
 from rl.data import Problem, Source, left_out, open_source
 from rl.errors import BAD_INPUT, UserError
+from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.rewards.reward import judged_by
+from rl.run.banner import set_line
 from rl.run.screen import Screen
 from rollout.tokenizer import Tokenizer
 
@@ -30,15 +32,16 @@ def main(arguments: Sequence[str]) -> None:
         if len(configs) > 1:
             raise UserError(f"these overrides stand for {len(configs)} runs: the data of one is shown")
         source = open_source(configs[0], console)
+        sets = open_sets(configs[0], source.tokenizer, source.train, console, console.warn)
     except BAD_INPUT as error:
         fail(error, 2)
-    for line in source.warnings:
+    for line in (*source.warnings, *(f"eval.sets.{name}: {line}" for name, s in sets.items() for line in s.warnings)):
         console.warn(line)
-    for line in [*summary(configs[0], source), *examples(source, args.rows)]:
+    for line in [*summary(configs[0], source, sets), *examples(source, sets, args.rows)]:
         console.print(line)
 
 
-def summary(config: RunConfig, source: Source) -> list[str]:
+def summary(config: RunConfig, source: Source, sets: Mapping[str, EvaluationSet]) -> list[str]:
     """Says in one line each how many problems there are, of what length, and what judges them."""
     lengths = sorted(len(p.prompt_ids) for p in (*source.train, *source.held_out))
     rows = {
@@ -49,13 +52,15 @@ def summary(config: RunConfig, source: Source) -> list[str]:
         f"{source.tokenizer.shown(source.tokenizer.ends)}",
         "judged by": judged_by(config.reward, source),
     }
-    return [*source.about, *(f"{name:<11}{text}" for name, text in rows.items())]
+    further = [f"{'set':<11}{set_line(name, one, config.eval.problems)}" for name, one in sets.items()]
+    return [*source.about, *(f"{name:<11}{text}" for name, text in rows.items()), *further]
 
 
-def examples(source: Source, count: int) -> list[str]:
+def examples(source: Source, sets: Mapping[str, EvaluationSet], count: int) -> list[str]:
     """Shows the first `count` problems of each part."""
     lines = []
-    for part, problems in (*_trained(source), ("held out", source.held_out)):
+    further = [(f"set {name}", one.problems) for name, one in sets.items()]
+    for part, problems in (*_trained(source), ("held out", source.held_out), *further):
         for i, problem in enumerate(problems[:count], 1):
             lines += ["", f"{part} {i} of {len(problems):,}: {problem.id}", *_example(problem, source.tokenizer)]
     return lines

@@ -57,9 +57,16 @@ class Asked:
 class Questions:
     """Holds the rows of a data set, all of them checked, before there is a tokenizer."""
 
-    def __init__(self, section: DatasetSection, own_reward: bool, supervised: bool, console: "Console | None") -> None:
-        """`own_reward`: what judges reads no answer; `supervised`: the answers are taught. UserError names the first bad
-        row."""
+    def __init__(
+        self,
+        section: DatasetSection,
+        own_reward: bool,
+        supervised: bool,
+        console: "Console | None",
+        trained: bool = True,
+    ) -> None:
+        """`own_reward`: what judges reads no answer; `supervised`: the answers are taught; `trained`: nobody trains on an
+        evaluation set, and where nothing of it is set apart, all of it is held out. UserError names the first bad row."""
         self._section, self._console = section, console
         self.template, self._as_chat = named_template(section), as_chat(section)
         self._needed = supervised or not own_reward or section.marker is not None
@@ -72,8 +79,8 @@ class Questions:
         self._check_read(rows[0], [*asked, *self.held_out])
         self.train = asked
         if apart is None:
-            self.held_out = [a for a in asked if is_held_out(a.text)]
-            self.train = [a for a in asked if not is_held_out(a.text)]
+            self.held_out = [a for a in asked if not trained or is_held_out(a.text)]
+            self.train = [a for a in asked if trained and not is_held_out(a.text)]
 
     def _check_answers(self, first: Row) -> None:
         fields = self.fields

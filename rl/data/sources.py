@@ -1,5 +1,7 @@
 """Opens the problems that a config names."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
@@ -9,7 +11,8 @@ from rl.data.problem import Problem, Source
 from rl.data.procedural import Drawn
 from rl.data.question_answer import Questions
 from rl.errors import UserError
-from rl.rewards.section import reads_answers
+from rl.rewards.section import RewardSection, reads_answers
+from rollout.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +33,41 @@ def open_source(config: RunConfig, console: "Console | None" = None) -> Source:
             f"the data leaves {len(source.train)} problems to train on and {len(source.held_out)} held out"
             f"{left_out(source)}: {hint}"
         )
+    return source
+
+
+def open_set(
+    config: RunConfig,
+    section: ReasoningGymSection | DatasetSection,
+    rewards: Sequence[RewardSection],
+    tokenizer: Tokenizer,
+    console: "Console | None" = None,
+) -> Source:
+    """Reads a set that a run is evaluated on beside its own held-out problems; nothing is trained on. UserError as of
+    `open_source`, and for a text that `tokenizer`, which is the run's, does not know."""
+    made = config.model.path is None
+    unread: Unread
+    if isinstance(section, ReasoningGymSection):
+        unread = Drawn(section, config.seed, False, console)
+    else:
+        unread = Questions(section, not reads_answers(rewards), False, console, trained=False)
+    source = replace(unread.source(tokenizer, made), train=())
+    unknown = tokenizer.backend.token_to_id(tokenizers.UNKNOWN) if made else None
+    for problem in source.held_out:
+        if not problem.prompt or not problem.prompt_ids:
+            raise UserError(f"the prompt of problem {problem.id!r} is empty: {_template(section, problem)}")
+        if unknown is not None and unknown in problem.prompt_ids:
+            raise UserError(
+                f"the prompt of problem {problem.id!r} has characters that the tokenizer, which is made from the data, does "
+                f"not know: set model.path=DIR, or mix such problems into the data"
+            )
+    if not source.held_out:
+        few = (
+            ""
+            if source.left_out
+            else f": of {getattr(section, 'problems', 0):,} problems none is held out: raise problems"
+        )
+        raise UserError(f"no problem is left{left_out(source)}{few}")
     return source
 
 

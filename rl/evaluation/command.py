@@ -2,15 +2,21 @@
 
 MODEL: a Hugging Face model directory, or the folder of a run, whose model is evaluated as the run did. The keys are those of
 `rl.train`, on top of its defaults or of the run's config: data, reward, eval.problems, eval.samples, eval.temperature,
-rollout.tp, rollout.max_new_tokens, seed, device. No trainer and no Ray are started. Exit code 1: the engine failed; 2: bad
+eval.sets, rollout.tp, rollout.max_new_tokens, seed, device. Of a model directory, eval.sets without data is evaluated alone:
+
+  python -m rl.evaluate MODEL "eval.sets={gsm8k: {path: gsm8k/test.jsonl}, sums: {task: chain_sum, samples: 8}}"
+
+No trainer and no Ray are started. Exit code 1: the engine failed; 2: bad
 input.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,17 +25,21 @@ from omegaconf.errors import OmegaConfBaseException
 from kernels.host.command import Parser, fail, output
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
-from rl.compose import check
+from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
+from rl.data.tokenizer import from_model
 from rl.environments.single_turn import SingleTurn
 from rl.errors import BAD_INPUT, UserError
-from rl.evaluation.evaluator import make_evaluator
+from rl.evaluation.evaluator import make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation
 from rl.evaluation.samples import write_samples
+from rl.evaluation.sets import open_sets
 from rl.keys import renewed
 from rl.rewards.reward import open_reward
+from rl.run.banner import set_line
 from rl.run.screen import Screen
+from rl.samples import Group
 from rollout.lockstep import Lockstep, RankError
 from rollout.runner import RunnerError
 from rollout.serve import BAD_INPUT as BAD_ENGINE_INPUT
@@ -46,13 +56,29 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_intermixed_args(arguments)
     console = Screen()
     try:
-        found = evaluate(read_config(Path(asked.model), asked.overrides), console, asked.samples)
+        config = read_config(Path(asked.model), asked.overrides)
+        found = evaluate(config, console, asked.samples, own=_is_asked(Path(asked.model), asked.overrides, config))
     except (*BAD_INPUT, *BAD_ENGINE_INPUT) as error:
         fail(error, 2)
     except (RankError, RunnerError) as error:
         fail(error, 1)
     if asked.json:
-        asked.json.write_text(json.dumps(asdict(found) | found.metrics(), indent=1) + "\n")
+        asked.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+
+
+def _is_asked(model: Path, overrides: Sequence[str], config: RunConfig) -> bool:
+    """Tells whether the data's held-out problems are evaluated: those of a run, what the user names, or if there is nothing
+    else."""
+    named = any(o.lstrip("+").startswith(("data=", "data.", "recipe=")) for o in overrides)
+    return named or not config.eval.sets or (model / "config.yaml").exists()
+
+
+def _as_json(found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    sets = {name: one for name, one in found.items() if name}
+    out = asdict(found[""]) | found[""].metrics() if "" in found else {}
+    for name, one in sets.items():
+        out |= one.metrics(f"eval/{name}")
+    return out | {"sets": {name: asdict(one) for name, one in sets.items()}}
 
 
 def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
@@ -68,35 +94,54 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     try:
         values = renewed(yaml.safe_load((model / "config.yaml").read_text()))
         merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged)  # type: ignore[assignment]
+        values = filled(OmegaConf.to_container(merged))  # type: ignore[arg-type]
     except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{model / 'config.yaml'}: {' '.join(str(error).split())}") from None
     values["model"] |= {"path": str(model / "model"), "hf": {}}
     return validate(values | {"out_dir": str(model)})
 
 
-def evaluate(config: RunConfig, console: Screen, samples: Path | None = None) -> Evaluation:
-    """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`."""
+def evaluate(
+    config: RunConfig, console: Screen, samples: Path | None = None, own: bool = True
+) -> dict[str, Evaluation]:
+    """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`. Returns what was found on the sets
+    of `eval.sets`, by their names, and, with `own`, under "" on the data's held-out problems."""
     assert config.model.path is not None
-    source, rollout = open_source(config, console), config.rollout
-    reward = open_reward(config.reward, source, config.scoring, console.warn)
+    rollout = config.rollout
+    source = open_source(config, console) if own else None
+    tokenizer = source.tokenizer if source else from_model(config.model.path)
+    sets = open_sets(config, tokenizer, (), console, console.warn)
+    kept: dict[str, Sequence[Group]] = {}
+    evaluators = {}
+    if source:
+        reward = open_reward(config.reward, source, config.scoring, console.warn)
+        environment = SingleTurn(tokenizer, reward)
+        evaluators[""] = make_evaluator(config, source, environment, reward.name, partial(_keep, kept, ""))
+    for name, one in sets.items():
+        how = tokenizer.ends, SingleTurn(tokenizer, one.reward), partial(_keep, kept, name)
+        evaluators[name] = make_set_evaluator(config, name, one, *how)
     served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device)
-    console.print(
-        f"{served.name}: {min(config.eval.problems, len(source.held_out)):,} of {len(source.held_out):,} held-out problems, "
-        f"{config.eval.samples} sample(s) each"
-    )
+    if source:
+        console.print(
+            f"{served.name}: {min(config.eval.problems, len(source.held_out)):,} of {len(source.held_out):,} held-out "
+            f"problems, {config.eval.samples} sample(s) each"
+        )
+    for name, one in sets.items():
+        for line in one.warnings:
+            console.warn(f"eval.sets.{name}: {line}")
+        console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
         serving = Serving(rollout.tp, rollout.page_size, rollout.max_running, served.config.max_positions)
         prepare_kernels(served.config, served.dtype, serving, False, console.print)
-    evaluator = make_evaluator(
-        config,
-        source,
-        SingleTurn(source.tokenizer, reward),
-        reward.name,
-        keep=lambda step, groups: write_samples(samples, groups) if samples else None,
-    )
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
-        return evaluator(0, ranks.generate, _OwnCards(), lambda: None, console)
+        found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}
+    if samples:
+        write_samples(samples, kept)
+    return found
+
+
+def _keep(kept: dict[str, Sequence[Group]], name: str, step: int, groups: Sequence[Group]) -> None:
+    kept[name] = groups
 
 
 class _OwnCards:

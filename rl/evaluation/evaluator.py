@@ -1,9 +1,10 @@
 """Plays the conversations of an evaluation, in the environment that the policy is trained in, and measures them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from rl.environments.environment import Environment, Generate, score
 from rl.errors import UserError
 from rl.evaluation.measures import Evaluation, Stated, measure
 from rl.evaluation.samples import write_samples
+from rl.evaluation.sets import EvaluationSet
 from rl.requests import eval_sampling, requests_for
 from rl.run.screen import Waiting
 from rl.samples import Group
@@ -40,17 +42,19 @@ class Evaluator:
         judged_by: str,
         stated: Stated = str.strip,
         keep: Keep | None = None,
+        name: str = "",
     ) -> None:
-        """`requests`: as many for each problem, side by side."""
+        """`requests`: as many for each problem, side by side. `name`: of the set; "" is the data's held-out part."""
         self.problems, self.requests, self.environment, self.judged_by = problems, requests, environment, judged_by
-        self.stated, self.keep = stated, keep
+        self.stated, self.keep, self.name = stated, keep, name
 
     def __call__(
         self, step: int, generate: Generate, cards: Cards, compare: Callable[[], None], console: Console
     ) -> Evaluation:
         """Evaluates what the policy is after `step` steps. `compare` raises where what the engines sample from is not what the
         trainer has."""
-        with Waiting(console, f"evaluating on {len(self.problems):,} held-out problems"):
+        what = f"problems of {self.name}" if self.name else "held-out problems"
+        with Waiting(console, f"evaluating on {len(self.problems):,} {what}"):
             cards.to_rollout()
             compare()
             transcripts = self.environment.play(self.requests, generate)
@@ -60,12 +64,28 @@ class Evaluator:
         found = measure(groups, self.stated)
         if not found.samples:
             why = next((f", first: {s.error}" for g in groups for s in g.samples if s.error), "")
-            raise UserError(f"an evaluation in which no completion is judged: {self.judged_by} leaves all out{why}")
+            where = f" of {self.name}" if self.name else ""
+            raise UserError(
+                f"an evaluation{where} in which no completion is judged: {self.judged_by} leaves all out{why}"
+            )
         console.print(
-            f"held-out {found.told()}, by {self.judged_by}; temperature {self.requests[0].sampling.temperature})",
+            f"{self.name or 'held-out'} {found.told()}, by {self.judged_by}; temperature "
+            f"{self.requests[0].sampling.temperature})",
             soft_wrap=True,
         )
         return found
+
+
+class Evaluators:
+    """Evaluates on the data's held-out problems, and then on every further set."""
+
+    def __init__(self, own: Evaluator, sets: Mapping[str, Evaluator]) -> None:
+        self.own, self.sets = own, sets
+
+    def __call__(self, step: int, **with_what: Any) -> Evaluation:
+        """Does what each evaluator does; returns what the first found, with what the others found beside it."""
+        found = self.own(step, **with_what)
+        return replace(found, sets={name: one(step, **with_what) for name, one in self.sets.items()})
 
 
 def make_evaluator(
@@ -73,17 +93,40 @@ def make_evaluator(
 ) -> Evaluator:
     """Makes the evaluation of a run: `config.eval` says of how many problems and samples. `keep`: where the samples go; without
     it, into `out_dir` where the config asks for them."""
-    section = config.eval
-    problems = source.held_out[: section.problems]
-    sampling = eval_sampling(section, config.rollout.max_new_tokens, source.tokenizer.ends)
-    requests = requests_for(problems, section.samples, sampling, config.seed, "eval", 0)
-    if keep is None and section.keep_samples:
-        keep = partial(_kept, Path(config.out_dir) / "evaluations")
+    problems = source.held_out[: config.eval.problems]
+    requests = _requests(config, problems, config.eval.samples, source.tokenizer.ends)
+    keep = keep or _keep(config, "evaluations")
     return Evaluator(problems, requests, environment, judged_by, stated_by(config), keep)
 
 
+def make_set_evaluator(
+    config: RunConfig,
+    name: str,
+    of: EvaluationSet,
+    ends: Sequence[int],
+    environment: Environment,
+    keep: Keep | None = None,
+) -> Evaluator:
+    """Makes the evaluation on one further set, in an `environment` that is judged by the set's own reward. Its samples have the
+    seeds that they would have if it were the data of a run."""
+    problems = of.problems[: config.eval.problems]
+    requests = _requests(config, problems, of.samples, ends)
+    stated = str.strip if of.plain else _marked(of.marker)
+    keep = keep or _keep(config, f"evaluations/{name}")
+    return Evaluator(problems, requests, environment, of.reward.name, stated, keep, name)
+
+
+def _requests(config: RunConfig, problems: Sequence[Problem], samples: int, ends: Sequence[int]) -> list[Request]:
+    sampling = eval_sampling(config.eval, config.rollout.max_new_tokens, ends)
+    return requests_for(problems, samples, sampling, config.seed, "eval", 0)
+
+
+def _keep(config: RunConfig, folder: str) -> Keep | None:
+    return partial(_kept, Path(config.out_dir) / folder) if config.eval.keep_samples else None
+
+
 def _kept(folder: Path, step: int, groups: Sequence[Group]) -> None:
-    write_samples(folder / f"{step:08}.jsonl", groups)
+    write_samples(folder / f"{step:08}.jsonl", {"": groups})
 
 
 def stated_by(config: RunConfig) -> Stated:
@@ -92,6 +135,10 @@ def stated_by(config: RunConfig) -> Stated:
     markers = {section.marker for section in sections if isinstance(section, DatasetSection)}
     if not markers:
         return str.strip
+    return _marked(markers.pop() if len(markers) == 1 else None)
+
+
+def _marked(marker: str | None) -> Stated:
     from rl.rewards.answer import stated  # not for data that has its own verifier: it takes a second
 
-    return partial(stated, marker=markers.pop() if len(markers) == 1 else None)
+    return partial(stated, marker=marker)

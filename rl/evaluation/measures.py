@@ -5,7 +5,7 @@ Whole numbers and fractions up to the last division, so that a figure is the sam
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -34,26 +34,30 @@ class Evaluation:
     tokens: float = 0.0  # of a completion, in the mean
     truncated: float = 0.0  # share of the completions that their limit ended
     left_out: int = 0  # samples without a reward
+    sets: Mapping[str, "Evaluation"] = field(default_factory=dict)  # what it earned on further ones, by their names
 
     @property
     def each(self) -> int:
         """Returns the samples of one problem."""
         return max(self.pass_at, default=1)
 
-    def metrics(self) -> dict[str, float]:
-        """Names the values as a log does."""
+    def metrics(self, under: str = "eval") -> dict[str, float]:
+        """Names the values as a log does, `under` a name; those of a set under its own."""
         found = {
-            "eval/accuracy": self.accuracy,
-            "eval/accuracy_low": self.low,
-            "eval/accuracy_high": self.high,
-            "eval/reward": self.reward,
-            "eval/response_length_mean": self.tokens,
-            "eval/truncated_frac": self.truncated,
+            "accuracy": self.accuracy,
+            "accuracy_low": self.low,
+            "accuracy_high": self.high,
+            "reward": self.reward,
+            "response_length_mean": self.tokens,
+            "truncated_frac": self.truncated,
         }
-        found |= {f"eval/pass@{k}": value for k, value in self.pass_at.items()}
+        found |= {f"pass@{k}": value for k, value in self.pass_at.items()}
         if self.majority is not None:
-            found[f"eval/maj@{self.each}"] = self.majority
-        return found | ({"eval/left_out": float(self.left_out)} if self.left_out else {})
+            found[f"maj@{self.each}"] = self.majority
+        if self.left_out:
+            found["left_out"] = float(self.left_out)
+        named = {f"{under}/{name}": value for name, value in found.items()}
+        return named | {key: x for name, one in self.sets.items() for key, x in one.metrics(f"{under}/{name}").items()}
 
     def told(self) -> str:
         """Says the values in one line, without who judged."""

@@ -22,19 +22,26 @@ def curves() -> dict[str, list[dict[str, Any]]]:
 def charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
     """Makes the charts of each section, of what a run has logged: a CPU has no MFU, an earlier version had fewer metrics."""
     table = curves()
-    _name_rewards(table["learning"], runs)
+    _name_each(table["learning"], runs)
     sections = {name: [_curve(runs, **what) for what in rows] for name, rows in table.items()}
     sections["divergence"] += _gaps(runs)
     return {name: [chart for chart in found if chart.series] for name, found in sections.items()}
 
 
-def _name_rewards(rows: Sequence[dict[str, Any]], runs: Sequence[Run]) -> None:
-    """Puts the rewards that the runs have logged by name where the table says reward/*; one alone is the sum itself."""
+_LEAST = {"reward/*": 2}
+"""Names that there must be for a curve of each: one reward alone is the sum itself."""
+
+
+def _name_each(rows: Sequence[dict[str, Any]], runs: Sequence[Run]) -> None:
+    """Puts what the runs have logged where the table has a pattern: a reward's name, or that of an evaluation set."""
     known = {key for row in rows for key in row["metrics"]}
-    named = {key for run in runs for row in run.rows for key in row if key.startswith("reward/")} - known
+    logged = {key for run in runs for row in run.rows for key in row} - known
     for row in rows:
-        if "reward/*" in row["metrics"]:
-            row["metrics"] = {key: key.partition("/")[2] for key in sorted(named)} if len(named) > 1 else {}
+        for pattern in [key for key in row["metrics"] if "*" in key]:
+            start, _, end = pattern.partition("*")
+            found = sorted(key for key in logged if key.startswith(start) and key.endswith(end))
+            names = {key: key.removeprefix(start).removesuffix(end) for key in found}
+            row["metrics"] = names if len(names) >= _LEAST.get(pattern, 1) else {}
 
 
 def _curve(

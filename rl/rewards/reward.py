@@ -12,7 +12,7 @@ from rl.errors import UserError
 from rl.rewards.claim import Claim, Found, Verdict, found, raised
 from rl.rewards.here import Here
 from rl.rewards.pool import ImportFailed, Pool
-from rl.rewards.section import BUILT_IN, VERIFIER, RewardSection, ScoringSection
+from rl.rewards.section import BUILT_IN, MODEL, VERIFIER, RewardSection, ScoringSection
 from rl.rewards.styles import Function
 from rl.rewards.worker import Call, Wanted
 
@@ -131,8 +131,9 @@ def judged_by(rewards: Sequence[RewardSection], source: Source) -> str:
 
 def _open_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Pool:
     wanted = [Wanted(BUILT_IN.get(r.function, r.function), r.args) for r in rewards]
+    workers = 1 if any(r.function == MODEL for r in rewards) else scoring.workers
     try:
-        return Pool(wanted, scoring.workers, scoring.timeout, scoring.total)
+        return Pool(wanted, workers, scoring.timeout, scoring.total)
     except ImportFailed as error:
         names = [r.function for r in rewards][error.which]
         known = (

@@ -19,10 +19,15 @@ BUILT_IN = {
     "http": "rl.rewards.http:Server",
     "judge": "rl.rewards.judge:judge",
     "length": "rl.rewards.length:length",
+    "model": "rl.rewards.model:RewardModel",
 }
 """Rewards that need no import path, and the functions that they are."""
 BY_ANSWER = (VERIFIER, "answer", "exact")
 """Those that compare with a problem's answer: they judge no data without answers."""
+OF_OTHERS = ("http", "judge", "model")
+"""Those whose values are what a server or a library makes of the text: its bits are not ours to promise."""
+MODEL = "model"
+"""The one that holds a model: a single process judges, since each would load it."""
 _RESERVED = (
     "mean",
     "std",
@@ -94,6 +99,23 @@ def _apart(rewards: tuple[RewardSection, ...]) -> tuple[RewardSection, ...]:
 Rewards = Annotated[
     tuple[RewardSection, ...], BeforeValidator(_as_list), AfterValidator(_apart), PlainSerializer(_as_short)
 ]
+
+
+def _own_list(value: Any) -> Any:
+    return value if value is None else _as_list(value)
+
+
+def _own_short(rewards: tuple[RewardSection, ...] | None) -> Any:
+    return None if rewards is None else _as_short(rewards) or VERIFIER
+
+
+OwnRewards = Annotated[
+    tuple[RewardSection, ...] | None,
+    BeforeValidator(_own_list),
+    AfterValidator(lambda rewards: rewards and _apart(rewards)),
+    PlainSerializer(_own_short),
+]
+"""Those of a part of a run; None: those of the run, and () is the verifier of the part's own data."""
 
 
 def reads_answers(rewards: Sequence[RewardSection]) -> bool:

@@ -1,6 +1,8 @@
 """Says what a run is, before it begins."""
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -9,11 +11,19 @@ from kernels.packages import version_of
 from kernels.weights.beside import name_of
 from rl.config import DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
 from rl.data import Source, left_out
+from rl.evaluation.sets import EvaluationSet
 from rl.plan import Plan, gib
 
 
-def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, plan: Plan) -> list[str]:
-    """Says in one line each: the run, model, data, steps, layout, device and folder. `reward`: what judges."""
+def banner(
+    config: RunConfig,
+    model: ModelConfig,
+    source: Source,
+    reward: str,
+    plan: Plan,
+    sets: Mapping[str, EvaluationSet] = MappingProxyType({}),
+) -> list[str]:
+    """Says in one line each: the run, model, data, further sets, steps, layout, device and folder. `reward`: what judges."""
     section, data, algorithm = config.model, config.data, config.algorithm
     path = _named(data)
     rows = {
@@ -22,6 +32,7 @@ def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, p
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}, {model.leaves} leaves",
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
         f"judged by {reward}{''.join(f'; {line}' for line in source.about)}",
+        "sets": "; ".join(set_line(name, one, config.eval.problems) for name, one in sets.items()),
         "algorithm": f"{algorithm.name}, {algorithm.loss_mean} mean, clip {algorithm.clip_low:g} / {algorithm.clip_high:g}, "
         f"{algorithm.mini_batches * algorithm.update_epochs} update(s) a step",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
@@ -31,7 +42,15 @@ def banner(config: RunConfig, model: ModelConfig, source: Source, reward: str, p
         "device": _device(config.device),
         "out_dir": f"{config.out_dir}: train.log, metrics.jsonl, and report.html at the end",
     }
+    if not sets:
+        del rows["sets"]
     return [f"{name:<{len('samebit 0.0.0')}}  {text}" for name, text in rows.items()]
+
+
+def set_line(name: str, one: EvaluationSet, problems: int) -> str:
+    """Says of a set of `eval.sets` how many problems are evaluated, how often, and by what. `problems`: at most."""
+    count, there = min(problems, len(one.problems)), len(one.problems)
+    return f"{name}: {count:,} of {there:,} problems, {one.samples} sample(s) each, judged by {one.reward.name}"
 
 
 def _device(device: str) -> str:

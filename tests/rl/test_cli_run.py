@@ -34,9 +34,10 @@ SPARING = ("trainer.micro_tokens=400", "trainer.checkpointing=layer", "trainer.o
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two runs in one command, from another folder, into a relative one."""
+    """Two runs in one command, from another folder, into a relative one, evaluated on a further set too."""
     folder = tmp_path_factory.mktemp("sweep")
-    with command("-m", "seed=0,1", *SHORT, "out_dir=runs", cwd=folder) as running:
+    further = "eval.sets={few: {data: arithmetic, problems: 200, samples: 2}}"
+    with command("-m", "seed=0,1", *SHORT, further, "out_dir=runs", cwd=folder) as running:
         outcome = running.finish()
         assert outcome.code == 0, outcome
         running.assert_nothing_left()
@@ -73,6 +74,8 @@ def test_metrics_and_completions(sweep: Path) -> None:
     assert [r["phase"] for r in rows] == ["warmup"] * 3 + ["grpo"] * 4  # evaluation, two steps, evaluation
     steps = [r for r in rows if "reward/mean" in r]
     assert len(steps) == 2
+    evaluated = [row["grpo/step"] if "grpo/step" in row else row["step"] for row in rows if "eval/accuracy" in row]
+    assert evaluated == [3, 6] == [row["step"] for row in rows if "eval/few/pass@2" in row]
     for row in steps:
         assert {name: row[name] for name in FORMULAS} == {name: ideal for name, (_, ideal) in FORMULAS.items()}
         assert all(row[f"time/{phase}"] > 0 for phase in ("sample", "score", "train", "publish"))
@@ -96,6 +99,7 @@ def test_config_is_resolved(sweep: Path) -> None:
 def test_report_is_self_contained(sweep: Path) -> None:
     html = (sweep / "seed=0" / "report.html").read_text()
     assert summary(sweep / "seed=0")["weights_sha256"] in html
+    assert "Accuracy on further sets" in html
     assert not any(f'{attribute}="http' in html for attribute in ("src", "href"))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.model import ConfigError
 from rl.compose import check
-from rl.config import ReasoningGymSection, RunConfig, Section, validate
+from rl.config import ReasoningGymSection, RunConfig, Section, _all_keys, validate
 from rl.errors import BAD_INPUT, UserError
 from rl.model import model_config, resolved
 from rl.plan import make_plan
@@ -120,3 +120,8 @@ def test_no_field_of_a_model_that_may_decide_numbers(field: str) -> None:
 def test_layers_of_another_kind() -> None:
     with pytest.raises(ConfigError, match=r"layer_types=.*must be 'full_attention'"):
         model_config(check(["+model.hf.layer_types=[sliding_attention]"])[0], 64)
+
+
+def test_the_keys_of_all_choices_stay_few() -> None:
+    """A reader must be able to know them; a section that one of several may stand for counts once by name."""
+    assert len(set(_all_keys(RunConfig))) < 140

@@ -321,7 +321,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     config = check([])[0]
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
-        "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
+        "mode", "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
         "trainer.leaf_sequences", "trainer.lr", "trainer.lr_schedule", "trainer.lr_warmup_steps",
         "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.router_aux_loss_coef",
@@ -348,8 +348,10 @@ def test_keys_of_an_earlier_version(tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     clip = {key: config["algorithm"].pop(key) for key in ("clip_low", "clip_high")}
     config["trainer"] |= clip
-    for section, key in (added.split(".") for added in ADDED):
-        if section != "data":  # these are of another kind: test_data_formats.py
+    for section, key in (added.rpartition(".")[::2] for added in ADDED):
+        if not section:
+            del config[key]
+        elif section != "data":  # these are of another kind: test_data_formats.py
             del config[section][key]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert start(tmp_path / "run").progress.step == 2

@@ -57,17 +57,23 @@ def forward(
     config, layout, groups = run.config, run.layout, run.layout.groups
     heads, kv_heads = config.heads // run.group.shard.size, config.kv_heads // run.group.shard.size
     h, x = run.add_and_norm(x, delta, weights["attn_norm"])
+    run.seen("attn_norm", h)
     qkv = _project(run, weights, h).view(-1, heads + 2 * kv_heads, config.head_dim)
     norms = (weights["q_norm"], weights["k_norm"]) if config.family.qk_norm else None
+    run.seen("qkv", qkv)
     qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
     turned = (qk, norms, config.rms_eps, run.table, layout.positions, kv_heads)
     q, k = norm_rope(*turned, groups=groups)
+    run.seen("rope", q, k)
     run.recompute((q, k), norm_rope, *turned)
     held = run.cache.keep(run.layer, (k, v), layout) if run.cache else (k, v)
     if layout.wanted is not None and run.layer == config.layers - 1:  # of the others only keys and values are read
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
     a = attend(config.ops.attention, q, (k, v), held, layout, math.sqrt(1 / config.head_dim))
-    return x, run.row_parallel(a.reshape(-1, heads * config.head_dim), weights["o"])
+    run.seen("attention", a)
+    out = run.row_parallel(a.reshape(-1, heads * config.head_dim), weights["o"])
+    run.seen("o", out)
+    return x, out
 
 
 def _project(run: Pass, weights: Weights, h: torch.Tensor) -> torch.Tensor:

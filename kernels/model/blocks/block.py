@@ -65,6 +65,10 @@ class Pass:
     recompute: Recompute
     routed: Routed
 
+    def seen(self, op: str, *outputs: torch.Tensor) -> None:
+        """Shows what an op of this layer returned to who looks (`kernels.model.operations`)."""
+        self.config.ops.seen(self.layer, op, *outputs)
+
     def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],
         rounded once."""

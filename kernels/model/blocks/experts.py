@@ -63,8 +63,10 @@ def forward(
     """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm."""
     config, shard, own = run.config, run.group.shard, _experts(run.config)
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
+    run.seen("mlp_norm", h)
     matmul = config.ops.matmul
     logits = matmul(h, weights["router"], config.leaves, groups=run.layout.groups, out_dtype=torch.float32)
+    run.seen("router", logits)
     mine = own.count // shard.size
     align = implementation("experts", h.device).align_of(len(h))
     where = (shard.rank * mine, mine, align)
@@ -75,11 +77,14 @@ def forward(
     else:
         ids, share, slots = route_and_dispatch(logits, own.chosen, own.normalize, *where)
         z = gated_experts(h, weights["experts_gate_up"], slots)
+    run.seen("route", ids, share)
     share = run.routed(run.layer, ids, logits, share)
     y = config.ops.expert_matmul(z, weights["experts_down"], slots)
     del z
     partial = combine(y, share, ids, slots, config.leaves // shard.size, run.partial_dtype(y.dtype))
-    return x, run.group.all_reduce(partial, h.dtype)
+    out = run.group.all_reduce(partial, h.dtype)
+    run.seen("experts", out)
+    return x, out
 
 
 def _gated(run: Pass, h: torch.Tensor, weight: torch.Tensor, slots: Slots) -> torch.Tensor:

@@ -38,12 +38,17 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the residual stream, and down(silu(gate) up) of its norm."""
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
+    run.seen("mlp_norm", h)
     matmul = run.config.ops.matmul
     gate_up = matmul(h, weights["gate_up"], run.config.leaves, groups=run.layout.groups)
+    run.seen("gate_up", gate_up)
     y = swiglu(gate_up)
+    run.seen("swiglu", y)
     run.recompute((y,), _gated, gate_up)
     del gate_up  # the largest activation: a server has no use for it any more
-    return x, run.row_parallel(y, weights["down"])
+    out = run.row_parallel(y, weights["down"])
+    run.seen("down", out)
+    return x, out
 
 
 def _gated(gate_up: torch.Tensor) -> tuple[torch.Tensor]:

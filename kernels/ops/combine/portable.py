@@ -1,33 +1,51 @@
-"""GPU combine: the leaves of a token are rows of a tile; halves of adjacent rows meet, level by level, as the tree wants."""
+"""GPU combine: all rows of a token's choices are on their way before the first is added."""
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.arithmetic import fold, fold_neighbours
+from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
+from kernels.gpu.overlap import early, previous_done
 
 LANES = 1024
 """Of the sum over a row: `d_weights`."""
 
 
 @triton.jit
+def subtree(values, shares, places, leaf, COUNT: tl.constexpr, K: tl.constexpr):
+    """Returns the root of COUNT leaves from number `leaf` on: the tree over chains of K choices at most, in their order. Which
+    leaf a choice falls into is one number for the block, so that a leaf passes over those that are not its own."""
+    if COUNT == 1:
+        node = tl.zeros(values[0].shape, tl.float32)
+        for i in tl.static_range(K):
+            if places[i] == leaf:
+                node = tl.fma(tl.zeros(node.shape, tl.float32) + shares[i], values[i], node)
+        return node
+    else:
+        left = subtree(values, shares, places, leaf, COUNT // 2, K)
+        return left + subtree(values, shares, places, leaf + COUNT // 2, COUNT // 2, K)
+
+
+@early
+@triton.jit
 def combine_kernel(
     y, weights, of, ids, out, n, first, extent, K: tl.constexpr, LEAVES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Computes BLOCK columns of one token's sum over its experts."""
+    """Computes BLOCK columns of one token's sum over its experts. Everything is read before the first sum."""
+    previous_done()
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    leaf = tl.arange(0, LEAVES)
-    nodes = tl.zeros((LEAVES, BLOCK), tl.float32)
+    values = ()
+    shares = ()
+    places = ()
     for i in tl.static_range(K):
         row = tl.load(of + t * K + i).to(tl.int64)
-        mine = (tl.load(ids + t * K + i) - first) // extent
-        v = tl.load(y + row * n + c, mask=(c < n) & (row >= 0), other=0.0).to(tl.float32)
-        w = tl.zeros((LEAVES, BLOCK), tl.float32) + tl.load(weights + t * K + i)
-        added = tl.fma(w, tl.broadcast_to(v[None, :], (LEAVES, BLOCK)), nodes)
-        nodes = tl.where(((leaf == mine) & (row >= 0))[:, None], added, nodes)
-    tl.store(out + t * n + c, fold_neighbours(nodes).to(out.dtype.element_ty), mask=c < n)
+        values += (tl.load(y + row * n + c, mask=(c < n) & (row >= 0), other=0.0).to(tl.float32),)
+        shares += (tl.load(weights + t * K + i),)
+        places += (tl.where(row >= 0, (tl.load(ids + t * K + i) - first) // extent, -1),)
+    root = subtree(values, shares, places, 0, LEAVES, K)
+    tl.store(out + t * n + c, root.to(out.dtype.element_ty), mask=c < n)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
+from kernels.gpu.overlap import early, previous_done
+from kernels.gpu.workspace import counters
 from kernels.ops.dispatch import Loose, Slots
 from kernels.ops.route.portable import chosen_of, exponentials
 from kernels.ops.route.portable import forward as route
@@ -107,6 +109,7 @@ def place_kernel(
     write_layout(token, starts, block_expert, total, room, start, experts, block, W, ALIGN)
 
 
+@early
 @triton.jit(do_not_specialize=["tokens", "first"])
 def route_and_place_kernel(
     logits,
@@ -115,6 +118,7 @@ def route_and_place_kernel(
     of,
     token,
     counts,
+    arrived,
     block_expert,
     tokens,
     width,
@@ -129,7 +133,9 @@ def route_and_place_kernel(
     ALIGN: tl.constexpr,
 ):
     """Routes one token: its choices, and a row for each, the next one of its expert; or, with EACH, rows of its own. `width`:
-    experts in all."""
+    experts in all. `arrived`: how many tokens have come, then how many chose each expert; the last token to come moves these to
+    `counts` and leaves zeros."""
+    previous_done()
     t = tl.program_id(0) + tl.arange(0, 1)
     every = tl.arange(0, W)
     rank, e = exponentials(logits, t, every, tokens, width)
@@ -146,9 +152,20 @@ def route_and_place_kernel(
         row = at * ALIGN
         tl.store(block_expert + at, tl.where(mine, local, -1), mask=chosen > 0)
     else:
-        row = local * stride + tl.atomic_add(counts + local, 1, mask=mine, sem="relaxed")
+        row = local * stride + tl.atomic_add(arrived + 1 + local, 1, mask=mine, sem="relaxed")
         tl.store(token + row, tl.broadcast_to(t[:, None], (1, W)), mask=mine)
     tl.store(of + at, tl.where(mine, row, -1), mask=chosen > 0)
+    if not EACH:
+        tl.debug_barrier()
+        if tl.atomic_add(arrived, 1, sem="acq_rel") == tokens - 1:
+            tl.debug_barrier()
+            tl.store(
+                counts + every,
+                tl.load(arrived + 1 + every, mask=every < experts, cache_modifier=".cg"),
+                mask=every < experts,
+            )
+            tl.store(arrived + 1 + every, 0, mask=every < experts)
+            tl.store(arrived, 0)
 
 
 @triton.jit(do_not_specialize=["leaves"])
@@ -240,10 +257,11 @@ def route_and_dispatch(
         made, rows = Loose(each=k), tokens * k * align
     else:
         stride = cdiv(tokens, align) * align
-        made, rows = Loose(stride, ids.new_zeros(experts)), experts * stride
+        made, rows = Loose(stride, ids.new_empty(experts)), experts * stride
     counts = ids if made.counts is None else made.counts
     of, token, block_expert = torch.empty_like(ids), ids.new_empty(rows), ids.new_empty(tokens * k)
-    given = (logits, ids, weights, of, token, counts, block_expert, tokens, width, first, experts, made.stride)
+    arrived = counters(ids.device, 1 + experts)
+    given = (logits, ids, weights, of, token, counts, arrived, block_expert, tokens, width, first, experts, made.stride)
     shape = (k, next_power_of_2(width), normalize, k == width, made.each > 0, align)
     launch(route_and_place_kernel, (tokens,), *given, *shape, num_warps=1, enable_fp_fusion=False)
     return ids, weights, Slots(of, token, nothing, nothing, block_expert, align, first, experts, made)

@@ -6,11 +6,14 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
+from kernels.gpu.overlap import early, previous_done
 
 
+@early
 @triton.jit
 def gather_kernel(ids, weight, y, first_id, vocab, n, BLOCK: tl.constexpr):
     """Copies BLOCK columns of one token's row; an id of another shard gives +0, and -0 becomes +0."""
+    previous_done()
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(ids + t) - first_id

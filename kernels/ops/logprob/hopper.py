@@ -2,24 +2,21 @@
 
 `linear` never holds logits: the matmul's epilogue leaves one node a tile and, where a gradient will be asked for, the
 exponentials. `backward` turns them in place into the gradient of the logits, again bf16, and multiplies that twice
-(portable.py says what these are).
+(portable/nodes.py says what these are).
 
 Rows that draw from a part of the vocabulary have their logits in memory, a few rows at a time: those that are not kept become
 -inf, whose exponential is 0, and what is left for the gradient looks like that of any other row. Of a head with rows that stand
 for no token, the tile that both kinds share is computed again without them; tiles of nothing else are (-inf, 0).
 """
 
-from dataclasses import replace
-
 import torch
 
 from kernels.device import UnsupportedError
 from kernels.gpu.hopper.ring import BK, reachable
-from kernels.gpu.launch import cdiv
-from kernels.ops.logprob.portable import TILE, Exponentials, logit_gradient, logprob, merged, nodes, tiles_of
+from kernels.ops.logprob.portable import room, truncated_rows, whole_rows
+from kernels.ops.logprob.portable.nodes import TILE, Exponentials, logit_gradient, logprob, merged, nodes, tiles_of
 from kernels.ops.matmul.hopper import contract, grouped, many_rows
-from kernels.ops.matmul.portable import order
-from kernels.ops.truncate import Truncation, exclude_padding, truncate
+from kernels.ops.truncate import Truncation, exclude_padding
 from kernels.tree import leaf_bounds
 
 __all__ = ["backward", "linear", "logprob", "nodes"]
@@ -44,37 +41,30 @@ def linear(
     vocabulary: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
     """Returns (log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
-    (rows, n), vocab = x.shape, head.shape[0]
+    rows, vocab = x.shape[0], head.shape[0]
     vocabulary = vocab if vocabulary is None else vocabulary
     if rows == 0:
         return temperature.new_empty(0), temperature.new_empty(0), None
-    fused, count = _fused(x, head, leaves), cdiv(vocab // leaves, TILE)
-    cut = 0 if truncation is None else len(truncation)
-    values = x.new_empty(rows, leaves * count * TILE) if keep else None
-    tiles, picked = temperature.new_empty(rows, leaves * count, 2), temperature.new_empty(rows)
-    if cut < rows and fused:
+    fused, kept = _fused(x, head, leaves), room(x, vocab, leaves, keep)
+    if (truncation is None or len(truncation) < rows) and fused:
         many_rows.launch(
             x,
             head,
-            picked if values is None else values,
+            kept.values if keep else kept.picked,
             rows,
             vocab,
             leaves,
-            epilogue=1 if values is None else 2,
+            epilogue=2 if keep else 1,
             parts=leaves,
-            vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), picked, tiles),
+            vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), kept.picked, kept.nodes),
         )
-        _exclude_padding(x, head, temperature, leaves, vocabulary, values, tiles)
-    elif cut < rows:
-        logits = contract(x, head, leaf_bounds(n, leaves), torch.float32)
-        exclude_padding(logits, vocabulary)
-        picked = logits.gather(1, targets[:, None])[:, 0]
-        tiles = tiles_of(logits, temperature, leaves, values)
+        _exclude_padding(x, head, temperature, leaves, vocabulary, kept.values if keep else None, kept.nodes)
+    elif truncation is None or len(truncation) < rows:
+        whole_rows(contract, x, head, targets, temperature, leaves, vocabulary, kept, slice(0, rows))
     if truncation is not None:
         for part in truncation.parts():
-            _truncated_rows(x, head, targets, temperature, leaves, part, vocabulary, values, tiles, picked)
-    kept = None if values is None else Exponentials(values, tiles, picked)
-    return *logprob(merged(tiles, leaves), picked, temperature), kept
+            truncated_rows(contract, x, head, targets, temperature, leaves, part, vocabulary, kept)
+    return *logprob(merged(kept.nodes, leaves), kept.picked, temperature), kept if keep else None
 
 
 def _exclude_padding(
@@ -107,30 +97,6 @@ def _exclude_padding(
         values[:, first * TILE : (first + 1) * TILE] = some
 
 
-def _truncated_rows(
-    x: torch.Tensor,
-    head: torch.Tensor,
-    targets: torch.Tensor,
-    temperature: torch.Tensor,
-    leaves: int,
-    part: Truncation,
-    vocabulary: int,
-    values: torch.Tensor | None,
-    tiles: torch.Tensor,
-    picked: torch.Tensor,
-) -> None:
-    """Writes the rows of `part` in the last three."""
-    rows = part.rows
-    logits = contract(x[rows], head, leaf_bounds(x.shape[1], leaves), torch.float32)
-    exclude_padding(logits, vocabulary)
-    truncate(logits, temperature[rows], replace(part, rows=torch.arange(len(part), device=rows.device)))
-    picked[rows] = logits.gather(1, targets[rows][:, None])[:, 0]
-    some = None if values is None else values.new_empty(len(part), values.shape[1])
-    tiles[rows] = tiles_of(logits, temperature[rows], leaves, some)
-    if values is not None:
-        values[rows] = some
-
-
 def backward(
     x: torch.Tensor,
     head: torch.Tensor,
@@ -159,7 +125,7 @@ def backward(
         many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
     else:
         flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
-        dx = order.contract(flat, head.T, leaf_bounds(vocab, leaves)).to(x.dtype)
+        dx = contract(flat, head.T, leaf_bounds(vocab, leaves), x.dtype)
     if groups is None:
         return dx, None
     dw = head.new_empty(head.shape, dtype=torch.float32)

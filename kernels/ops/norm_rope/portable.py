@@ -8,6 +8,7 @@ import triton.language as tl
 from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 
 _EXACT = {"enable_fp_fusion": False}
 
@@ -44,6 +45,7 @@ def inverse_rms(a, b, eps):
     return tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(squares), one * (2 * a.shape[1])) + eps))[:, None]
 
 
+@early
 @triton.jit
 def norm_rope_kernel(
     x,
@@ -64,6 +66,7 @@ def norm_rope_kernel(
     ROWS: tl.constexpr,
 ):
     """Norms and rotates ROWS rows of query and key heads."""
+    previous_done()
     t, h = heads_of_token(ROWS)
     is_q = (h < HEADS)[:, None]
     i = tl.arange(0, HALF)

@@ -7,6 +7,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 from kernels.ops.reduce.portable import LANES
 
 
@@ -65,6 +66,7 @@ def norm_chunks(
     return inverse
 
 
+@early
 @triton.jit
 def forward_kernel(
     x,
@@ -84,6 +86,7 @@ def forward_kernel(
     CHUNKS: tl.constexpr,
 ):
     """Norms ROWS rows, where ADD of x + delta, which is stored too."""
+    previous_done()
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = r // HEADS * xt + r % HEADS * xh
     lane = tl.zeros((ROWS, LANES), tl.float32)

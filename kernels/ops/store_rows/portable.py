@@ -6,11 +6,14 @@ import triton.language as tl
 
 from kernels.gpu.launch import cdiv, heads_contiguous
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 
 
+@early
 @triton.jit
 def store_kernel(keys, values, slots, new_keys, new_values, width, kt, vt, BLOCK: tl.constexpr):
     """Writes BLOCK columns of one token's new key and value."""
+    previous_done()
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     to = tl.load(slots + t) * width + i

@@ -7,6 +7,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import exp_f32
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 
 
 @triton.jit
@@ -23,9 +24,11 @@ def halves(x, r, i, n, STRIPE: tl.constexpr):
     return j, gate, tl.load(x + j + STRIPE, mask=i < n, other=0.0).to(tl.float32)
 
 
+@early
 @triton.jit
 def forward_kernel(x, y, n, STRIPE: tl.constexpr, BLOCK: tl.constexpr):
     """Computes silu(gate) up of BLOCK columns of one row."""
+    previous_done()
     r = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     _, gate, up = halves(x, r, i, n, STRIPE)

@@ -378,7 +378,7 @@ def all_kernels() -> dict[str, Any]:
     root = Path(kernels.__file__).parent
     for path in sorted(root.rglob("*.py")):
         source = path.read_text()
-        if not re.search(r"^@(triton|gluon)\.jit", source, re.M):
+        if not re.search(r"^@(triton|gluon)\.jit", source, re.M) or path.name == "order.py":  # which nothing runs
             continue
         module = import_module(".".join(("kernels", *path.relative_to(root).with_suffix("").parts)))
         for name, value in vars(module).items():
@@ -388,6 +388,15 @@ def all_kernels() -> dict[str, Any]:
     return found
 
 
-def not_launched() -> list[str]:
-    """The kernels that this process has not launched."""
-    return [name for name, kernel in all_kernels().items() if not any(c[0] for c in kernel.device_caches.values())]
+def not_launched(family: str) -> list[str]:
+    """The kernels of a family that this process has not launched."""
+    return [n for n in kernels_of(family) if not any(c[0] for c in all_kernels()[n].device_caches.values())]
+
+
+def kernels_of(family: str) -> list[str]:
+    """The names of the kernels that a family has to launch; Hopper's may take some of the portable ones too."""
+    found = all_kernels()
+    if family == "portable":
+        return [name for name in found if ".hopper" not in name]
+    ops = {name.split(".hopper")[0] for name in found if ".hopper" in name}
+    return [name for name in found if ".hopper" in name or name.split(".portable")[0] not in ops]

@@ -1,21 +1,21 @@
-"""SHA-256 of what every op computes on a GPU, one hash an entry: equal on every Hopper card.
+"""SHA-256 of what every op computes on a GPU, one hash an entry: equal on every card of a family.
 
-python -m tests.kernels.gpu.hashes            prints them
-python -m tests.kernels.gpu.hashes --write    writes expected_hashes.json; only for a change of order that is meant
+python -m tests.kernels.gpu.hashes [--family portable]    prints them
+python -m tests.kernels.gpu.hashes --write                writes the family's file; only for a change of order that is meant
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
+from kernels.device import family_of
+from kernels.gpu.card import ALL_FAMILIES, card_of, choose_family
 from tests.bits import sha256
-from tests.kernels.gpu.calls import WIDE, generator, not_launched, spec_calls
-
-EXPECTED = Path(__file__).with_name("expected_hashes.json")
+from tests.kernels.gpu.calls import CUDA, WIDE, generator, not_launched, spec_calls
+from tests.kernels.gpu.compile import expected_of
 
 
 def hashes() -> Iterator[tuple[str, str]]:
@@ -26,17 +26,21 @@ def hashes() -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write {EXPECTED.name}")
-    write = parser.parse_args().write
+    parser.add_argument("--write", action="store_true", help="write the file")
+    parser.add_argument("--family", default="auto", choices=("auto", *ALL_FAMILIES))
+    write, family = (given := parser.parse_args()).write, given.family
+    choose_family(family)
+    family = family_of(card_of(CUDA))
+    file = expected_of(family)
     found = {}
     for name, value in hashes():
         found[name] = value
         print(value, name, flush=True)
-    if missing := not_launched():
+    if missing := not_launched(family):
         sys.exit(f"not launched: {missing}")
     if write:
-        EXPECTED.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{len(found)} hashes of {torch.cuda.get_device_name()} written to {EXPECTED}")
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{len(found)} hashes of {torch.cuda.get_device_name()} written to {file}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from kernels.gpu.workspace import counters
 from kernels.ops.matmul import hopper, matmul
 from kernels.ops.matmul.hopper import grouped, many_rows, tuning, weight_stream
 from kernels.ops.matmul.portable import few_rows, order
+from kernels.ops.matmul.portable.plans import FewRows, few_rows_plan
 from kernels.tree import fold, leaf_bounds
 from tests.bits import assert_same_bits
 from tests.kernels.gpu.accuracy import relative_error
@@ -22,9 +23,9 @@ def reference(a, b, leaves, dtype=bf16):
     return order.contract(a, b, leaf_bounds(a.shape[1], leaves)).to(dtype)
 
 
-FEW = {(m, leaves, plan) for (m, _, _, leaves), plan in tuning.TABLE.items() if isinstance(plan, tuning.FewRows)}
+FEW = {(m, leaves, plan) for (m, _, _, leaves), plan in tuning.TABLE.items() if isinstance(plan, FewRows)}
 FEW |= {
-    (m, leaves, tuning.few_rows_plan(m, n, leaves, KNOWN[90].multiprocessors))
+    (m, leaves, few_rows_plan(m, n, leaves, KNOWN[90].multiprocessors))
     for m in (16, 32, 64, 128)
     for n in (4096, 24576, 768)
     for leaves in (1, 2, 4, 8)

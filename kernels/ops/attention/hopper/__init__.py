@@ -2,11 +2,10 @@
 
 import torch
 
-from kernels.device import UnsupportedError
 from kernels.gpu.launch import heads_contiguous
 from kernels.ops.attention import Pages
 from kernels.ops.attention.hopper import packed, packed_gradient
-from kernels.ops.attention.portable import decode, gradient, prefill
+from kernels.ops.attention.portable import check, decode, gradient, prefill
 from kernels.scalars import LOG2_E
 from kernels.tree import KEY_BLOCK, KEY_SPLIT
 
@@ -21,13 +20,8 @@ def forward(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pages: Pages, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (out in the dtype of q, base-2 log-sum-exp of each row in float32 [T, heads])."""
+    check(q, keys, values, scale)
     T, heads, D = q.shape
-    if q.dtype != torch.bfloat16 or keys.dtype != q.dtype or values.dtype != q.dtype:
-        raise UnsupportedError(f"attention on a GPU takes bfloat16, got {q.dtype}, {keys.dtype}: set the model's dtype")
-    if D & (D - 1) or D > 256:
-        raise UnsupportedError(f"attention on a GPU: head_dim {D} must be a power of two between 16 and 256")
-    if scale <= 0:
-        raise UnsupportedError(f"attention: scale {scale} must be positive (the maximum is taken before it is applied)")
     q, keys, values = map(heads_contiguous, (q, keys, values))
     out, lse = q.new_empty(T, heads, D), q.new_empty(T, heads, dtype=torch.float32)
     if T:

@@ -7,10 +7,12 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 from kernels.gpu.workspace import counters
 from kernels.ops.attention.portable.rows import LANES, block, finish, half_block, merge
 
 
+@early
 @triton.jit
 def decode_kernel(
     q,
@@ -38,6 +40,7 @@ def decode_kernel(
     STAGES: tl.constexpr,
 ):
     """Computes one split of one query's attention; the last split of it to arrive merges them all into out and lse."""
+    previous_done()
     GROUP: tl.constexpr = HEADS // KV_HEADS
     part = tl.program_id(0)
     kv = tl.program_id(1)

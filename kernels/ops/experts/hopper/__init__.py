@@ -7,8 +7,10 @@ from kernels.gpu.hopper.ring import BK, reachable
 from kernels.ops.dispatch import Slots
 from kernels.ops.dispatch.portable import gather
 from kernels.ops.experts import STRIPE, TILE
-from kernels.ops.experts.hopper import gradient, many_rows
+from kernels.ops.experts.hopper import many_rows
 from kernels.ops.experts.portable import few_rows
+from kernels.ops.experts.portable import weight_gradient as any_weight_gradient
+from kernels.ops.matmul.hopper import grouped
 from kernels.ops.swiglu.portable import forward as swiglu
 
 
@@ -49,12 +51,14 @@ def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Ten
     _check(dy, w)
     if _many(dy, w, slots, dy.shape[1], w.shape[1]):
         return many_rows.product(dy, w, slots, b_mn=True)
-    N = dy.shape[1]
-    transposed = w.reshape(slots.experts, N, -1).transpose(1, 2).reshape(-1, N)
-    return few_rows.product(dy.contiguous(), transposed.contiguous(), slots, tokens=False, gated=False)
+    return few_rows.product(dy.contiguous(), w.contiguous(), slots, tokens=False, gated=False, transposed=True)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Computes float32 [experts * N, K]: a sum over rows, one leaf for each group of tokens."""
     _check(dy, x)
-    return gradient.weights(dy, x, slots)
+    if not (reachable(dy) and reachable(x)):
+        return any_weight_gradient(dy, x, slots)
+    dw = dy.new_empty(slots.experts * dy.shape[1], x.shape[1], dtype=torch.float32)
+    grouped.launch(dy, x, slots.bounds, dw)
+    return dw

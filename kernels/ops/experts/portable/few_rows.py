@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, launch
+from kernels.gpu.overlap import early, previous_done
 from kernels.ops.dispatch import Slots
 from kernels.ops.swiglu.portable import silu_times
 
@@ -37,6 +39,9 @@ def one_tile(
     N,
     K,
     ldx,
+    we,
+    wn,
+    wk,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -45,16 +50,16 @@ def one_tile(
 ):
     """Multiplies BN rows of an expert's matrix times tokens m, which go to rows s of y."""
     i = tl.program_id(0) * BN + tl.arange(0, BN)
-    n = e * N + i
+    mine = w + e * we + i.to(tl.int64)[:, None] * wn
     k = tl.arange(0, BK)
     total = tl.zeros((BN, BM), tl.float32)
     for k0 in range(0, K, BK):
         at = k0 + k
         if EVEN:
-            b = tl.load(w + n[:, None] * K + at[None, :], eviction_policy="evict_first")
+            b = tl.load(mine + at[None, :] * wk, eviction_policy="evict_first")
             a = tl.load(x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :], other=0.0)
         else:
-            b = tl.load(w + n[:, None] * K + at[None, :], mask=(i < N)[:, None] & (at < K)[None, :], other=0.0)
+            b = tl.load(mine + at[None, :] * wk, mask=(i < N)[:, None] & (at < K)[None, :], other=0.0)
             a = tl.load(
                 x + m[None, :].to(tl.int64) * ldx + at[:, None], mask=there[None, :] & (at < K)[:, None], other=0.0
             )
@@ -69,6 +74,7 @@ def one_tile(
         tl.store(to, total.to(y.dtype.element_ty), mask=(i < N)[:, None] & there[None, :])
 
 
+@early
 @triton.jit
 def few_experts_kernel(
     x,
@@ -82,6 +88,9 @@ def few_experts_kernel(
     N,
     K,
     ldx,
+    we,
+    wn,
+    wk,
     stride,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -93,6 +102,7 @@ def few_experts_kernel(
     EACH: tl.constexpr,
 ):
     """Multiplies blocks of sorted rows; or, with LOOSE, experts, whose rows a block goes through; or, with EACH, choices."""
+    previous_done()
     block = tl.program_id(1)
     lane = tl.arange(0, BM)
     if LOOSE:
@@ -101,19 +111,19 @@ def few_experts_kernel(
             s = block * stride + first + lane
             there = first + lane < count
             m = tl.load(token + s, mask=there, other=0) if TOKENS else s
-            one_tile(x, w, y, block.to(tl.int64), m, s, there, N, K, ldx, BM, BN, BK, GATED, EVEN)
+            one_tile(x, w, y, block.to(tl.int64), m, s, there, N, K, ldx, we, wn, wk, BM, BN, BK, GATED, EVEN)
     elif EACH:
         e = tl.load(block_expert + block).to(tl.int64)
         if e >= 0:
             s = block * BM + lane
             m = block // EACH + 0 * lane if TOKENS else s
-            one_tile(x, w, y, e, m, s, lane == 0, N, K, ldx, BM, BN, BK, GATED, EVEN)
+            one_tile(x, w, y, e, m, s, lane == 0, N, K, ldx, we, wn, wk, BM, BN, BK, GATED, EVEN)
     elif block * BM < tl.load(starts + experts):
         s = block * BM + lane
         row = tl.load(token + s)
         e = tl.load(block_expert + block).to(tl.int64)
         m = row if TOKENS else s
-        one_tile(x, w, y, e, m, s, row >= 0, N, K, ldx, BM, BN, BK, GATED, EVEN)
+        one_tile(x, w, y, e, m, s, row >= 0, N, K, ldx, we, wn, wk, BM, BN, BK, GATED, EVEN)
 
 
 class Plan(NamedTuple):
@@ -125,6 +135,13 @@ class Plan(NamedTuple):
     stages: int = 3
 
 
+def _plan(slots: Slots) -> Plan:
+    """Chooses a plan: where there are few blocks, each has more on its way."""
+    if slots.align >= 64:
+        return Plan(128, 64, 8, 4)
+    return Plan(stages=4) if slots.loose.each else Plan()
+
+
 def product(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -132,12 +149,16 @@ def product(
     *,
     tokens: bool,
     gated: bool,
+    transposed: bool = False,
     plan: Plan | None = None,
 ) -> torch.Tensor:
-    """Multiplies rows by their experts' matrices: x [capacity, K], or, `tokens`, [T, K]; w [experts * N, K], both with
-    contiguous rows -> [capacity, N], or, `gated`, [capacity, N / 2]. `slots.align` is the number of tokens of a block."""
-    BN, BK, warps, stages = plan or (Plan(128, 64, 8, 4) if slots.align == 64 else Plan())
-    K, N = x.shape[1], w.shape[0] // slots.experts
+    """Multiplies rows by their experts' matrices: x [capacity, K], or, `tokens`, [T, K]; w [experts * N, K], or, `transposed`,
+    [experts * K, N], both with contiguous rows -> [capacity, N], or, `gated`, [capacity, N / 2]. `slots.align` is the number of
+    tokens of a block."""
+    BN, BK, warps, stages = plan or _plan(slots)
+    stages = min(stages, (card_of(x.device).shared_memory - 1024) // ((BN + slots.align) * BK * 2))
+    K = x.shape[1]
+    N = w.shape[1] if transposed else w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)
     loose = slots.loose
     blocks = slots.experts if loose.stride else slots.capacity // slots.align
@@ -154,6 +175,8 @@ def product(
         N,
         K,
         x.stride(0),
+        N * K,
+        *((1, N) if transposed else (K, 1)),
         loose.stride,
     )
     tile = (slots.align, BN, BK, tokens, gated, N % BN == 0 and K % BK == 0, loose.stride > 0, loose.each)

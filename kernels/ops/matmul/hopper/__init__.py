@@ -1,11 +1,11 @@
 """Matmul on Hopper: which kernel runs. Each has the same order, so the choice decides speed and no bit
 (tests/kernels/gpu/test_matmul.py).
 
-portable/few_rows.py  decoding, any equal leaves: bound by the weight's bytes, several blocks a multiprocessor
+portable/few_rows.py  decoding: bound by the weight's bytes, several blocks a multiprocessor; and what no other takes
 weight_stream.py      the same and some hundred rows: one block a multiprocessor, a ring that never drains
 many_rows.py          training and prefill: bound by the tensor cores; K- or row-contiguous operands, equal leaves
 grouped.py            dW: leaves are groups of tokens at any offsets
-portable/order.py     the rest, slowly
+portable/grouped.py   the same for operands that TMA cannot read
 """
 
 import torch
@@ -14,8 +14,10 @@ from kernels.device import UnsupportedError
 from kernels.gpu.card import card_of
 from kernels.gpu.hopper.ring import BK, reachable
 from kernels.ops.matmul.hopper import grouped, many_rows, weight_stream
-from kernels.ops.matmul.hopper.tuning import TABLE, FewRows, ManyRows, few_rows_plan, padded_rows, stream_plan
-from kernels.ops.matmul.portable import few_rows, order
+from kernels.ops.matmul.hopper.tuning import TABLE, ManyRows, padded_rows, stream_plan
+from kernels.ops.matmul.portable import few_rows
+from kernels.ops.matmul.portable import grouped as any_grouped
+from kernels.ops.matmul.portable.plans import FewRows, few_rows_plan
 
 MOST_STREAMED = 256
 """Rows above which many_rows.py is faster."""
@@ -24,7 +26,8 @@ MOST_STREAMED = 256
 def contract(
     a: torch.Tensor, b: torch.Tensor, bounds: list[int] | torch.Tensor, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """Sums y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides.
+    """Sums y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides. A list of bounds is
+    that of equal leaves, a power of two.
 
     A tensor of bounds stays on the device: it must end at the contraction length (unchecked, as a check would wait)."""
     if a.dtype != torch.bfloat16:
@@ -35,9 +38,8 @@ def contract(
     if isinstance(bounds, torch.Tensor):
         return _grouped(a, b, bounds, out_dtype)
     leaves, extent = len(bounds) - 1, bounds[1]
-    equal = extent > 0 and bounds == list(range(0, K + 1, extent))
-    contiguous = equal and a.stride(1) == 1 and b.stride(1) == 1
-    ring = equal and leaves in (1, 2, 4, 8) and extent % BK == 0 and reachable(a)
+    contiguous = a.stride(1) == 1 and b.stride(1) == 1
+    ring = leaves in (1, 2, 4, 8) and extent % BK == 0 and reachable(a)
     plan = TABLE.get((padded_rows(M), N, K, leaves))
     few = M <= MOST_STREAMED
     if isinstance(plan, ManyRows):
@@ -56,14 +58,11 @@ def contract(
         wide = leaves == 1 and not b_mn and M > 512 and N % 256 == 0
         many_rows.launch(a, b.T if b_mn else b, y, M, N, leaves, b_mn=b_mn, BN=256 if wide else 128)
         return y
-    if contiguous:
-        return few_rows.contract(a, b, leaves, out_dtype, **few_rows_plan(M, N, leaves, multiprocessors)._asdict())
-    return order.contract(a, b, bounds).to(out_dtype)
+    return few_rows.contract(a, b, leaves, out_dtype, **few_rows_plan(M, N, leaves, multiprocessors)._asdict())
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    if not (reachable(a.T) and reachable(b.T)):
-        return order.contract(a, b, bounds.tolist()).to(out_dtype)
     y = a.new_empty(a.shape[0], b.shape[0], dtype=torch.float32)
-    grouped.launch(a.T, b.T, bounds, y)
+    run = grouped.launch if reachable(a.T) and reachable(b.T) else any_grouped.launch_sums
+    run(a.T, b.T, bounds, y)
     return y.to(out_dtype)

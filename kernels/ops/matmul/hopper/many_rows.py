@@ -3,8 +3,8 @@
 A block owns tiles of 128 x BN and walks the tree of each as ring.py says. A bf16 output leaves by TMA through the shared memory
 of level 2, a float32 one from registers.
 
-`EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.portable), folded to a node of the
-log-sum-exp (1), the exponentials of which may be stored too (2).
+`EPILOGUE` is what becomes of a root: stored (0), or, for the vocabulary (kernels.ops.logprob.portable.nodes), folded to a node
+of the log-sum-exp (1), the exponentials of which may be stored too (2).
 """
 
 from typing import Any, NamedTuple

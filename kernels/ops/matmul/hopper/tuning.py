@@ -3,15 +3,7 @@ tests/kernels/gpu/test_matmul.py proves every entry equal to the reference order
 
 from typing import NamedTuple
 
-
-class FewRows(NamedTuple):
-    """Chooses portable/few_rows.py and its plan."""
-
-    BN: int
-    BK: int
-    split: int
-    warps: int
-    stages: int
+from kernels.ops.matmul.portable.plans import FewRows
 
 
 class Stream(NamedTuple):
@@ -46,6 +38,9 @@ TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
     (16, 12288, 4096, 8): Stream(16, 1, 64),
     (16, 24576, 4096, 8): Stream(16, 1, 64),  # 1.04
     (16, 151936, 4096, 8): Stream(16, 1, 64),  # 1.10
+    (16, 128, 2048, 8): FewRows(16, 256, 8, 4, 2),  # 2.0, a router
+    (16, 2048, 4096, 8): Stream(16, 8, 128),  # 1.26
+    (16, 5120, 2048, 8): Stream(16, 1, 128),  # 0.96
     (32, 4096, 4096, 8): Stream(32, 1, 64),  # 0.97
     (32, 4096, 12288, 8): Stream(32, 1, 64),  # 1.04
     (32, 6144, 4096, 8): Stream(32, 1, 64),  # 1.02
@@ -57,10 +52,15 @@ TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
     (64, 6144, 4096, 8): Stream(64, 1, 64),  # 0.94
     (64, 24576, 4096, 8): Stream(64, 1, 64),  # 1.01
     (64, 151936, 4096, 8): Stream(64, 1, 64),  # 1.02
+    (64, 128, 2048, 8): FewRows(16, 256, 8, 4, 2),  # 1.77
+    (64, 2048, 4096, 8): Stream(64, 2, 64),  # 1.27
+    (64, 5120, 2048, 8): Stream(64, 1, 64),  # 0.86
     (128, 4096, 4096, 8): Stream(64, 1, 64),  # 0.96
     (128, 4096, 12288, 8): Stream(64, 1, 64),  # 0.98
     (128, 6144, 4096, 8): Stream(64, 1, 128),  # 0.92
     (128, 24576, 4096, 8): Stream(64, 1, 64),  # 1.01
+    (256, 128, 2048, 8): Stream(32, 4, 64),  # 1.52
+    (256, 5120, 2048, 8): ManyRows(192, Stream(64, 1, 64)),
     (256, 4096, 4096, 8): Stream(64, 1, 128),  # 1.01
     (256, 4096, 12288, 8): Stream(64, 1, 128),  # 1.09
     (256, 6144, 4096, 8): ManyRows(192, Stream(64, 1, 128, 2)),  # 0.85 of 256 rows; streamed 0.79
@@ -72,17 +72,6 @@ TABLE: dict[tuple[int, int, int, int], FewRows | Stream | ManyRows] = {
 def padded_rows(M: int) -> int:
     """Rounds a number of rows up to a key of TABLE."""
     return max(16, 1 << (M - 1).bit_length())
-
-
-def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
-    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
-    if M > 64:
-        return FewRows(128, 64, min(leaves, 8), 8, 3)
-    if leaves == 1:
-        BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
-        return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
-    split = min(leaves, 4)
-    return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
 
 
 def stream_plan(M: int, N: int, multiprocessors: int) -> Stream:

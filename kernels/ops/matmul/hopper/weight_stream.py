@@ -18,6 +18,7 @@ from kernels.gpu.dialect import thread_barrier
 from kernels.gpu.hopper.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import all_previous_done, bring_rows_near, early
 from kernels.gpu.workspace import counters
 
 
@@ -40,8 +41,22 @@ def place(item, items, SPLIT: gl.constexpr):
 
 
 @gluon.jit
+def near(ring, w, ldw, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr):
+    """Brings near what of w fills the ring first, while the kernel before runs."""
+    tile, part = place(gl.program_id(0), items, SPLIT)
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    n0 = tile // items.columns * (64 * HALVES)
+    first = gl.maximum(part, 0) * (LEAVES // SPLIT) * items.extent
+    steps = gl.minimum(ring.STAGES * 64, gl.where(part < 0, LEAVES, LEAVES // SPLIT) * items.extent)
+    for i in gl.static_range(2 * HALVES):
+        n = gl.minimum(n0 + i * 32 + lane, items.N - 1)
+        bring_rows_near(w + n.to(gl.int64) * ldw + first, 0 * lane + 2 * steps)
+
+
+@gluon.jit
 def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr):
     """Fills the ring with the stages of each of the block's items, without letting it drain between them."""
+    all_previous_done()
     stage = 0
     phase = 1
     for item in range(gl.program_id(0), items.count, gl.num_programs(0)):
@@ -168,8 +183,11 @@ def consumer(
             )
 
 
+@early
 @gluon.jit(do_not_specialize=["M", "columns", "items", "whole"])
 def stream_kernel(
+    w,
+    ldw,
     wd,
     xd,
     y,
@@ -188,7 +206,8 @@ def stream_kernel(
     WHOLE: gl.constexpr,
     HALVES: gl.constexpr,
 ):
-    """Computes all items of y = x w^T: one warp produces, a warpgroup consumes for each 64 rows of w."""
+    """Computes all items of y = x w^T: one warp produces, a warpgroup consumes for each 64 rows of w. The
+    producer waits for the kernels before, and everyone waits for what it loads."""
     ring = allocate(wd, xd, BN, STAGES, False, False, HALVES)
     todo = Items(items, whole, columns, M, N, extent)
     if HALVES == 2:
@@ -197,7 +216,7 @@ def stream_kernel(
                 (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, WHOLE, 2)),
                 (consumer, (ring, ring.a1, y, nodes, arrived, todo, 64, LEAVES, SPLIT, WHOLE, 2)),
                 (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 2)),
-                (idle, ()),
+                (near, (ring, w, ldw, todo, LEAVES, SPLIT, 2)),
                 (idle, ()),
                 (idle, ()),
             ],
@@ -209,7 +228,7 @@ def stream_kernel(
             [
                 (consumer, (ring, ring.a0, y, nodes, arrived, todo, 0, LEAVES, SPLIT, WHOLE, 1)),
                 (producer, (ring, wd, xd, todo, LEAVES, SPLIT, 1)),
-                (idle, ()),
+                (near, (ring, w, ldw, todo, LEAVES, SPLIT, 1)),
                 (idle, ()),
                 (idle, ()),
             ],
@@ -260,6 +279,8 @@ def contract(
     run(
         stream_kernel,
         grid,
+        w,
+        w.stride(0),
         descriptor(w, 64),
         descriptor(x, BN),
         y,

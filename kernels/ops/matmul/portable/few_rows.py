@@ -9,27 +9,31 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import bring_near, early, previous_done
 from kernels.gpu.workspace import counters
+
+_NEAR = 2048
+"""Bytes of a row of w that a block brings near while it waits for the kernel before."""
 
 
 @triton.jit
-def leaf(
-    x, w, m, n, M, N, ldx, ldw, first, extent, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
-):
-    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]."""
+def leaf(x, w, first, extent, xk, wk, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, TAIL: tl.constexpr):
+    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]. x [1, BM], w [BN, 1]: where rows begin.
+    TAIL: the last step has fewer than BK."""
     total = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, BK)
     for k0 in range(0, extent, BK):
-        at = first + k0 + k
-        if EVEN:
-            b = tl.load(w + n[:, None] * ldw + at[None, :], eviction_policy="evict_first")
-            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=m[None, :] < M, other=0.0)
-        else:
+        at = (first + k0 + k).to(tl.int64)
+        if TAIL:
             inside = k0 + k < extent
-            b = tl.load(w + n[:, None] * ldw + at[None, :], mask=(n[:, None] < N) & inside[None, :], other=0.0)
-            a = tl.load(x + m[None, :] * ldx + at[:, None], mask=(m[None, :] < M) & inside[:, None], other=0.0)
+            b = tl.load(w + at[None, :] * wk, mask=inside[None, :], other=0.0)
+            a = tl.load(x + at[:, None] * xk, mask=inside[:, None], other=0.0)
+        else:
+            b = tl.load(w + at[None, :] * wk, eviction_policy="evict_first")
+            a = tl.load(x + at[:, None] * xk)
         total = tl.dot(b, a, total)
     return total
 
@@ -38,27 +42,22 @@ def leaf(
 def subtree(
     x,
     w,
-    m,
-    n,
-    M,
-    N,
-    ldx,
-    ldw,
     first,
     extent,
+    xk,
+    wk,
     LEAVES: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
-    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """Computes the root of LEAVES adjacent leaves from `first` on: -> float32 [BN, BM]."""
     if LEAVES == 1:
-        return leaf(x, w, m, n, M, N, ldx, ldw, first, extent, BN, BM, BK, EVEN)
+        return leaf(x, w, first, extent, xk, wk, BN, BM, BK, TAIL)
     else:
-        left = subtree(x, w, m, n, M, N, ldx, ldw, first, extent, LEAVES // 2, BN, BM, BK, EVEN)
-        right = subtree(x, w, m, n, M, N, ldx, ldw, first + LEAVES // 2 * extent, extent, LEAVES // 2, BN, BM, BK, EVEN)
-        return left + right
+        left = subtree(x, w, first, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
+        return left + subtree(x, w, first + LEAVES // 2 * extent, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
 
 
 @triton.jit
@@ -71,6 +70,7 @@ def parked(node, step, mask, COUNT: tl.constexpr):
         return left + parked(node + COUNT // 2 * step, step, mask, COUNT // 2)
 
 
+@early
 @triton.jit(do_not_specialize=["M"])
 def few_rows_kernel(
     x,
@@ -80,24 +80,35 @@ def few_rows_kernel(
     arrived,
     M,
     N,
-    ldx,
-    ldw,
+    xm,
+    xk,
+    wn,
+    wk,
     extent,
     LEAVES: tl.constexpr,
     SPLIT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
-    """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order."""
+    """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order. NEAR: bytes of
+    each of its rows of w that are brought near while the kernel before runs."""
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    m = tl.program_id(2) * BM + tl.arange(0, BM)
+    m = (tl.program_id(2) * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
     mine: tl.constexpr = LEAVES // SPLIT
-    root = subtree(x, w, m, n, M, N, ldx, ldw, part * mine * extent, extent, mine, BN, BM, BK, EVEN)
-    at = m[None, :].to(tl.int64) * N + n[:, None]
+    mine_n = w + tl.minimum(n, N - 1) * wn  # rows past the last are computed from it, and not stored
+    if NEAR:
+        bring_near(mine_n + part * mine * extent, NEAR)
+    previous_done()
+    mine_m = x + tl.minimum(m, M - 1) * xm
+    root = subtree(
+        mine_m[None, :], mine_n[:, None], part * mine * extent, extent, xk, wk, mine, BN, BM, BK, TAIL
+    )  # fmt: skip
+    at = m[None, :] * N + n[:, None]
     mask = (m[None, :] < M) & (n[:, None] < N)
     if SPLIT == 1:
         tl.store(y + at, root.to(y.dtype.element_ty), mask=mask)
@@ -124,16 +135,17 @@ def contract(
     warps: int,
     stages: int,
 ) -> torch.Tensor:
-    """Computes y = x w^T on the tree: x [M, K], w [N, K], both with contiguous rows; `leaves` equal leaves."""
+    """Computes y = x w^T on the tree: x [M, K], w [N, K], of any strides; `leaves` equal leaves, a power of two."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
     BM = min(128, max(16, next_power_of_2(M)))
     split = min(split, leaves)
     grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
-    arrived = counters(x.device, grid[0] * grid[2])
+    arrived = counters(x.device, grid[0] * grid[2]) if split > 1 else y
     extent = K // leaves
-    even = N % BN == 0 and extent % BK == 0
+    near = K // split % 8 == 0 and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
+    stages = min(stages, (card_of(x.device).shared_memory - 1024) // ((BN + BM) * BK * 2))
     run(
         few_rows_kernel,
         grid,
@@ -144,15 +156,16 @@ def contract(
         arrived,
         M,
         N,
-        x.stride(0),
-        w.stride(0),
+        *x.stride(),
+        *w.stride(),
         extent,
         leaves,
         split,
         BM,
         BN,
         BK,
-        even,
+        extent % BK != 0,
+        min(_NEAR, K // split * 2) if near else 0,
         num_warps=warps,
         num_stages=stages,
     )

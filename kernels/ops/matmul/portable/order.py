@@ -1,6 +1,6 @@
 """The order as it reads: one leaf a launch, leaves added by `kernels.tree`. Any strides, any bounds, any count of leaves.
 
-Slow and simple. It runs what the fast kernels do not take, and they are compared with it bit by bit."""
+Slow and simple: nothing runs it but tests and benchmarks, which compare the other kernels with it bit by bit."""
 
 from itertools import pairwise
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import LOG2_E, fold, log_f32
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
+from kernels.gpu.overlap import early, previous_done
 
 TILE = 128
 _EXACT = {"enable_fp_fusion": False}
@@ -36,11 +37,13 @@ def finite(m):
     return tl.where(m == float("-inf"), 0.0, m)
 
 
+@early
 @triton.jit
 def tile_nodes(
     logits, inverse, nodes, values, R, stride, width, tiles, KEEP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr
 ):
     """Computes nodes [R, leaves * tiles, 2] of logits [R, leaves * width], and where KEEP the exponentials."""
+    previous_done()
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(0)
     column = tile % tiles * TILE + tl.arange(0, TILE)
@@ -70,9 +73,11 @@ def merge(m, s, m1, s1):
     return top, tl.fma(s, left, s1 * right)
 
 
+@early
 @triton.jit
 def merge_tiles(nodes, leaf_nodes, count, tiles, BLOCK: tl.constexpr):
     """Merges, in one ascending chain, the tiles of each of `count` leaves."""
+    previous_done()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < count
     node = nodes + at * tiles * 2
@@ -97,9 +102,11 @@ def subtree(node, there, LEAVES: tl.constexpr):
         return merge(m, s, m1, s1)
 
 
+@early
 @triton.jit
 def root_logprob(nodes, picked, inverse, out, lse, R, LEAVES: tl.constexpr, BLOCK: tl.constexpr):
     """Folds the nodes of BLOCK rows to the root and stores log-probs and log-sum-exps."""
+    previous_done()
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = row < R
     m, s = subtree(nodes + row * LEAVES * 2, there, LEAVES)

@@ -1,0 +1,26 @@
+"""Plans of few_rows.py. They choose speed, never bits."""
+
+from typing import NamedTuple
+
+
+class FewRows(NamedTuple):
+    """Holds the tile of few_rows.py: rows of w, steps of the contraction, blocks that share the leaves."""
+
+    BN: int
+    BK: int
+    split: int
+    warps: int
+    stages: int
+
+
+def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
+    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
+    if M > 256:
+        return FewRows(64, 64, 1, 8, 3)  # three levels of the tree and a leaf of 64 x 128 in registers
+    if M > 64:
+        return FewRows(128, 64, min(leaves, 8), 8, 3)
+    if leaves == 1:
+        BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
+        return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
+    split = min(leaves, 4)
+    return FewRows(next((n for n in (64, 32) if N // n * split >= multiprocessors), 16), 128, split, 4, 4)
