@@ -13,7 +13,7 @@ from rl.journal import compare, found, rewards
 from rl.replay import kept
 from rl.run.screen import Bar
 from rl.step import Clock, Step
-from rl.updates import Update, measure, parts
+from rl.updates import measure, parts
 from trainer.batch import check_batch_arithmetic
 
 
@@ -77,10 +77,7 @@ class Alone:
             for number in range(1, self.steps + 1):
                 batch, clock = _read(batches, number).batch, Clock()
                 with clock("train"):
-                    updates = [
-                        Update(part, step.trainer.step(part, step.algorithm.loss, step.lr(number)))
-                        for part in parts(batch, step.mini_batches, step.epochs)
-                    ]
+                    updates = [step.update(number, part) for part in parts(batch, step.mini_batches, step.epochs)]
                 first = updates[0]
                 apart = compare(first.batch, first.report)
                 step.journal.totals.tokens_compared += len(first.batch.rows)

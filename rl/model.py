@@ -65,6 +65,11 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     return replace(model, numerics=config.numerics)
 
 
+def critic_model(model: ModelConfig) -> ModelConfig:
+    """Returns the shape of a critic: the policy's body with a value head."""
+    return replace(model, tied=False, head="value")
+
+
 def _folder(path: str) -> ModelFolder:
     if not Path(path).is_dir():
         raise UserError(f"model.path={path} is no folder")

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.frozen import FrozenModel, frozen_model, preference_model
+from rl.model import critic_model
 from rl.placement import Placement, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
-from trainer.memory import TrainerMemory, trainer_memory
+from trainer.memory import TrainerMemory, together, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
@@ -92,9 +94,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     _check_length(config, prompt_tokens, model, frozen)
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
-    trainer = trainer_memory(
-        model,
-        frozen=[one.model for one in (frozen, paired) if one],
+    memory = partial(
+        trainer_memory,
         dtype=config.dtype,
         device=config.device,
         world_size=section.world_size,
@@ -105,8 +106,12 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         rows=tokens * response // length,
         micro_batches=micro_batches,
     )
+    trainer = memory(model, frozen=[one.model for one in (frozen, paired) if one])
+    critic = [critic_model(model)] if config.algorithm.critic else []
+    for one in critic:
+        trainer = together(trainer, memory(one))
     saved = config.save_model + (frozen is not None and frozen.source is None)
-    checkpoint = costs.checkpoint_bytes(model) if config.checkpoint.every else 0
+    checkpoint = sum(map(costs.checkpoint_bytes, (model, *critic))) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",

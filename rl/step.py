@@ -21,7 +21,7 @@ from rl.journal import Journal, found
 from rl.pack import pack
 from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
-from rl.updates import Update, from_reference, parts
+from rl.updates import Update, from_critic, from_reference, parts
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, StepReport
@@ -45,6 +45,12 @@ class Trainer(Protocol):
     def frozen_logprobs(self, batch: Batch) -> np.ndarray:
         """Returns the frozen model's log-probs of all loss rows."""
 
+    def critic_values(self, batch: Batch) -> np.ndarray:
+        """Returns what the critic says before each loss row."""
+
+    def step_critic(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step of the critic."""
+
 
 class Cards(Protocol):
     """Gives the memory of the cards to one side or the other (`rl/handover.py`)."""
@@ -61,6 +67,14 @@ class Stream(Protocol):
 
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Says how the critic is trained."""
+
+    loss: Loss
+    lr: Callable[[int], float]  # of a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +100,7 @@ class Step:
     frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
+    critic: "Critic | None" = None  # that the algorithm asks and trains
     keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
@@ -110,6 +125,7 @@ class Step:
         metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
         metrics["policy/lr"] = self.lr(step)
         metrics |= from_reference(batch) if self.frozen else {}
+        metrics |= from_critic(batch, updates) if self.critic else {}
         with clock("publish"):
             self.publish(step)
         return metrics | clock.seconds, batch
@@ -124,9 +140,9 @@ class Step:
         """Makes the batch of a step; the trainer has the cards then. `weights_stay`: the engines keep their weights."""
         with clock("handover"):
             self.cards.to_trainer(weights_stay)
-        reference = self._ask(groups, clock) if self.frozen else None
+        said = self.ask(groups, clock)
         with clock("score"), self.phase("scoring"):
-            return self.algorithm.batch(groups, reference)
+            return self.algorithm.batch(groups, **said)
 
     def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
         """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
@@ -137,15 +153,29 @@ class Step:
         with clock("score"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
 
-    def _ask(self, groups: Sequence[Group], clock: "Clock") -> np.ndarray:
-        """Returns the frozen model's log-probs of all sampled tokens."""
-        with clock("reference"), self.phase("asking the frozen model"):
-            return self.trainer.frozen_logprobs(pack([s.transcript for group in groups for s in group.samples]))
+    def ask(self, groups: Sequence[Group], clock: "Clock") -> dict[str, np.ndarray]:
+        """Returns what the models beside the policy say of all sampled tokens."""
+        said: dict[str, np.ndarray] = {}
+        if not self.frozen and not self.critic:
+            return said
+        sampled = pack([s.transcript for group in groups for s in group.samples])
+        if self.frozen:
+            with clock("reference"), self.phase("asking the frozen model"):
+                said["reference"] = self.trainer.frozen_logprobs(sampled)
+        if self.critic:
+            with clock("critic"), self.phase("asking the critic"):
+                said["values"] = self.trainer.critic_values(sampled)
+        return said
 
     def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
         """Does an update on each of `batches`."""
         with clock("train"), self.phase("training"):
-            return [Update(part, self.trainer.step(part, self.algorithm.loss, self.lr(step))) for part in batches]
+            return [self.update(step, part) for part in batches]
+
+    def update(self, step: int, part: Batch) -> Update:
+        """Does one update on `part`, of the critic too where there is one."""
+        report, critic = self.trainer.step(part, self.algorithm.loss, self.lr(step)), self.critic
+        return Update(part, report, self.trainer.step_critic(part, critic.loss, critic.lr(step)) if critic else None)
 
 
 class Clock:

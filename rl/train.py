@@ -21,7 +21,7 @@ from kernels.weights.bucket import remove_leftovers
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
-from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once
+from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem
@@ -34,7 +34,7 @@ from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
 from rl.memory import advised
-from rl.model import beside, model_config, remarks
+from rl.model import beside, critic_model, model_config, remarks
 from rl.out_dir import claim
 from rl.plan import make_plan, print_plan
 from rl.preferences import Preferences
@@ -51,7 +51,7 @@ from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
 from rl.speed import speeds
-from rl.step import Step
+from rl.step import Critic, Step
 from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
 from trainer.checkpoint import Checkpoint
@@ -175,6 +175,9 @@ class Parts:
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
             kept = beside(config, ready.model, ready.source.tokenizer)
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
+        if config.algorithm.critic:
+            training = training_of(config, prefix="critic.")
+            self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
         loop = self.loop(algorithm)
         before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
         with Waiting(self.console, "saving the last checkpoint and the model"):
@@ -244,11 +247,14 @@ class Parts:
         """Builds the loop over GRPO steps."""
         config, source, environment = self.config, self.ready.source, self.ready.environment
         section, stream = config.algorithm, source.stream(config.seed, TRAIN)
-        trainer = config.trainer
+        trainer, asked = config.trainer, section.critic
         sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
 
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
+
+        def schedule(lr: float) -> Schedule:
+            return Schedule(lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps)
 
         own = make_evaluator(config, source, environment, self.ready.judged_by)
         step = Step(
@@ -267,7 +273,8 @@ class Parts:
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
             frozen=self.ready.frozen is not None,
-            lr=Schedule(trainer.lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps),
+            lr=schedule(trainer.lr),
+            critic=Critic(asked.loss, schedule(asked.lr)) if asked else None,
             policy=config.align.policy if config.numerics == "exact" else "record",
             keeper=self._keeper(),
         )

@@ -3,6 +3,7 @@
 Mini-batches are consecutive groups, in the same order in every epoch (verl and TRL shuffle).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ class Update:
 
     batch: Batch
     report: StepReport
+    critic: StepReport | None = None
 
 
 def parts(batch: Batch, mini_batches: int, epochs: int) -> Iterator[Batch]:
@@ -55,3 +57,17 @@ def from_reference(batch: Batch) -> dict[str, float]:
     d = batch.logprobs.astype(np.float64) - batch.reference.astype(np.float64)
     with np.errstate(all="ignore"):
         return {"policy/kl_ref": float((np.expm1(-d) + d).mean()), "policy/kl_ref_k1": float(d.mean())}
+
+
+def from_critic(batch: Batch, updates: Sequence[Update]) -> dict[str, float]:
+    """Measures the critic of a step: its loss in the mean of the updates, its largest gradient norm, and, by what it said
+    before them, 1 - Var(return - value) / Var(return) over the sampled tokens (NaN where all returns are equal)."""
+    reports = [u.critic for u in updates if u.critic]
+    returns = batch.returns.astype(np.float64)
+    error, spread = returns - batch.values.astype(np.float64), returns.var()
+    return {
+        "critic/loss": math.fsum(r.loss for r in reports) / len(reports),
+        "critic/grad_norm_max": max(r.grad_norm for r in reports),
+        "critic/clip_fraction": sum(r.clipped for r in reports) / max(1, sum(len(r.logprobs) for r in reports)),
+        "critic/explained_variance": float(1 - error.var() / spread) if spread else math.nan,
+    }

@@ -45,6 +45,8 @@ ALLOWED = {  # why: "file, function, what"
         "rl/rewards/answer.py _is_cheap sum",
         "rl/algorithms/shares.py loss_counts .sum",
         "rl/algorithms/shares.py weighed np.cumsum",
+        "rl/algorithms/ppo.py Ppo.batch np.cumsum",
+        "rl/plan.py make_plan sum",
         "rl/updates.py measure sum",
         "rl/journal.py compare np.cumsum",
         "rl/metrics.py  **",
@@ -113,6 +115,7 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "the project's own matmul and log-prob, by another name": (
         "kernels/model/decoder.py head_logits .matmul",
+        "kernels/model/decoder.py token_values .matmul",
         "kernels/ops/logprob/__init__.py _LinearLogprob.forward .linear",
     ),
     "the loss that is reported; a step asks only whether it is finite, which no order of the sum changes": (
@@ -122,6 +125,10 @@ ALLOWED = {  # why: "file, function, what"
     "metrics, charts, and seconds: shown, and read by nothing that computes": (
         "rl/journal.py describe .mean",
         "rl/updates.py from_reference .mean",
+        "rl/updates.py from_critic .var",
+        "rl/updates.py from_critic sum",
+        "rl/preferences.py Preferences.measure .mean",
+        "rl/preferences.py Preferences.measure np.bincount",
         "rl/updates.py from_reference np.expm1",
         "rl/journal.py rewards .mean",
         "rl/journal.py rewards .std",

@@ -60,6 +60,7 @@ class TrainerRank(PublishingRank):
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else _weights(model, source)
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
+        self.critic: Trainer | None = None
         self.writer = ShardWriter()
         self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
         return os.getpid()
@@ -67,6 +68,28 @@ class TrainerRank(PublishingRank):
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on this rank's part of the batch."""
         return self.trainer.step(batch, loss, lr)
+
+    def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
+        """Makes a second trainer, of the values: with the body of the policy as it is and a head of zeros or, `restored`, with
+        what the checkpoint has that this rank began with. A collective."""
+        weights: Weights | Checkpoint = self.trainer.model
+        if restored:
+            assert isinstance(self.source, Checkpoint)
+            weights = self.source
+        self.critic = Trainer(model, training, self.trainer.mesh, weights)
+
+    def critic_values(self, batch: Batch) -> Rows:
+        """Returns what the critic says before each loss row of this rank's part of the batch."""
+        assert self.critic is not None
+        return self.critic.forward(batch)
+
+    def step_critic(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step of the critic."""
+        assert self.critic is not None
+        return self.critic.step(batch, loss, lr)
+
+    def _trainers(self) -> list[Trainer]:
+        return [self.trainer, *([self.critic] if self.critic else [])]
 
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained, beside the other; `source`: a Hugging Face model directory, or the seed of
@@ -89,11 +112,13 @@ class TrainerRank(PublishingRank):
 
     def offload(self) -> None:
         """Moves this rank's tensors to the host, so that the card is free."""
-        self.trainer.offload()
+        for trainer in self._trainers():
+            trainer.offload()
 
     def onload(self) -> None:
         """Moves them back."""
-        self.trainer.onload()
+        for trainer in self._trainers():
+            trainer.onload()
 
     def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
@@ -114,7 +139,8 @@ class TrainerRank(PublishingRank):
         """Copies this rank's shard to host memory, and lets a thread write it into `folder`. Waits for the one before.
         Returns the optimizer's step count."""
         self.writer.result(wait=True)  # before the copy: two would be in memory at once
-        copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in self.trainer.shard().items()}
+        shards = {name: rows for trainer in self._trainers() for name, rows in trainer.shard().items()}
+        copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in shards.items()}
         self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
         return self.trainer.optimizer.steps
 

@@ -22,6 +22,8 @@ COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "min_p": (np.float32, 0.0),
     "versions": (np.int64, -1),
     "reference": (np.float32, 0.0),
+    "values": (np.float32, 0.0),
+    "returns": (np.float32, 0.0),
 }
 """The columns of a batch's rows: the dtype of each, and what a row has that nobody sampled or weighed."""
 
@@ -47,6 +49,8 @@ class Batch:
     min_p: np.ndarray  # float32 [R], 0: no limit
     versions: np.ndarray  # int64 [R], of the weights that sampled each token; -1: none did
     reference: np.ndarray  # float32 [R], log-probs of the frozen model (`trainer.frozen`), where there is one
+    values: np.ndarray  # float32 [R], what the critic said before each token, where there is one
+    returns: np.ndarray  # float32 [R], what it should say
 
     def __post_init__(self) -> None:
         if int(self.lengths.sum()) != len(self.token_ids):

@@ -22,6 +22,8 @@ class LossRows:
     versions: torch.Tensor  # int64, of the weights that sampled each token
     sequence: torch.Tensor  # int64, the sequence of each row, counted from 0 in the micro-batch
     reference: torch.Tensor  # float32, the frozen model's log-probs, where there is one
+    values: torch.Tensor  # float32, what the critic said when the batch was made, where there is one
+    returns: torch.Tensor  # float32, what it should say
 
 
 class Loss(Protocol):
@@ -165,6 +167,28 @@ class LikelihoodLoss:
 
     def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
         return -logprobs, torch.zeros_like(logprobs, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """Computes max((v - R)^2, (clip(v, v_old - c, v_old + c) - R)^2) / 2 of a critic's values v, R the returns (Schulman et al.
+    2016, "GAE", and the clip of their later code; Huang et al. 2022, "The 37 Implementation Details of PPO"). c = 0: no clip.
+
+    A row whose clipped error is the larger one has no gradient.
+    """
+
+    clip: float
+
+    def __call__(self, logprobs: torch.Tensor, rows: LossRows) -> tuple[torch.Tensor, torch.Tensor]:
+        values = logprobs  # a critic says these in their place
+        error = values - rows.returns
+        plain = error * error * 0.5
+        if not self.clip:
+            return plain, torch.zeros_like(values, dtype=torch.bool)
+        near = values.detach().clamp(rows.values - self.clip, rows.values + self.clip) - rows.returns
+        bounded = near * near * 0.5
+        clipped = bounded > plain.detach()
+        return torch.where(clipped, bounded, plain), clipped
 
 
 @dataclass(frozen=True)

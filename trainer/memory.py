@@ -87,6 +87,17 @@ def trainer_memory(
     return TrainerMemory(on_device, reduced + waiting, saved + head, peak, on_host)
 
 
+def together(one: TrainerMemory, other: TrainerMemory) -> TrainerMemory:
+    """Counts the bytes of two trainers on one rank, a policy and its critic, which step one after the other."""
+    return TrainerMemory(
+        one.state + other.state,
+        max(one.gradients, other.gradients),
+        max(one.activations, other.activations),
+        max(one.peak + other.state, other.peak + one.state),
+        one.host + other.host,
+    )
+
+
 def _asking(frozen: ModelConfig, tokens: int, rows: int, width: int, device: str) -> int:
     """Counts the bytes of a forward pass of the frozen model, beside its rows: nothing is saved for a backward pass."""
     gathered = costs.position_table_bytes(frozen) + width * (

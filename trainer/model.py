@@ -19,6 +19,7 @@ from kernels.model import (
     not_told,
     position_table,
     token_logprobs,
+    token_values,
     trained,
 )
 from kernels.ops import Truncation
@@ -91,7 +92,7 @@ class TrainerModel(nn.Module):
         shapes = {p.name: p.shape for p in trained(config)}
         self.embed = nn.Parameter(torch.empty(shapes["embed"]))
         self.norm = nn.Parameter(torch.empty(shapes["norm"]))
-        self.head = nn.Parameter(torch.empty(shapes["embed"]))
+        self.head = nn.Parameter(torch.empty(shapes.get("head", shapes["embed"])))
         self.layers = nn.ModuleList(Block(config, i, checkpointing) for i in range(config.layers))
         with torch.device("cpu"):
             self.table = position_table(config)
@@ -108,8 +109,10 @@ class TrainerModel(nn.Module):
     ) -> torch.Tensor:
         """Computes float32 [R]: log-prob of token_ids[rows] given what precedes each; `row_groups` int64 [G + 1] are the
         offsets of the gradient's leaves among the rows. `truncation`: those of the R whose distribution top-k, top-p or min-p
-        cut. `routed` is told what the routers choose."""
+        cut. `routed` is told what the routers choose. With a value head: what it says before each of these tokens."""
         hidden = self.hidden(token_ids, layout, routed)
+        if self.config.head == "value":
+            return token_values(self.config, hidden[rows - 1], self.head, row_groups)
         of_rows = (token_ids[rows], temperatures, row_groups, truncation)
         return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
 

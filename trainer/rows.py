@@ -14,8 +14,9 @@ from kernels.weights.reshard import fsdp_rows
 from trainer.model import TrainerModel
 from trainer.parallelize import fill
 
-Weights = Iterable[tuple[Parameter, torch.Tensor]] | Path
-"""Whole parameters, one at a time; or a Hugging Face model directory, of which each rank reads its rows alone."""
+Weights = Iterable[tuple[Parameter, torch.Tensor]] | Path | TrainerModel
+"""Whole parameters, one at a time; a Hugging Face model directory, of which each rank reads its rows alone; or a model that is
+sharded alike. What none of them has, a value head, begins at zero."""
 
 
 def local_rows(model: TrainerModel) -> dict[str, torch.Tensor]:
@@ -35,10 +36,20 @@ def held_rows(model: TrainerModel, mesh: DeviceMesh) -> Iterator[tuple[Parameter
 @torch.no_grad()
 def load(model: TrainerModel, mesh: DeviceMesh, weights: Weights) -> None:
     """Fills this rank's rows, rounded to what they are held in. A tied head is left as it is."""
+    for parameter, _, _, held in held_rows(model, mesh):
+        if not parameter.saved:
+            held.zero_()
     if isinstance(weights, Path):
         where = find(model.config, weights)
         for parameter, start, stop, held in held_rows(model, mesh):
-            held.copy_(read_rows(where, parameter, start, stop))
+            if parameter.saved:
+                held.copy_(read_rows(where, parameter, start, stop))
+        return
+    if isinstance(weights, TrainerModel):
+        theirs = local_rows(weights)
+        for parameter, _, _, held in held_rows(model, mesh):
+            if parameter.saved:
+                held.copy_(theirs[parameter.name])
         return
     named = dict(model.named_parameters())
     for parameter, whole in weights:

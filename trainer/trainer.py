@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, saved, served, trained
@@ -34,6 +36,7 @@ class TrainerConfig:
     micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
     offload: Offload = "none"  # what lives in host memory; likewise
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
+    prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
     family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
 
@@ -68,6 +71,20 @@ class Trainer:
             load(self.model, mesh, weights)
         if model.tied:
             self.optimizer.tie()
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Rows:
+        """Returns what the model says of this rank's loss rows of `batch`, float32: no bit depends on the micro-batches or on
+        the other ranks. Nothing is kept for a backward pass. A collective."""
+        self._check_onloaded()
+        rank, leaf, parts = self.mesh.get_local_rank(), self.config.leaf_sequences, []
+        for micro_batch in self.cut(batch):
+            start, stop = micro_batch.sequences(rank, leaf)
+            part = batch.take(start, stop)
+            values = batch_logprobs(self.model, part, leaf, self.device).cpu().numpy()
+            parts.append(Rows(values, np.arange(start, stop), part.counts))
+        cast(FSDPModule, self.model).reshard()  # the outer weights stay whole until a backward pass
+        return Rows.merge(parts)
 
     def freeze(self, model: ModelConfig, weights: Weights) -> None:
         """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
@@ -137,8 +154,17 @@ class Trainer:
     def _backward(self, part: Batch, loss: Loss, routing: Routing | None) -> tuple[np.ndarray, float, int]:
         """Returns (log-probs, weighted loss, clipped rows) of one micro-batch; its gradients are left in the parameters."""
         logprobs = batch_logprobs(self.model, part, self.config.leaf_sequences, self.device, routing)
-        columns = (part.logprobs, part.advantages, part.versions, part.sequence, part.reference, part.weights)
-        *seen, weights = (torch.from_numpy(column).to(self.device) for column in columns)
+        columns = (
+            part.logprobs,
+            part.advantages,
+            part.versions,
+            part.sequence,
+            part.reference,
+            part.values,
+            part.returns,
+        )
+        seen = (torch.from_numpy(column).to(self.device) for column in columns)
+        weights = torch.from_numpy(part.weights).to(self.device)
         losses, clipped = loss(logprobs, LossRows(*seen))
         weighted = losses * weights
         weighted.backward(torch.ones_like(weighted))  # as their sum's would be; what follows waits for the device
@@ -150,7 +176,8 @@ class Trainer:
         mine = torch.tensor([loss, *bad, *logprobs[bad]], dtype=torch.float64, device=self.device)
         mine = torch.nn.functional.pad(mine, (0, 3 - mine.numel()), value=-1.0)
         for rank, (value, token, logprob) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
-            what = f"the log-prob of response token {int(token)}" if token >= 0 else "the loss"
+            said = "value before" if self.model.config.head == "value" else "log-prob of"
+            what = f"the {said} response token {int(token)}" if token >= 0 else "the loss"
             if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
                     f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "
@@ -186,14 +213,20 @@ class Trainer:
         local, out = local_rows(self.model), dict[str, torch.Tensor]()
         for parameter in trained(self.model.config):
             held = (local[parameter.name], *self.optimizer.moments(parameter.name))
-            out |= {f"{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)}
+            out |= {
+                f"{self.config.prefix}{part}.{parameter.name}": rows for part, rows in zip(PARTS, held, strict=True)
+            }
         return out
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
         for parameter, start, stop, weight in held_rows(self.model, self.mesh):
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
-                held.copy_(checkpoint_rows(checkpoint, part, parameter.name, parameter.shape[0], start, stop))
+                held.copy_(
+                    checkpoint_rows(
+                        checkpoint, self.config.prefix + part, parameter.name, parameter.shape[0], start, stop
+                    )
+                )
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def rows(self) -> dict[str, torch.Tensor]:

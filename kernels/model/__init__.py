@@ -2,7 +2,7 @@
 
 from kernels.model.blocks import Recompute, Routed, no_recompute, not_told
 from kernels.model.config import ConfigError, ModelConfig
-from kernels.model.decoder import decoder_layer, forward, head_logits, position_table, token_logprobs
+from kernels.model.decoder import decoder_layer, forward, head_logits, position_table, token_logprobs, token_values
 from kernels.model.layout import Layout, PagedCache, on_device
 from kernels.model.parameter import Parameter
 from kernels.model.parameters import (
@@ -37,5 +37,6 @@ __all__ = [
     "saved",
     "served",
     "token_logprobs",
+    "token_values",
     "trained",
 ]

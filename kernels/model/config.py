@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kernels.model.experts import Experts, experts_of, experts_to_hf
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
@@ -54,6 +54,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     numerics: Numerics = "exact"  # whose matmul, attention and log-prob: those on the tree, or the vendor's
     experts: Experts | None = None  # of the layers that are a mixture of experts; None: there is none
+    head: Literal["tokens", "value"] = "tokens"  # what it says of a position: the next token, or what the rest is worth
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.leaves):
@@ -98,6 +99,11 @@ class ModelConfig:
             raise ConfigError(f"{key}={size} is more than {leaves}={self.leaves}: set {leaves} to at least {size}")
         if self.kv_heads % size:
             raise ConfigError(f"{key}={size} does not divide the model's {self.kv_heads} key-value heads")
+
+    @property
+    def value_rows(self) -> int:
+        """Counts the rows of a value head: the first is the head, the others stay zero and fill a tile and every leaf."""
+        return max(16, self.leaves)
 
     def sparse(self, layer: int) -> bool:
         """Says whether a layer's MLP is a mixture of experts."""

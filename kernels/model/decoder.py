@@ -104,3 +104,11 @@ def token_logprobs(
     `kernels.ops.linear_logprob`."""
     of_rows = (targets, temperature, config.leaves, groups, truncation, config.vocab_size)
     return config.ops.linear_logprob(hidden, head, *of_rows)
+
+
+def token_values(
+    config: ModelConfig, hidden: torch.Tensor, head: torch.Tensor, groups: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns what a value head [value_rows, H] says of final hidden states [R, H], float32 [R], with its gradient: the product
+    with its first row, an unrounded root of the matmul tree. `groups`: as of `kernels.ops.matmul`."""
+    return config.ops.matmul(hidden, head, config.leaves, groups=groups, out_dtype=torch.float32)[:, 0].clone()

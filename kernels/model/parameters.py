@@ -49,7 +49,9 @@ def _declared(config: ModelConfig) -> list[Parameter]:
     for i in range(config.layers):
         out += [parameter.of_layer(i) for parameter in layer_parameters(config, i)]
     out.append(Parameter("norm", (H,), 0, ("model.norm.weight",), None))
-    if not config.tied:
+    if config.head == "value":
+        out.append(Parameter("head", (config.value_rows,), H, (), None, served=False, saved=False))
+    elif not config.tied:
         out.append(Parameter("head", rows, H, ("lm_head.weight",), 0, padding))
     return out
 

@@ -8,6 +8,7 @@ grpo.py                  GRPO (Shao et al. 2024), with the advantages of Dr. GRP
 reinforce_plus_plus.py   REINFORCE++ (Hu 2025), and its variant with a baseline
 gspo.py                  GSPO (Zheng et al. 2025): the ratio of a whole sequence
 cispo.py                 CISPO (MiniMax-M1 2025): a clipped importance weight
+ppo.py                   PPO (Schulman et al. 2017) with a critic
 distillation.py          on-policy distillation (Agarwal et al. 2024): a teacher grades every token
 regularisers.py          of any of them: the KL term to a reference, in the loss or the rewards, and the entropy bonus
 
@@ -27,6 +28,7 @@ from rl.algorithms.cispo import Cispo, CispoSection
 from rl.algorithms.distillation import Distillation, DistillationSection
 from rl.algorithms.grpo import Grpo, GrpoSection
 from rl.algorithms.gspo import Gspo, GspoSection
+from rl.algorithms.ppo import Ppo, PpoSection
 from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus, ReinforceSection
 
 ALGORITHMS: dict[str, Callable[[Any, int], Algorithm]] = {
@@ -35,11 +37,13 @@ ALGORITHMS: dict[str, Callable[[Any, int], Algorithm]] = {
     "gspo": Gspo,
     "cispo": Cispo,
     "distillation": Distillation,
+    "ppo": Ppo,
 }
 """What `algorithm.name` stands for: made of its section and `rollout.max_new_tokens`."""
 
 AnyAlgorithmSection = Annotated[
-    GrpoSection | ReinforceSection | GspoSection | CispoSection | DistillationSection, Field(discriminator="name")
+    GrpoSection | ReinforceSection | GspoSection | CispoSection | DistillationSection | PpoSection,
+    Field(discriminator="name"),
 ]
 
 

@@ -22,6 +22,13 @@ class FrozenAsked(NamedTuple):
     path: str | None  # None: the weights that RL begins with
 
 
+class CriticAsked(NamedTuple):
+    """Says how a critic is trained."""
+
+    loss: Loss
+    lr: float  # at its highest
+
+
 class AlgorithmSection(Section):
     """Holds the keys that every algorithm has."""
 
@@ -69,6 +76,11 @@ class AlgorithmSection(Section):
         """Returns which model beside the policy is asked for log-probs; None where none is."""
         return FrozenAsked("algorithm.reference", self.reference) if self.kl_coef else None
 
+    @property
+    def critic(self) -> CriticAsked | None:
+        """Returns how a critic is trained; None where there is none."""
+        return None
+
     def check(self, max_new_tokens: int) -> None:
         """Raises UserError where keys do not combine."""
         if self.reference and not self.kl_coef:
@@ -99,9 +111,12 @@ class Algorithm(Protocol):
     def loss(self) -> Loss:
         """Returns the loss of each row, before its weight."""
 
-    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None
+    ) -> Batch:
         """Makes the batch of a step: all samples, in order, with the advantage and the weight of each sampled token.
-        `reference`: float32 [R], the frozen model's log-probs of these tokens, where the section asks for one.
+        `reference`: float32 [R], the frozen model's log-probs of these tokens, where the section asks for one;
+        `values`: likewise what the critic says before each.
 
         Nothing here may come from a library's maths (tests/exact_maths.py): the batch decides bits of the weights.
         """

@@ -64,7 +64,9 @@ class Distillation:
         """Returns the clipped policy loss."""
         return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
-    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None
+    ) -> Batch:
         """Gives every sampled token the teacher's log-prob less the sampler's, and its share of the mean."""
         assert reference is not None
         tokens = [x for group in groups for s in group.samples for c in s.completions for x in c.logprobs]

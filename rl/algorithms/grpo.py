@@ -43,7 +43,9 @@ class Grpo:
         """Returns the clipped policy loss."""
         return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
-    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None
+    ) -> Batch:
         """Gives every sampled token of a sample the sample's advantage, and its share of the mean."""
         rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)
         rewards = less(rewards, penalties(groups, self.section, reference))

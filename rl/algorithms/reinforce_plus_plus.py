@@ -57,7 +57,9 @@ class ReinforcePlusPlus:
         """Returns the clipped policy loss."""
         return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
-    def batch(self, groups: Sequence[Group], reference: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None
+    ) -> Batch:
         """Gives every sampled token its advantage, and its share of the mean."""
         counts = sampled_counts([sample.transcript for group in groups for sample in group.samples])
         rewards = shaped(groups, self.section.overlong_buffer, self.max_new_tokens)

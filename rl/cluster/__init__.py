@@ -2,6 +2,6 @@
 
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.ray_processes import left_at_once, session
-from rl.cluster.start import cluster, rendezvous
+from rl.cluster.start import cluster, rendezvous, training_of
 
-__all__ = ["RolloutFleet", "TrainerFleet", "cluster", "left_at_once", "rendezvous", "session"]
+__all__ = ["RolloutFleet", "TrainerFleet", "cluster", "left_at_once", "rendezvous", "session", "training_of"]

@@ -20,6 +20,7 @@ from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import Loss
 from trainer.publisher import Receiver
+from trainer.trainer import TrainerConfig
 
 
 class _Fleet:
@@ -130,6 +131,22 @@ class TrainerFleet(_Fleet):
         check_ray()
         shared = ray.put(batch)
         return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
+
+    def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
+        """Makes a second trainer on the same ranks, of the values, as `TrainerRank.begin_critic`."""
+        self._all(lambda rank: rank.begin_critic.remote(model, training, restored))
+
+    def critic_values(self, batch: Batch) -> np.ndarray:
+        """Returns what the critic says before each loss row of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.critic_values.remote(shared))).values
+
+    def step_critic(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """Does one optimizer step of the critic on all of `batch`."""
+        check_ray()
+        shared = ray.put(batch)
+        return StepReport.merge(self._all(lambda rank: rank.step_critic.remote(shared, loss, lr)))
 
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained (`trainer.frozen`), from a model directory or a seed; returns the digest of

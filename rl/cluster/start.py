@@ -90,8 +90,17 @@ def rollout_ranks(
 def _trainer_ranks(
     config: RunConfig, model: ModelConfig, placement: Placement, address: str, checkpoint: Checkpoint | None
 ) -> list[Rank]:
+    section, training = config.trainer, training_of(config)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
+    source = checkpoint or config.model.path or config.seed
+    what = (section.world_size, address, section.threads, model, training, source, config.device)
+    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
+
+
+def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
+    """Returns a trainer's settings; `prefix` of its tensors in a checkpoint."""
     section = config.trainer
-    training = TrainerConfig(
+    return TrainerConfig(
         section.leaf_sequences,
         section.micro_leaves,
         AdamWConfig(
@@ -101,13 +110,10 @@ def _trainer_ranks(
         section.micro_tokens,
         section.offload,
         section.checkpointing,
+        prefix,
         section.router_aux_loss_coef,
         config.kernels.family,
     )
-    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
-    source = checkpoint or config.model.path or config.seed
-    what = (section.world_size, address, section.threads, model, training, source, config.device)
-    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
 
 
 def rendezvous(first: int, count: int) -> list[TCPStore]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes import algorithms
-from recipes.algorithms import CASES, Case, Row, _ready, against, markdown
+from recipes.algorithms import command as algorithms
+from recipes.algorithms.command import CASES, Case, Row, _ready, against, markdown
 from rl.algorithms import ALGORITHMS
 from rl.compose import CONFIGS, ROOT, check
 

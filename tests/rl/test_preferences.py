@@ -23,7 +23,8 @@ from tests.rl.documented import undocumented
 
 RUN = (
     *("data=dataset", "data.path=pairs.jsonl", "data.question=prompt", "data.vocab_size=300", "logger=none"),
-    *("reward=length", "warmup.kind=dpo", "warmup.steps=8", "warmup.sequences=16", "warmup.lr=1e-3", "warmup.beta=0.5"),
+    *("reward=judge.py:longer", "warmup.kind=dpo", "warmup.steps=8", "warmup.sequences=16", "warmup.lr=1e-3"),
+    "warmup.beta=0.5",
     *("algorithm=reinforce_plus_plus", "algorithm.prompts_per_step=4", "algorithm.group_size=4", "eval.problems=4"),
     *("trainer.leaf_sequences=2", "trainer.micro_leaves=1", "model.hf.num_hidden_layers=1", "rollout.pages=256"),
     *("steps=1", "checkpoint.every=2", "checkpoint.keep=9"),
@@ -41,6 +42,7 @@ def write(folder: Path, **changed: Any) -> None:
             turns = {k: [{"role": "assistant", "content": v}] for k, v in (("chosen", right), ("rejected", wrong))}
             rows.append({"prompt": f"what of {i}?", **turns})
     rows[5] |= changed
+    (folder / "judge.py").write_text("def longer(problem, text):\n    return float(len(text))\n")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

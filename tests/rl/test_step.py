@@ -128,7 +128,7 @@ def test_groups_that_teach_nothing_are_sampled_anew() -> None:
     """The problems of a step go on where its first ones ended, and so does the stream's cursor."""
     fake, shown = Fake(), list[tuple[int, int]]()
     fake.rewards = itertools.chain([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0])
-    fake.batch = lambda groups, reference: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
+    fake.batch = lambda groups: shown.extend(g.problem.id for g in groups) or Fake.batch(fake, groups)  # type: ignore[method-assign,assign,func-returns-value]
     metrics, batch = fake.steps(rounds=4)(1, show=False)
     assert fake.firsts == [(0, 3), (3, 2), (5, 1)] and fake.cursor == 6
     assert shown == ["1", "4", "5"] and batch.sequences == 6

@@ -23,6 +23,7 @@ from trainer.loss import (
     PreferenceLoss,
     RegularisedLoss,
     SequencePolicyLoss,
+    ValueLoss,
     WeightedLikelihoodLoss,
 )
 from trainer.optimizer import AdamWConfig, TrainerError
@@ -60,8 +61,10 @@ LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "clipped weights, 8 leaves of 1": WeightedLikelihoodLoss(0.01, 0.01),
     "a reference and entropy, 8 leaves of 2": RegularisedLoss(PolicyLoss(), 1.0, "k3", 0.1),
     "pairs, 8 leaves of 2": PreferenceLoss(0.5),
+    "a critic, 8 leaves of 2": ValueLoss(0.02),
 }
 RUNS |= {name: (TINY, lambda c: random_weights(c), int(name[-1]), 8 * int(name[-1]), torch.float32) for name in LOSSES}
+RUNS["a critic, 8 leaves of 2"] = (replace(TINY, head="value"), *RUNS["a critic, 8 leaves of 2"][1:])
 LEAVES = {name: sequences // leaf for name, (_, _, leaf, sequences, *_) in RUNS.items()}
 
 
@@ -101,6 +104,9 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
     for step in range(STEPS):
         batch = random_batch(config, sequences, seed=step, longest=LONGEST)
         loss = LOSSES.get(name, PolicyLoss()) if step < 2 else LikelihoodLoss()
+        if config.head == "value":
+            said = in_order(trainer.forward(batch), world)
+            batch = replace(batch, values=said + batch.logprobs / 100, returns=batch.advantages)
         if trainer.frozen:
             batch = replace(batch, reference=in_order(trainer.frozen_logprobs(batch), world))
         report = merged(trainer.step(batch, loss, lr=1e-2), world)

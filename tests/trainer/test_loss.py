@@ -21,6 +21,7 @@ from trainer.loss import (
     PreferenceLoss,
     RegularisedLoss,
     SequencePolicyLoss,
+    ValueLoss,
     WeightedLikelihoodLoss,
     sequence_means,
 )
@@ -33,7 +34,7 @@ FACTORS = st.floats(-1e4, 1e4, width=32)
 
 def rows(logprobs: torch.Tensor, advantages: torch.Tensor) -> LossRows:
     nothing = torch.zeros(len(logprobs), dtype=torch.int64)
-    return LossRows(logprobs, advantages, nothing, nothing, torch.zeros_like(advantages))
+    return LossRows(logprobs, advantages, nothing, nothing, *torch.zeros(3, len(advantages)))
 
 
 def naive(logprob: float, rollout: float, advantage: float, clip: PolicyLoss) -> tuple[float, float]:
@@ -126,7 +127,8 @@ def batch(drawn: Drawn) -> tuple[torch.Tensor, LossRows]:
     worth = torch.repeat_interleave(torch.tensor([a for a, _ in drawn]), counts)
     sequence = torch.repeat_interleave(torch.arange(len(drawn)), counts)
     sampled = logprobs.detach() - gaps
-    return logprobs, LossRows(sampled, worth, torch.zeros_like(sequence), sequence, sampled + 5 * gaps.flip(0))
+    beside = (sampled + 5 * gaps.flip(0), sampled + 3, sampled + 3 - 20 * gaps)
+    return logprobs, LossRows(sampled, worth, torch.zeros_like(sequence), sequence, *beside)
 
 
 def taken(logprobs: torch.Tensor, columns: LossRows, first: int, last: int) -> tuple[torch.Tensor, LossRows]:
@@ -138,6 +140,8 @@ def taken(logprobs: torch.Tensor, columns: LossRows, first: int, last: int) -> t
         columns.versions[mine],
         columns.sequence[mine] - first,
         columns.reference[mine],
+        columns.values[mine],
+        columns.returns[mine],
     )
     return logprobs.detach()[mine].requires_grad_(), part
 
@@ -247,6 +251,7 @@ def test_both_terms_are_added_once() -> None:
         SequencePolicyLoss(0.001, 0.001),
         WeightedLikelihoodLoss(0.01, 0.01),
         RegularisedLoss(SequencePolicyLoss(0.001, 0.001), 0.1, "k3", 0.01),
+        ValueLoss(0.2),
     ],
 )
 @SEVERAL
@@ -267,6 +272,31 @@ def test_the_cut_into_micro_batches_changes_no_bit(loss: Loss, drawn: Drawn, dat
         slopes.append(mine.grad)
     assert_same_bits(torch.cat(losses), whole.detach())
     assert_same_bits(torch.cat(slopes), logprobs.grad)
+
+
+VALUE = st.floats(-4, 4, width=32)
+
+
+@SEVERAL
+@given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=9), st.sampled_from([0.0, 0.1, 0.5, 2.0]))
+def test_the_values_error_as_in_the_paper(drawn: list[tuple[float, float, float]], clip: float) -> None:
+    """The larger of the two squares, in float64, and the gradient that autograd finds of it."""
+    values, old, returns = (torch.tensor(column) for column in zip(*drawn, strict=True))
+    values.requires_grad_()
+    wide = values.detach().double().requires_grad_()
+    plain = (wide - returns.double()) ** 2
+    near = (old.double() + (wide - old.double()).clamp(-clip, clip) - returns.double()) ** 2
+    if clip and ((near - plain).abs() < 1e-5).logical_and((wide - old).abs() > clip).any():
+        return  # rounding decides which of the two is larger
+    expected = (torch.maximum(plain, near) if clip else plain) / 2
+    expected.sum().backward()
+    seen = replace(rows(torch.zeros(len(drawn)), torch.zeros(len(drawn))), values=old, returns=returns)
+    losses, clipped = ValueLoss(clip)(values, seen)
+    losses.backward(torch.ones_like(losses))
+    torch.testing.assert_close(losses.detach().double(), expected.detach(), rtol=3e-6, atol=1e-5)
+    where = ~clipped  # of a row that is clipped autograd's clamp has no gradient either, but at its very edge
+    torch.testing.assert_close(values.grad.double()[where], wide.grad[where], rtol=3e-6, atol=1e-6)
+    assert not values.grad[clipped].any() and (bool(clip) or not clipped.any())
 
 
 PAIRS = st.lists(st.tuples(*[st.lists(TOKEN, min_size=1, max_size=9)] * 2), min_size=1, max_size=4)

@@ -20,6 +20,7 @@ LOSSES = {
     "gspo": SequencePolicyLoss(3e-4, 4e-4),
     "cispo": WeightedLikelihoodLoss(1.0, 4.0),
     "distillation": PolicyLoss(0.2, 0.2),
+    "ppo": PolicyLoss(0.2, 0.2),
 }
 
 
@@ -41,5 +42,7 @@ def test_its_loss_and_a_batch_of_it(name: str) -> None:
     algorithm = open_algorithm(config.algorithm, 9)
     assert algorithm.loss == LOSSES[name]
     reference = np.float32([0, 0, 0, -1, -1, -1, 0, 0])  # where a frozen model is asked; the sampler's are -0.5
-    batch = algorithm.batch([group([[3], [1]], [1.0, 0.0]), group([[2], [2]], [0.0, 1.0])], reference)
+    batch = algorithm.batch(
+        [group([[3], [1]], [1.0, 0.0]), group([[2], [2]], [0.0, 1.0])], reference, np.zeros(8, np.float32)
+    )
     assert (np.sign(batch.advantages) == np.repeat([1, -1, -1, 1], [3, 1, 2, 2])).all() and (batch.weights > 0).all()

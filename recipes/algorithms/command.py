@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kernels.host.command import Parser, count, fail, interruptible, output, threads
+from kernels.host.command import Parser, count, fail, output, threads
 from recipes.multi_gpu.command import ROOT
 from rl.compose import check
 from rl.errors import UserError
@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, ...]] = {  # name: what of the default run is anothe
         "algorithm=reinforce_plus_plus",
         *("algorithm.kl_coef=0.01", "algorithm.kl_in=reward", "algorithm.kl_estimator=k1"),
     ),
+    "ppo": ("algorithm=ppo",),
     "grpo_entropy": ("algorithm=grpo", "algorithm.entropy_coef=0.003"),
     "distillation": ("algorithm=distillation",),
 }
@@ -244,8 +245,3 @@ def main() -> None:
         print(f"{len(done)}/{len(cases)}  {r.algorithm}, seed {r.seed}: {said}", flush=True)
     if reason := against(write()):
         fail(reason, 1)
-
-
-if __name__ == "__main__":
-    with interruptible():
-        main()
