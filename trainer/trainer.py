@@ -176,8 +176,12 @@ class Trainer:
         mine = torch.tensor([loss, *bad, *logprobs[bad]], dtype=torch.float64, device=self.device)
         mine = torch.nn.functional.pad(mine, (0, 3 - mine.numel()), value=-1.0)
         for rank, (value, token, logprob) in enumerate(TreeGroup(self.mesh.get_group()).all_gather(mine).tolist()):
-            said = "value before" if self.model.config.head == "value" else "log-prob of"
-            what = f"the {said} response token {int(token)}" if token >= 0 else "the loss"
+            what = "the loss"
+            if token >= 0:
+                critic = self.model.config.head == "value"
+                what = (
+                    f"the value before token {int(token)}" if critic else f"the log-prob of response token {int(token)}"
+                )
             if token >= 0 or not np.isfinite(value):
                 raise TrainerError(
                     f"step {self.optimizer.steps + 1}: {what} on rank {rank} is {logprob if token >= 0 else value}; "
