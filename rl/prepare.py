@@ -16,6 +16,7 @@ from rl.data import Source, open_source
 from rl.environments.choice import open_environment
 from rl.environments.environment import Environment
 from rl.environments.tools import open_hosts
+from rl.errors import UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
 from rl.identity import identity
@@ -50,6 +51,10 @@ def prepare(
 ) -> Prepared:
     """Says on `console` what takes long. Raises a BAD_INPUT error. `objects`: rewards and factories of this process, by what
     the config calls them."""
+    if config.device == "cpu" and config.kernels.family != "auto":
+        raise UserError(
+            f"kernels.family={config.kernels.family} is of GPU kernels: set device=cuda, or leave it at auto"
+        )
     for kind in config.logger:
         check_installed(kind)
     hosts = open_hosts(config, objects)

@@ -19,6 +19,7 @@ from rl.data.tokenizer import of_characters
 from tests.rl.command import ROOT, call, command
 
 CASES = {
+    "kernels of a GPU on a CPU": (["kernels.family=portable"], ["kernels.family=portable", "device=cuda"]),
     "a value for a group": (["rollout=5"], ["rollout=5: is a group of keys"]),
     "unknown key": (
         ("stpes=2",),
