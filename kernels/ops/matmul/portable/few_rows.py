@@ -91,6 +91,7 @@ def few_rows_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     TAIL: tl.constexpr,
+    WHOLE: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Computes one subtree of a tile; the last of the tile's subtrees to arrive adds them all in tree order. NEAR: bytes of
@@ -100,7 +101,8 @@ def few_rows_kernel(
     m = (tl.program_id(2) * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tile * BN + tl.arange(0, BN)).to(tl.int64)
     mine: tl.constexpr = LEAVES // SPLIT
-    mine_n = w + tl.minimum(n, N - 1) * wn  # rows past the last are computed from it, and not stored
+    # Rows past the last are computed from it, and not stored. A minimum hides from the compiler that rows lie side by side
+    mine_n = w + (n if WHOLE else tl.minimum(n, N - 1)) * wn
     if NEAR:
         bring_near(mine_n + part * mine * extent, NEAR)
     previous_done()
@@ -165,6 +167,7 @@ def contract(
         BN,
         BK,
         extent % BK != 0,
+        N % BN == 0,
         min(_NEAR, K // split * 2) if near else 0,
         num_warps=warps,
         num_stages=stages,
