@@ -34,7 +34,7 @@ def test_one_hash_wherever_it_was_stopped(tmp_path: Path) -> None:
     rows = [row for row in read_lines(tmp_path / "whole" / "metrics.jsonl") if "reward/mean" in row]
     assert not undocumented({name for row in rows for name in row})
     assert all(row["divergence/tokens_nonzero"] == 0 for row in rows)
-    assert rows[-1]["critic/loss"] < rows[0]["critic/loss"]
+    assert all(row["critic/grad_norm_max"] > 0 for row in rows[1:])
     finish(tmp_path, "steps=2", "out_dir=parts", "trainer.world_size=2", "trainer.offload=optimizer")
     (newest,) = folders(tmp_path / "parts" / "checkpoints")
     config = check(list(RUN))[0]
