@@ -150,7 +150,7 @@ CASES = {
     "no such reward function": (("reward=math:nope",), ("reward='math:nope'", "nope")),
     "reward without function": (
         ("reward=math",),
-        ("reward='math' (module:function)", "exact, format, http, judge, length are built in"),
+        ("reward='math' (module:function)", "exact, format, http, judge, length, model are built in"),
     ),
     "reward that raises": (("reward=tests.rl.command:raises",), ("KeyError", "boom", "problem '", "completion '")),
     "reward of NaN": (("reward=tests.rl.command:nan",), ("nan, not a number", "problem '", "completion '")),
