@@ -13,6 +13,18 @@ from typing import NamedTuple
 ALLOWED = {  # why: "file, function, what"
     "whole numbers: counts, lengths, offsets, digests modulo 2^64; int64, or Python's": (
         "kernels/weights/fingerprint.py fingerprint .sum",
+        "rl/cluster/streams.py Streams._send sum",
+        "rl/environments/games/calculator.py added sum",
+        "rl/evaluation/sets.py _open sum",
+        "rl/journal.py conversations sum",
+        "rl/pack.py pack_demonstrations .sum",
+        "rl/replay/kept.py Kept.differing .sum",
+        "rl/replay/parting.py part .sum",
+        "rl/replay/parting.py part np.cumsum",
+        "rl/replay/sides.py trainer_side np.cumsum",
+        "rl/replay/sides.py sampler_side np.cumsum",
+        "rl/replay/sides.py sampler_side sum",
+        "rl/replay/sides.py _steps np.cumsum",
         "kernels/model/blocks/attention.py costs sum",
         "kernels/model/blocks/mlp.py costs sum",
         "kernels/model/costs.py active_parameters sum",
@@ -124,6 +136,7 @@ ALLOWED = {  # why: "file, function, what"
     ),
     "metrics, charts, and seconds: shown, and read by nothing that computes": (
         "rl/journal.py describe .mean",
+        "rl/alone.py Alone.sample .mean",
         "rl/updates.py from_reference .mean",
         "rl/updates.py from_critic .var",
         "rl/updates.py from_critic sum",
