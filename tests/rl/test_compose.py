@@ -84,7 +84,7 @@ def test_an_algorithm_brings_its_values() -> None:
         check(["algorithm=reinforce_plus_plus", "algorithm.advantage=grpo"])
     values = check([])[0].model_dump()
     for name, said in (
-        ("ppo", "algorithm.name='ppo': must be one of 'grpo', 're"),
+        ("trpo", "algorithm.name='trpo': must be one of 'grpo', 're"),
         (None, "algorithm.name is missing"),
     ):
         values["algorithm"] = {"name": name} if name else {}
