@@ -36,6 +36,7 @@ class Server:
         completions: list[Any],
         completion_ids: list[list[int]],
         trainer_state: None,
+        environments: object,
         log_metric: Callable[..., None],
         log_extra: Callable[..., None],
         **row: Any,

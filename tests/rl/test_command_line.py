@@ -35,7 +35,7 @@ def test_home(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     home = tmp_path / "some one"
     monkeypatch.setenv("HOME", str(home))
     write_folder(home / "runs" / "seed=0")  # a model has to be there
-    data = ["data=gsm8k", "data.path=x"]
+    data = ["data=gsm8k", "data.path=x", *(["algorithm=distillation"] if key == "algorithm.teacher" else [])]
     for line in (f"{key}=~/runs/seed=0", quoted(key, "~/runs/seed=0")):
         (config,) = check([*data, line])
         section, _, name = key.rpartition(".")

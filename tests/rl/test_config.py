@@ -40,13 +40,18 @@ PAIR = "trainer.betas"
 
 GYM = {f"data.{name}" for name in ReasoningGymSection.model_fields}
 TWO = "reward=[verifier,format]"
-BASES = {kind: check([*data, TWO])[0].model_dump() for kind, data in (("gym", ()), ("files", FILES))}
+BASES = {
+    kind: check([*given, TWO])[0].model_dump()
+    for kind, given in (("gym", ()), ("files", FILES), ("ppo", ("algorithm=ppo",)))
+}
 
 
 def with_value(key: str, value: Any) -> RunConfig:
     """A config as the command line's is made, without Hydra, which takes a second for each."""
-    values = copy.deepcopy(BASES["files" if key.startswith("data.") and key not in GYM else "gym"])
-    section, parts = values, key.split(".")
+    parts = key.split(".")
+    of_ppo = parts[0] == "algorithm" and parts[1] not in BASES["gym"]["algorithm"]
+    values = copy.deepcopy(BASES["files" if parts[0] == "data" and key not in GYM else "ppo" if of_ppo else "gym"])
+    section = values
     for part in parts[:-1]:
         section = section[int(part) if part.isdigit() else part]
     section[parts[-1]] = [0.5, value] if key == PAIR else value
