@@ -4,6 +4,7 @@ algorithm.py             what every algorithm is, and the keys that all have
 advantages.py            what a reward is worth, against its group's or the batch's
 overlong.py              the penalty and the filter of DAPO (Yu et al. 2025) for samples that are too long
 shares.py                which samples count, and the share of each token in the mean of the loss
+clipped.py               what the algorithms with the clipped policy loss have in common
 grpo.py                  GRPO (Shao et al. 2024), with the advantages of Dr. GRPO and RLOO and DAPO's loss mean and clipping
 reinforce_plus_plus.py   REINFORCE++ (Hu 2025), and its variant with a baseline
 gspo.py                  GSPO (Zheng et al. 2025): the ratio of a whole sequence

@@ -12,13 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from rl.algorithms.algorithm import AlgorithmSection, FrozenAsked
-from rl.algorithms.regularisers import regularised
+from rl.algorithms.clipped import Clipped
 from rl.algorithms.shares import weighed
 from rl.errors import UserError
 from rl.samples import Group
 from rl.section import Folder, Positive
 from trainer.batch import Batch
-from trainer.loss import Loss, PolicyLoss
 
 
 class DistillationSection(AlgorithmSection):
@@ -53,16 +52,8 @@ class DistillationSection(AlgorithmSection):
                 )
 
 
-class Distillation:
+class Distillation(Clipped[DistillationSection]):
     """Weighs each token by how much likelier the teacher finds it than the policy did."""
-
-    def __init__(self, section: DistillationSection, max_new_tokens: int) -> None:
-        self.section, self.max_new_tokens = section, max_new_tokens
-
-    @property
-    def loss(self) -> Loss:
-        """Returns the clipped policy loss."""
-        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(
         self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None

@@ -12,12 +12,12 @@ from pydantic import Field
 
 from rl.algorithms.advantages import Advantage, group_advantages
 from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.clipped import Clipped
 from rl.algorithms.overlong import shaped
-from rl.algorithms.regularisers import less, penalties, regularised
+from rl.algorithms.regularisers import less, penalties
 from rl.algorithms.shares import of_tokens, weighed
 from rl.samples import Group
 from trainer.batch import Batch
-from trainer.loss import Loss, PolicyLoss
 
 
 class GroupSection(AlgorithmSection):
@@ -32,16 +32,8 @@ class GrpoSection(GroupSection):
     name: Literal["grpo"] = Field(description="the algorithm; algorithm=NAME chooses it, with its values")
 
 
-class Grpo:
+class Grpo(Clipped[GroupSection]):
     """Weighs each sample by its reward against its group's."""
-
-    def __init__(self, section: GroupSection, max_new_tokens: int) -> None:
-        self.section, self.max_new_tokens = section, max_new_tokens
-
-    @property
-    def loss(self) -> Loss:
-        """Returns the clipped policy loss."""
-        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(
         self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None

@@ -14,14 +14,15 @@ from pydantic import Field
 
 from rl.algorithms.advantages import normalised
 from rl.algorithms.algorithm import AlgorithmSection, CriticAsked
+from rl.algorithms.clipped import Clipped
 from rl.algorithms.overlong import shaped
-from rl.algorithms.regularisers import penalties, regularised
+from rl.algorithms.regularisers import penalties
 from rl.algorithms.shares import weighed
 from rl.errors import UserError
 from rl.samples import Group, sampled_counts
 from rl.section import Fraction, Positive
 from trainer.batch import Batch
-from trainer.loss import Loss, PolicyLoss, ValueLoss
+from trainer.loss import ValueLoss
 
 
 class PpoSection(AlgorithmSection):
@@ -53,16 +54,8 @@ class PpoSection(AlgorithmSection):
             )
 
 
-class Ppo:
+class Ppo(Clipped[PpoSection]):
     """Weighs each token by what it earned more than the critic had expected."""
-
-    def __init__(self, section: PpoSection, max_new_tokens: int) -> None:
-        self.section, self.max_new_tokens = section, max_new_tokens
-
-    @property
-    def loss(self) -> Loss:
-        """Returns the clipped policy loss."""
-        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(
         self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None

@@ -13,14 +13,14 @@ from pydantic import Field
 
 from rl.algorithms.advantages import Rewards, group_advantages, judged, normalised
 from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.clipped import Clipped
 from rl.algorithms.overlong import shaped
-from rl.algorithms.regularisers import penalties, regularised, still_to_lose
+from rl.algorithms.regularisers import penalties, still_to_lose
 from rl.algorithms.shares import of_tokens, weighed
 from rl.errors import UserError
 from rl.samples import Group, sampled_counts
 from rl.section import Positive
 from trainer.batch import Batch
-from trainer.loss import Loss, PolicyLoss
 
 
 class ReinforceSection(AlgorithmSection):
@@ -46,16 +46,8 @@ class ReinforceSection(AlgorithmSection):
             raise UserError("algorithm.group_size=1 with algorithm.baseline=group: there is nothing to compare with")
 
 
-class ReinforcePlusPlus:
+class ReinforcePlusPlus(Clipped[ReinforceSection]):
     """Weighs each sample by its reward against those of the whole batch."""
-
-    def __init__(self, section: ReinforceSection, max_new_tokens: int) -> None:
-        self.section, self.max_new_tokens = section, max_new_tokens
-
-    @property
-    def loss(self) -> Loss:
-        """Returns the clipped policy loss."""
-        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
 
     def batch(
         self, groups: Sequence[Group], reference: np.ndarray | None = None, values: np.ndarray | None = None

@@ -13,7 +13,7 @@ import torch
 
 from kernels.device import UnsupportedError
 from kernels.gpu.hopper.ring import BK, reachable
-from kernels.ops.logprob.portable import room, truncated_rows, whole_rows
+from kernels.ops.logprob import portable
 from kernels.ops.logprob.portable.nodes import TILE, Exponentials, logit_gradient, logprob, merged, nodes, tiles_of
 from kernels.ops.matmul.hopper import contract, grouped, many_rows
 from kernels.ops.truncate import Truncation, exclude_padding
@@ -42,11 +42,12 @@ def linear(
 ) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
     """Returns (log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
     rows, vocab = x.shape[0], head.shape[0]
+    if not _fused(x, head, leaves) or not rows:
+        given = (x, head, targets, temperature, leaves, keep, truncation, vocabulary)
+        return portable.linear(*given, contract=contract)
     vocabulary = vocab if vocabulary is None else vocabulary
-    if rows == 0:
-        return temperature.new_empty(0), temperature.new_empty(0), None
-    fused, kept = _fused(x, head, leaves), room(x, vocab, leaves, keep)
-    if (truncation is None or len(truncation) < rows) and fused:
+    kept = portable.room(x, vocab, leaves, keep)
+    if truncation is None or len(truncation) < rows:
         many_rows.launch(
             x,
             head,
@@ -59,11 +60,9 @@ def linear(
             vocabulary=many_rows.Vocabulary(1.0 / temperature, targets.contiguous(), kept.picked, kept.nodes),
         )
         _exclude_padding(x, head, temperature, leaves, vocabulary, kept.values if keep else None, kept.nodes)
-    elif truncation is None or len(truncation) < rows:
-        whole_rows(contract, x, head, targets, temperature, leaves, vocabulary, kept, slice(0, rows))
     if truncation is not None:
         for part in truncation.parts():
-            truncated_rows(contract, x, head, targets, temperature, leaves, part, vocabulary, kept)
+            portable.truncated_rows(contract, x, head, targets, temperature, leaves, part, vocabulary, kept)
     return *logprob(merged(kept.nodes, leaves), kept.picked, temperature), kept if keep else None
 
 
@@ -113,26 +112,18 @@ def backward(
     """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the
     exponentials are computed again."""
     (rows, n), vocab = x.shape, head.shape[0]
-    if rows == 0:
-        return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
+    if not _fused(x, head, leaves) or not rows:
+        given = (x, head, targets, temperature, lse, d_logprob, leaves, groups, kept, truncation, vocabulary)
+        return portable.backward(*given, contract=contract)
     if kept is None:
         kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
-    width = vocab // leaves
-    padded = d_logits.shape[1] // leaves
-    if _fused(x, head, leaves):
-        dx = x.new_empty(rows, n)
-        many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
-    else:
-        flat = d_logits.view(rows, leaves, padded)[:, :, :width].reshape(rows, vocab)
-        dx = contract(flat, head.T, leaf_bounds(vocab, leaves), x.dtype)
+    width, padded = vocab // leaves, d_logits.shape[1] // leaves
+    dx = x.new_empty(rows, n)
+    many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
     if groups is None:
         return dx, None
     dw = head.new_empty(head.shape, dtype=torch.float32)
     for i in range(leaves):
-        part, to = d_logits[:, i * padded : i * padded + width], dw[i * width : (i + 1) * width]
-        if reachable(x):
-            grouped.launch(part, x, groups, to)
-        else:
-            to.copy_(contract(part.T, x.T, groups, torch.float32))
+        grouped.launch(d_logits[:, i * padded : i * padded + width], x, groups, dw[i * width : (i + 1) * width])
     return dx, dw

@@ -14,32 +14,33 @@ def align_of(tokens: int) -> int:
     return 16 if tokens <= 128 else 32 if tokens <= 256 else 64
 
 
-def _check(*tensors: torch.Tensor) -> None:
+def check(*tensors: torch.Tensor) -> None:
+    """Raises UnsupportedError unless a GPU kernel takes these."""
     if any(t.dtype != torch.bfloat16 for t in tensors):
         raise UnsupportedError(f"experts on a GPU take bfloat16, got {[str(t.dtype) for t in tensors]}")
 
 
 def product(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Multiplies each expert's rows of x [capacity, K] by its part of w [experts * N, K]: -> [capacity, N]."""
-    _check(x, w)
+    check(x, w)
     return few_rows.product(x.contiguous(), w.contiguous(), slots, tokens=False, gated=False)
 
 
 def gated(x: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Gathers x [T, K], multiplies by gate and up, and returns silu(gate) up [capacity, N / 2]."""
-    _check(x, w)
+    check(x, w)
     return few_rows.product(x.contiguous(), w.contiguous(), slots, tokens=True, gated=True)
 
 
 def input_gradient(dy: torch.Tensor, w: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Multiplies rows by their experts' matrices: dy [capacity, N], w [experts * N, K] -> [capacity, K]."""
-    _check(dy, w)
+    check(dy, w)
     return few_rows.product(dy.contiguous(), w.contiguous(), slots, tokens=False, gated=False, transposed=True)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, slots: Slots) -> torch.Tensor:
     """Computes float32 [experts * N, K]: a sum over rows, one leaf for each group of tokens."""
-    _check(dy, x)
+    check(dy, x)
     dw = dy.new_empty(slots.experts * dy.shape[1], x.shape[1], dtype=torch.float32)
     grouped.launch_sums(dy, x, slots.bounds, dw)
     return dw

@@ -32,8 +32,10 @@ def linear(
     keep: bool = False,
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
+    contract: Contract = contract,
 ) -> tuple[torch.Tensor, torch.Tensor, Exponentials | None]:
-    """Returns (log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs."""
+    """Returns (log-probability, log-sum-exp) of each target, and, where `keep`, what its gradient needs. `contract`: the
+    matmul of a family."""
     if x.dtype != torch.bfloat16 or head.dtype != torch.bfloat16:
         raise UnsupportedError(
             f"log-prob on a GPU takes bfloat16, got {x.dtype} and {head.dtype}: set the model's dtype"
@@ -124,6 +126,7 @@ def backward(
     kept: Exponentials | None,
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
+    contract: Contract = contract,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the
     exponentials are computed again."""
@@ -131,7 +134,7 @@ def backward(
     if rows == 0:
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
     if kept is None:
-        kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
+        kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary, contract)[2]
     assert kept is not None
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
     width, padded = vocab // leaves, d_logits.shape[1] // leaves

@@ -10,14 +10,13 @@ portable/grouped.py   the same for operands that TMA cannot read
 
 import torch
 
-from kernels.device import UnsupportedError
 from kernels.gpu.card import card_of
 from kernels.gpu.hopper.ring import BK, reachable
+from kernels.ops.matmul import portable
 from kernels.ops.matmul.hopper import grouped, many_rows, weight_stream
 from kernels.ops.matmul.hopper.tuning import TABLE, ManyRows, padded_rows, stream_plan
 from kernels.ops.matmul.portable import few_rows
-from kernels.ops.matmul.portable import grouped as any_grouped
-from kernels.ops.matmul.portable.plans import FewRows, few_rows_plan
+from kernels.ops.matmul.portable.plans import FewRows
 
 MOST_STREAMED = 256
 """Rows above which many_rows.py is faster."""
@@ -26,15 +25,10 @@ MOST_STREAMED = 256
 def contract(
     a: torch.Tensor, b: torch.Tensor, bounds: list[int] | torch.Tensor, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """Sums y[m, n] = tree over leaves bounds[i] <= k < bounds[i + 1] of sum_k a[m, k] b[n, k]; any strides. A list of bounds is
-    that of equal leaves, a power of two.
-
-    A tensor of bounds stays on the device: it must end at the contraction length (unchecked, as a check would wait)."""
-    if a.dtype != torch.bfloat16:
-        raise UnsupportedError(f"matmul on a GPU takes bfloat16, got {a.dtype}: set the model's dtype to bfloat16")
+    """Computes what `portable.contract` says, and takes."""
     (M, K), N = a.shape, b.shape[0]
-    if M == 0 or K == 0:
-        return a.new_zeros(M, N, dtype=out_dtype)
+    if a.dtype != torch.bfloat16 or M == 0 or K == 0:
+        return portable.contract(a, b, bounds, out_dtype)
     if isinstance(bounds, torch.Tensor):
         return _grouped(a, b, bounds, out_dtype)
     leaves, extent = len(bounds) - 1, bounds[1]
@@ -44,13 +38,13 @@ def contract(
     few = M <= MOST_STREAMED
     if isinstance(plan, ManyRows):
         few, plan = plan.above >= M, plan.below
-    multiprocessors = card_of(a.device).multiprocessors
     if contiguous and few:
-        if ring and reachable(b) and not isinstance(plan, FewRows) and (M > 64 or leaves > 1):
-            stream = plan or stream_plan(M, N, multiprocessors)
+        if isinstance(plan, FewRows):
+            return few_rows.contract(a, b, leaves, out_dtype, **plan._asdict())
+        if ring and reachable(b) and (M > 64 or leaves > 1):
+            stream = plan or stream_plan(M, N, card_of(a.device).multiprocessors)
             return weight_stream.contract(a, b, leaves, out_dtype, **stream._asdict())
-        chosen = plan or few_rows_plan(M, N, leaves, multiprocessors)
-        return few_rows.contract(a, b, leaves, out_dtype, **chosen._asdict())
+        return portable.contract(a, b, bounds, out_dtype)
     b_mn = b.stride(1) != 1
     stored = out_dtype == torch.float32 or (out_dtype == torch.bfloat16 and N % 8 == 0)
     if ring and stored and reachable(b.T if b_mn else b):
@@ -58,11 +52,12 @@ def contract(
         wide = leaves == 1 and not b_mn and M > 512 and N % 256 == 0
         many_rows.launch(a, b.T if b_mn else b, y, M, N, leaves, b_mn=b_mn, BN=256 if wide else 128)
         return y
-    return few_rows.contract(a, b, leaves, out_dtype, **few_rows_plan(M, N, leaves, multiprocessors)._asdict())
+    return portable.contract(a, b, bounds, out_dtype)
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+    if not (reachable(a.T) and reachable(b.T)):
+        return portable.contract(a, b, bounds, out_dtype)
     y = a.new_empty(a.shape[0], b.shape[0], dtype=torch.float32)
-    run = grouped.launch if reachable(a.T) and reachable(b.T) else any_grouped.launch_sums
-    run(a.T, b.T, bounds, y)
+    grouped.launch(a.T, b.T, bounds, y)
     return y.to(out_dtype)

@@ -1,0 +1,21 @@
+"""Holds what the algorithms have in common whose loss is the clipped one."""
+
+from typing import Generic, TypeVar
+
+from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.regularisers import regularised
+from trainer.loss import Loss, PolicyLoss
+
+Keys = TypeVar("Keys", bound=AlgorithmSection)
+
+
+class Clipped(Generic[Keys]):
+    """Trains on the clipped policy loss; `batch` is its heirs' to say."""
+
+    def __init__(self, section: Keys, max_new_tokens: int) -> None:
+        self.section, self.max_new_tokens = section, max_new_tokens
+
+    @property
+    def loss(self) -> Loss:
+        """Returns the clipped policy loss."""
+        return regularised(PolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
