@@ -14,16 +14,17 @@ from kernels.host.place import Place
 from kernels.model import ModelConfig, Parameter
 from kernels.tree import WHOLE
 from kernels.weights.beside import Beside
-from kernels.weights.bucket import Ticket
+from kernels.weights.bucket import Ticket, remove_leftovers
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
+from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
 from trainer.batch import Batch, Rows, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Loss
-from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.publisher import Publisher, PublishingRank
 from trainer.rows import Weights
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter, check_finite
@@ -120,9 +121,11 @@ class TrainerRank(PublishingRank):
         for trainer in self._trainers():
             trainer.onload()
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+    def begin_publication(
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+    ) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.trainer.rows(), receivers, half)
+        return self.publisher.begin(name, self.trainer.rows(), recipients, shards, half)
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""

@@ -39,7 +39,9 @@ def cluster(
         engines = [] if trains_only else rollout_ranks(config, model, placement, stores)
         patience = config.cluster.patience
         places = () if trains_only else placement.rollout
-        rollout, trainer = RolloutFleet(engines, model, places, patience), TrainerFleet(ranks, patience)
+        rollout, trainer = RolloutFleet(engines, model, places, patience), TrainerFleet(
+            ranks, placement.trainer, patience, config.trainer.replicas
+        )
         try:
             start([*ranks, *(rank for engine in engines for rank in engine)], config.cluster.timeout, patience)
             yield rollout, trainer
