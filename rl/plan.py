@@ -15,13 +15,14 @@ from rich.table import Table
 
 from kernels.device import check_cards
 from kernels.host.memory import available_memory
+from kernels.host.place import HOST
 from kernels.model import ModelConfig, costs
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.frozen import FrozenModel, frozen_model, preference_model
 from rl.model import critic_model
-from rl.placement import Placement, place
+from rl.placement import Node, Placement, choose, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
@@ -198,7 +199,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     if config.device == "cuda":
         check_cards()
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        placement = place(config, len(cards))
+        placement = place(config, choose(config, [Node(HOST, tuple(range(len(cards))))]))
         _check_cards(config, plan, placement, cards)
         if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
             print(f"samebit: warning: {short}", file=sys.stderr, flush=True)
