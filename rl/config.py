@@ -157,7 +157,15 @@ class ClusterSection(Section):
         description="colocated: rollout and trainer ranks share the cards and hand their memory to each other; split: a card "
         "each"
     )
-    address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
+    address: str = Field(
+        description="'local' starts Ray on this machine; otherwise a running Ray cluster: auto, or HOST:PORT"
+    )
+    nodes: Annotated[int, Field(gt=0, le=4096)] | None = Field(
+        description="nodes of the cluster to use; null: the fewest that have a card (on a CPU: a core) for every rank"
+    )
+    interface: Text | None = Field(
+        description="network interface over which the nodes of a cluster talk (eth0, ib0); null: that of Ray's addresses"
+    )
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
     patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")

@@ -15,13 +15,15 @@ from rich.table import Table
 
 from kernels.device import check_cards
 from kernels.host.memory import available_memory
+from kernels.host.place import HOST
 from kernels.model import ModelConfig, costs
+from kernels.tree import is_power_of_two
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.frozen import FrozenModel, frozen_model, preference_model
 from rl.model import critic_model
-from rl.placement import Placement, place
+from rl.placement import Node, Placement, choose, place
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
@@ -88,6 +90,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     _check_moments(section)
+    _check_replicas(section)
     kv_tokens = rollout.pages * rollout.page_size
     frozen = frozen_model(config, model)
     paired = preference_model(config, model)
@@ -132,6 +135,14 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _check_replicas(section: TrainerSection) -> None:
+    if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
+        raise UserError(
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
+            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+        )
 
 
 def _check_moments(section: TrainerSection) -> None:
@@ -198,7 +209,7 @@ def check_machine(config: RunConfig, plan: Plan) -> None:
     if config.device == "cuda":
         check_cards()
         cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        placement = place(config, len(cards))
+        placement = place(config, choose(config, [Node(HOST, tuple(range(len(cards))))]))
         _check_cards(config, plan, placement, cards)
         if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
             print(f"samebit: warning: {short}", file=sys.stderr, flush=True)

@@ -37,33 +37,36 @@ class TrainerRank(PublishingRank):
     def __init__(
         self,
         rank: int,
-        size: int,
+        places: Sequence[Place],
         store: str,
         threads: int,
         model: ModelConfig,
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
-        place: Place,
+        interface: str | None = None,
     ) -> None:
-        """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
-        checkpoint. `place`: the card to use."""
-        self.rank, self.size, self.store, self.threads = rank, size, store, threads
-        self.config, self.training, self.source, self.device, self.place = model, config, source, device, place
+        """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
+        random weights, or a checkpoint. `interface`: of the network to talk over (`join`)."""
+        self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
+        self.config, self.training, self.source, self.device, self.interface = model, config, source, device, interface
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
+        self.places[self.rank].enter()
         if self.device == "cuda":
-            torch.cuda.set_device(self.place.card)
             choose_family(self.training.family)
-        join(self.store, self.device, self.rank, self.size)
+        join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else _weights(model, source)
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
-        self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
+        self.shard, shards = self.trainer.shards.get_local_rank(), self.trainer.shards.size()
+        here = self.places[self.rank]
+        self.publisher = Publisher(model, self.shard, shards, self.training.dtype, here, self.store)
+        remove_leftovers()  # of a run that was killed, on this host
         return os.getpid()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
@@ -144,7 +147,7 @@ class TrainerRank(PublishingRank):
         self.writer.result(wait=True)  # before the copy: two would be in memory at once
         shards = {name: rows for trainer in self._trainers() for name, rows in trainer.shard().items()}
         copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in shards.items()}
-        self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
+        self.writer.start(Path(folder) / shard_name(self.shard, self.trainer.shards.size()), copies)
         return self.trainer.optimizer.steps
 
     def written(self, wait: bool) -> WrittenFile | None:

@@ -129,15 +129,12 @@ class Wire:
 
     def __init__(self, name: str, address: str, sender: bool, place: Place) -> None:
         """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port). `place`: of this
-        end, whose host is the address that gloo listens on."""
+        end's tensors. The network is the one that `rendezvous.choose_network` chose."""
         self._other = 1 if sender else 0
         store = dist.PrefixStore(name, connect(address))
         ends = (store, 1 - self._other, 2)
         if place.card is None:
-            gloo = dist.ProcessGroupGloo._Options()
-            gloo._timeout = timedelta(seconds=_STALL)
-            gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=place.host)]
-            self._group: dist.ProcessGroup = dist.ProcessGroupGloo(*ends, gloo)
+            self._group: dist.ProcessGroup = dist.ProcessGroupGloo(*ends, timedelta(seconds=_STALL))
         else:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = PATIENCE

@@ -197,14 +197,18 @@ class TrainerFleet(_Fleet):
         return self._all(lambda rank: rank.digest.remote())[0]
 
     def snapshot(self, folder: Path) -> int:
-        """Begins to write every rank's shard into `folder`; returns the optimizer's step count."""
-        return self._all(lambda rank: rank.snapshot.remote(str(folder)))[0]
+        """Begins to write every shard into `folder`, from the first replica; returns the optimizer's step count."""
+        return self._writing(lambda rank: rank.snapshot.remote(str(folder)))[0]
 
     def written(self, wait: bool) -> list[WrittenFile] | None:
         """Returns the files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError
         where one cannot be written."""
-        files = self._all(lambda rank: rank.written.remote(wait))
+        files = self._writing(lambda rank: rank.written.remote(wait))
         return None if None in files else files
+
+    def _writing(self, ask: Callable[[Any], Any]) -> list[Any]:
+        writers = self._ranks[: len(self._ranks) // self.replicas]
+        return gather({ask(rank.actor): rank for rank in writers}, patience=self.patience)
 
     def save(self, directory: str, beside: Beside) -> str:
         """Writes the master weights and what stands beside them as a Hugging Face model directory, if one is named; returns the

@@ -8,14 +8,15 @@ import ray
 import torch
 from torch.distributed import TCPStore
 
-from kernels.collectives.rendezvous import address_of, listen
+from kernels.collectives.rendezvous import LOOPBACK, address_of, listen
+from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
 from rl.cluster.calls import Rank, gather
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
+from rl.cluster.nodes import Reserved, own_address, reserved
 from rl.cluster.ray_processes import RayLost, session
 from rl.config import RunConfig
 from rl.errors import UserError
-from rl.placement import Placement, place
 from rollout.actor import RolloutRank
 from trainer.actor import TrainerRank
 from trainer.checkpoint import Checkpoint
@@ -29,19 +30,19 @@ def cluster(
 ) -> Iterator[tuple[RolloutFleet, TrainerFleet]]:
     """Starts all processes, and Ray if there is none yet; the trainer begins with `checkpoint`, or with the model that the
     config names. On the way out, however that is, ends what it started."""
-    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
-    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
-    processes = len(placement.trainer) + len(placement.rollout)
+    section = config.cluster
+    stores = open_stores(config) if section.address == "local" else []  # a port in use is told before Ray starts
+    processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
     log = Path(config.out_dir) / "train.log"
-    with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes, log):
-        ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
+    connected = contextlib.nullcontext() if ray.is_initialized() else session(section, processes, log)
+    with connected, reserved(config) as where:
+        stores = stores or open_stores(config)
+        ranks = _trainer_ranks(config, model, where, address_of(stores[0]), checkpoint)
         trains_only = config.mode == "train_only"
-        engines = [] if trains_only else rollout_ranks(config, model, placement, stores)
-        patience = config.cluster.patience
-        places = () if trains_only else placement.rollout
-        rollout, trainer = RolloutFleet(engines, model, places, patience), TrainerFleet(
-            ranks, placement.trainer, patience, config.trainer.replicas
-        )
+        engines = [] if trains_only else rollout_ranks(config, model, where, stores)
+        patience, placement = section.patience, where.placement
+        rollout = RolloutFleet(engines, model, () if trains_only else placement.rollout, patience)
+        trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
         try:
             start([*ranks, *(rank for engine in engines for rank in engine)], config.cluster.timeout, patience)
             yield rollout, trainer
@@ -66,7 +67,7 @@ def start(ranks: Sequence[Rank], timeout: float, patience: float | None = None) 
 
 
 def rollout_ranks(
-    config: RunConfig, model: ModelConfig, placement: Placement, stores: Sequence[TCPStore]
+    config: RunConfig, model: ModelConfig, where: Reserved, stores: Sequence[TCPStore]
 ) -> list[list[Rank]]:
     """Starts the engines' processes, which begin asleep where they are colocated. `stores`: the trainer's rendezvous, then
     one of each engine."""
@@ -74,29 +75,38 @@ def rollout_ranks(
     engine = section.engine(config.dtype, config.device, config.kernels.family)
     actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
     trainer, *addresses = [address_of(store) for store in stores]
-    asleep = config.cluster.placement == "colocated"
+    asleep, network = config.cluster.placement == "colocated", config.cluster.interface
     engines = []
     for i, address in enumerate(addresses):
-        places = placement.rollout[i * section.tp : (i + 1) * section.tp]
-        what = (section.tp, address, section.threads, model, engine)
-        names = [f"rollout engine {i} rank {r}" for r in range(section.tp)]
+        places = where.placement.rollout[i * section.tp : (i + 1) * section.tp]
+        what = (places, address, section.threads, model, engine)
+        names = [named(f"rollout engine {i} rank {r}", p) for r, p in enumerate(places)]
         engines.append(
             [
-                Rank(name, actor.remote(r, *what, where, name, trainer, asleep))
-                for r, (name, where) in enumerate(zip(names, places, strict=True))
+                Rank(name, actor.options(**where.options(p.host)).remote(r, *what, name, trainer, asleep, network))
+                for r, (name, p) in enumerate(zip(names, places, strict=True))
             ]
         )
     return engines
 
 
 def _trainer_ranks(
-    config: RunConfig, model: ModelConfig, placement: Placement, address: str, checkpoint: Checkpoint | None
+    config: RunConfig, model: ModelConfig, where: Reserved, address: str, checkpoint: Checkpoint | None
 ) -> list[Rank]:
     section, training = config.trainer, training_of(config)
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed
-    what = (section.world_size, address, section.threads, model, training, source, config.device)
-    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
+    places = where.placement.trainer
+    what = (places, address, section.threads, model, training, source, config.device, config.cluster.interface)
+    return [
+        Rank(named(f"trainer rank {r}", p), actor.options(**where.options(p.host)).remote(r, *what))
+        for r, p in enumerate(places)
+    ]
+
+
+def named(rank: str, place: Place) -> str:
+    """Returns the name of a rank, with the address of its node where there may be several."""
+    return rank if place.host == HOST else f"{rank} ({place.host})"
 
 
 def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
@@ -114,16 +124,26 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         section.checkpointing,
         prefix,
         section.router_aux_loss_coef,
+        section.replicas,
         config.kernels.family,
     )
 
 
-def rendezvous(first: int, count: int) -> list[TCPStore]:
-    """Stores where `count` groups meet, for as long as they are kept: at the ports from `first` on, or at any free ones."""
+def open_stores(config: RunConfig) -> list[TCPStore]:
+    """Opens the stores where the trainer and each engine meet: on this host alone, or for the nodes of a cluster."""
+    section, count = config.cluster, config.rollout.replicas + 1
+    if section.address == "local":
+        return rendezvous(section.port, count)
+    return rendezvous(section.port, count, own_address(section.interface))
+
+
+def rendezvous(first: int, count: int, host: str = LOOPBACK) -> list[TCPStore]:
+    """Opens stores where `count` groups meet, for as long as they are kept: at address `host`, at the ports from `first` on, or
+    at any free ones."""
     stores = []
     for port in range(first, first + count) if first else [0] * count:
         try:
-            stores.append(listen(port))
+            stores.append(listen(port, host))
         except OSError as error:
             raise UserError(
                 f"cluster.port={first}: port {port} is in use ({error.strerror}); set another or 0"

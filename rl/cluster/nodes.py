@@ -1,0 +1,145 @@
+"""The nodes of a running Ray: what each has, and what of it a run reserves, as a placement group."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from kernels.collectives.rendezvous import AddressError, address_on
+from kernels.host.place import HOST
+from rl.config import RunConfig
+from rl.errors import UserError
+from rl.placement import Node, Placement, Share, choose, place, shares
+
+
+def this_node(device: str) -> Node:
+    """Describes the machine of this process, for a run on one host."""
+    cards = torch.cuda.device_count() if device == "cuda" else 0
+    return Node(HOST, tuple(range(cards)), os.cpu_count() or 1)
+
+
+def found() -> list[Node]:
+    """Describes the living nodes of the Ray that this process is connected to, this process's own first."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeID"] != own, n["NodeManagerAddress"]))
+    return [_described(n) for n in alive]
+
+
+def own_address(interface: str | None) -> str:
+    """Returns the address at which other nodes reach this process: that of its node, or of one of its network interfaces."""
+    if interface is None:
+        return found()[0].host
+    try:
+        return address_on(interface)
+    except AddressError as error:
+        raise UserError(str(error)) from None
+
+
+def _described(node: dict[str, Any]) -> Node:
+    has = node["Resources"]
+    return Node(node["NodeManagerAddress"], tuple(range(int(has.get("GPU", 0)))), int(has.get("CPU", 0)))
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Holds the nodes of a run, and the placement group in which each has one bundle; none where it is one host."""
+
+    placement: Placement
+    bundles: dict[str, int]  # of each host
+    group: PlacementGroup | None = None
+
+    def options(self, host: str) -> dict[str, Any]:
+        """Returns the options of an actor that is to run on `host`."""
+        if self.group is None:
+            return {}
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundles[host])}
+
+
+@contextlib.contextmanager
+def reserved(config: RunConfig) -> Iterator[Reserved]:
+    """Chooses nodes and reserves what the run needs of them, until the way out. UserError where Ray has not enough, or does
+    not give it within `cluster.timeout` seconds."""
+    if config.cluster.address == "local":
+        nodes = choose(config, [this_node(config.device)])
+        yield Reserved(place(config, nodes), {})
+        return
+    nodes = choose(config, found())
+    used = [(n, s) for n, s in zip(nodes, shares(config, nodes), strict=True) if s.trainer or s.engines]
+    group = placement_group(
+        [_bundle(config, node, share) for node, share in used],
+        strategy="STRICT_SPREAD" if len(used) > 1 else "STRICT_PACK",
+    )
+    try:
+        if not group.wait(config.cluster.timeout):
+            raise UserError(_not_given(config, used))
+        given = _given(config, group, [node for node, _ in used])
+        bundles = {node.host: i for i, node in enumerate(given)}
+        yield Reserved(place(config, given, [share for _, share in used]), bundles, group)
+    finally:
+        with contextlib.suppress(Exception):  # of a Ray that is lost, which the run's own failure says
+            remove_placement_group(group)
+
+
+def _bundle(config: RunConfig, node: Node, share: Share) -> dict[str, float]:
+    """What is reserved of a node: whole cards, or cores, which may be fewer than its ranks where they take turns."""
+    both = (share.trainer, share.engines * config.rollout.tp)
+    count = sum(both) if config.cluster.placement == "split" else max(both)
+    if config.device == "cuda":
+        return {"GPU": min(count, len(node.cards))}
+    return {"CPU": min(count, max(1, node.cpus))}
+
+
+def _given(config: RunConfig, group: PlacementGroup, asked: Sequence[Node]) -> list[Node]:
+    """The nodes that Ray chose for the bundles, with the cards that it reserved there."""
+    hosts = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
+    chosen = placement_group_table(group)["bundles_to_node_id"]
+    nodes = [replace(node, host=hosts[chosen[i]]) for i, node in enumerate(asked)]
+    if config.device == "cpu":
+        return [replace(node, cards=()) for node in nodes]
+    cards = _cards(group, config.cluster.timeout)
+    return [replace(node, cards=numbers) for node, numbers in zip(nodes, cards, strict=True)]
+
+
+def _cards(group: PlacementGroup, timeout: float) -> list[tuple[int, ...]]:
+    """The cards of each bundle, as a process of its node numbers them, which sees all that the node gave to Ray."""
+
+    def names() -> list[str]:
+        return [str(name) for name in ray.get_gpu_ids()]
+
+    def visible() -> str:
+        import os
+
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    names_of, visible_of = [], []
+    for i, bundle in enumerate(group.bundle_specs):
+        there = PlacementGroupSchedulingStrategy(group, i)
+        how: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+        names_of.append(ray.remote(names).options(num_gpus=bundle["GPU"], **how).remote())
+        visible_of.append(ray.remote(visible).options(num_gpus=0, **how).remote())
+    mine, all_ = ray.get(names_of, timeout=timeout), ray.get(visible_of, timeout=timeout)
+    return [card_numbers(*pair) for pair in zip(mine, all_, strict=True)]
+
+
+def card_numbers(names: Sequence[str], visible: str) -> tuple[int, ...]:
+    """Numbers cards as a process numbers them whose CUDA_VISIBLE_DEVICES is `visible`, from their names there."""
+    order = visible.split(",") if visible else []
+    return tuple(sorted(order.index(name) if order else int(name) for name in names))
+
+
+def _not_given(config: RunConfig, used: Sequence[tuple[Node, Share]]) -> str:
+    asked = ", ".join(
+        " ".join(f"{count:.0f} {kind}" for kind, count in _bundle(config, *pair).items()) for pair in used
+    )
+    free = ray.available_resources()
+    kind = "GPU" if config.device == "cuda" else "CPU"
+    return (
+        f"Ray did not reserve {asked} on {len(used)} node(s) within cluster.timeout={config.cluster.timeout:.0f} s: "
+        f"{free.get(kind, 0):.0f} of {ray.cluster_resources().get(kind, 0):.0f} {kind} are free; another run may hold them"
+    )
