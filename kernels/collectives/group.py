@@ -28,7 +28,7 @@ def peer_memory(group: dist.ProcessGroup) -> Transport | None:
     return PeerMemory(group)
 
 
-def _hosts(group: dist.ProcessGroup) -> list[str]:
+def hosts_of(group: dist.ProcessGroup) -> list[str]:
     """Returns the host of every rank: its name and, as two may have one name, when it began to run. A collective."""
     began = Path("/proc/sys/kernel/random/boot_id")
     here = f"{socket.gethostname()} {began.read_text().strip() if began.exists() else ''}"

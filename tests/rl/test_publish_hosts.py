@@ -6,7 +6,7 @@ place alone.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from kernels.host.place import Place
 from kernels.model import served as parameters
 from rl.cluster import cluster
+from rl.cluster.nodes import Reserved
 from rl.compose import check
 from rl.errors import RunError
 from rl.model import model_config
@@ -36,7 +37,7 @@ def started(
 ) -> Iterator[Fleets]:
     """Trainer ranks at these places, and engines of two ranks, each at one."""
     placement = Placement(trainer, tuple(place for place in engines for _ in "12"))
-    patch.setattr("rl.cluster.start.place", lambda *_, **__: placement)
+    patch.setattr("rl.cluster.start.reserved", lambda config: nullcontext(Reserved(placement, {})))
     config = check([*SHORT, *LAYOUT, f"rollout.replicas={len(engines)}", "device=cpu", "out_dir=unused", *more])[0]
     with cluster(config, model_config(config, 64)) as fleets:
         yield fleets
@@ -74,7 +75,7 @@ def test_a_flipped_bit_and_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) 
         before = served(rollout)
         train(trainer, rollout.model)
         corrupt(rollout.engines[1][1].actor, "layers.0.down")
-        with pytest.raises(RunError, match=r"engine 1 rank 1 received other weights .* version 2: layers.0.down"):
+        with pytest.raises(RunError, match=r"engine 1 rank 1 \(127.0.0.2\) received other weights .* version 2: layers.0.down"):
             publish(trainer, rollout, 2, half=HALF)
         assert served(rollout) == before
         publish(trainer, rollout, 2, half=HALF)
@@ -83,7 +84,7 @@ def test_a_flipped_bit_and_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) 
         train(trainer, rollout.model)
         break_in(rollout.engines[0][1].actor, "receiver", "take", 3, "dies")
         begun = time.monotonic()
-        with pytest.raises(RunError, match=r"rollout engine 0 rank 1 failed: ActorDiedError"):
+        with pytest.raises(RunError, match=r"rollout engine 0 rank 1 \(127.0.0.2\) failed: ActorDiedError"):
             publish(trainer, rollout, 3, half=HALF)
         assert time.monotonic() - begun < 60
         rollout.engines = rollout.engines[1:]  # the first one lacks a rank
