@@ -59,7 +59,7 @@ class TrainerRank(PublishingRank):
             choose_family(self.training.family)
         join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
-        weights = source if isinstance(source, Checkpoint) else self._weights(source)
+        weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()

@@ -102,11 +102,12 @@ def opened(root: Path, timeout: float) -> Shelves | None:
         return None
     own_id = ray.get_runtime_context().get_node_id()
     own = next(host for host, node_id in nodes.items() if node_id == own_id)
-    kind = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=8)(Shelf)  # it gives while it takes
+    kind = ray.remote(num_cpus=0, max_restarts=0)(Shelf)
     shelves = {}
     for host, node_id in nodes.items():
         there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        shelves[host] = Rank(f"node {host}", kind.options(scheduling_strategy=there).remote())
+        actor = kind.options(scheduling_strategy=there, max_concurrency=8).remote()  # it gives while it takes
+        shelves[host] = Rank(f"node {host}", actor)
     found = Shelves(shelves, own, _away(shelves, own, root, timeout), root)
     if not found.away:
         found.close()
