@@ -20,6 +20,10 @@ class RunError(Exception):
     """Says why a run had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
 
 
+class LostError(RunError):
+    """Says that a rank stands still, or that it or its node is lost, and where that was."""
+
+
 class SaveError(RunError):
     """Says that a rank could not write its part of a checkpoint or of the model."""
 

@@ -29,9 +29,9 @@ from kernels.tree import Shard
 from kernels.weights.bucket import Ticket
 from kernels.weights.reshard import fsdp_rows
 from rl.cluster import RolloutFleet, TrainerFleet, session
-from rl.cluster.calls import Rank
 from rl.cluster.nodes import reserved
 from rl.cluster.start import named, open_stores, rollout_ranks, start
+from rl.cluster.watch import Rank
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -53,12 +53,18 @@ class Reserved:
     placement: Placement
     bundles: dict[str, int]  # of each host
     group: PlacementGroup | None = None
+    raylets: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Where Ray listens on each of the other nodes."""
 
     def options(self, host: str) -> dict[str, Any]:
         """Returns the options of an actor that is to run on `host`."""
         if self.group is None:
             return {}
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundles[host])}
+
+    def elsewhere(self, host: str) -> str | None:
+        """Returns `host` where it is another node than this process's."""
+        return host if host in self.raylets else None
 
 
 @contextlib.contextmanager
@@ -80,10 +86,17 @@ def reserved(config: RunConfig) -> Iterator[Reserved]:
             raise UserError(_not_given(config, used))
         given = _given(config, group, [node for node, _ in used])
         bundles = {node.host: i for i, node in enumerate(given)}
-        yield Reserved(place(config, given, [share for _, share in used]), bundles, group)
+        yield Reserved(place(config, given, [share for _, share in used]), bundles, group, _raylets(bundles))
     finally:
         with contextlib.suppress(Exception):  # of a Ray that is lost, which the run's own failure says
             remove_placement_group(group)
+
+
+def _raylets(hosts: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Where Ray listens on those of the hosts that are not this process's."""
+    own = ray.get_runtime_context().get_node_id()
+    others = (n for n in ray.nodes() if n["NodeID"] != own and n["NodeManagerAddress"] in set(hosts))
+    return {n["NodeManagerAddress"]: (n["NodeManagerAddress"], n["NodeManagerPort"]) for n in others if n["Alive"]}
 
 
 def _bundle(config: RunConfig, node: Node, share: Share) -> dict[str, float]:
