@@ -11,6 +11,7 @@ from rich.console import Console
 from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.alone import check_alone
+from rl.cluster.nodes import available
 from rl.config import RunConfig
 from rl.data import Source, open_source
 from rl.environments.choice import open_environment
@@ -69,7 +70,7 @@ def prepare(
     if frozen := frozen_model(config, model):
         check_tokenizer(frozen, source.tokenizer)
     if not config.dry_run:
-        check_machine(config, plan)
+        check_machine(config, plan, available(config))
         check_out_dir(Path(config.out_dir))
     check_alone(config, model.vocab_size)
     mine = identity(config, source)

@@ -50,14 +50,8 @@ class TrainerRank(PublishingRank):
         """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
         random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`)."""
         self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
-        self.config, self.training, self.source, self.device, self.name, self.interface = (
-            model,
-            config,
-            source,
-            device,
-            name,
-            interface,
-        )
+        self.config, self.training, self.source, self.device = model, config, source, device
+        self.name, self.interface = name, interface
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
