@@ -1,5 +1,8 @@
 """What can go wrong for a user, and the exit code it ends with."""
 
+import contextlib
+from collections.abc import Iterator
+
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.model import ConfigError
@@ -22,6 +25,15 @@ class RunError(Exception):
 
 class LostError(RunError):
     """Says that a rank stands still, or that it or its node is lost, and where that was."""
+
+
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Says in what a rank or a node was lost."""
+    try:
+        yield
+    except LostError as error:
+        raise LostError(f"{what}: {error}") from None
 
 
 class SaveError(RunError):

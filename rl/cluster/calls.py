@@ -100,7 +100,8 @@ def _failed(reference: Any) -> bool:
 @_signals_heard()
 def settle(calls: Calls) -> None:
     """Waits a moment for what can still answer."""
-    ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH)
+    if able := [reference for reference, rank in calls.items() if not rank.lost]:
+        ray.wait(able, num_returns=len(able), timeout=_DEATH)
 
 
 def _explained(failures: list[tuple[str, RayError]], ranks: Sequence[Rank]) -> Exception:

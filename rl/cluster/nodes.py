@@ -34,6 +34,16 @@ def available(config: RunConfig) -> list[Node]:
         return asked(found(), config)
 
 
+def another_ray(config: RunConfig) -> str:
+    """Warns where this process was told of a running Ray, as in a job of `ray job submit`, and the run starts one of its own."""
+    if config.cluster.address != "local" or not os.environ.get("RAY_ADDRESS"):
+        return ""
+    return (
+        f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names a running Ray, and cluster.address=local starts another on this machine: "
+        f"set cluster.address=auto to use it"
+    )
+
+
 def this_node(device: str) -> Node:
     """Describes the machine of this process, for a run on one host."""
     cards = range(torch.cuda.device_count() if device == "cuda" else 0)

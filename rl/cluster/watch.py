@@ -23,6 +23,8 @@ class Nodes:
 
     raylets: Mapping[str, tuple[str, int]]  # of each host
     kill: Callable[["Rank"], None] = lambda rank: None  # ends a rank's process on its node
+    gone: set[str] = field(default_factory=set)
+    """Hosts that were found to be lost."""
     _since: dict[str, float] = field(default_factory=dict)  # when a node was first found not to answer
     _looked: dict[str, float] = field(default_factory=dict)
 
@@ -43,7 +45,10 @@ class Nodes:
                 self._since.pop(host, None)
             else:
                 self._since.setdefault(host, now)
-        return host in self._since and time.monotonic() - self._since[host] >= min(patience, _GONE)
+        if host not in self._since or time.monotonic() - self._since[host] < min(patience, _GONE):
+            return False
+        self.gone.add(host)
+        return True
 
 
 @dataclass
@@ -122,6 +127,11 @@ class Rank:
         except psutil.Error:  # it has ended, which Ray tells
             return False
 
+    @property
+    def lost(self) -> bool:
+        """Says whether its node was found to be lost: it answers nothing any more."""
+        return self.pulse is not None and self.host in self.pulse.nodes.gone
+
     def whereabouts(self) -> str:
         """Says where it last was, and who waited meanwhile; "" where nothing is known."""
         if self.pulse is None or self.name not in self.pulse.last:
@@ -187,6 +197,7 @@ def lost_node(ranks: Iterable[Rank]) -> Rank | None:
             if rank.host not in hosts:
                 hosts[rank.host] = rank.pulse.nodes.answers(rank.host)
             if not hosts[rank.host]:
+                rank.pulse.nodes.gone.add(rank.host)
                 return rank
     return None
 
