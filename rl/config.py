@@ -81,6 +81,10 @@ class TrainerSection(Section):
     """Says how many ranks train, in which pieces, and with what kept."""
 
     world_size: Positive = Field(description="FSDP2 processes")
+    replicas: Positive = Field(
+        description="times that these processes hold the model: as many as there are nodes keeps its rows inside a node, and "
+        "gradients alone cross the network; 1: every process has other rows"
+    )
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
     micro_leaves: Positive = Field(description="leaves of one micro-batch, where micro_tokens is null")
     micro_tokens: Positive | None = Field(

@@ -16,6 +16,7 @@ from rich.table import Table
 from kernels.device import check_cards
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
+from kernels.tree import is_power_of_two
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
@@ -88,6 +89,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     _check_moments(section)
+    _check_replicas(section)
     kv_tokens = rollout.pages * rollout.page_size
     frozen = frozen_model(config, model)
     paired = preference_model(config, model)
@@ -98,7 +100,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer_memory,
         dtype=config.dtype,
         device=config.device,
-        world_size=section.world_size,
+        world_size=section.world_size // section.replicas,
         checkpointing=section.checkpointing,
         offload=section.offload,
         moments=getattr(torch, section.moments),
@@ -126,12 +128,20 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         kv_tokens=kv_tokens,
         trainer=trainer,
         checkpoint_bytes=checkpoint,
-        snapshot_bytes=checkpoint // section.world_size,
+        snapshot_bytes=checkpoint * section.replicas // section.world_size,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _check_replicas(section: TrainerSection) -> None:
+    if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
+        raise UserError(
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
+            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+        )
 
 
 def _check_moments(section: TrainerSection) -> None:

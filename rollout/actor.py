@@ -8,12 +8,13 @@ import torch
 
 from kernels.collectives import TreeGroup, peer_memory
 from kernels.collectives.heartbeat import Heartbeat
-from kernels.collectives.rendezvous import join
+from kernels.collectives.rendezvous import choose_network, join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig
-from kernels.weights.bucket import Ticket
+from kernels.weights.bucket import Ticket, remove_leftovers
+from kernels.weights.routes import Recipient
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
@@ -57,13 +58,21 @@ class RolloutRank:
         self.engine = Engine(self.model, self.config, group)
         if self.asleep:
             self.engine.sleep(2)
-        self.receiver = Receiver(self.engine, self.name, trainer)
+        choose_network(trainer, self.interface)  # of the publication's wires, also where the engine is of one rank
+        self.receiver = Receiver(self.engine, self.name, trainer, self.places[self.rank])
+        remove_leftovers()  # of a run that was killed, on this host
         freeze_heap()
         return os.getpid()
 
-    def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """Begins a publication: opens the buckets of all trainer ranks, as `Receiver.begin`."""
-        self.receiver.begin(name, tickets, half)
+    def begin_publication(
+        self, name: str, tickets: Sequence[Ticket], company: Sequence[Recipient], half: int
+    ) -> Ticket | None:
+        """Begins a publication: opens the buckets of the trainer ranks of its place, as `Receiver.begin`."""
+        return self.receiver.begin(name, tickets, company, half)
+
+    def follow(self, ticket: Ticket) -> None:
+        """Opens what another rank of its place passes on."""
+        self.receiver.follow(ticket)
 
     def take(self, number: int) -> None:
         """Copies this shard's part of bucket `number` out of it."""

@@ -15,16 +15,17 @@ from kernels.host.place import Place
 from kernels.model import ModelConfig, Parameter
 from kernels.tree import WHOLE
 from kernels.weights.beside import Beside
-from kernels.weights.bucket import Ticket
+from kernels.weights.bucket import Ticket, remove_leftovers
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
+from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
 from trainer.batch import Batch, Rows, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Loss
-from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.publisher import Publisher, PublishingRank
 from trainer.rows import Weights
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter, check_finite
@@ -66,7 +67,10 @@ class TrainerRank(PublishingRank):
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
-        self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
+        self.shard, shards = self.trainer.shards.get_local_rank(), self.trainer.shards.size()
+        here = self.places[self.rank]
+        self.publisher = Publisher(model, self.shard, shards, self.training.dtype, here, self.store)
+        remove_leftovers()  # of a run that was killed, on this host
         return os.getpid()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
@@ -124,9 +128,11 @@ class TrainerRank(PublishingRank):
         for trainer in self._trainers():
             trainer.onload()
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+    def begin_publication(
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+    ) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.trainer.rows(), receivers, half)
+        return self.publisher.begin(name, self.trainer.rows(), recipients, shards, half)
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
@@ -145,7 +151,7 @@ class TrainerRank(PublishingRank):
         self.writer.result(wait=True)  # before the copy: two would be in memory at once
         shards = {name: rows for trainer in self._trainers() for name, rows in trainer.shard().items()}
         copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in shards.items()}
-        self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
+        self.writer.start(Path(folder) / shard_name(self.shard, self.trainer.shards.size()), copies)
         return self.trainer.optimizer.steps
 
     def written(self, wait: bool) -> WrittenFile | None:

@@ -28,6 +28,7 @@ from kernels.model import ModelConfig, costs, served
 from kernels.tree import Shard
 from kernels.weights.bucket import Ticket
 from kernels.weights.reshard import fsdp_rows
+from kernels.weights.routes import Recipient
 from rl.cluster import RolloutFleet, TrainerFleet, session
 from rl.cluster.nodes import reserved
 from rl.cluster.start import named, open_stores, rollout_ranks, start
@@ -36,7 +37,7 @@ from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config
 from rl.publish import HALF, publish
-from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.publisher import Publisher, PublishingRank
 
 _REPEATS = 3
 
@@ -56,15 +57,17 @@ class Masters(PublishingRank):
             )
             for p in served(model)
         }
-        self.publisher = Publisher(model, rank, size, dtype, device, store)
+        self.publisher = Publisher(model, rank, size, dtype, places[rank], store)
 
     def start(self) -> int:
         """Returns the id of this process; nothing is left to do."""
         return os.getpid()
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+    def begin_publication(
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+    ) -> tuple[Ticket, int]:
         """Begins a publication; returns the ticket that opens this rank's bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.rows, receivers, half)
+        return self.publisher.begin(name, self.rows, recipients, shards, half)
 
 
 def main() -> None:
@@ -119,7 +122,7 @@ def measure(overrides: list[str]) -> tuple[list[Row], str]:
         ]
         engines = rollout_ranks(config, model, where, stores)
         start([*masters, *(rank for engine in engines for rank in engine)], config.cluster.timeout)
-        trainer, rollout = TrainerFleet(masters), RolloutFleet(engines, model, placement.rollout)
+        trainer, rollout = TrainerFleet(masters, placement.trainer), RolloutFleet(engines, model, placement.rollout)
         part = sum(prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in served(model))
         rows = list(_rows(trainer, rollout, part * len(placement.rollout)))
         trainer.kill()

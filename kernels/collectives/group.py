@@ -21,15 +21,15 @@ def backend_of(device: str, ranks: int, cards: int | None = None) -> str:
 def peer_memory(group: dist.ProcessGroup) -> Transport | None:
     """Maps memory that the other ranks write in (`kernels.collectives.peers`), where they have a card each, as NCCL
     demands; None over gloo, for one rank, and for ranks on several hosts. A collective. No bit depends on it."""
-    if dist.get_world_size(group) == 1 or not is_nccl(group) or len(set(_hosts(group))) > 1:
+    if dist.get_world_size(group) == 1 or not is_nccl(group) or len(set(hosts_of(group))) > 1:
         return None
     from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
 
     return PeerMemory(group)
 
 
-def _hosts(group: dist.ProcessGroup) -> list[str]:
-    """The host of every rank: by its name and, as two may have one name, by when it began to run. A collective."""
+def hosts_of(group: dist.ProcessGroup) -> list[str]:
+    """Returns the host of every rank: its name and, as two may have one name, when it began to run. A collective."""
     began = Path("/proc/sys/kernel/random/boot_id")
     here = f"{socket.gethostname()} {began.read_text().strip() if began.exists() else ''}"
     hosts = [""] * dist.get_world_size(group)

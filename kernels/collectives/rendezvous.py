@@ -89,13 +89,19 @@ def talk_over(interface: str) -> None:
         os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # exactly this one, and none that begins like it
 
 
+def choose_network(address: str, interface: str | None = None) -> None:
+    """Chooses what the groups that this process makes from here on connect over: a network `interface`, or the one towards the
+    store at `address`."""
+    talk_over(interface or interface_of(_toward(address)))
+
+
 def join(
     address: str, device: str, rank: int, size: int, cards: int | None = None, interface: str | None = None
 ) -> dist.ProcessGroup:
     """Makes this process's default group: rank `rank` of the `size` that meet at `address`. A collective. `cards`: of all
     ranks together, which are on several hosts (None: on this one). `interface`: to talk over; None: the one of the network on
     which `address` is."""
-    talk_over(interface or interface_of(_toward(address)))
+    choose_network(address, interface)
     backend = backend_of(device, size, cards)
     dist.init_process_group(backend, store=connect(address), rank=rank, world_size=size, timeout=PATIENCE)
     assert dist.group.WORLD is not None

@@ -35,12 +35,12 @@ def available(config: RunConfig) -> list[Node]:
 
 
 def another_ray(config: RunConfig) -> str:
-    """Warns where this process was told of a running Ray, as in a job of `ray job submit`, and the run starts one of its own."""
+    """Warns where this process was told of a running Ray, as in a job of `ray job submit`, and the run starts its own."""
     if config.cluster.address != "local" or not os.environ.get("RAY_ADDRESS"):
         return ""
     return (
-        f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names a running Ray, and cluster.address=local starts another on this machine: "
-        f"set cluster.address=auto to use it"
+        f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names a running Ray, and cluster.address=local starts another on this "
+        f"machine: set cluster.address=auto to use it"
     )
 
 

@@ -43,9 +43,9 @@ def cluster(
         ranks = _trainer_ranks(config, model, where, address_of(stores[0]), checkpoint)
         trains_only = config.mode == "train_only"
         engines = [] if trains_only else rollout_ranks(config, model, where, stores)
-        patience = section.patience
-        places = () if trains_only else where.placement.rollout
-        rollout, trainer = RolloutFleet(engines, model, places, patience), TrainerFleet(ranks, patience)
+        patience, placement = section.patience, where.placement
+        rollout = RolloutFleet(engines, model, () if trains_only else placement.rollout, patience)
+        trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
         try:
             every = [*ranks, *(rank for engine in engines for rank in engine)]
             listen_to(every, stores[0], where)
@@ -160,6 +160,7 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         section.checkpointing,
         prefix,
         section.router_aux_loss_coef,
+        section.replicas,
         config.kernels.family,
     )
 

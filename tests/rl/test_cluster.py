@@ -215,7 +215,7 @@ def test_ray_is_looked_at_before_its_store_is_read(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"rl.cluster.{name}", lambda *_: pytest.fail("the store was used"))
     calls: Any = {"one": Rank("trainer rank 0", None), "other": Rank("trainer rank 1", None)}
     batch: Any = None
-    for ask in (partial(gather, calls), partial(TrainerFleet([]).step, batch, LikelihoodLoss(), 0.0)):
+    for ask in (partial(gather, calls), partial(TrainerFleet([], []).step, batch, LikelihoodLoss(), 0.0)):
         with pytest.raises(RayLost):
             ask()
 
