@@ -168,7 +168,9 @@ class ClusterSection(Section):
     )
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
-    patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")
+    patience: Seconds = Field(
+        description="seconds for which a rank may give no sign of life (a signal or a debugger stopped it) before the run ends"
+    )
 
 
 class ReasoningGymSection(Section):

@@ -15,6 +15,10 @@ class Node:
     host: str
     cards: tuple[int, ...] = ()
     cpus: int = 1
+    memory: int = 0
+    """Bytes of host memory that are free; 0 where that is not known."""
+    card_bytes: tuple[int, ...] = ()
+    """Memory of each card; empty where that is not known."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from kernels.collectives import TreeGroup, peer_memory
+from kernels.collectives.heartbeat import Heartbeat
 from kernels.collectives.rendezvous import choose_network, join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
@@ -47,6 +48,7 @@ class RolloutRank:
         """Meets the other ranks of the engine, and builds it; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
         self.places[self.rank].enter()
+        Heartbeat(self.name, self.stores[1])
         if self.config.device == "cuda":
             choose_family(self.config.family)
         group, (store, trainer) = TreeGroup(), self.stores

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from kernels.collectives.heartbeat import Heartbeat
 from kernels.collectives.rendezvous import join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
@@ -44,17 +45,20 @@ class TrainerRank(PublishingRank):
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
+        name: str,
         interface: str | None = None,
     ) -> None:
         """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
-        random weights, or a checkpoint. `interface`: of the network to talk over (`join`)."""
+        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`)."""
         self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
-        self.config, self.training, self.source, self.device, self.interface = model, config, source, device, interface
+        self.config, self.training, self.source, self.device = model, config, source, device
+        self.name, self.interface = name, interface
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
         self.places[self.rank].enter()
+        Heartbeat(self.name, self.store)
         if self.device == "cuda":
             choose_family(self.training.family)
         join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)

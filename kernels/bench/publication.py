@@ -30,9 +30,9 @@ from kernels.weights.bucket import Ticket
 from kernels.weights.reshard import fsdp_rows
 from kernels.weights.routes import Recipient
 from rl.cluster import RolloutFleet, TrainerFleet, session
-from rl.cluster.calls import Rank
 from rl.cluster.nodes import reserved
 from rl.cluster.start import named, open_stores, rollout_ranks, start
+from rl.cluster.watch import Rank
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config

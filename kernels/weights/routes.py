@@ -44,7 +44,9 @@ def wired(source: Place, company: Sequence[Recipient]) -> list[Recipient]:
     return [to for to in company if way(source, to, company) == Way(None, False)]
 
 
-def followers(relay: Recipient, sources: Sequence[Place], company: Sequence[Recipient], shared: bool) -> list[Recipient]:
+def followers(
+    relay: Recipient, sources: Sequence[Place], company: Sequence[Recipient], shared: bool
+) -> list[Recipient]:
     """Lists those to whom `relay` passes on what comes from other hosts: by memory (`shared`), or over wires."""
     far = [s for s in sources if s.host != relay.place.host]
     return [to for to in company if far and way(far[0], to, company) == Way(relay, shared)]

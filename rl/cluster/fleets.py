@@ -13,10 +13,11 @@ from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket
 from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
-from rl.cluster.calls import Calls, Rank, gather, settle
+from rl.cluster.calls import Calls, gather, settle
 from rl.cluster.ray_processes import check_ray
 from rl.cluster.shelves import Shelves
 from rl.cluster.streams import Streams
+from rl.cluster.watch import Rank
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport

@@ -2,20 +2,23 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
 import torch
 from torch.distributed import TCPStore
 
+from kernels.collectives.heartbeat import Heard
 from kernels.collectives.rendezvous import LOOPBACK, address_of, listen
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
-from rl.cluster.calls import Rank, gather
+from rl.cluster.calls import gather
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.nodes import Reserved, own_address, reserved
 from rl.cluster.ray_processes import RayLost, session
 from rl.cluster.shelves import opened, supplied
+from rl.cluster.watch import Nodes, Pulse, Rank
 from rl.config import RunConfig
 from rl.errors import UserError
 from rollout.actor import RolloutRank
@@ -50,7 +53,9 @@ def cluster(
         trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
         trainer.shelves = shelves
         try:
-            start([*ranks, *(rank for engine in engines for rank in engine)], config.cluster.timeout, patience)
+            every = [*ranks, *(rank for engine in engines for rank in engine)]
+            listen_to(every, stores[0], where)
+            start(every, section.timeout, patience)
             yield rollout, trainer
         except RayLost:  # which cannot be told to end anything; the session does
             raise
@@ -91,7 +96,11 @@ def rollout_ranks(
         names = [named(f"rollout engine {i} rank {r}", p) for r, p in enumerate(places)]
         engines.append(
             [
-                Rank(name, actor.options(**where.options(p.host)).remote(r, *what, name, trainer, asleep, network))
+                Rank(
+                    name,
+                    actor.options(**where.options(p.host)).remote(r, *what, name, trainer, asleep, network),
+                    host=where.elsewhere(p.host),
+                )
                 for r, (name, p) in enumerate(zip(names, places, strict=True))
             ]
         )
@@ -106,11 +115,38 @@ def _trainer_ranks(
     path = config.model.path and str(Path(config.model.path).absolute())
     source = checkpoint or path or config.seed
     places = where.placement.trainer
-    what = (places, address, section.threads, model, training, source, config.device, config.cluster.interface)
+    what = (places, address, section.threads, model, training, source, config.device)
+    names, network = [named(f"trainer rank {r}", p) for r, p in enumerate(places)], config.cluster.interface
     return [
-        Rank(named(f"trainer rank {r}", p), actor.options(**where.options(p.host)).remote(r, *what))
-        for r, p in enumerate(places)
+        Rank(
+            name,
+            actor.options(**where.options(p.host)).remote(r, *what, name, network),
+            host=where.elsewhere(p.host),
+        )
+        for r, (name, p) in enumerate(zip(names, places, strict=True))
     ]
+
+
+def listen_to(ranks: Sequence[Rank], store: TCPStore, where: Reserved) -> None:
+    """Lets whoever waits for the ranks hear their signs of life, which come to the trainer's store."""
+    pulse = Pulse(Heard(store, [rank.name for rank in ranks]), Nodes(where.raylets, partial(_kill, where)))
+    for rank in ranks:
+        rank.pulse = pulse
+
+
+def _kill(where: Reserved, rank: Rank) -> None:
+    """Ends the process of a rank that does not answer, on its node."""
+
+    def end(pid: int) -> None:
+        import os
+
+        os.kill(pid, 9)
+
+    if rank.process is not None:
+        rank.process.kill()
+    elif rank.host is not None and rank.pid:
+        there = ray.remote(num_cpus=0, max_retries=0)(end).options(**where.options(rank.host)).remote(rank.pid)
+        ray.wait([there], timeout=5)
 
 
 def named(rank: str, place: Place) -> str:

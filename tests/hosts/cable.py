@@ -3,6 +3,7 @@
 `python cable.py TAP TAP FILE`: FILE says how, as "delay in ms, loss in %, rate in Mbit/s (0: any)", and may change at any time.
 """
 
+import contextlib
 import fcntl
 import heapq
 import os
@@ -44,10 +45,8 @@ def main(one: str, other: str, file: Path) -> None:
                 heapq.heappush(under_way, (free[to] + delay / 1e3, count, ends[to], frame))
         while under_way and under_way[0][0] <= time.monotonic():
             _, _, end, frame = heapq.heappop(under_way)
-            try:
+            with contextlib.suppress(OSError):  # the other end is down
                 os.write(end, frame)
-            except OSError:  # the other end is down
-                pass
 
 
 def frames(end: int) -> list[bytes]:

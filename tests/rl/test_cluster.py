@@ -20,9 +20,10 @@ from kernels.host.command import Terminated
 from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
-from rl.cluster.calls import Rank, gather, root_cause, settle
+from rl.cluster.calls import gather, root_cause, settle
 from rl.cluster.family import WORDLESS
 from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, unstarted
+from rl.cluster.watch import Rank
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY

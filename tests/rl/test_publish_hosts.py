@@ -75,7 +75,9 @@ def test_a_flipped_bit_and_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) 
         before = served(rollout)
         train(trainer, rollout.model)
         corrupt(rollout.engines[1][1].actor, "layers.0.down")
-        with pytest.raises(RunError, match=r"engine 1 rank 1 \(127.0.0.2\) received other weights .* version 2: layers.0.down"):
+        with pytest.raises(
+            RunError, match=r"engine 1 rank 1 \(127.0.0.2\) received other weights .* version 2: layers.0.down"
+        ):
             publish(trainer, rollout, 2, half=HALF)
         assert served(rollout) == before
         publish(trainer, rollout, 2, half=HALF)
@@ -103,7 +105,9 @@ def test_replicas_serve_their_own_hosts(monkeypatch: pytest.MonkeyPatch) -> None
         publish(trainer, rollout, 2, half=HALF)
         assert rollout.crossed == {} and served(rollout) != before
         ray.get(trainer.ranks[1].actor.__ray_call__.remote(spoil))
-        with pytest.raises(RunError, match="replica 1 of the trainer holds other weights than replica 0: layers.0.down"):
+        with pytest.raises(
+            RunError, match="replica 1 of the trainer holds other weights than replica 0: layers.0.down"
+        ):
             publish(trainer, rollout, 3, half=HALF)
 
 
