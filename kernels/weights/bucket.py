@@ -124,8 +124,8 @@ def wait_for_wires() -> None:
 
 class Wire:
     """Carries bytes from one process to another on another card or host: a process group of two ranks, NCCL between cards and
-    gloo between the memory of hosts. Over NCCL sends and receives are queued on the device, in the order of the calls; the first
-    waits for the other end to make its own."""
+    gloo between the memory of hosts. Over NCCL sends and receives are queued on the device, in the order of the calls; the
+    first waits for the other end to make its own."""
 
     def __init__(self, name: str, address: str, sender: bool, place: Place) -> None:
         """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port). `place`: of this
@@ -134,7 +134,9 @@ class Wire:
         store = dist.PrefixStore(name, connect(address))
         ends = (store, 1 - self._other, 2)
         if place.card is None:
-            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(*ends, timedelta(seconds=_STALL))
+            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(
+                *ends, timedelta(seconds=_STALL)
+            )
         else:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = PATIENCE

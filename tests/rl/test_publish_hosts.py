@@ -38,7 +38,9 @@ def started(
     """Trainer ranks at these places, and engines of `tp` ranks, each at one."""
     placement = Placement(trainer, tuple(place for place in engines for _ in range(tp)))
     patch.setattr("rl.cluster.start.reserved", lambda config: nullcontext(Reserved(placement, {})))
-    config = check([*SHORT, *LAYOUT, f"rollout.tp={tp}", f"rollout.replicas={len(engines)}", "out_dir=unused", *more])[0]
+    config = check([*SHORT, *LAYOUT, f"rollout.tp={tp}", f"rollout.replicas={len(engines)}", "out_dir=unused", *more])[
+        0
+    ]
     with cluster(config, model_config(config, 64)) as fleets:
         yield fleets
 
@@ -103,7 +105,7 @@ def test_replicas_serve_their_own_hosts(monkeypatch: pytest.MonkeyPatch) -> None
         assert rollout.crossed == {} and served(rollout) != before
         ray.get(trainer.ranks[1].actor.__ray_call__.remote(spoil))
         with pytest.raises(
-            RunError, match="replica 1 of the trainer holds other weights than replica 0: layers.0.down"
+            RunError, match=r"replica 1 of the trainer holds other weights than replica 0: layers.0.down"
         ):
             publish(trainer, rollout, 3, half=HALF)
 
