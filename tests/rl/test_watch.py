@@ -21,9 +21,9 @@ class Heard:
 
     def beats(self) -> dict[str, Beat]:
         self.number += 1
-        for name in set(NAMES) - self.silent:
+        for name in (n for n in NAMES if n not in self.silent):
             self.found[name] = Beat(self.number, "step", "trainer/a.py:1 f", "all_gather", 7)
-        for name in self.silent & self.found.keys():
+        for name in (n for n in NAMES if n in self.silent and n in self.found):
             self.found[name] = Beat(self.found[name].number, "step", "trainer/a.py:2 g", "", 6)
         return dict(self.found)
 
@@ -65,10 +65,10 @@ def test_a_silent_rank_of_a_node_that_answers_is_named_with_who_waited(
     look_for(watch, ranks, clock, 19)
     with pytest.raises(LostError) as told:
         look_for(watch, ranks, clock, 3)
+    where, waits = "was in step at trainer/a.py", "waiting in all_gather (number 7)"
     assert str(told.value) == (
-        f"{NAMES[1]} gave no sign of life for cluster.patience=20 s; it was in step at trainer/a.py:2 g, while {NAMES[0]} "
-        f"was in step at trainer/a.py:1 f, waiting in all_gather (number 7); {NAMES[2]} was in step at trainer/a.py:1 f, waiting in "
-        f"all_gather (number 7); the same command goes on from the last checkpoint, with fewer nodes too"
+        f"{NAMES[1]} gave no sign of life for cluster.patience=20 s; it {where}:2 g, while {NAMES[0]} {where}:1 f, {waits}; "
+        f"{NAMES[2]} {where}:1 f, {waits}; the same command goes on from the last checkpoint, with fewer nodes too"
     )
     assert killed == [ranks[1]]
 
