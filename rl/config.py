@@ -69,6 +69,7 @@ class RolloutSection(Section):
 
     @property
     def limits(self) -> Limits:
+        """Returns the limits of an engine's batches."""
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
     def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:

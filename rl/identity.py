@@ -103,6 +103,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 
 
 def is_free(key: str) -> bool:
+    """Tells whether a key decides no bit: a run that goes on may have another value."""
     key = _SOURCE.sub("data.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 

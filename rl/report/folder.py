@@ -19,7 +19,7 @@ MACHINE = ("time/", "speed/", "memory/")
 
 
 class ReportError(ValueError):
-    """Is raised for a folder that holds no run, or a file in it that is not what it should be; one line."""
+    """Says in one line that a folder holds no run, or that a file in it is not what it should be."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def code(
     memory: int = 1024,
     late: float | None = None,
 ) -> dict[str, float]:
-    """1 where the program of a completion (its last fenced block, or all of it) passes every test, else 0; `partial`: the
+    """Earns 1 where the program of a completion (its last fenced block, or all of it) passes every test, else 0; `partial`: the
     share that it passes.
 
     tests    the field of the row, by dotted path: Python code, a list of such, or {"inputs": [...], "outputs": [...]} of
