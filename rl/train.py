@@ -309,7 +309,7 @@ class Parts:
         tokenizer, sets, environment = self.ready.source.tokenizer, self.ready.sets, self.ready.environment
         hosts = environment.hosts if isinstance(environment, Tools) else None
         how = tokenizer, hosts, self.console.warn
-        own = {name: set_environment(self.config, name, one, *how) for name, one in sets.items()}
+        own = {n: set_environment(self.config, n, one.problems, one.reward, *how) for n, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
     def _publish(self, version: int) -> None:

@@ -117,7 +117,7 @@ def evaluate(
         environment, _, judged_by = open_environment(config, source, hosts, console.warn)
         evaluators[""] = make_evaluator(config, source, environment, judged_by, partial(_keep, kept, ""))
     for name, one in sets.items():
-        environment = set_environment(config, name, one, tokenizer, hosts, console.warn)
+        environment = set_environment(config, name, one.problems, one.reward, tokenizer, hosts, console.warn)
         evaluators[name] = make_set_evaluator(
             config, name, one, tokenizer.ends, environment, partial(_keep, kept, name)
         )
