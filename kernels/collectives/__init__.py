@@ -9,5 +9,3 @@ rendezvous.py    where ranks find each other
 
 from kernels.collectives.group import TreeGroup, backend_of, peer_memory
 from kernels.collectives.transport import Transport
-
-__all__ = ["Transport", "TreeGroup", "backend_of", "peer_memory"]
