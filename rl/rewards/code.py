@@ -29,6 +29,7 @@ from rl.data.problem import Problem
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL)
 _FILE = 16 << 20  # bytes of what it prints, and of each file
+_ENVIRONMENT = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 _LATE = (-24, -9)  # SIGXCPU; SIGKILL, of one that ignores it
 
 
@@ -124,13 +125,7 @@ def _passes(program: str, test: Test, seconds: int, memory: int) -> bool | None:
                 stdout=said,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env={
-                    "PATH": os.defpath,
-                    "PYTHONHASHSEED": "0",
-                    "LANG": "C.UTF-8",
-                    "OMP_NUM_THREADS": "1",
-                    "TMPDIR": folder,
-                },
+                env=_ENVIRONMENT | {"TMPDIR": folder},
                 timeout=3 * seconds,
             )
         except subprocess.TimeoutExpired:

@@ -28,14 +28,8 @@ OF_OTHERS = ("http", "judge", "model")
 """Those whose values are what a server or a library makes of the text: its bits are not ours to promise."""
 MODEL = "model"
 """The one that holds a model: a single process judges, since each would load it."""
-_RESERVED = (
-    "mean",
-    "std",
-    "solved_frac",
-    "groups_without_signal_frac",
-    "left_out",
-    "errors",
-)  # metrics of another meaning
+_RESERVED = ("mean", "std", "solved_frac", "groups_without_signal_frac", "left_out", "errors")
+"""Metrics of another meaning."""
 
 
 class RewardSection(Section):
