@@ -82,9 +82,7 @@ class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
 
     stream: Stream
-    requests_for: Callable[
-        [Sequence[Problem], int, int], Sequence[Request]
-    ]  # (problems, step, number of the first in it)
+    requests_for: Callable[[Sequence[Problem], int, int], Sequence[Request]]  # of problems, step, the first's number in it
     environment: Environment
     algorithm: Algorithm
     rollout: Rollout
@@ -100,7 +98,7 @@ class Step:
     frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
-    critic: "Critic | None" = None  # that the algorithm asks and trains
+    critic: Critic | None = None  # that the algorithm asks and trains
     keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
