@@ -82,7 +82,9 @@ class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
 
     stream: Stream
-    requests_for: Callable[[Sequence[Problem], int, int], Sequence[Request]]  # of problems, step, the first's number in it
+    requests_for: Callable[
+        [Sequence[Problem], int, int], Sequence[Request]
+    ]  # of problems, step, the first's number in it
     environment: Environment
     algorithm: Algorithm
     rollout: Rollout

@@ -11,7 +11,6 @@ input.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kernels.host.command import Parser, fail, output
+from kernels.host.command import Parser, fail, output, write_json
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl.compose import check, filled
@@ -62,8 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         fail(error, 2)
     except (RankError, RunnerError) as error:
         fail(error, 1)
-    if asked.json:
-        asked.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+    write_json(asked.json, _as_json(found))
 
 
 def _is_asked(model: Path, overrides: Sequence[str], config: RunConfig) -> bool:
