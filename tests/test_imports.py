@@ -1,6 +1,7 @@
 """Who may import whom, and what never stands where."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,25 @@ def test_no_function_of_the_algorithm_is_long() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (size := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not found, found
+
+
+def public(nodes: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes that others may use, and the methods of these."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            yield from public(node.body) if isinstance(node, ast.ClassDef) else ()
+
+
+def test_public_docstrings_say_what_the_thing_does() -> None:
+    """Their first word is a verb: "Returns ...", "Holds ...", and no noun, preposition or question."""
+    found = [
+        f"{path}:{node.lineno} {node.name}: {first}"
+        for path, tree in modules("kernels", "rollout/server", "trainer", "rl", "recipes")
+        for node in public(tree.body)
+        if not re.match(r"(?!As\b|This\b)[A-Z]\w*s\b", first := " ".join((ast.get_docstring(node) or "").split()[:3]))
     ]
     assert not found, found
 
