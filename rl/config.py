@@ -132,6 +132,10 @@ class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    every: Positive = Field(
+        description="of algorithm.lag above 0: steps between those whose samples are compared, by a further forward pass with "
+        "the weights that drew them; without lag every step is compared, for nothing"
+    )
     keep_batches: tuple[Positive, ...] = Field(
         description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
         "computes it again. That of the first step in which a bit differs stays in any case, without weights"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
 from rl.command import main
 from rl.config import RunConfig
-from rl.data import TRAIN, Problem
+from rl.data import TRAIN, Problem, ProblemStream
 from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
 from rl.errors import RunError
@@ -32,6 +32,7 @@ from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evalua
 from rl.frozen_weights import freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
+from rl.lag import Lagging, drawn_ahead
 from rl.loop import Loop
 from rl.memory import advised
 from rl.model import beside, critic_model, model_config, remarks
@@ -178,8 +179,8 @@ class Parts:
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
             self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
-        loop = self.loop(algorithm)
-        before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
+        step = self.step(algorithm)
+        before, after = self.loop(step, begin).run(state) if config.mode == "full" else self._alone(step)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
@@ -224,9 +225,9 @@ class Parts:
             self.trainer.thaw()
         return state
 
-    def _alone(self, loop: Loop) -> tuple[None, None]:
+    def _alone(self, step: Step) -> tuple[None, None]:
         """Takes one half of the steps; nothing is evaluated."""
-        half = Alone(loop.step, loop.bar, self.config.steps)
+        half = Alone(step, self.bar, self.config.steps)
         if self.config.batches is None:
             half.sample()
         else:
@@ -243,12 +244,21 @@ class Parts:
         save = partial(self.trainer.save, beside=sidecar)
         return Keeper(Path(config.out_dir), asked, about, save, self.console.print)
 
-    def loop(self, algorithm: Algorithm) -> Loop:
-        """Builds the loop over GRPO steps."""
-        config, source, environment = self.config, self.ready.source, self.ready.environment
-        section, stream = config.algorithm, source.stream(config.seed, TRAIN)
-        trainer, asked = config.trainer, section.critic
-        sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
+    @cached_property
+    def bar(self) -> Bar:
+        """Returns what shows the GRPO steps."""
+        return Bar(self.console, "GRPO")
+
+    @cached_property
+    def stream(self) -> ProblemStream:
+        """Returns the problems in the run's order."""
+        return self.ready.source.stream(self.config.seed, TRAIN)
+
+    def step(self, algorithm: Algorithm) -> Step:
+        """Builds what takes a GRPO step."""
+        config, trainer = self.config, self.config.trainer
+        section, asked = config.algorithm, config.algorithm.critic
+        sampling = train_sampling(config.rollout, self.ready.source.tokenizer.ends)
 
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
@@ -256,18 +266,17 @@ class Parts:
         def schedule(lr: float) -> Schedule:
             return Schedule(lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps)
 
-        own = make_evaluator(config, source, environment, self.ready.judged_by)
-        step = Step(
-            stream=stream,
+        return Step(
+            stream=self.stream,
             requests_for=requests,
-            environment=environment,
+            environment=self.ready.environment,
             algorithm=algorithm,
             rollout=self.rollout,
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,
             publish=self._publish,
-            phase=bar.phase,
+            phase=self.bar.phase,
             prompts=section.prompts_per_step,
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
@@ -278,9 +287,21 @@ class Parts:
             policy=config.align.policy if config.numerics == "exact" else "record",
             keeper=self._keeper(),
         )
+
+    def _lagging(self, step: Step, begin: Start) -> Lagging:
+        """Lets sampling be ahead. Where the run may go on after its last step, what that one needs is drawn too."""
+        config = self.config
+        last = None if config.checkpoint.every else config.steps
+        at_once = config.cluster.placement == "split"
+        return Lagging(step, config.algorithm.lag, config.align.every, last, at_once, drawn_ahead(begin))
+
+    def loop(self, step: Step, begin: Start) -> Loop:
+        """Builds the loop over GRPO steps."""
+        config, ready = self.config, self.ready
+        own = make_evaluator(config, ready.source, ready.environment, ready.judged_by)
         return Loop(
-            step=step,
-            stream=stream,
+            step=self._lagging(step, begin) if config.algorithm.lag else step,
+            stream=self.stream,
             evaluate=partial(
                 Evaluators(own, self._set_evaluators()),
                 generate=self.rollout.generate,
@@ -290,8 +311,8 @@ class Parts:
             ),
             speeds=partial(
                 speeds,
-                self.ready.model,
-                epochs=section.update_epochs,
+                ready.model,
+                epochs=config.algorithm.update_epochs,
                 ranks=config.trainer.world_size,
                 on_gpu=config.device == "cuda",
             ),
@@ -299,7 +320,7 @@ class Parts:
             cards=self.cards,
             journal=self.journal,
             checkpoints=self.checkpoints,
-            bar=bar,
+            bar=self.bar,
             steps=config.steps,
             eval_every=config.eval.every,
         )

@@ -163,6 +163,22 @@ class TrainerFleet(_Fleet):
         shared = ray.put(batch)
         return Rows.merge(self._all(lambda rank: rank.frozen_logprobs.remote(shared))).values
 
+    def logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the policy's log-probs of all loss rows of `batch`, by the weights as they are: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.logprobs.remote(shared))).values
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+        self._all(lambda rank: rank.remember.remote())
+
+    def past_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns, by the weights that were remembered, the log-probs of all loss rows of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.past_logprobs.remote(shared))).values
+
     def reset_optimizer(self) -> None:
         """Sets the moments to zero."""
         self._all(lambda rank: rank.reset_optimizer.remote())
