@@ -53,6 +53,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.micro_leaves",
     "trainer.micro_tokens",
     "trainer.offload",
+    "trainer.replicas",
     "trainer.threads",
     "trainer.world_size",
 )

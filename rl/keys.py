@@ -32,6 +32,8 @@ ADDED: Mapping[str, Any] = {
     "trainer.lr_warmup_steps": 0,
     "trainer.router_aux_loss_coef": 0.0,
     "cluster.patience": 60,
+    "cluster.nodes": None,
+    "cluster.interface": None,
     "eval.samples": 1,
     "eval.keep_samples": False,
     "eval.sets": {},

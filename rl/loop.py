@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.data import ProblemStream
+from rl.errors import during
 from rl.evaluation import Evaluation
 from rl.journal import Journal
 from rl.run.screen import Bar
@@ -63,7 +64,8 @@ class Loop:
         after, self.stream.cursor = before, state.cursor
         with self.bar:
             for step in range(state.step + 1, self.steps + 1):
-                after = self._one(step, state, after)
+                with during(f"step {step}"):
+                    after = self._one(step, state, after)
         if self.steps:
             last = self.evaluate(self.steps)
             self.journal.step(self.steps + 1, last.metrics())

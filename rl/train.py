@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from kernels.model import ModelConfig
@@ -22,6 +23,7 @@ from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
+from rl.cluster.nodes import available
 from rl.command import main
 from rl.config import RunConfig
 from rl.data import TRAIN, Problem, ProblemStream
@@ -74,13 +76,13 @@ def train(
     if config.dry_run and config.model.hf.get("vocab_size") and not config.model.path:
         model = model_config(config, None)  # a plan needs no data
         budget = getattr(config.data, "max_prompt_tokens", 64)
-        print_plan(config, model, make_plan(config, model, prompt_tokens=budget), console)
+        print_plan(config, model, make_plan(config, model, prompt_tokens=budget), console, nodes=available(config))
         return {}
     ready = prepare(config, console)
     for line in (*remarks(config, ready.model), *ready.warnings):
         console.warn(line)
     if config.dry_run:
-        print_plan(config, ready.model, ready.plan, console, ready.source)
+        print_plan(config, ready.model, ready.plan, console, ready.source, available(config))
         return {}
     for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan, ready.sets):
         console.print(line)
@@ -120,7 +122,7 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     logged(begin, out_dir)  # says what is missing of them
     for path, size in remove_leftovers():
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
-    if config.device == "cuda":
+    if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
         serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
         prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)

@@ -19,7 +19,7 @@ from trainer.host import Waiting, process_peak
 from trainer.loss import Loss, LossRows
 from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
-from trainer.parallelize import gather, parallelize
+from trainer.parallelize import divided, gather, parallelize
 from trainer.recompute import Checkpointing
 from trainer.routing import Routing
 from trainer.rows import Weights, held_rows, load, local_rows
@@ -38,6 +38,7 @@ class TrainerConfig:
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
     prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
+    replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
     family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
 
 
@@ -46,7 +47,8 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither the cut into micro-batches nor the size of the mesh.
+    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times its
+    ranks hold the model.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Trainer:
     ) -> None:
         """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it."""
         self.config, self.mesh = config, mesh
+        self.shards, replicas = divided(mesh, config.replicas)
         self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype, config.checkpointing)
-        parallelize(self.model, mesh, on_host=config.offload == "all")
+        parallelize(self.model, self.shards, on_host=config.offload == "all", replicas=replicas)
         self.optimizer = Optimizer(self.model, config.optimizer, self.device, config.offload)
         self.frozen: Frozen | None = None
         self.past: Frozen | None = None  # the policy as it was
@@ -69,7 +72,7 @@ class Trainer:
         if isinstance(weights, Checkpoint):
             self._restore(weights)
         else:
-            load(self.model, mesh, weights)
+            load(self.model, self.shards, weights)
         if model.tied:
             self.optimizer.tie()
 
@@ -91,7 +94,7 @@ class Trainer:
         """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
         teacher. A collective."""
         self.frozen = None  # two would be in memory at once
-        self.frozen = Frozen(model, self.config.dtype, self.mesh, weights)
+        self.frozen = Frozen(model, self.config.dtype, self.shards, weights)
 
     def frozen_logprobs(self, batch: Batch) -> Rows:
         """Returns the frozen model's log-probs of this rank's loss rows of `batch`, as the forward pass of a step computes
@@ -243,7 +246,7 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for parameter, start, stop, weight in held_rows(self.model, self.mesh):
+        for parameter, start, stop, weight in held_rows(self.model, self.shards):
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
                 held.copy_(
                     checkpoint_rows(
