@@ -50,10 +50,11 @@ from rl.run.files import write_atomic
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
-from rl.speed import speeds
+from rl.speed import Drafting, speeds
 from rl.step import Critic, Step
 from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
+from trainer.batch import Batch
 from trainer.checkpoint import Checkpoint
 
 Fleets = tuple[RolloutFleet, TrainerFleet]
@@ -121,7 +122,7 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
     if config.device == "cuda":
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
+        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
         prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
     return begin
 
@@ -243,6 +244,16 @@ class Parts:
         save = partial(self.trainer.save, beside=sidecar)
         return Keeper(Path(config.out_dir), asked, about, save, self.console.print)
 
+    def _speeds(self) -> Callable[[Batch, dict[str, float]], dict[str, float]]:
+        config, drafting = self.config, Drafting(self.rollout.drafts)
+        epochs, ranks, on_gpu = config.algorithm.update_epochs, config.trainer.world_size, config.device == "cuda"
+
+        def measure(batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+            out = speeds(self.ready.model, batch, seconds, epochs, ranks, on_gpu)
+            return out | drafting() if config.rollout.speculate == "auto" else out
+
+        return measure
+
     def loop(self, algorithm: Algorithm) -> Loop:
         """Builds the loop over GRPO steps."""
         config, source, environment = self.config, self.ready.source, self.ready.environment
@@ -288,13 +299,7 @@ class Parts:
                 compare=partial(check_served, self.rollout),
                 console=self.console,
             ),
-            speeds=partial(
-                speeds,
-                self.ready.model,
-                epochs=section.update_epochs,
-                ranks=config.trainer.world_size,
-                on_gpu=config.device == "cuda",
-            ),
+            speeds=self._speeds(),
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,

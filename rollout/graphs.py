@@ -1,9 +1,9 @@
 """CUDA graphs of the decode step: the same kernels on the same weights and pages, launched as one.
 
-A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page. Drafted
-tokens are rows like any other, of the same line of pages: a layer stores the keys of all rows before any of them attends. Where
-one row draws from a part of the vocabulary, all rows pass the filters, the others at values that keep everything. No bit of a
-row depends on the others, so a replay has the bits of the eager step.
+A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page.
+Drafted tokens are rows like any other, of the same line of pages: a layer stores the keys of all rows before any of them
+attends. Where one row draws from a part of the vocabulary, all rows pass the filters, the others at values that keep
+everything. No bit of a row depends on the others, so a replay has the bits of the eager step.
 """
 
 import gc

@@ -1,5 +1,5 @@
-"""Drafts without a model: what followed the same tokens before, in the sequence itself, in its siblings in flight, or in what was
-said to the same prompt earlier."""
+"""Drafts without a model: what followed the same tokens before, in the sequence itself, in its siblings in flight, or in what
+was said to the same prompt earlier."""
 
 from collections.abc import Sequence as Many
 

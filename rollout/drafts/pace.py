@@ -26,7 +26,7 @@ Share = Callable[[list[float]], list[float]]
 
 
 class Costs:
-    """Measures the seconds of decoding steps, with and without drafts, by the size of their batch: the median of the last few."""
+    """Measures the seconds of decoding steps, with and without drafts, by the size of their batch: medians of the last few."""
 
     def __init__(self, share: Share | None = None) -> None:
         """`share`: where there are several ranks."""

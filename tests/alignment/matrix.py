@@ -87,7 +87,8 @@ class Cell:
     drafts: str = "none"  # or the lie of a drafter (tests.rollout.liars), or "looked up"
 
     def __str__(self) -> str:
-        return f"chunk {self.chunk}, page {self.page_size}, {self.cache}, {self.room}, {self.company}, {self.how}, {self.drafts}"
+        sizes = f"chunk {self.chunk}, page {self.page_size}"
+        return f"{sizes}, {self.cache}, {self.room}, {self.company}, {self.how}, drafts {self.drafts}"
 
     @property
     def size(self) -> int:

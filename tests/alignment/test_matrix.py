@@ -1,8 +1,8 @@
 """The matrix: the tokens and log-probs of a request are the same bits however it is served, and they are the trainer's.
 
 Requests combine prompt, n, temperature, filters, stops and prompt log-probs; cells combine chunks, pages, the prefix cache,
-preemption, company that comes and goes, drafters that lie, and tensor parallelism, overlap or CUDA graphs. On a CPU with tiny models, on a GPU
-with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
+preemption, company that comes and goes, drafters that lie, and tensor parallelism, overlap or CUDA graphs. On a CPU with tiny
+models, on a GPU with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
 """
 
 from functools import lru_cache
