@@ -25,6 +25,7 @@ from rollout.keys import (
     PageSize,
     PrefillChunk,
     PrefixCache,
+    Speculate,
     Threads,
     Tp,
 )
@@ -65,6 +66,7 @@ class RolloutSection(Section):
     max_running: MaxRunning
     max_batch_tokens: MaxBatchTokens
     prefill_chunk: PrefillChunk
+    speculate: Speculate
     threads: Threads
 
     @property
@@ -75,7 +77,8 @@ class RolloutSection(Section):
     def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:
         """Makes the config of each rank's engine, which runs the kernels of a family of cards."""
         sizes, on_gpu = (self.pages, self.page_size, self.prefix_cache, self.limits), device == "cuda"
-        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu, family=family)
+        fast = on_gpu, on_gpu
+        return EngineConfig(*sizes, dtype, device, *fast, family, self.speculate)
 
 
 class TrainerSection(Section):

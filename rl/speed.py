@@ -1,9 +1,10 @@
 """Measures how fast a step was: tokens a second, and the share of the cards' arithmetic that the model's own products account
 for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kernels.model import ModelConfig, costs
+from rollout.drafts.speculation import Counts
 from trainer.batch import Batch
 
 PEAK_FLOPS = 989.4e12
@@ -23,3 +24,23 @@ def speeds(
         "speed/train_tflops_per_rank": flops / 1e12,
     }
     return out | ({"speed/train_mfu": flops / PEAK_FLOPS} if on_gpu else {})
+
+
+class Drafting:
+    """Measures what drafted tokens brought the engines since it was asked last."""
+
+    def __init__(self, counts: Callable[[], Counts]) -> None:
+        """`counts`: of all engines, since they began."""
+        self._counts, self._before = counts, Counts()
+
+    def __call__(self) -> dict[str, float]:
+        """Returns `speed/*`."""
+        before, now = self._before, self._counts()
+        self._before = now
+        drafted, draws = now.drafted - before.drafted, now.draws - before.draws
+        return {
+            "speed/drafted_tokens": drafted,
+            "speed/drafts_accepted_frac": (now.accepted - before.accepted) / max(drafted, 1),
+            "speed/drafted_step_tokens": (now.tokens - before.tokens) / draws if draws else 1.0,
+            "speed/drafts_saved_s": now.seconds_saved - before.seconds_saved,
+        }

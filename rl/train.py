@@ -53,10 +53,11 @@ from rl.run.files import write_atomic
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
-from rl.speed import speeds
+from rl.speed import Drafting, speeds
 from rl.step import Critic, Step
 from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
+from trainer.batch import Batch
 from trainer.checkpoint import Checkpoint
 
 Fleets = tuple[RolloutFleet, TrainerFleet]
@@ -124,7 +125,7 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
     if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
+        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
         prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
     return begin
 
@@ -256,6 +257,16 @@ class Parts:
         """Returns the problems in the run's order."""
         return self.ready.source.stream(self.config.seed, TRAIN)
 
+    def _speeds(self) -> Callable[[Batch, dict[str, float]], dict[str, float]]:
+        config, drafting = self.config, Drafting(self.rollout.drafts)
+        epochs, ranks, on_gpu = config.algorithm.update_epochs, config.trainer.world_size, config.device == "cuda"
+
+        def measure(batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+            out = speeds(self.ready.model, batch, seconds, epochs, ranks, on_gpu)
+            return out | drafting() if config.rollout.speculate == "auto" else out
+
+        return measure
+
     def step(self, algorithm: Algorithm) -> Step:
         """Builds what takes a GRPO step."""
         config, trainer = self.config, self.config.trainer
@@ -311,13 +322,7 @@ class Parts:
                 compare=partial(check_served, self.rollout),
                 console=self.console,
             ),
-            speeds=partial(
-                speeds,
-                ready.model,
-                epochs=config.algorithm.update_epochs,
-                ranks=config.trainer.world_size,
-                on_gpu=config.device == "cuda",
-            ),
+            speeds=self._speeds(),
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,

@@ -134,7 +134,9 @@ class Wire:
         store = dist.PrefixStore(name, connect(address))
         ends = (store, 1 - self._other, 2)
         if place.card is None:
-            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(*ends, timedelta(seconds=_STALL))
+            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(
+                *ends, timedelta(seconds=_STALL)
+            )
         else:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = PATIENCE

@@ -114,7 +114,9 @@ def copy(path: Path, file: WrittenFile, ask: Ask) -> None:
             out.flush()
             os.fsync(out.fileno())
         if (found := digest.hexdigest()) != file.sha256:
-            raise CheckpointError(f"{path} came with sha256 {found[:12]} from another node, it must be {file.sha256[:12]}")
+            raise CheckpointError(
+                f"{path} came with sha256 {found[:12]} from another node, it must be {file.sha256[:12]}"
+            )
         os.replace(made, path)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror}") from None

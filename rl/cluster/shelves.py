@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kernels.host.place import Place
 from rl.cluster.calls import gather
-from rl.cluster.watch import Rank
 from rl.cluster.shelf import Shelf
+from rl.cluster.watch import Rank
 from rl.errors import UserError
 from trainer.checkpoint import Checkpoint, needed
 

@@ -130,7 +130,7 @@ def evaluate(
             console.warn(f"eval.sets.{name}: {line}")
         console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
-        serving = Serving(rollout.tp, rollout.page_size, rollout.max_running, served.config.max_positions)
+        serving = Serving(rollout.tp, rollout.page_size, rollout.limits.rows, served.config.max_positions)
         prepare_kernels(served.config, served.dtype, serving, False, console.print)
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
         found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}

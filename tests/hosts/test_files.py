@@ -59,13 +59,17 @@ def test_disks_of_their_own(two: Hosts) -> None:
     stopped_after_a_checkpoint(two)
     here, there = names(two[1]), names(two[2])
     newest = max(here)
-    assert {"rank-0-of-2.safetensors", "checkpoint.json"} <= here[newest] and "rank-1-of-2.safetensors" not in here[newest]
+    assert {"rank-0-of-2.safetensors", "checkpoint.json"} <= here[newest] and "rank-1-of-2.safetensors" not in here[
+        newest
+    ]
     assert there[newest] == {"rank-1-of-2.safetensors", "checkpoint.json"}
     assert set(there) >= set(here)
     aside = seen(two[2], "/tmp/aside")
     shutil.move(seen(two[2]), aside)
     line = resumed(two[1], "cluster.nodes=1", "trainer.world_size=1", "rollout.replicas=1").error()
-    assert line.startswith(f"{OWN}/checkpoints/{newest}/rank-1-of-2.safetensors is on none of the 2 nodes of this Ray; 10.77.0.2 wrote it")
+    assert line.startswith(
+        f"{OWN}/checkpoints/{newest}/rank-1-of-2.safetensors is on none of the 2 nodes of this Ray; 10.77.0.2 wrote it"
+    )
     shutil.move(aside, seen(two[2]))
     done = resumed(two[1], "cluster.nodes=1", "trainer.world_size=1", "rollout.replicas=1")
     assert done.code == 0 and "resumed" in done.out, done

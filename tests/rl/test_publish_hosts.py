@@ -38,7 +38,9 @@ def started(
     """Trainer ranks at these places, and engines of `tp` ranks, each at one."""
     placement = Placement(trainer, tuple(place for place in engines for _ in range(tp)))
     patch.setattr("rl.cluster.start.reserved", lambda config: nullcontext(Reserved(placement, {})))
-    config = check([*SHORT, *LAYOUT, f"rollout.tp={tp}", f"rollout.replicas={len(engines)}", "out_dir=unused", *more])[0]
+    config = check([*SHORT, *LAYOUT, f"rollout.tp={tp}", f"rollout.replicas={len(engines)}", "out_dir=unused", *more])[
+        0
+    ]
     with cluster(config, model_config(config, 64)) as fleets:
         yield fleets
 
