@@ -307,7 +307,8 @@ class Runner:
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
         leaves = self.config.leaves // shard.size
         nodes = vocab_nodes(logits, temperature, leaves)
-
+        if shard.size == 1:
+            return token, vocab_logprob(nodes, logit, temperature)[0], logits, nodes
         winner = torch.stack([score, logit, token.int().view(torch.float32)], 1)
         parts = self.group.all_gather(torch.cat([winner, nodes.view(rows, 2 * leaves)], 1))
         nodes = parts[:, :, 3:].transpose(0, 1).reshape(rows, self.config.leaves, 2)
