@@ -52,8 +52,8 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False, fo
     normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used.
     `forward_only`: there is no backward pass, after which the outer weights would be dropped again.
 
-    One rank has nothing to gather or to sum, so that without `on_host` there is no FSDP2: the model reads the masters where they
-    lie (every op rounds them, to the same bits), and a gradient stays where its op wrote it."""
+    One rank has nothing to gather or to sum, so that without `on_host` there is no FSDP2: the model reads the masters where
+    they lie (every op rounds them, to the same bits), and a gradient stays where its op wrote it."""
     device = mesh.device_type
     if mesh.size() == 1 and not on_host:
         _hold_alone(model, mesh)

@@ -59,8 +59,8 @@ def costs(config: ModelConfig) -> Costs:
 
 
 def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
-    """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm: a sampler alone leaves it to
-    the next norm, unless somebody looks."""
+    """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm: one that samples alone
+    leaves it to the next norm, unless somebody looks."""
     config, shard, own = run.config, run.group.shard, _experts(run.config)
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
     run.seen("mlp_norm", h)

@@ -11,8 +11,8 @@ from kernels.ops.rms_norm import portable as rms_norm
 
 LANES = 1024
 """Of the sum over a row: `d_weights`."""
-FUSED = 1024
-"""Rows up to which one kernel adds and norms too: a block has a row, which is too few columns at a time for many rows."""
+FUSED = range(33, 1025)
+"""Numbers of rows for which one kernel adds and norms too: a block has a row, and few rows are sooner done by more blocks."""
 
 
 @triton.jit
@@ -204,11 +204,11 @@ def add_norm(
     weight: torch.Tensor,
     eps: float,
     *,
-    warps: int = 8,
+    warps: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums as `forward`, adds the sum to x and norms; returns (normed, sum)."""
     (tokens, k), n = of.shape, y.shape[1]
-    if tokens > FUSED:
+    if tokens not in FUSED:
         delta = forward(y, weights, of, ids, first, extent, leaves, y.dtype)
         return rms_norm.add_forward(x, delta, weight, eps)
     x = x.contiguous()

@@ -1,9 +1,9 @@
 """GPU sampling: noise and scores are the operations of cpu.c one by one, so a draw is the CPU's where the logits are.
 
 Two exact logarithms an id are much work for a vocabulary, and few ids can win. So a block first finds what each score is at
-most, with the device's fast logarithm: -ln(-ln(1 - u)) <= -ln u, of which the error is below 1e-4, and SLACK far above that. The
-exact score of the id for which that is highest is a bar. Then it computes the exact scores of the ids that may reach it, four at a
-time (they share a call of Philox).
+most, with the device's fast logarithm: -ln(-ln(1 - u)) <= -ln u, of which the error is below 1e-4, and SLACK far above that.
+The exact score of the id for which that is highest is a bar. Then it computes the exact scores of the ids that may reach it,
+four at a time (they share a call of Philox).
 """
 
 import torch

@@ -5,8 +5,8 @@ the last one, where the group ends inside it, is read from a copy that is padded
 never holds a token of the next group. More than eight groups go by eights: the root of a set is a node of level 3, and levels 3
 and above of the binary counter wait in a scratch tile that stays in L2.
 
-With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y. Their tiles are
-short, so that the way of a tile to memory counts: it leaves by TMA, through shared memory, while the next one is computed.
+With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y. Their tiles
+are short, so that the way of a tile to memory counts: it leaves by TMA, through shared memory, while the next one is computed.
 """
 
 from typing import Any, NamedTuple
@@ -307,8 +307,8 @@ def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
 
 
 def _outlet(y: torch.Tensor, M: int, experts: bool, L: int, BN: int) -> tuple[int, int]:
-    """Chooses how a tile leaves: (columns of a part, parts at once), or from registers, (0, 1), where no tile of TMA's is a tile
-    of one expert, or where tiles are long and the room is better spent on stages."""
+    """Chooses how a tile leaves: (columns of a part, parts at once), or from registers, (0, 1), where no tile of TMA's is a
+    tile of one expert, or where tiles are long and the room is better spent on stages."""
     if not experts or M % 128 or y.dtype != torch.float32 or not reachable_rows(y):
         return 0, 1
     return (64, 2) if L == 8 else (64, 1)
