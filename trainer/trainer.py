@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, saved, served, trained
@@ -19,7 +17,7 @@ from trainer.host import Waiting, process_peak
 from trainer.loss import Loss, LossRows
 from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
-from trainer.parallelize import divided, gather, parallelize
+from trainer.parallelize import divided, drop_gathered, gather, parallelize
 from trainer.recompute import Checkpointing
 from trainer.routing import Routing
 from trainer.rows import Weights, held_rows, load, local_rows
@@ -87,7 +85,7 @@ class Trainer:
             part = batch.take(start, stop)
             values = batch_logprobs(self.model, part, leaf, self.device).cpu().numpy()
             parts.append(Rows(values, np.arange(start, stop), part.counts))
-        cast(FSDPModule, self.model).reshard()  # the outer weights stay whole until a backward pass
+        drop_gathered(self.model)
         return Rows.merge(parts)
 
     def freeze(self, model: ModelConfig, weights: Weights) -> None:
