@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rl.section import Positive, Seconds, Section, Text
 
-Format = Literal["auto", "hermes", "qwen_coder", "llama", "plain"]
+Format = Literal["auto", "hermes", "qwen_coder", "mistral", "llama", "plain"]
 
 
 class EnvironmentSection(Section):

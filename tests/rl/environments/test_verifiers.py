@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rl.compose import check
 from rl.data import Problem, open_source
 from rl.environments.choice import open_environment, open_hosts
 from rl.environments.verifiers.play import Verifiers
+from rl.errors import UserError
 from rl.requests import requests_for, train_sampling
 from rl.samples import completions
 from rollout.replies import Replies
@@ -85,15 +87,16 @@ def play(
     return of.play(requests_for(problems, each, sampling, 3, "train", 1), policy, problems), policy
 
 
-@pytest.fixture
-def talk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    monkeypatch.syspath_prepend(str(INSTALLED))
-    return lambda *more: opened(folder, "echo_talk", *more)
+@pytest.fixture(scope="module")
+def talk(folder: Path) -> Iterator[tuple[Verifiers, list[Problem], Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(INSTALLED))
+        yield opened(folder, "echo_talk")
 
 
-def test_turns_are_the_tokens_that_were_written(talk: Callable[..., Any]) -> None:
+def test_turns_are_the_tokens_that_were_written(talk: Any) -> None:
     """What the policy writes is never tokenised again, not even what another tokenisation of its text would be."""
-    of, train, sampling = talk()
+    of, train, sampling = talk
     transcripts, policy = play(of, train[:2], sampling, lambda turn, request: f"t{turn} x", each=2)
     samples = of.judge([p for p in train[:2] for _ in range(2)], transcripts)
     for i, (transcript, sample) in enumerate(zip(transcripts, samples, strict=True)):
@@ -112,31 +115,41 @@ def test_turns_are_the_tokens_that_were_written(talk: Callable[..., Any]) -> Non
     assert all(r.sampling.temperature == sampling.temperature and r.sampling.n == 1 for r in policy.asked)
 
 
-def test_what_fails_costs_its_sample(talk: Callable[..., Any]) -> None:
-    wrong = "environment.args={taskset:{does:{n1:raises,n2:anew,n3:silent}}}"
-    of, train, sampling = talk(wrong)
-    problems = sorted(train, key=lambda p: p.record["number"])[:4]
-    numbers = [p.record["number"] for p in problems]
+def test_what_fails_costs_its_sample(talk: Any) -> None:
+    of, train, sampling = talk
+    problems = [p for p in train if p.record["number"] in (0, 27, 28, 29)]
+    assert len(problems) == 4
     transcripts, _ = play(of, problems, sampling, lambda turn, request: "hm")
-    samples = dict(zip(numbers, of.judge(problems, transcripts), strict=True))
-    expected = {1: "no board", 2: "anew", 3: "before it asked the policy"}
-    for number, sample in samples.items():
-        part = expected.get(number, "")
-        assert part in sample.error and bool(sample.error) == bool(part), (number, sample.error)
+    expected = {27: "no board", 28: "anew", 29: "before it asked the policy"}
+    for problem, sample in zip(problems, of.judge(problems, transcripts), strict=True):
+        part = expected.get(problem.record["number"], "")
+        assert part in sample.error and bool(sample.error) == bool(part), sample.error
         assert (sample.reward is None) == bool(part) and sample.counts["errors"] == bool(part)
         assert "\n" not in sample.error and completions(sample.transcript)
+    with pytest.raises(UserError, match="no board"):
+        play(replace(of, drop=None), problems, sampling, lambda turn, request: "hm")
 
 
-def test_a_limit_ends_a_conversation_and_is_no_failure(talk: Callable[..., Any]) -> None:
-    for limit, turns in (("environment.max_tokens=40", 1), ("environment.max_turns=2", 2)):
-        of, train, sampling = talk(limit)
+def test_a_limit_ends_a_conversation_and_is_no_failure(talk: Any) -> None:
+    of, train, sampling = talk
+    of.line.inbox.longest, before = 40, of.line.inbox.longest
+    try:
         (transcript,), _ = play(of, train[:1], sampling, lambda turn, request: "so")
-        (sample,) = of.judge(train[:1], [transcript])
-        assert sample.error == "" and len(completions(transcript)) == turns, limit
+    finally:
+        of.line.inbox.longest = before
+    (sample,) = of.judge(train[:1], [transcript])
+    assert sample.error == "" and len(completions(transcript)) == 1
 
 
-def test_a_process_that_is_lost_costs_what_was_under_way(talk: Callable[..., Any]) -> None:
-    of, train, sampling = talk()
+def test_an_environment_that_takes_too_long_costs_its_sample(talk: Any) -> None:
+    of, train, sampling = talk
+    (transcript,), _ = play(replace(of, timeout=0.0), train[:1], sampling, lambda turn, request: "so")
+    (sample,) = of.judge(train[:1], [transcript])
+    assert "environment.timeout" in sample.error and sample.reward is None
+
+
+def test_a_process_that_is_lost_costs_what_was_under_way(talk: Any) -> None:
+    of, train, sampling = talk
 
     def ends(turn: int, request: Request) -> str:
         if turn == 1 and of.host._process:
@@ -156,7 +169,7 @@ def test_a_process_that_is_lost_costs_what_was_under_way(talk: Callable[..., Any
         (("environment.args={taskset:{colour:red}}",), "colour"),
         (("environment.args={taskset:{tasks:3}}",), "has 3 tasks"),
         (("data=arithmetic",), "set data=numbered"),
-        (("model.path=null",), "chat template"),
+        (("model.path=null", "environment.max_tokens=100"), "chat template"),
         (("environment.factory=null",), "needs environment.factory=ID"),
     ],
 )

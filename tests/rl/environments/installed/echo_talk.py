@@ -27,15 +27,12 @@ class EchoTask(vf.Task[EchoData]):
 
 class EchoConfig(vf.TasksetConfig):
     tasks: int = 40
-    does: dict[str, str] = {}  # noqa: RUF012, what the task n1, n2, ... does wrong
 
 
 class EchoTaskset(vf.Taskset[EchoTask, EchoConfig]):
     def load(self) -> list[EchoTask]:
-        does = self.config.does
-        return [
-            EchoTask(EchoData(idx=i, prompt=f"task {i}", does=does.get(f"n{i}", ""))) for i in range(self.config.tasks)
-        ]
+        does = {27: "raises", 28: "anew", 29: "silent"}  # these do wrong
+        return [EchoTask(EchoData(idx=i, prompt=f"task {i}", does=does.get(i, ""))) for i in range(self.config.tasks)]
 
 
 class EchoHarness(vf.Harness[HarnessConfig]):
