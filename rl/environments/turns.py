@@ -91,9 +91,12 @@ class ChatTurns:
             raise refused[0] from None
 
     def _called(self) -> str:
-        """Returns what the template writes for a call, up to the token that ends it."""
+        """Returns what the template writes for a call, up to the token that ends it. UserError where it writes none."""
         rest = self._written([_ASKED, _CALL, _answer("1")]).removeprefix(self._first)
-        return min((rest.partition(end)[0] for end in self._ends), key=len)
+        said = min((rest.partition(end)[0] for end in self._ends), key=len)
+        if "tool" not in said:
+            raise UserError("environment.name=tools: the chat template writes no calls")
+        return said
 
     def prompt(self, problem: Problem, told: str) -> tuple[int, ...]:
         """Returns the problem's messages, what is told at the end of the last one, and the beginning of an answer."""
