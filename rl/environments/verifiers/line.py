@@ -42,6 +42,9 @@ class Inbox:
     failure: Exception | None = None
     turns: int = 0
     version: int = 0
+    full: set[int] = field(
+        default_factory=set
+    )  # seeds of conversations that have asked for more than there is room for
 
     @property
     def ranks(self) -> "Inbox":
@@ -60,6 +63,7 @@ class Inbox:
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.vocabulary:
             raise RequestError(f"a prompt id is outside the vocabulary of {self.vocabulary}")
         if len(request.prompt_ids) >= self.longest:
+            self.full.add(request.sampling.seed)
             raise RequestError(f"{FULL}: {len(request.prompt_ids)} of {self.longest} tokens (environment.max_tokens)")
 
     def submit(self, request: Request, sink: "Sink") -> None:

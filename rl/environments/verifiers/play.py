@@ -120,13 +120,13 @@ class Act:
             f"{there[at : at + 1]} there (token, and its log-prob if it was sampled)"
         )
 
-    def played(self) -> Played:
-        """Returns what it came to."""
+    def played(self, full: bool) -> Played:
+        """Returns what it came to. `full`: it had no room for another turn."""
         episode = self.episode or Episode(error="was not played to its end")
         while not isinstance(self.pieces[-1], Completion):  # what nothing was sampled after
             self.pieces.pop()
         tools = sum(message.get("role") == "tool" for message in episode.messages)
-        counts = {"turns": float(self.turns), "tool_calls": float(tools), "cut": float(episode.cut)}
+        counts = {"turns": float(self.turns), "tool_calls": float(tools), "cut": float(episode.cut or full)}
         counts = {**episode.metrics, **counts, "errors": float(bool(episode.error))}
         return Played.of(
             self.pieces, Outcome(tuple(map(dict, episode.messages)), episode.error, episode.reward, {}, counts)
@@ -151,6 +151,7 @@ class _Talk:
         self._waiting = deque(self._all)
         self._playing: set[Act] = set()
         self._ready: list[Request] = []
+        of.line.inbox.full.clear()
         self._begin()
 
     def take(self, done: Sequence[Completion]) -> None:
@@ -173,7 +174,8 @@ class _Talk:
 
     def played(self) -> list[Played]:
         """Returns what each episode came to, in their order."""
-        return [act.played() for act in self._all]
+        full = self._of.line.inbox.full
+        return [act.played(act.first.sampling.seed in full) for act in self._all]
 
     def leave(self) -> None:
         """Ends the episodes that have not ended, where something else has."""

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from rl.data import Problem, open_source
 from rl.environments.choice import open_environment, open_hosts
 from rl.environments.verifiers.play import Verifiers
 from rl.errors import UserError
+from rl.evaluation.command import main as evaluate
 from rl.requests import requests_for, train_sampling
 from rl.samples import completions
 from rollout.replies import Replies
@@ -126,19 +129,19 @@ def test_what_fails_costs_its_sample(talk: Any) -> None:
         assert part in sample.error and bool(sample.error) == bool(part), sample.error
         assert (sample.reward is None) == bool(part) and sample.counts["errors"] == bool(part)
         assert "\n" not in sample.error and completions(sample.transcript)
-    with pytest.raises(UserError, match="no board"):
+    with pytest.raises(UserError, match="the environment echo_talk .*; problem"):
         play(replace(of, drop=None), problems, sampling, lambda turn, request: "hm")
 
 
 def test_a_limit_ends_a_conversation_and_is_no_failure(talk: Any) -> None:
     of, train, sampling = talk
-    of.line.inbox.longest, before = 40, of.line.inbox.longest
+    of.line.inbox.longest, before = 20, of.line.inbox.longest
     try:
         (transcript,), _ = play(of, train[:1], sampling, lambda turn, request: "so")
     finally:
         of.line.inbox.longest = before
     (sample,) = of.judge(train[:1], [transcript])
-    assert sample.error == "" and len(completions(transcript)) == 1
+    assert sample.error == "" and len(completions(transcript)) == 1 and sample.counts["cut"] == 1
 
 
 def test_an_environment_that_takes_too_long_costs_its_sample(talk: Any) -> None:
@@ -153,7 +156,7 @@ def test_a_process_that_is_lost_costs_what_was_under_way(talk: Any) -> None:
 
     def ends(turn: int, request: Request) -> str:
         if turn == 1 and of.host._process:
-            of.host._process.kill()
+            os.kill(of.host._process.pid, signal.SIGKILL)
         return "hm"
 
     transcripts, _ = play(of, train[:2], sampling, ends)
@@ -207,3 +210,51 @@ def test_a_published_environment_with_its_tool(folder: Path) -> None:
     for sample in of.judge(train[:2], transcripts):
         assert sample.error == "" and sample.reward == 1.0 and sample.counts["tool_calls"] == 1, sample
     assert "facts_lookup" in of.tokenizer.decode(policy.asked[0].prompt_ids)
+
+
+@pytest.mark.slow
+def test_a_run_is_exact_in_every_turn_and_one_hash(folder: Path, tmp_path: Path) -> None:
+    """Real engines and trainer, two layouts of both; and the evaluation of what was trained plays the same episodes."""
+    layouts = (
+        ("rollout.tp=2", "rollout.replicas=1", "trainer.world_size=1"),
+        (
+            "rollout.tp=1",
+            "rollout.replicas=2",
+            "trainer.world_size=2",
+            "rollout.page_size=3",
+            "rollout.prefix_cache=false",
+        ),
+    )
+    hashes = set()
+    small = (
+        "steps=2",
+        "algorithm.prompts_per_step=4",
+        "algorithm.group_size=4",
+        "eval.problems=3",
+        "checkpoint.every=0",
+    )
+    tree = ("trainer.leaf_sequences=2", "trainer.micro_leaves=2")
+    patch = {"PYTHONPATH": os.pathsep.join(filter(None, [str(INSTALLED), os.environ.get("PYTHONPATH", "")]))}
+    for i, layout in enumerate(layouts):
+        with pytest.MonkeyPatch.context() as monkey:
+            monkey.setenv("PYTHONPATH", patch["PYTHONPATH"])
+            with command(
+                *asked(folder, "echo_talk", *small, *tree, *layout), f"out_dir=run{i}", cwd=tmp_path
+            ) as running:
+                outcome = running.finish()
+                assert outcome.code == 0, outcome
+                running.assert_nothing_left()
+        summary = json.loads((tmp_path / f"run{i}" / "summary.json").read_text())
+        assert summary["tokens_nonzero"] == 0 < summary["tokens_compared"]
+        hashes.add(summary["weights_sha256"])
+        rows = [json.loads(line) for line in (tmp_path / f"run{i}" / "metrics.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if row.get("grpo/step")]
+        assert all(row["environment/turns_mean"] > 1.5 and row["environment/errors"] < 8 for row in steps)
+    assert len(hashes) == 1
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(str(INSTALLED))
+    try:
+        evaluate([str(tmp_path / "run0"), "--json", str(tmp_path / "found.json")])
+    finally:
+        monkeypatch.undo()
+    assert json.loads((tmp_path / "found.json").read_text())["problems"] == 3
