@@ -28,8 +28,7 @@ from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
 from rl.data.tokenizer import from_model
-from rl.environments.choice import open_environment, set_environment
-from rl.environments.tools import open_hosts
+from rl.environments.choice import open_environment, open_hosts, set_environment
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.evaluator import make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation
