@@ -23,8 +23,8 @@ from rl.errors import RunError
 HALF = 256 * 2**20
 """Bytes of half a bucket: what a publication takes on a card is twice that for every trainer rank there."""
 FAR = 64 * 2**20
-"""The same where bytes cross a network: from 27 MB/s on, eight ranks' buckets take less than the 20 s after which an end is taken
-to be gone."""
+"""The same where bytes cross a network: from 27 MB/s on, eight ranks' buckets take less than the 20 s after which an end is
+taken to be gone."""
 _LEAST = 1 << 20
 
 Progress = Callable[[int, int], None]
