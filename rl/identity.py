@@ -44,6 +44,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.prefill_chunk",
     "rollout.prefix_cache",
     "rollout.replicas",
+    "rollout.speculate",
     "rollout.threads",
     "rollout.tp",
     "save_model",
@@ -53,6 +54,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.micro_leaves",
     "trainer.micro_tokens",
     "trainer.offload",
+    "trainer.replicas",
     "trainer.threads",
     "trainer.world_size",
 )

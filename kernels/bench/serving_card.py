@@ -29,6 +29,7 @@ from kernels.host.command import write_json
 from kernels.model import ModelConfig, costs, known, served
 from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
+from rollout.keys import Speculate
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
@@ -139,13 +140,15 @@ def seconds(run: Callable[[], object]) -> float:
 # Ours -----------------------------------------------------------------------------------------------------------------
 
 
-def start_engine(config: ModelConfig, works: Sequence[Work]) -> Engine:
+def start_engine(config: ModelConfig, works: Sequence[Work], speculate: Speculate = "off") -> Engine:
     """Starts the engine of all rows. Weights are drawn on the card: matrices of `init_std`, norms of ones.
     `Engine.load` would hash 16 GB first."""
     tokens = max(map(tokens_of, works))
     running = max(work.sequences for work in works)
     limits = Limits(running, CHUNK, CHUNK)
-    how = EngineConfig(tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True)
+    how = EngineConfig(
+        tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True, speculate=speculate
+    )
     engine = Engine(config, how)
     torch.cuda.manual_seed(0)
     for parameter in served(config):

@@ -4,7 +4,7 @@ implementation of each device and family of cards (`cpu.py` over `cpu.c`; `hoppe
 from kernels.ops.adamw import adamw
 from kernels.ops.add_bias import add_bias
 from kernels.ops.attention import attention
-from kernels.ops.combine import combine
+from kernels.ops.combine import Mixture, combine, combine_add_norm
 from kernels.ops.dispatch import dispatch, gather, route_and_dispatch
 from kernels.ops.embedding import embedding
 from kernels.ops.exp import exp

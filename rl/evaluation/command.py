@@ -28,8 +28,7 @@ from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
 from rl.data.tokenizer import from_model
-from rl.environments.choice import open_environment, set_environment
-from rl.environments.tools import open_hosts
+from rl.environments.choice import open_environment, open_hosts, set_environment
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.evaluator import make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation
@@ -130,7 +129,7 @@ def evaluate(
             console.warn(f"eval.sets.{name}: {line}")
         console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
-        serving = Serving(rollout.tp, rollout.page_size, rollout.max_running, served.config.max_positions)
+        serving = Serving(rollout.tp, rollout.page_size, rollout.limits.rows, served.config.max_positions)
         prepare_kernels(served.config, served.dtype, serving, False, console.print)
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
         found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}

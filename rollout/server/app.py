@@ -60,6 +60,16 @@ def build(
     return Gate(app, names, service.limits.api_key, changes)
 
 
+def build_tokens(service: Service) -> Gate:
+    """Builds the routes that a client needs which has the text elsewhere: those of the package `verifiers`, say."""
+    app, path = FastAPI(title="samebit", docs_url=None, redoc_url=None), "/inference/v1/generate"
+    body, make = ANSWERS[path]
+    app.post(path)(_answering(service, body, make))
+    _models(app, service)
+    _errors(app)
+    return Gate(app, frozenset({"localhost"}), service.limits.api_key, frozenset())
+
+
 _REF = "#/components/schemas/{model}"
 
 
@@ -94,13 +104,7 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
         service.metrics.state(service.loop)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """Lists the model that is served, as OpenAI does."""
-        model = {"id": service.source.name, "object": "model", "created": 0, "owned_by": "samebit"}
-        return JSONResponse(
-            {"object": "list", "data": [{**model, "max_model_len": service.source.config.max_positions}]}
-        )
+    _models(app, service)
 
     def model() -> dict[str, Any]:
         directory, version = service.source.directory or service.source.name, str(service.engine.version)
@@ -118,6 +122,15 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
         """Tells how the server was started, and how it is."""
         state = {"in_flight": service.in_flight, "asleep": service.asleep, "draining": service.draining}
         return JSONResponse({**info, **model(), "internal_states": [state]})
+
+
+def _models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        model = {"id": service.source.name, "object": "model", "created": 0, "owned_by": "samebit"}
+        return JSONResponse(
+            {"object": "list", "data": [{**model, "max_model_len": service.source.config.max_positions}]}
+        )
 
 
 def _changes(app: FastAPI, service: Service) -> frozenset[str]:

@@ -7,6 +7,7 @@ from kernels.model.blocks import attention, experts, mlp
 from kernels.model.blocks.block import (
     Block,
     Costs,
+    Delta,
     Pass,
     Recompute,
     Routed,
