@@ -42,7 +42,7 @@ class Oracle:
         self.said = [[t if generator.random() < chance else (t + 1) % vocab for t in c.token_ids] for c in truth]
 
     def draft(self, sequences: Sequence[Sample], most: int) -> list[Draft | None]:
-        """As `Drafter.draft`."""
+        """Proposes what it was given, as `Drafter.draft` asks."""
         asked = [(self.said[s.request.id], s.sampled) for s in sequences]
         return [Draft(said[at : at + most], "oracle") for said, at in asked]
 
