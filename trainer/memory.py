@@ -48,22 +48,24 @@ def trainer_memory(
     rows: int,
     micro_batches: int,
     frozen: Sequence[ModelConfig] = (),
+    past: Sequence[ModelConfig] = (),
 ) -> TrainerMemory:
     """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
     rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
-    beside the policy (`trainer.frozen`)."""
+    beside the policy (`trainer.frozen`); `past`: those that are kept beside it besides."""
     width, table = dtype.itemsize, costs.table_elements(model)
     own, held = costs.parameter_count(model), costs.trainer_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
     sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     beside = max((width * costs.trainer_elements(one) // world_size for one in frozen), default=0)
+    beside += sum(width * costs.trainer_elements(one) // world_size for one in past)
     on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload] + beside
     on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
-    asking = max((_asking(one, tokens, rows, width, device, world_size) for one in frozen), default=0)
+    asking = max((_asking(one, tokens, rows, width, device, world_size) for one in (*frozen, *past)), default=0)
 
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")

@@ -10,9 +10,23 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from kernels.collectives import TreeGroup, peer_memory
+from kernels.collectives import TreeGroup
+from kernels.collectives.levels import by_levels, subgroup
 from trainer.host import host_tensor
 from trainer.model import TrainerModel
+
+
+def divided(mesh: DeviceMesh, replicas: int) -> tuple[DeviceMesh, dist.ProcessGroup | None]:
+    """Divides the ranks of `mesh` into `replicas`, one after another, that hold the model each. Returns the mesh of the ranks of
+    this rank's replica, and the group of those that hold the rows it holds, in other replicas; None where there is one. So a
+    replica is a subtree of the gradient's tree, and the replicas are its upper levels: no bit depends on how many there are. A
+    collective."""
+    if replicas == 1:
+        return mesh, None
+    world, rank = mesh.size(), mesh.get_local_rank()
+    size = world // replicas
+    own, same = range(rank // size * size, rank // size * size + size), range(rank % size, world, size)
+    return DeviceMesh.from_group(subgroup(own), mesh.device_type), subgroup(same)
 
 
 class TreeReduceScatter:
@@ -21,7 +35,7 @@ class TreeReduceScatter:
 
     def __init__(self, mesh: DeviceMesh, on_host: bool) -> None:
         """A collective."""
-        self._ranks = TreeGroup(mesh.get_group(), peer_memory(mesh.get_group()))
+        self._ranks = TreeGroup(mesh.get_group(), by_levels(mesh.get_group()))
         # Gradients on the way to the host must be on the stream that takes them there, which only the output is.
         self._in_place = mesh.size() == 1 and not on_host
         self._input: torch.Tensor | None = None
@@ -47,21 +61,42 @@ class TreeReduceScatter:
         self._ranks.reduce_scatter(output_tensor, input_tensor)
 
 
-def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False, forward_only: bool = False) -> None:
+class TreeAllReduce:
+    """Is the hook of FSDPModule.set_all_reduce_hook: adds what the replicas have of a gradient, after its reduce-scatter."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """A collective."""
+        self._replicas = TreeGroup(group, by_levels(group))
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        gradient.copy_(self._replicas.all_reduce(gradient, torch.float32))
+        if gradient.is_cuda:  # FSDP2 allocates it on another stream than the one that calls this
+            gradient.record_stream(torch.cuda.current_stream())
+
+
+def parallelize(
+    model: TrainerModel,
+    mesh: DeviceMesh,
+    on_host: bool = False,
+    forward_only: bool = False,
+    replicas: dist.ProcessGroup | None = None,
+) -> None:
     """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
     normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used.
-    `forward_only`: there is no backward pass, after which the outer weights would be dropped again.
+    `forward_only`: there is no backward pass, after which the outer weights would be dropped again. `replicas`: of
+    `divided`.
 
-    One rank has nothing to gather or to sum, so that without `on_host` there is no FSDP2: the model reads the masters where
-    they lie (every op rounds them, to the same bits), and a gradient stays where its op wrote it."""
+    One rank alone has nothing to gather or to sum, so that without `on_host` there is no FSDP2: the model reads the masters
+    where they lie (every op rounds them, to the same bits), and a gradient stays where its op wrote it."""
     device = mesh.device_type
-    if mesh.size() == 1 and not on_host:
+    if mesh.size() == 1 and not on_host and replicas is None:
         _hold_alone(model, mesh)
         return
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
     tree = None if forward_only else TreeReduceScatter(mesh, on_host)
+    above = None if forward_only or replicas is None else TreeAllReduce(replicas)
     for module in (*model.layers, model):
         keep = True if forward_only else None  # None: FSDP2's own way
         fully_shard(module, mesh=mesh, reshard_after_forward=keep, mp_policy=rounding, offload_policy=policy)
@@ -69,6 +104,8 @@ def parallelize(model: TrainerModel, mesh: DeviceMesh, on_host: bool = False, fo
         if tree is None:
             continue
         module.set_custom_reduce_scatter(tree)  # type: ignore[arg-type]
+        if above:
+            module.set_all_reduce_hook(above)
         if mesh.size() > 1:
             module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)

@@ -18,20 +18,6 @@ from kernels.model.blocks.block import (
 )
 from kernels.model.config import ModelConfig
 
-__all__ = [
-    "Block",
-    "Costs",
-    "Delta",
-    "Pass",
-    "Recompute",
-    "Routed",
-    "Weights",
-    "add_and_norm",
-    "blocks_of",
-    "no_recompute",
-    "not_told",
-]
-
 
 def blocks_of(config: ModelConfig, layer: int) -> tuple[Block, ...]:
     """Returns the blocks of a layer, in the order in which they run."""

@@ -61,9 +61,7 @@ class Pass:
     group: TreeGroup
     layer: int
     layout: Layout
-    cache: (
-        PagedCache | None
-    )  # where keys and values are kept; None in training, where they are those of the same tokens
+    cache: PagedCache | None  # of keys and values; None in training, where they are those of the same tokens
     table: tuple[torch.Tensor, torch.Tensor]
     recompute: Recompute
     routed: Routed
