@@ -73,6 +73,12 @@ def ends(*at: int) -> torch.Tensor:
     return torch.tensor([0, *at], device=CUDA)
 
 
+def agree(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    """Compares two ways to the same values, where a GPU computed them."""
+    if CUDA.type == "cuda" and not all(map(torch.equal, ours, theirs)):
+        raise AssertionError("two ways to the same values differ")
+
+
 def with_gradients(
     run: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]], g: torch.Generator, *inputs: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -168,7 +174,7 @@ def normed_and_turned(rows: int, heads: int, kv_heads: int, D: int, *at: int) ->
         slots, given = torch.arange(rows, device=CUDA).flip(0), x[:, heads:]
         where = ((cosine, sine), positions, kv_heads)
         _, k = norm_rope(x, tuple(weights), 1e-6, *where, stored=Stored(keys, values, slots, given))
-        assert torch.equal(keys.flip(0), k) and torch.equal(values.flip(0), given)
+        agree((keys.flip(0), values.flip(0)), (k, given))
         return with_gradients(
             lambda x, q, k: norm_rope(x, (q, k), 1e-6, *where, groups=ends(*at)),
             g,
@@ -220,7 +226,7 @@ def mixed(tokens: int, experts: int, k: int, n: int, inner: int, leaves: int, al
                 mixture = Mixture(expert_matmul(gated_experts(x, up, slots), down, slots), share, ids, slots, leaves)
                 out, weight = combine(*mixture), x[0].contiguous()
                 together = combine_add_norm(x, mixture, weight, 1e-6)
-                assert all(map(torch.equal, together, add_rms_norm(x, out, weight, 1e-6)))
+                agree(together, add_rms_norm(x, out, weight, 1e-6))
                 return ids, share, out
 
         def run(logits: torch.Tensor, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
