@@ -29,6 +29,7 @@ from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
+from rl.identity import family_of_run
 from rl.rewards.section import OF_OTHERS
 from rl.run.files import write_atomic
 from rl.run.screen import Bar, Screen
@@ -110,6 +111,7 @@ class Row:
     differing: int
     seconds: float
     error: str
+    family: str  # of the GPU kernels; empty on a CPU
 
 
 def product(device: str) -> list[Layout]:
@@ -165,17 +167,18 @@ def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, b
     from rl.train import train
 
     start, error = time.perf_counter(), ""
+    config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
     summary: dict[str, Any] = {"weights_sha256": "", "tokens_compared": 0, "tokens_nonzero": 0}
     try:
         if layout.killed:
             _killed([*SMALL, *overrides, *layout.other().overrides(out_dir, budget)], out_dir)
-        config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
         summary = train(config, Screen(quiet=True))
     except (RunError, AlignmentError) as stopped:
         error = str(stopped)
     seconds = round(time.perf_counter() - start, 1)
     numbers = summary["tokens_compared"], summary["tokens_nonzero"], seconds
-    return Row(layout, device, summary["weights_sha256"], *numbers, error)
+    family = family_of_run(config) if device == "cuda" else ""
+    return Row(layout, device, summary["weights_sha256"], *numbers, error, family)
 
 
 def _killed(overrides: Sequence[str], out_dir: Path) -> None:

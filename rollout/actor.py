@@ -8,7 +8,6 @@ import torch
 
 from kernels.collectives import TreeGroup, peer_memory
 from kernels.collectives.rendezvous import join
-from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig
@@ -46,7 +45,6 @@ class RolloutRank:
         torch.set_num_threads(self.threads)
         if self.config.device == "cuda":
             torch.cuda.set_device(self.place.card)
-            choose_family(self.config.family)
         group, (store, trainer) = TreeGroup(), self.stores
         if self.size > 1:
             ranks = join(store, self.config.device, self.rank, self.size)

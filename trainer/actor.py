@@ -8,7 +8,6 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives.rendezvous import join
-from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig, Parameter
@@ -55,7 +54,6 @@ class TrainerRank(PublishingRank):
         torch.set_num_threads(self.threads)
         if self.device == "cuda":
             torch.cuda.set_device(self.place.card)
-            choose_family(self.training.family)
         join(self.store, self.device, self.rank, self.size)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else _weights(model, source)

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from kernels.collectives import TreeGroup
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.model import ModelConfig, Parameter, saved, served, trained
 from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
@@ -38,7 +39,9 @@ class TrainerConfig:
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
     prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
-    family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
+    family: str = field(
+        default_factory=chosen_family
+    )  # of the kernels that a GPU runs; as this process, if it is not said
 
 
 class Trainer:
@@ -59,6 +62,8 @@ class Trainer:
         """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it."""
         self.config, self.mesh = config, mesh
         self.device = mesh.device_type
+        if self.device == "cuda":
+            choose_family(config.family)
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype, config.checkpointing)
         parallelize(self.model, mesh, on_host=config.offload == "all")
