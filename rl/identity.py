@@ -75,7 +75,7 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     if source is None:
         return flat
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
-    if config.device == "cuda" and (family := family_of_run(config)) != "hopper":
+    if config.device == "cuda" and not config.dry_run and (family := family_of_run(config)) != "hopper":
         flat[FAMILY] = family
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 

@@ -30,6 +30,8 @@ from trainer.memory import TrainerMemory, together, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
+CARDS = {16: 15.5, 24: 22.0, 32: 31.0, 40: 39.0, 48: 44.0, 80: 79.0, 96: 94.0, 141: 139.0, 180: 177.0}
+"""GB of memory that cards are sold with: GiB that a run can have of the smallest of them (an L4 of 24 GB has 22.0)."""
 _SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
 _MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
@@ -222,13 +224,32 @@ def _host_shortage(need: int) -> str:
     )
 
 
+def card_bytes(config: RunConfig, plan: Plan, where: Placement, card: int) -> int:
+    """Counts the bytes that the plan puts on a card: colocated ranks hand it over, and keep what a process has anyway."""
+    trainer, rollout = (sum(p.card == card for p in ranks) for ranks in (where.trainer, where.rollout))
+    parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
+    return (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
+
+
+def _cards_that_do(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Says what the fullest card needs where each rank of a kind has its own, and the smallest size that has it."""
+    if config.device == "cpu":
+        return []
+    ranks = plan.trainer_processes, plan.rollout_processes
+    count = max(ranks) if config.cluster.placement == "colocated" else sum(ranks)
+    where = place(config, count)
+    need = max(card_bytes(config, plan, where, card) for card in range(count))
+    size = next(
+        (f"cards of {gb} GB and more" for gb, room in CARDS.items() if need <= room * 2**30), "no card that is known"
+    )
+    return [("memory, card", f"{gib(need)} on the fullest of {count}: {size}")]
+
+
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
     """Raises UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
     for card, size in enumerate(cards):
         trainer, rollout = (sum(p.card == card for p in ranks) for ranks in (where.trainer, where.rollout))
-        parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
-        need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
-        if need > size:
+        if (need := card_bytes(config, plan, where, card)) > size:
             raise UserError(
                 f"card {card} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
                 f"process(es) of {gib(plan.rollout_bytes)} need {gib(need)} there ({config.cluster.placement}): set "
@@ -296,6 +317,7 @@ def print_plan(
             f"{gib(plan.trainer.gradients)}, saved activations {gib(plan.trainer.activations)}"
             + (f"; {gib(plan.trainer_host_bytes)} of host memory" if plan.trainer_host_bytes else ""),
         ),
+        *_cards_that_do(config, plan),
         (
             "KV capacity of an engine",
             f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from kernels.host.command import Parser, fail, interruptible, output
+from kernels.host.command import Parser, count, fail, interruptible, output
 from rl.align import AlignmentError
 from rl.cluster import left_at_once, session
 from rl.compose import ROOT, check
@@ -235,6 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="of the small run: device=cuda steps=5 seed=1 ...")
     parser.add_argument("--all", action="store_true", help="every layout of the product, which takes hours")
     parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
+    parser.add_argument("--first", type=count, metavar="N", help="the first N of the few that are chosen by default")
     parser.add_argument("--json", type=output, help="write the rows to this file")
     args = parser.parse_args(arguments)
     console = Screen(width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str]) -> None:
         whole, budget = product(base.device), budget_of(base)
         if args.sample is not None and not 0 < args.sample <= len(whole):
             raise UserError(f"--sample={args.sample}: must be in 1 .. {len(whole)}, the layouts there are")
-        chosen = whole if args.all else few(base.device)
+        chosen = whole if args.all else few(base.device)[: args.first]
         if args.sample:
             chosen = random.sample(whole, args.sample)
         console.print(f"{len(chosen)} of {len(whole)} layouts")

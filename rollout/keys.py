@@ -38,7 +38,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Family = Annotated[
     Literal["auto", "portable"],
     Key(
-        description="of the kernels that a GPU runs: auto: the card's own; portable: plain Triton, which every card since 8.0 runs"
+        description="of the kernels that a GPU runs: auto: the card's own; portable: plain Triton, of every card since 8.0"
     ),
 ]
 Tp = Annotated[int, Key(ge=1, description="tensor-parallel processes of one engine")]

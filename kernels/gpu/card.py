@@ -51,6 +51,7 @@ KNOWN = {
     89: Card("L4", (8, 9), 58, 101_376),
     90: Card("H100", (9, 0), 132, 232_448),
     100: Card("B200", (10, 0), 148, 232_448),
+    103: Card("B300", (10, 3), 148, 232_448),
     120: Card("RTX 5090", (12, 0), 170, 101_376),
 }
 """One card of each compute capability, to compile for where it is not there. Multiprocessors are those of NVIDIA's data sheets;

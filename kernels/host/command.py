@@ -120,7 +120,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_family(self) -> None:
         """Adds --family, of the kernels that a GPU runs; the default is what this process was told already, or auto."""
-        meaning = "of the kernels that a GPU runs: auto, the card's own; portable, plain Triton, which every card since 8.0 runs"
+        meaning = (
+            "of the kernels that a GPU runs: auto, the card's own; portable, plain Triton, of every card since 8.0"
+        )
         self.add_argument("--family", choices=("auto", "portable"), default=chosen_family(), help=meaning)
 
     def require(self, device: str, family: str = "auto") -> None:

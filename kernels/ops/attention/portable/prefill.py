@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention.portable.rows import LANES, block, finish, half_block, merge, tile_of
@@ -103,7 +104,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
     """Fills out and lse for packed queries q [T, H, D]; `rows`, `warps` and `stages` decide speed alone."""
     T, heads, D = q.shape
     wide = D > 128  # shared memory holds one block of such keys and values
-    rows, warps, stages = rows or (64 if wide else 128), warps or (4 if wide else 8), stages or (1 if wide else 2)
+    rows, warps, stages = rows or (32 if wide else 128), warps or 8, stages or (1 if wide else 2)
     sequences = pages.starts.numel() - 1
     grid = (heads, cdiv(T, rows) + sequences)
     run(
@@ -134,6 +135,6 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
         key_split,
         stages,
         not wide if flat is None else flat,
-        num_warps=warps,
+        num_warps=card_of(q.device).warps(warps, rows),
         enable_fp_fusion=False,
     )

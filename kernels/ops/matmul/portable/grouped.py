@@ -12,6 +12,7 @@ import triton.language as tl
 
 from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, launch
+from kernels.ops.matmul.portable.leaves import meet, root_of
 from kernels.ops.matmul.portable.plans import ManyRows, many_rows_plan
 
 _BAND = 8
@@ -46,12 +47,42 @@ def chain(
 
 
 @triton.jit
+def equal_leaves(
+    a, b, first, extent, ak, bk, inside_m, inside_n, COUNT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
+    """Computes the root of COUNT leaves of whole steps from k = `first` on, as `chain` does each: -> float32 [BM, BN]."""
+    zero = tl.zeros((BM, BN), tl.float32)
+    total, n0, n1, n2 = zero, zero, zero, zero
+    leaf, left = 0, extent
+    k = tl.arange(0, BK)
+    for k0 in range(first, first + COUNT * extent, BK):
+        at = (k0 + k).to(tl.int64)
+        if WHOLE:
+            x = tl.load(a + at[None, :] * ak)
+            w = tl.load(b + at[:, None] * bk)
+        else:
+            x = tl.load(a + at[None, :] * ak, mask=inside_m[:, None], other=0.0)
+            w = tl.load(b + at[:, None] * bk, mask=inside_n[None, :], other=0.0)
+        total = tl.dot(x, w, total)
+        left -= BK
+        if (left == 0) & (leaf < COUNT - 1):
+            n0, n1, n2 = meet(leaf, total, n0, n1, n2, COUNT)
+            total = zero
+            leaf += 1
+            left = extent
+    return root_of(total, n0, n1, n2, COUNT)
+
+
+@triton.jit
 def unit(
     a, b, bounds, leaf, leaves, extent, ak, bk, inside_m, inside_n, COUNT: tl.constexpr, EQUAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr
 ):  # fmt: skip
     """Computes the root of COUNT leaves from `leaf` on, of which those past the last are empty: -> float32 [BM, BN]."""
-    if COUNT == 1:
+    if EQUAL and EVEN:
+        return equal_leaves(a, b, leaf * extent, extent, ak, bk, inside_m, inside_n, COUNT, BM, BN, BK, WHOLE)
+    elif COUNT == 1:
         if EQUAL:
             first = leaf * extent
             last = first + extent
@@ -149,16 +180,17 @@ def grouped_kernel(
 
 
 def _run(a, b, y, bounds, leaves, sums, extent, plan):  # type: ignore[no-untyped-def]
-    M, N = a.shape[1], b.shape[1]
-    BM, BN, BK, UNIT, warps, stages = plan or many_rows_plan(M, N, leaves, extent > 0, card_of(a.device))
+    M, N, card = a.shape[1], b.shape[1], card_of(a.device)
+    BM, BN, BK, UNIT, warps, stages = plan or many_rows_plan(M, N, leaves, extent > 0, card)
     units = cdiv(leaves, UNIT)
     levels = units.bit_length() if units > 1 else 0
     whole, even = M % BM == 0 and N % BN == 0, extent > 0 and extent % BK == 0
-    blocks = min(sums * cdiv(M, BM) * cdiv(N, BN), card_of(a.device).multiprocessors * (1 if BM * BN > 8192 else 2))
+    blocks = min(sums * cdiv(M, BM) * cdiv(N, BN), card.multiprocessors * (1 if BM * BN > 8192 else 2))
+    stages = min(stages, (card.shared_memory - 1024) // ((BM + BN) * BK * 2))
     parked = y.new_empty(blocks * levels * BM * BN if levels else 1, dtype=torch.float32)
     given = (a, b, y, parked, bounds, M, N, extent, leaves, sums, a.stride(1), a.stride(0), b.stride(1), b.stride(0))
     constants = (levels, UNIT, extent > 0, BM, BN, BK, even, whole, _BAND)
-    launch(grouped_kernel, (blocks,), *given, *constants, num_warps=warps, num_stages=stages)
+    launch(grouped_kernel, (blocks,), *given, *constants, num_warps=card.warps(warps, BM), num_stages=stages)
 
 
 def launch_sums(

@@ -40,6 +40,11 @@ class ManyRows(NamedTuple):
 
 
 def many_rows_plan(M: int, N: int, leaves: int, equal: bool, card: Card) -> ManyRows:
-    """Chooses a plan for grouped.py; `equal`: the leaves are."""
+    """Chooses a plan for grouped.py; `equal`: the leaves are. Chosen on an H200, whose wgmma takes operands from shared memory;
+    elsewhere they are in registers too, and a unit has half as many leaves."""
     BM, BN = 64 if M <= 64 else 128, 64 if N <= 64 else 128
-    return ManyRows(BM, BN, 64, min(2, leaves), 8, 3)
+    if card.capability != (9, 0):
+        return ManyRows(BM, BN, 32, min(2, leaves), 8, 4)
+    if leaves == 1 and not equal and BN == 128 and BM == 128:
+        return ManyRows(128, 256, 64, 1, 8, 3)
+    return ManyRows(BM, BN, 64, min(4, leaves), 8, 4)
