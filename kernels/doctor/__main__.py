@@ -2,8 +2,9 @@
 as recorded.
 
 Prints card, driver and versions; checks a part of every op's contract, the sampler against the trainer and a small run (two
-minutes or so; --quick leaves the run out); and compares the hashes with those of kernels/doctor/recorded.json. Send what it
-prints, from a card that is not recorded, with a pull request that adds its last line to that file. Without a GPU it tests the CPU.
+minutes or so; --quick leaves the run out); and compares the hashes with those of kernels/doctor/recorded.json. From a card
+that is not recorded, send what it prints with a pull request that adds its last line to that file. Without a GPU it tests the
+CPU.
 Exit code 0: all holds; 1: it does not; 2: a card that has no kernels, or a bad argument.
 """
 

@@ -1,6 +1,7 @@
 """Compiles every GPU kernel and every plan of the tuning tables for a card that need not be there:
 
-    python -m tests.kernels.gpu.compile [--quick] [--capability 90] [--family portable] [--triton FOLDER] [--workers N] [--json FILE]
+    python -m tests.kernels.gpu.compile [--quick] [--capability 90] [--family portable] [--triton FOLDER] [--workers N]
+        [--json FILE]
 
 --quick: one variant of each kernel. --triton: the folder of another Triton than the installed one, as `pip install --target`
 leaves it. Exits with 1 where a variant does not compile, needs more shared memory than the card has, spills more than STACK
@@ -17,7 +18,6 @@ from pathlib import Path
 from kernels.device import family_of
 from kernels.gpu.ahead import Compiled, Source, compile_ahead
 from kernels.gpu.card import KNOWN, Card, choose_family
-
 
 STACK = 512
 """Bytes of a thread that may spill."""

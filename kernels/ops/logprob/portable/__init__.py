@@ -57,7 +57,7 @@ def linear(
 
 
 def at_once(width: int) -> int:
-    """Returns the number of rows whose logits of a leaf of so many columns are in memory at once: whole tiles, 8,192 at most."""
+    """Returns the number of rows whose logits of a leaf of so many columns are in memory at once, 8,192 at most."""
     return min(8192, max(128, LOGITS // width // 128 * 128))
 
 

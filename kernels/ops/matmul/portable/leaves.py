@@ -10,8 +10,8 @@ MOST = tl.constexpr(8)
 
 @triton.jit
 def meet(leaf, total, n0, n1, n2, COUNT: tl.constexpr):
-    """Takes in leaf number `leaf` of COUNT, a power of two up to MOST, which is not the last of them: returns the nodes of levels
-    0, 1 and 2 that wait for their sibling."""
+    """Takes in leaf number `leaf` of COUNT, a power of two up to MOST, which is not the last of them: returns the nodes of
+    levels 0, 1 and 2 that wait for their sibling."""
     if COUNT >= 8:
         n2 = tl.where(leaf % 8 == 3, n1 + (n0 + total), n2)
     if COUNT >= 4:
