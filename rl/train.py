@@ -239,7 +239,8 @@ class Parts:
 
     def _keeper(self) -> Keeper:
         config, steps = self.config, frozenset(self.config.align.keep_batches)
-        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), "device": config.device}
+        where = {"device": config.device, "family": config.kernels.family}
+        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), **where}
         sidecar = beside(config, self.ready.model, self.ready.source.tokenizer)
         asked = (lambda step: True) if config.mode == "rollout_only" else steps.__contains__
         if config.mode == "train_only":
