@@ -5,6 +5,8 @@ must be the sampler's: the ratio is exactly 1, and "old" log-probabilities are n
 """
 
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
@@ -35,11 +37,13 @@ def check(
     tokens: NDArray[np.integer],
     policy: Policy,
     step: int,
+    by: Mapping[int, str] = MappingProxyType({}),
 ) -> Mismatch | None:
     """Returns None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail), printed (warn) or
     just returned (record: a run with numerics=fast, which is expected to differ).
 
-    `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token.
+    `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token. `by`: the
+    trainer's rank that computed a sample.
     """
     if policy not in get_args(Policy):
         raise ValueError(f"align.policy={policy}: must be fail or warn (or record, of a contrast run)")
@@ -47,6 +51,8 @@ def check(
     if mismatch is None:
         return None
     line = describe(mismatch, step, int(np.count_nonzero(differs(trainer, rollout))), trainer.size)
+    if mismatch.sample in by:
+        line += f"; the trainer's is of {by[mismatch.sample]}"
     if policy == "fail":
         raise AlignmentError(line, mismatch)
     if policy == "warn":
@@ -69,4 +75,4 @@ def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> st
 def check_batch(batch: Batch, report: StepReport, policy: Policy, step: int) -> Mismatch | None:
     """Does `check` for a whole step. It costs nothing: the loss needed the trainer's log-probs anyway."""
     where = batch.sequence, batch.positions, batch.token_ids[batch.rows]
-    return check(report.logprobs, batch.logprobs, *where, policy, step)
+    return check(report.logprobs, batch.logprobs, *where, policy, step, report.by)
