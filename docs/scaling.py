@@ -86,19 +86,25 @@ def ring(m: Measured, n: int, ranks: int) -> float:
 
 
 def flat(m: Measured, n: int, ranks: int) -> float:
-    """What `kernels.collectives.reduce_scatter` does: each rank receives its part of everyone, then adds."""
+    """Each rank receives its part of everyone, then adds: what is done inside a node."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / ranks)
     far = NETWORK.seconds(4 * n * (ranks - inside) / ranks, ranks / inside - 1)
     return max(near, far) if ranks > NODE else near
 
 
-def levels(m: Measured, n: int, ranks: int) -> float:
-    """The same tree by levels: an exchange inside the node, then halving between nodes, a level of the tree each."""
+def levels(m: Measured, n: int, ranks: int, halving: bool = False) -> float:
+    """The same tree by levels (`kernels/collectives/levels.py`): an exchange inside the node, then one between the ranks of a
+    number on all nodes; or, `halving`, a level of the tree each between nodes."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / inside)
     nodes = ranks // inside
-    return near + NETWORK.seconds(4 * n / inside * (nodes - 1) / nodes, math.log2(nodes))
+    return near + NETWORK.seconds(4 * n / inside * (nodes - 1) / nodes, math.log2(nodes) if halving else nodes - 1)
+
+
+def halving(m: Measured, n: int, ranks: int) -> float:
+    """By levels, with halving between nodes: fewer start-ups, and not built."""
+    return levels(m, n, ranks, halving=True)
 
 
 def chain(m: Measured, n: int, ranks: int, leaves: int = 1024) -> float:
@@ -111,8 +117,42 @@ WAYS: dict[str, Callable[[Measured, int, int], float]] = {
     "ring (NCCL)": ring,
     "tree, one exchange": flat,
     "tree, by levels": levels,
+    "by levels, halving": halving,
     "left fold of 1024 leaves": chain,
 }
+
+
+# bytes over the network --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Bytes that cross the network for a model of `parameters`, trained on `nodes` of NODE cards; served in 2 bytes."""
+
+    parameters: int
+    nodes: int
+
+    @property
+    def weights(self) -> float:
+        """Through a card's adapter for a micro-batch: FSDP2 gathers the rounded weights for forward and backward pass."""
+        return 2 * 2 * self.parameters / NODE * (self.nodes - 1) / self.nodes
+
+    @property
+    def gradients(self) -> float:
+        """Likewise, of a reduce-scatter by levels."""
+        return 4 * self.parameters / NODE * (self.nodes - 1) / self.nodes
+
+    @property
+    def replicated(self) -> float:
+        """Likewise, all there is with a replica a node: slices are exchanged and added, then sums gathered."""
+        return 2 * self.gradients
+
+    def published(self, split: bool) -> float:
+        """Into a node of engines: all of it where they are apart, else what the node's trainer ranks do not hold."""
+        return 2 * self.parameters * (1 if split else (self.nodes - 1) / self.nodes)
+
+
+MODEL = 8_190_735_360  # parameters of Qwen3-8B
 
 
 # the bits --------------------------------------------------------------------------------------------------------------
@@ -179,11 +219,33 @@ def numbers(m: Measured) -> dict[str, list[str]]:
     constants.append(["between nodes, a card", f"{NETWORK.start * 1e6:.1f}", f"{NETWORK.rate / 1e9:.0f}", "assumed"])
     times = [[str(w), *(f"{way(m, LAYER, w) * 1e3:.2f}" for way in WAYS.values())] for w in RANKS]
     hidden = [[str(w), *(f"{way(m, LAYER, w) * BACKWARD / (4 * LAYER):,.0f}" for way in WAYS.values())] for w in RANKS]
+    crossing = []
+    for nodes in (w // NODE for w in RANKS if w > NODE):
+        c = Crossing(MODEL, nodes)
+        adapter = [c.weights, c.gradients, c.weights + c.gradients, c.replicated]
+        into = [c.published(split=False), c.published(split=True)]
+        seconds = [size / NODE / NETWORK_RATE for size in into]
+        cells = [*(f"{size / 1e9:.2f}" for size in adapter), *(f"{size / 1e9:.1f}" for size in into)]
+        crossing.append([str(nodes), *cells, f"{seconds[0]:.3f}", f"{seconds[1]:.3f}"])
     same = [[str(w), *("equal" if b else "differ" for b in check_bits(w))] for w in (1, *RANKS)]
     return {
         "constants": [f"Measured: {m.about}.", "", *table(["", "start, us", "GB/s received", ""], constants)],
         "times": table(["ranks", *(f"{name}, ms" for name in WAYS)], times),
         "hidden": table(["ranks", *WAYS], hidden),
+        "network": table(
+            [
+                "nodes",
+                "weights, GB an adapter",
+                "gradients, GB",
+                "together",
+                "with a replica a node",
+                "published into a node, colocated, GB",
+                "split, GB",
+                "seconds, colocated",
+                "split",
+            ],
+            crossing,
+        ),
         "bits": table(["ranks", "tree: one exchange, by levels, by halving", "ring"], same),
     }
 
@@ -213,7 +275,7 @@ def svg(m: Measured) -> str:
     out += [
         f'<line x1="{edge:.1f}" x2="{edge:.1f}" y1="{top}" y2="{height - bottom}" stroke="#bbb" stroke-dasharray="3 4"/>'
     ]
-    colors = ("#888888", "#d9822b", "#1f6fb2", "#b03a5b")
+    colors = ("#888888", "#d9822b", "#1f6fb2", "#3a9a6b", "#b03a5b")
     for (name, way), color in zip(WAYS.items(), colors, strict=True):
         points = [(x(w), y(min(max(way(m, LAYER, w) * 1e3, low), high))) for w in RANKS]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)

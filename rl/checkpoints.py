@@ -14,7 +14,7 @@ from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
 from rl.errors import RunError, SaveError
 from rl.run.log import RunLog
-from trainer.checkpoint import BESIDE, complete, folder_name, folders
+from trainer.checkpoint import BESIDE, described, finish, folder_name, folders
 from trainer.folder import remove, temporary
 
 
@@ -94,13 +94,17 @@ class Checkpoints:
         self._pending = None
         run = {**self._facts, "progress": asdict(done.progress)}
         what = (self._model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
-        try:
-            complete(done.folder, final, *what)
+        nodes = self._trainer.writers_away()
+        manifest = described(*what, {s.name: host for s, host in zip(shards, nodes, strict=True) if host})
+        self._trainer.finish_away(done.folder, final, manifest)
+        try:  # after all others: without it there is no checkpoint
+            finish(done.folder, final, manifest, self._files)
         except OSError as error:
             raise RunError(f"the checkpoint {final} could not be written: {error.strerror}") from None
         older = [p for p in folders(self._root) if p.name <= final.name]
         for folder in older[self._config.keep :]:
             remove(folder)
+        self._trainer.prune_away(self._root, final.name, self._config.keep)
 
 
 def beside_files(beside: Beside, model: ModelConfig) -> dict[str, bytes]:

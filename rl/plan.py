@@ -139,8 +139,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
 def _check_replicas(section: TrainerSection) -> None:
     if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
         raise UserError(
-            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
-            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of "
+            f"the gradient's tree; set 1 or a power of two up to trainer.world_size"
         )
 
 

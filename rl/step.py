@@ -91,7 +91,7 @@ class Step:
     trainer: Trainer
     cards: Cards
     journal: Journal
-    publish: Callable[[int], None]  # both sides hold the same bits after it, as this version, or the run stops
+    publish: Callable[[int], int | None]  # both sides hold the same bits after it, as this version, or the run stops
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
@@ -127,7 +127,8 @@ class Step:
         metrics |= from_reference(batch) if self.frozen else {}
         metrics |= from_critic(batch, updates) if self.critic else {}
         with clock("publish"):
-            self.publish(step)
+            crossed = self.publish(step)
+        metrics |= {"network/published_gib": crossed / 2**30} if crossed else {}
         return metrics | clock.seconds, batch
 
     def drawn(self, step: int, clock: "Clock") -> Drawn:

@@ -314,10 +314,12 @@ class Parts:
         own = {name: set_environment(self.config, name, one, *how) for name, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
-    def _publish(self, version: int) -> None:
-        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
+    def _publish(self, version: int) -> int:
+        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops. Returns the bytes that
+        crossed the network."""
         publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
         self.checkpoints.settle()
+        return sum(self.rollout.crossed.values())
 
     def _memory(self) -> dict[str, float]:
         """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""

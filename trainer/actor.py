@@ -12,7 +12,7 @@ from kernels.collectives.rendezvous import join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
-from kernels.model import ModelConfig, Parameter
+from kernels.model import ConfigError, ModelConfig, Parameter
 from kernels.tree import WHOLE
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket, remove_leftovers
@@ -63,7 +63,7 @@ class TrainerRank(PublishingRank):
             choose_family(self.training.family)
         join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
-        weights = source if isinstance(source, Checkpoint) else _weights(model, source)
+        weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
         self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
@@ -102,7 +102,7 @@ class TrainerRank(PublishingRank):
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained, beside the other; `source`: a Hugging Face model directory, or the seed of
         random weights. Returns the digest of its weights as they are used, on rank 0 (others: ""). A collective."""
-        self.trainer.freeze(model, _weights(model, source))
+        self.trainer.freeze(model, self._weights(model, source))
         assert self.trainer.frozen is not None
         return self._digest(model, self.trainer.frozen.weights())
 
@@ -182,6 +182,10 @@ class TrainerRank(PublishingRank):
                 pass
         return digest(digests)
 
-
-def _weights(model: ModelConfig, source: str | int) -> Weights:
-    return initial(model, source, soonest=True) if isinstance(source, int) else Path(source)
+    def _weights(self, model: ModelConfig, source: str | int) -> Weights:
+        if isinstance(source, int):
+            return initial(model, source, soonest=True)
+        if not Path(source).is_dir():
+            where = self.places[self.rank].host
+            raise ConfigError(f"{source} is no folder on {where}: copy it there, or name one that all nodes share")
+        return Path(source)

@@ -15,8 +15,8 @@ from trainer.model import TrainerModel
 
 
 def divided(mesh: DeviceMesh, replicas: int) -> tuple[DeviceMesh, dist.ProcessGroup | None]:
-    """Divides the ranks of `mesh` into `replicas`, one after another, that hold the model each. Returns the mesh of the ranks of
-    this rank's replica, and the group of those that hold the rows it holds, in other replicas; None where there is one. So a
+    """Divides the ranks of `mesh` into `replicas`, one after another, that hold the model each. Returns the mesh of the ranks
+    of this rank's replica, and the group of those that hold the rows it holds, in other replicas; None where there is one. So a
     replica is a subtree of the gradient's tree, and the replicas are its upper levels: no bit depends on how many there are. A
     collective."""
     if replicas == 1:
@@ -81,7 +81,8 @@ def parallelize(
 ) -> None:
     """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
     normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used.
-    `forward_only`: there is no backward pass, after which the outer weights would be dropped again. `replicas`: of `divided`."""
+    `forward_only`: there is no backward pass, after which the outer weights would be dropped again. `replicas`: of
+    `divided`."""
     device = mesh.device_type
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -47,8 +47,8 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times its
-    ranks hold the model.
+    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times
+    its ranks hold the model.
     """
 
     def __init__(

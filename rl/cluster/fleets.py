@@ -15,6 +15,7 @@ from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
 from rl.cluster.calls import Calls, gather, settle
 from rl.cluster.ray_processes import check_ray
+from rl.cluster.shelves import Shelves
 from rl.cluster.streams import Streams
 from rl.cluster.watch import Rank
 from rollout.replies import Replies
@@ -96,8 +97,8 @@ class RolloutFleet(_Fleet):
     def begin_publication(
         self, name: str, sources: Sequence[tuple[Sequence[Ticket], Sequence[Recipient]]], half: int
     ) -> dict[str, Ticket]:
-        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom it is
-        served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
+        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom
+        it is served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
         begun = zip(self._ranks, sources, strict=True)
         calls = {rank.actor.begin_publication.remote(name, *source, half): rank for rank, source in begun}
         found = zip(self._ranks, gather(calls, patience=self.patience), strict=True)
@@ -143,6 +144,8 @@ class TrainerFleet(_Fleet):
         ranks hold the model, one after another."""
         super().__init__(ranks, patience)
         self.ranks, self.places, self.replicas = ranks, places, replicas
+        self.shelves: Shelves | None = None
+        """Of the nodes' files, where they do not share the run's folder."""
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on all of `batch`, of which each rank takes its part."""
@@ -169,7 +172,10 @@ class TrainerFleet(_Fleet):
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained (`trainer.frozen`), from a model directory or a seed; returns the digest of
         its weights."""
-        return self._all(lambda rank: rank.freeze.remote(model, source))[0]
+        where = str(Path(source).absolute()) if isinstance(source, str) else source
+        if self.shelves and isinstance(where, str):
+            self.shelves.spread(Path(where))
+        return self._all(lambda rank: rank.freeze.remote(model, where))[0]
 
     def thaw(self) -> None:
         """Lets it go."""
@@ -199,13 +205,28 @@ class TrainerFleet(_Fleet):
 
     def snapshot(self, folder: Path) -> int:
         """Begins to write every shard into `folder`, from the first replica; returns the optimizer's step count."""
-        return self._writing(lambda rank: rank.snapshot.remote(str(folder)))[0]
+        return self._writing(lambda rank: rank.snapshot.remote(str(folder.absolute())))[0]
 
     def written(self, wait: bool) -> list[WrittenFile] | None:
         """Returns the files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError
         where one cannot be written."""
         files = self._writing(lambda rank: rank.written.remote(wait))
         return None if None in files else files
+
+    def writers_away(self) -> list[str]:
+        """Returns of each shard the address of the node that keeps it, "" where that is the driver's folder."""
+        hosts = [place.host for place in self.places[: len(self.places) // self.replicas]]
+        return [host if self.shelves and host in self.shelves.away else "" for host in hosts]
+
+    def finish_away(self, folder: Path, final: Path, manifest: str) -> None:
+        """Gives the shards on nodes that do not share the driver's folder their name. SaveError where one cannot."""
+        if self.shelves:
+            self.shelves.finish(self.writers_away(), folder, final, manifest)
+
+    def prune_away(self, root: Path, newest: str, keep: int) -> None:
+        """Leaves the last `keep` checkpoints there."""
+        if self.shelves:
+            self.shelves.prune(self.writers_away(), root, newest, keep)
 
     def _writing(self, ask: Callable[[Any], Any]) -> list[Any]:
         writers = self._ranks[: len(self._ranks) // self.replicas]
@@ -214,7 +235,11 @@ class TrainerFleet(_Fleet):
     def save(self, directory: str, beside: Beside) -> str:
         """Writes the master weights and what stands beside them as a Hugging Face model directory, if one is named; returns the
         digest of the weights."""
-        return self._all(lambda rank: rank.save.remote(directory, beside))[0]
+        where = str(Path(directory).absolute()) if directory else ""
+        digest = self._all(lambda rank: rank.save.remote(where, beside))[0]
+        if where and self.shelves:
+            self.shelves.collect(self.places[0].host, Path(where))
+        return digest
 
     # A publication (rl.publish), in the order of its calls.
 

@@ -17,6 +17,7 @@ from rl.cluster.calls import gather
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.nodes import Reserved, own_address, reserved
 from rl.cluster.ray_processes import RayLost, session
+from rl.cluster.shelves import opened, supplied
 from rl.cluster.watch import Nodes, Pulse, Rank
 from rl.config import RunConfig
 from rl.errors import UserError
@@ -40,12 +41,17 @@ def cluster(
     connected = contextlib.nullcontext() if ray.is_initialized() else session(section, processes, log)
     with connected, reserved(config) as where:
         stores = stores or open_stores(config)
+        folder = Path(config.out_dir).absolute()
+        shelves = opened(folder, section.timeout) if section.address != "local" and folder.is_dir() else None
+        if checkpoint:
+            checkpoint = supplied(checkpoint, shelves, where.placement.trainer, config.trainer.replicas)
         ranks = _trainer_ranks(config, model, where, address_of(stores[0]), checkpoint)
         trains_only = config.mode == "train_only"
         engines = [] if trains_only else rollout_ranks(config, model, where, stores)
         patience, placement = section.patience, where.placement
         rollout = RolloutFleet(engines, model, () if trains_only else placement.rollout, patience)
         trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
+        trainer.shelves = shelves
         try:
             every = [*ranks, *(rank for engine in engines for rank in engine)]
             listen_to(every, stores[0], where)
@@ -62,6 +68,8 @@ def cluster(
 def _end(rollout: RolloutFleet, trainer: TrainerFleet) -> None:
     rollout.kill()
     trainer.kill()
+    if trainer.shelves:
+        trainer.shelves.close()
 
 
 def start(ranks: Sequence[Rank], timeout: float, patience: float | None = None) -> None:
@@ -104,7 +112,8 @@ def _trainer_ranks(
 ) -> list[Rank]:
     section, training = config.trainer, training_of(config)
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
-    source = checkpoint or config.model.path or config.seed
+    path = config.model.path and str(Path(config.model.path).absolute())
+    source = checkpoint or path or config.seed
     places = where.placement.trainer
     what = (places, address, section.threads, model, training, source, config.device)
     names, network = [named(f"trainer rank {r}", p) for r, p in enumerate(places)], config.cluster.interface

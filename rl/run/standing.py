@@ -13,6 +13,7 @@ import yaml
 from rich.box import SIMPLE
 from rich.table import Table
 
+from rl.out_dir import LOCK
 from rl.report.folder import ReportError, lines
 from rl.run.files import read_mapping
 
@@ -104,11 +105,16 @@ def _state(folder: Path, has_summary: bool) -> str:
 
 def _is_busy(folder: Path) -> bool:
     """Tells whether a process has claimed the folder (rl/out_dir.py); looks, and takes nothing from who would."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(handle)
     return False

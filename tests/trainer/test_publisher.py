@@ -47,7 +47,9 @@ def publish(
         assert not any(Path(ticket.path).exists() for ticket, _ in begun)  # nothing is left behind by whoever dies now
         receiver.take(number)
         between(ranks, receiver)
-    sent = [sum(parts) % 2**64 for parts in zip(*([row[0] for row in rank.finish().sums] for rank in ranks), strict=True)]
+    sent = [
+        sum(parts) % 2**64 for parts in zip(*([row[0] for row in rank.finish().sums] for rank in ranks), strict=True)
+    ]
     assert receiver.received() == sent
     receiver.commit(version, in_flight)
 
