@@ -28,12 +28,13 @@ BACKWARD = 430e12 * 4 / 6  # FLOP/s of the backward pass, of 430 TFLOP/s forward
 
 @dataclass(frozen=True)
 class Link:
-    """A message of b bytes takes start + b / rate seconds."""
+    """Models a link: a message of b bytes takes start + b / rate seconds."""
 
     start: float
     rate: float
 
     def seconds(self, size: float, messages: float = 1) -> float:
+        """Returns the seconds of `messages` messages of `size` bytes in all."""
         return messages * self.start + size / self.rate
 
 
@@ -42,6 +43,8 @@ NETWORK = Link(NETWORK_START, NETWORK_RATE)
 
 @dataclass(frozen=True)
 class Measured:
+    """Holds the links that the measured times were fitted to."""
+
     tree: Link  # reduce-scatter in peer memory
     nccl: Link
     all_reduce_tree: Link  # by bytes received: 6 an element, over ranks
@@ -50,7 +53,7 @@ class Measured:
 
 
 def measured(path: Path) -> Measured:
-    """From what `python -m kernels.collectives.bench --json` wrote."""
+    """Fits the links to what `python -m kernels.collectives.bench --json` wrote."""
     report = json.loads(path.read_text())
     ranks = report["ranks"]
 
@@ -78,7 +81,8 @@ def measured(path: Path) -> Measured:
 
 
 def ring(m: Measured, n: int, ranks: int) -> float:
-    """Each part goes round; a ring for every card of a node, so that an adapter carries 1 / NODE of the bytes."""
+    """Times a ring: each part goes round; there is a ring for every card of a node, so that an adapter carries 1 / NODE of the
+    bytes."""
     inside = m.nccl.seconds(4 * n * (ranks - 1) / ranks, ranks - 1)
     if ranks <= NODE:
         return inside
@@ -86,7 +90,7 @@ def ring(m: Measured, n: int, ranks: int) -> float:
 
 
 def flat(m: Measured, n: int, ranks: int) -> float:
-    """Each rank receives its part of everyone, then adds: what is done inside a node."""
+    """Times what is done inside a node: each rank receives its part of everyone, then adds."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / ranks)
     far = NETWORK.seconds(4 * n * (ranks - inside) / ranks, ranks / inside - 1)
@@ -94,8 +98,8 @@ def flat(m: Measured, n: int, ranks: int) -> float:
 
 
 def levels(m: Measured, n: int, ranks: int, halving: bool = False) -> float:
-    """The same tree by levels (`kernels/collectives/levels.py`): an exchange inside the node, then one between the ranks of a
-    number on all nodes; or, `halving`, a level of the tree each between nodes."""
+    """Times the same tree by levels (`kernels/collectives/levels.py`): an exchange inside the node, then one between the ranks
+    of a number on all nodes; or, `halving`, a level of the tree each between nodes."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / inside)
     nodes = ranks // inside
@@ -108,8 +112,8 @@ def halving(m: Measured, n: int, ranks: int) -> float:
 
 
 def chain(m: Measured, n: int, ranks: int, leaves: int = 1024) -> float:
-    """A left fold that does not depend on the ranks: nothing may be added before what stands left of it is there, so every
-    leaf is sent unreduced."""
+    """Times a left fold that does not depend on the ranks: nothing may be added before what stands left of it is there, so
+    every leaf is sent unreduced."""
     return flat(m, n * leaves // ranks, ranks)
 
 
@@ -159,8 +163,8 @@ MODEL = 8_190_735_360  # parameters of Qwen3-8B
 
 
 def by_halving(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What each of `parts` (one a rank, [ranks, n]) ends with where neighbours exchange halves, then neighbours of these: the
-    slice that rank r ends with is r with its bits reversed."""
+    """Returns what each of `parts` (one a rank, [ranks, n]) ends with where neighbours exchange halves, then neighbours of
+    these: the slice that rank r ends with is r with its bits reversed."""
     held = list(parts)
     step = 1
     while step < len(parts):
@@ -176,7 +180,7 @@ def by_halving(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def check_bits(ranks: int, leaves: int = 1024) -> tuple[bool, bool]:
-    """(whether one exchange, levels of nodes and halving have the bits of one rank, whether a ring has)."""
+    """Returns (whether one exchange, levels of nodes and halving have the bits of one rank, whether a ring has)."""
     draw = np.random.default_rng(ranks)
     width = max(ranks, 16)
     x = draw.standard_normal((leaves, width)).astype(np.float32) * np.exp2(draw.integers(-20, 20, (leaves, width)))
@@ -204,11 +208,12 @@ def check_bits(ranks: int, leaves: int = 1024) -> tuple[bool, bool]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Writes a table as lines of markdown."""
     return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 
 def numbers(m: Measured) -> dict[str, list[str]]:
-    """The tables of the page, by name."""
+    """Makes the tables of the page, by name."""
     links = {
         "reduce-scatter, tree in peer memory": m.tree,
         "reduce-scatter, NCCL": m.nccl,
@@ -251,7 +256,7 @@ def numbers(m: Measured) -> dict[str, list[str]]:
 
 
 def svg(m: Measured) -> str:
-    """Milliseconds of one layer over ranks, both on logarithmic axes."""
+    """Draws milliseconds of one layer over ranks, both on logarithmic axes."""
     width, height, left, right, top, bottom = 640, 340, 56, 190, 20, 40
     low, high = 0.5, 1000.0
 
@@ -288,7 +293,7 @@ def svg(m: Measured) -> str:
 
 
 def filled(page: str, tables: dict[str, list[str]]) -> str:
-    """`page` with what stands between <!-- NAME --> and <!-- end --> replaced."""
+    """Returns `page` with what stands between <!-- NAME --> and <!-- end --> replaced."""
     for name, lines in tables.items():
         begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
         before, rest = page.split(begin)
@@ -297,6 +302,7 @@ def filled(page: str, tables: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
+    """Writes the tables and the drawing."""
     m = measured(HERE / "collectives.json")
     page = HERE / "scaling.md"
     page.write_text(filled(page.read_text(), numbers(m)))

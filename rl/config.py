@@ -25,6 +25,7 @@ from rollout.keys import (
     PageSize,
     PrefillChunk,
     PrefixCache,
+    Speculate,
     Threads,
     Tp,
 )
@@ -65,16 +66,19 @@ class RolloutSection(Section):
     max_running: MaxRunning
     max_batch_tokens: MaxBatchTokens
     prefill_chunk: PrefillChunk
+    speculate: Speculate
     threads: Threads
 
     @property
     def limits(self) -> Limits:
+        """Returns the limits of an engine's batches."""
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
     def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:
         """Makes the config of each rank's engine, which runs the kernels of a family of cards."""
         sizes, on_gpu = (self.pages, self.page_size, self.prefix_cache, self.limits), device == "cuda"
-        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu, family=family)
+        fast = on_gpu, on_gpu
+        return EngineConfig(*sizes, dtype, device, *fast, family, self.speculate)
 
 
 class TrainerSection(Section):
@@ -135,6 +139,10 @@ class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    every: Positive = Field(
+        description="of algorithm.lag above 0: steps between those whose samples are compared, by a further forward pass with "
+        "the weights that drew them; without lag every step is compared, for nothing"
+    )
     keep_batches: tuple[Positive, ...] = Field(
         description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
         "computes it again. That of the first step in which a bit differs stays in any case, without weights"

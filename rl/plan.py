@@ -108,7 +108,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         rows=tokens * response // length,
         micro_batches=micro_batches,
     )
-    trainer = memory(model, frozen=[one.model for one in (frozen, paired) if one])
+    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
+    trainer = memory(model, frozen=[one.model for one in (frozen, paired) if one], past=past)
     critic = [critic_model(model)] if config.algorithm.critic else []
     for one in critic:
         trainer = together(trainer, memory(one))

@@ -14,9 +14,8 @@ from rl.alone import check_alone
 from rl.cluster.nodes import another_ray, available
 from rl.config import RunConfig
 from rl.data import Source, open_source
-from rl.environments.choice import open_environment
+from rl.environments.choice import open_environment, open_hosts
 from rl.environments.environment import Environment
-from rl.environments.tools import open_hosts
 from rl.errors import UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model

@@ -15,6 +15,7 @@ from kernels.host.place import Place
 from kernels.model import ModelConfig
 from kernels.weights.bucket import Ticket, remove_leftovers
 from kernels.weights.routes import Recipient
+from rollout.drafts.speculation import Counts
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
@@ -109,6 +110,10 @@ class RolloutRank:
     def peak_bytes(self) -> int:
         """Returns the most bytes that this rank held so far."""
         return self.engine.peak_bytes()
+
+    def drafts(self) -> Counts:
+        """Returns what became of drafted tokens so far."""
+        return self.engine.drafts
 
     def advance(self, requests: Sequence[Request], steps: int) -> list[Completion]:
         """Queues requests and does up to `steps` steps; returns what ended."""

@@ -114,6 +114,18 @@ class TrainerRank(PublishingRank):
         """Returns the frozen model's log-probs of this rank's part of the batch."""
         return self.trainer.frozen_logprobs(batch)
 
+    def logprobs(self, batch: Batch) -> Rows:
+        """Returns the policy's log-probs of this rank's part of the batch, by the weights as they are."""
+        return self.trainer.forward(batch)
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+        self.trainer.remember()
+
+    def past_logprobs(self, batch: Batch) -> Rows:
+        """Returns the log-probs of this rank's part of the batch by the weights that were remembered."""
+        return self.trainer.past_logprobs(batch)
+
     def reset_optimizer(self) -> None:
         """Sets the moments and the count of steps to zero."""
         self.trainer.optimizer.reset()

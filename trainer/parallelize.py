@@ -1,12 +1,14 @@
-"""FSDP2 on the tree: parameters sharded by rows, gradients reduced in tree order."""
+"""FSDP2 on the tree: parameters sharded by rows, gradients reduced in tree order. One rank that holds all of them needs none of
+it."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from kernels.collectives import TreeGroup
 from kernels.collectives.levels import by_levels, subgroup
@@ -82,8 +84,14 @@ def parallelize(
     """Shards every layer, then the rest, and gives the shards memory; gradients are plain sums (the loss carries its own
     normaliser). `on_host`: master weights and gradients live in host memory, and pass through the device as they are used.
     `forward_only`: there is no backward pass, after which the outer weights would be dropped again. `replicas`: of
-    `divided`."""
+    `divided`.
+
+    One rank alone has nothing to gather or to sum, so that without `on_host` there is no FSDP2: the model reads the masters
+    where they lie (every op rounds them, to the same bits), and a gradient stays where its op wrote it."""
     device = mesh.device_type
+    if mesh.size() == 1 and not on_host and replicas is None:
+        _hold_alone(model, mesh)
+        return
     # Masters are rounded before they travel: half the bytes, and the bits that every op would round them to.
     rounding = MixedPrecisionPolicy(model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_host else OffloadPolicy()
@@ -106,8 +114,28 @@ def parallelize(
         for parameter in model.parameters():
             assert isinstance(parameter, DTensor)
             parameter._local_tensor = host_tensor(parameter.to_local().shape, parameter.dtype, device)
+    _place_table(model, device)
+
+
+def _hold_alone(model: TrainerModel, mesh: DeviceMesh) -> None:
+    """Gives the parameters memory, as the one shard that there is."""
+    model.to_empty(device=mesh.device_type)
+    for module in model.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            shard = DTensor.from_local(parameter.detach(), mesh, [Shard(0)], run_check=False)
+            module.register_parameter(name, nn.Parameter(shard, parameter.requires_grad))
+    _place_table(model, mesh.device_type)
+
+
+def _place_table(model: TrainerModel, device: str) -> None:
     cos, sin = model.table
     model.table = cos.to(device), sin.to(device)
+
+
+def drop_gathered(model: TrainerModel) -> None:
+    """Drops the outer weights that a forward pass leaves gathered until a backward pass."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:

@@ -6,7 +6,6 @@ publication is checked by its fingerprints, as in a run.
 """
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ import torch
 from kernels.bench.table import console, show
 from kernels.bench.timer import Call, samples
 from kernels.collectives.rendezvous import address_of
-from kernels.host.command import Parser, fail, output
+from kernels.host.command import Parser, fail, output, write_json
 from kernels.host.place import Place
 from kernels.model import ModelConfig, costs, served
 from kernels.tree import Shard
@@ -92,8 +91,7 @@ def main() -> None:
         for r in rows
     ]
     show(out, ("",), ("seconds, median", "least", "most", "GB/s"), cells, title)
-    if args.json:
-        args.json.write_text(json.dumps({"rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+    write_json(args.json, {"rows": [asdict(r) for r in rows]})
 
 
 @dataclass(frozen=True)

@@ -11,5 +11,3 @@ heartbeat.py     a sign of life of every rank, and where it is
 
 from kernels.collectives.group import TreeGroup, backend_of, peer_memory
 from kernels.collectives.transport import Transport
-
-__all__ = ["Transport", "TreeGroup", "backend_of", "peer_memory"]

@@ -1,6 +1,7 @@
 """The two fleets of a run: all rollout ranks and all trainer ranks, called as one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from rl.cluster.ray_processes import check_ray
 from rl.cluster.shelves import Shelves
 from rl.cluster.streams import Streams
 from rl.cluster.watch import Rank
+from rollout.drafts.speculation import Counts
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport
@@ -91,6 +93,12 @@ class RolloutFleet(_Fleet):
     def peak_bytes(self) -> int:
         """Returns the most memory that the fullest rank had so far."""
         return max(self._all(lambda rank: rank.peak_bytes.remote()), default=0)
+
+    def drafts(self) -> Counts:
+        """Returns what became of drafted tokens so far, on the first rank of every engine: the others' is the same."""
+        firsts = [engine[0] for engine in self.engines]
+        counts = gather({rank.actor.drafts.remote(): rank for rank in firsts}, patience=self.patience)
+        return reduce(Counts.plus, counts, Counts())
 
     # A publication (rl.publish), in the order of its calls.
 
@@ -186,6 +194,22 @@ class TrainerFleet(_Fleet):
         check_ray()
         shared = ray.put(batch)
         return Rows.merge(self._all(lambda rank: rank.frozen_logprobs.remote(shared))).values
+
+    def logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the policy's log-probs of all loss rows of `batch`, by the weights as they are: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.logprobs.remote(shared))).values
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+        self._all(lambda rank: rank.remember.remote())
+
+    def past_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns, by the weights that were remembered, the log-probs of all loss rows of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.past_logprobs.remote(shared))).values
 
     def reset_optimizer(self) -> None:
         """Sets the moments to zero."""
