@@ -131,7 +131,7 @@ class Step:
         self.keeper.trained(step, batch, compared.logprobs)
         self.journal.completions(step, drawn.groups, compared, show)
         try:
-            mismatch = align.check_batch(first, compared.logprobs, self.policy, step)
+            mismatch = align.check_batch(first, compared.logprobs, self.policy, step, updates[0].report.by)
         except align.AlignmentError:
             failed = self.journal.measure(step, drawn.groups, batch, updates, compared)
             self.journal.step(step, failed | clock.seconds)
@@ -139,7 +139,12 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish"):
+<<<<<<< HEAD
             metrics |= crossed(self.publish(step))
+=======
+            crossed = self.publish(step)
+        metrics |= {"network/published_gib": crossed / 2**30} if crossed else {}
+>>>>>>> nodes
         return metrics | clock.told(), batch
 
     def ahead(self) -> dict[str, bytes]:
