@@ -1,8 +1,9 @@
 """`python -m recipes.why --out DIR [--seeds 0 1 2 3 4] [--jobs N] [--threads N] [key=value ...]`: exact and inexact.
 
 The small model of the main job learns to sort four numbers: responses of 32 tokens in place of 3, in bfloat16, with eight
-updates on each batch (four mini-batches, twice), on a CPU or with device=cuda on a GPU. Once with `numerics=exact`, once with `numerics=fast` (torch's matmul in
-sampler and trainer, its attention and log-prob in the trainer), with every seed. Keys of rl.train change both alike (steps=50).
+updates on each batch (four mini-batches, twice), on a CPU or with device=cuda on a GPU. Once with `numerics=exact`, once with
+`numerics=fast` (torch's matmul in sampler and trainer, its attention and log-prob in the trainer), with every seed. Keys of
+rl.train change both alike (steps=50).
 
 DIR holds a folder of each run, why.json (gap of log-probs, reward, entropy and gradient norm of every step) and why.svg (their
 means over the seeds), which are written anew after every run: a run that fails is named, and the others go on. The same command
