@@ -51,6 +51,25 @@ def test_no_function_of_the_algorithm_is_long() -> None:
     assert not found, found
 
 
+def public(nodes: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes that others may use, and the methods of these."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            yield from public(node.body) if isinstance(node, ast.ClassDef) else ()
+
+
+def test_public_docstrings_say_what_the_thing_does() -> None:
+    """Their first word is a verb: "Returns ...", "Holds ...", and no noun, preposition or question."""
+    found = [
+        f"{path}:{node.lineno} {node.name}: {first}"
+        for path, tree in modules("kernels", "rollout/server", "trainer", "rl", "recipes")
+        for node in public(tree.body)
+        if not re.match(r"(?!As\b|This\b)[A-Z]\w*s\b", first := " ".join((ast.get_docstring(node) or "").split()[:3]))
+    ]
+    assert not found, found
+
+
 def test_contracts_of_pyproject() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,6 @@ from rl.environments.tools import open_tools
 from rl.environments.verifiers.host import Setting, VerifiersHost, check_installed
 from rl.environments.verifiers.play import open_verifiers
 from rl.errors import UserError
-from rl.evaluation.sets import EvaluationSet
 from rl.rewards.reward import Reward, open_reward
 from rollout.tokenizer import Tokenizer
 
@@ -65,15 +64,16 @@ def open_environment(
 def set_environment(
     config: RunConfig,
     name: str,
-    one: EvaluationSet,
+    problems: Sequence[Problem],
+    reward: Reward,
     tokenizer: Tokenizer,
     hosts: AnyHosts | None,
     say: Callable[[str], None] = print,
 ) -> Environment:
-    """Returns the environment of a set of `eval.sets`: the run's, judged by the set's reward, or by the environment alone where
-    neither the set nor the run names one."""
+    """Returns the environment of the set `name` of `eval.sets`: the run's, judged by the set's `reward`, or by the environment
+    alone where neither the set nor the run names one."""
     alone = hosts and hosts.about.rewards and not (config.reward or config.eval.sets[name].reward)
-    return _opened(config, tokenizer, one.problems, None if alone else one.reward, hosts, say)
+    return _opened(config, tokenizer, problems, None if alone else reward, hosts, say)
 
 
 def _opened(

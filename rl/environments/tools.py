@@ -22,9 +22,8 @@ from rl.samples import Transcript
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.tokenizer import Tokenizer
 
-_MOMENT = (
-    0.005  # seconds without an answer after which the engines go on: those of quick tools come together, in one batch
-)
+_MOMENT = 0.005
+"""Seconds without an answer after which the engines go on: those of quick tools come together, in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
