@@ -192,7 +192,12 @@ def test_what_is_asked_wrongly_is_one_line(
 def test_a_published_environment_with_its_tool(folder: Path) -> None:
     """Its server of tools, its reward; the policy is one that reads what the tool said."""
     of, train, sampling = opened(
-        folder, "glossary", "data.problems=5", "rollout.max_new_tokens=100", "environment.max_tokens=900"
+        folder,
+        "glossary",
+        "data.problems=5",
+        "data.prompt='{number}'",
+        "rollout.max_new_tokens=100",
+        "environment.max_tokens=900",
     )
 
     def says(turn: int, request: Request) -> str:
