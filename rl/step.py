@@ -139,12 +139,7 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish"):
-<<<<<<< HEAD
             metrics |= crossed(self.publish(step))
-=======
-            crossed = self.publish(step)
-        metrics |= {"network/published_gib": crossed / 2**30} if crossed else {}
->>>>>>> nodes
         return metrics | clock.told(), batch
 
     def ahead(self) -> dict[str, bytes]:

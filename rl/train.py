@@ -123,11 +123,16 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     logged(begin, out_dir)  # says what is missing of them
     for path, size in remove_leftovers():
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
+    compile_kernels(config, ready.model, console.print)
+    return begin
+
+
+def compile_kernels(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
+    """Compiles what a run on a GPU needs; they are kept for the runs that follow."""
     if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
-        prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
-    return begin
+        serving = Serving(section.tp, section.page_size, section.limits.rows, model.max_positions)
+        prepare_kernels(model, config.dtype, serving, True, say, config.kernels.family)
 
 
 def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_dir: Path, console: Screen) -> RunLog:
