@@ -1,8 +1,8 @@
 """What drafted tokens bring on one GPU, as a function of how often they are right: an oracle knows what each sample will say,
 and says a given share of its tokens right, drawn at random. Beside it the same samples without drafts, in the same engine.
 
-A run decodes the same samples twice, of which the second is timed while the batch is whole, until its first sample ends. How much
-is drafted follows from what was measured before, as it does in an engine that has been running for a while.
+A run decodes the same samples twice, of which the second is timed while the batch is whole, until its first sample ends. How
+much is drafted follows from what was measured before, as it does in an engine that has been running for a while.
 """
 
 import json
