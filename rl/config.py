@@ -71,6 +71,7 @@ class RolloutSection(Section):
 
     @property
     def limits(self) -> Limits:
+        """Returns the limits of an engine's batches."""
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
     def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:
@@ -84,6 +85,10 @@ class TrainerSection(Section):
     """Says how many ranks train, in which pieces, and with what kept."""
 
     world_size: Positive = Field(description="FSDP2 processes")
+    replicas: Positive = Field(
+        description="times that these processes hold the model: as many as there are nodes keeps its rows inside a node, and "
+        "gradients alone cross the network; 1: every process has other rows"
+    )
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
     micro_leaves: Positive = Field(description="leaves of one micro-batch, where micro_tokens is null")
     micro_tokens: Positive | None = Field(
@@ -134,6 +139,10 @@ class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    every: Positive = Field(
+        description="of algorithm.lag above 0: steps between those whose samples are compared, by a further forward pass with "
+        "the weights that drew them; without lag every step is compared, for nothing"
+    )
     keep_batches: tuple[Positive, ...] = Field(
         description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
         "computes it again. That of the first step in which a bit differs stays in any case, without weights"
@@ -156,10 +165,20 @@ class ClusterSection(Section):
         description="colocated: rollout and trainer ranks share the cards and hand their memory to each other; split: a card "
         "each"
     )
-    address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
+    address: str = Field(
+        description="'local' starts Ray on this machine; otherwise a running Ray cluster: auto, or HOST:PORT"
+    )
+    nodes: Annotated[int, Field(gt=0, le=4096)] | None = Field(
+        description="nodes of the cluster to use; null: the fewest that have a card (on a CPU: a core) for every rank"
+    )
+    interface: Text | None = Field(
+        description="network interface over which the nodes of a cluster talk (eth0, ib0); null: that of Ray's addresses"
+    )
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
-    patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")
+    patience: Seconds = Field(
+        description="seconds for which a rank may give no sign of life (a signal or a debugger stopped it) before the run ends"
+    )
 
 
 class ReasoningGymSection(Section):

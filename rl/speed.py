@@ -1,7 +1,6 @@
 """Measures how fast a step was: tokens a second, and the share of the cards' arithmetic that the model's own products account
 for."""
 
-import math
 from collections.abc import Callable, Mapping
 
 from kernels.model import ModelConfig, costs
@@ -15,13 +14,13 @@ PEAK_FLOPS = 989.4e12
 def speeds(
     model: ModelConfig, batch: Batch, seconds: Mapping[str, float], epochs: int, ranks: int, on_gpu: bool
 ) -> dict[str, float]:
-    """Returns `speed/*` of a step. `seconds`: of every phase of it, among them `time/sample` and `time/train`; `epochs`: in
-    which the batch was trained on; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix B) on a GPU alone."""
+    """Returns `speed/*` of a step. `seconds`: of it, and of its phases `time/sample` and `time/train`; `epochs`: in which the
+    batch was trained on; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix B) on a GPU alone."""
     flops = epochs * costs.training_flops(model, batch.lengths) / (seconds["time/train"] * ranks)
     out = {
         "speed/sample_tokens_per_s": len(batch.rows) / seconds["time/sample"],
         "speed/train_tokens_per_s": epochs * len(batch.token_ids) / seconds["time/train"],
-        "speed/step_tokens_per_s": len(batch.token_ids) / math.fsum(seconds.values()),  # of prompts and responses
+        "speed/step_tokens_per_s": len(batch.token_ids) / seconds["time/step"],  # of prompts and responses
         "speed/train_tflops_per_rank": flops / 1e12,
     }
     return out | ({"speed/train_mfu": flops / PEAK_FLOPS} if on_gpu else {})

@@ -15,6 +15,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
+    Delta,
     Layout,
     ModelConfig,
     PagedCache,
@@ -28,7 +29,7 @@ from kernels.model import (
     position_table,
     served,
 )
-from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
+from kernels.ops import Mixture, Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.weights.digest import Leaves, slice_digests
 from rollout.graphs import DecodeGraphs, Row
 from rollout.memory import Reclaimable
@@ -286,7 +287,7 @@ class Runner:
         return ids.gather(1, best), logprobs.view(rows, most)
 
     def _hidden(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def run_layer(i: int, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
             return decoder_layer(self.config, self.group, self.layers[i], i, x, delta, layout, self.cache, self.table)
 
         return forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
@@ -323,7 +324,8 @@ class Runner:
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
         leaves = self.config.leaves // shard.size
         nodes = vocab_nodes(logits, temperature, leaves)
-
+        if shard.size == 1:
+            return token, vocab_logprob(nodes, logit, temperature)[0], logits, nodes
         winner = torch.stack([score, logit, token.int().view(torch.float32)], 1)
         parts = self.group.all_gather(torch.cat([winner, nodes.view(rows, 2 * leaves)], 1))
         nodes = parts[:, :, 3:].transpose(0, 1).reshape(rows, self.config.leaves, 2)

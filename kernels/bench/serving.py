@@ -13,7 +13,7 @@ import torch
 
 from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.host.command import count, progress
-from kernels.model.known import BENCH, ON_CARDS
+from kernels.model.known import BENCH
 from kernels.weights.initial import initial
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
@@ -29,8 +29,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prompt", type=count, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=count, default=32, help="tokens to sample for each")
     parser.add_argument("--batches", type=count, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="of the GPU's table")
     parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS + MORE))
     parser.add_argument(
         "--peer-new", type=int, default=8, help="tokens that transformers decodes of each request on a GPU; 0: none"

@@ -11,7 +11,6 @@ timestamps, first tokens + the median of its steps, which favours it as contexts
 mixture has no peer here: two copies of its weights are more than a card has.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from kernels.bench.table import console, show
 from kernels.bench.timer import ceilings, versions
+from kernels.host.command import write_json
 from kernels.model import ModelConfig, costs, known, served
 from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
@@ -340,6 +340,4 @@ def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: P
     where = {**versions(), "transformers": transformers.__version__}
     print_table(results, out)
     out.print(", ".join(f"{k} {v}" for k, v in {**where, **limits}.items()))
-    if path:
-        lines = [{**asdict(r), "met": r.met} for r in results]
-        path.write_text(json.dumps({**where, "ceilings": limits, "rows": lines}, indent=1) + "\n")
+    write_json(path, {**where, "ceilings": limits, "rows": [{**asdict(r), "met": r.met} for r in results]})
