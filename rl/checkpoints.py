@@ -31,6 +31,7 @@ class Progress:
     tokens_nonzero: int = 0
     accuracy: tuple[float, ...] = ()  # held out, before GRPO; empty before it is known
     frozen_sha256: str = ""  # of the frozen model's weights (`rl/frozen.py`), where there is one
+    base_sha256: str = ""  # of the weights under adapters (`rl/adapters.py`), where there are any
     seconds: float = 0.0
     log: dict[str, int] = field(default_factory=dict)  # bytes of each log file that belong to the steps above
 
@@ -59,7 +60,9 @@ class Checkpoints:
     ) -> None:
         """`since`: when the run began (time.perf_counter). `files`: what goes beside the shards. `facts`: what the manifest
         says of the run beside its progress."""
-        self._root, self._config, self._trainer, self._model = out_dir / "checkpoints", config, trainer, model
+        self._root, self._config, self._trainer = out_dir / "checkpoints", config, trainer
+        self.model = model
+        """What the trainer holds: with adapters, once it has any."""
         self._log, self._since, self._files, self._facts = log, since, files, facts
         self._pending: _Pending | None = None
 
@@ -93,7 +96,7 @@ class Checkpoints:
             return
         self._pending = None
         run = {**self._facts, "progress": asdict(done.progress)}
-        what = (self._model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
+        what = (self.model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
         try:
             complete(done.folder, final, *what)
         except OSError as error:

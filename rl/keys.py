@@ -6,7 +6,16 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
+REFUSED: Mapping[str, str] = {
+    "adapter.dropout": "a weight that is merged has no dropout, and what is sampled must be what is trained; regularise by a lower "
+    "adapter.rank, or trainer.weight_decay"
+}
+"""Keys that other systems have, and why there is none here."""
 ADDED: Mapping[str, Any] = {
+    "adapter.rank": 0,
+    "adapter.alpha": 32.0,
+    "adapter.targets": ["attention", "mlp"],
+    "adapter.rslora": False,
     "kernels.family": "auto",
     "mode": "full",
     "batches": None,
@@ -101,6 +110,12 @@ _MEANT = {  # names that other systems have for a key
     "warmup_steps": ("trainer.lr_warmup_steps",),
     "lr_scheduler": ("trainer.lr_schedule",),
     "max_grad_norm": ("trainer.grad_clip",),
+    "lora_r": ("adapter.rank",),
+    "lora_rank": ("adapter.rank",),
+    "lora_alpha": ("adapter.alpha",),
+    "target_modules": ("adapter.targets",),
+    "lora_target_modules": ("adapter.targets",),
+    "use_rslora": ("adapter.rslora",),
     "model_name_or_path": ("model.path",),
     "dataset": ("data.path",),
     "dataset_name": ("data.path",),

@@ -16,8 +16,9 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
-from kernels.weights.beside import name_of
+from kernels.weights.beside import Beside, name_of
 from kernels.weights.bucket import remove_leftovers
+from rl.adapters import ADAPTER, base_of_adapter
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
@@ -29,7 +30,7 @@ from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
 from rl.errors import RunError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
-from rl.frozen_weights import freeze, freeze_for_pairs
+from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.loop import Loop
@@ -172,8 +173,11 @@ class Parts:
         if config.numerics != "exact":
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
         state = self._warm_start(state)
+        kept = beside(config, ready.model, ready.source.tokenizer)
+        state = begin_adapters(
+            config, ready.model, self.trainer, begin.checkpoint, state, self.checkpoints, kept
+        )
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
-            kept = beside(config, ready.model, ready.source.tokenizer)
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
@@ -183,8 +187,7 @@ class Parts:
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
-            folder = str(Path(config.out_dir) / "model") if config.save_model else ""
-            weights = self.trainer.save(folder, beside(config, ready.model, ready.source.tokenizer))
+            weights = self._save(kept)
         return {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -198,6 +201,15 @@ class Parts:
             "numerics": config.numerics,
             "versions": _versions(config.device),
         }
+
+    def _save(self, beside: Beside) -> str:
+        """Saves what was trained, if it is to be saved: the model, or its adapters. Returns the digest of the weights."""
+        config, out_dir = self.config, Path(self.config.out_dir)
+        if not config.adapter.ranks:
+            return self.trainer.save(str(out_dir / "model") if config.save_model else "", beside)
+        if config.save_model:
+            self.trainer.save_adapter(str(out_dir / ADAPTER), base_of_adapter(config))
+        return self.trainer.save("", beside)
 
     def _demonstrate(self) -> Demonstrate | None:
         """Returns what plays conversations for the warm start; None where solutions are shown."""

@@ -13,6 +13,7 @@ from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig, Parameter
 from kernels.tree import WHOLE
+from kernels.weights.adapters import write as write_adapter
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket
 from kernels.weights.digest import Leaves, digest, slice_digests
@@ -44,11 +45,13 @@ class TrainerRank(PublishingRank):
         source: str | int | Checkpoint,
         device: str,
         place: Place,
+        base: str | None = None,
     ) -> None:
         """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
-        checkpoint. `place`: the card to use."""
+        checkpoint. `place`: the card to use. `base`: the model directory under the adapters of a checkpoint."""
         self.rank, self.size, self.store, self.threads = rank, size, store, threads
         self.config, self.training, self.source, self.device, self.place = model, config, source, device, place
+        self.base = base
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
@@ -59,7 +62,8 @@ class TrainerRank(PublishingRank):
         join(self.store, self.device, self.rank, self.size)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else _weights(model, source)
-        self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
+        mesh, base = init_device_mesh(self.device, (self.size,)), Path(self.base) if self.base else None
+        self.trainer = Trainer(model, self.training, mesh, weights, base)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
         self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
@@ -68,6 +72,21 @@ class TrainerRank(PublishingRank):
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on this rank's part of the batch."""
         return self.trainer.step(batch, loss, lr)
+
+    def begin_adapters(self, model: ModelConfig) -> None:
+        """Freezes what was trained so far, and trains the adapters of `model` on it from here on. A collective."""
+        whole, mesh = self.trainer.model, self.trainer.mesh
+        del self.trainer  # its moments go before there are others
+        self.trainer = Trainer(model, self.training, mesh, whole)
+
+    def save_adapter(self, directory: str, base: str) -> None:
+        """Writes the adapters, on rank 0, as a folder that `peft` loads, whole or not at all. `base`: the model directory under
+        them. A collective."""
+        held = self.trainer.adapter_tensors()
+        if self.rank == 0:
+            check_finite({f"weight.{parameter.name}": tensor for parameter, tensor in held})
+            with whole_folder(Path(directory)) as folder:
+                write_adapter(folder, self.trainer.model.config, {p.name: t for p, t in held}, base)
 
     def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
         """Makes a second trainer, of the values: with the body of the policy as it is and a head of zeros or, `restored`, with

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from kernels.model import ModelConfig
+from kernels.model import Adapter, ModelConfig
 from kernels.model.experts import Experts
 from kernels.ops.norm_rope import RopeScaling
 from kernels.weights.reshard import fsdp_rows
@@ -112,6 +112,8 @@ def read(folder: Path) -> Checkpoint:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         if experts := fields.get("experts"):
             fields["experts"] = Experts(**experts | {"dense": tuple(experts["dense"])})
+        if adapter := fields.get("adapter"):
+            fields["adapter"] = Adapter(**adapter | {"ranks": tuple((t, r) for t, r in adapter["ranks"])})
         return Checkpoint(
             folder,
             ModelConfig(**fields),

@@ -10,6 +10,7 @@ from torch.distributed import TCPStore
 
 from kernels.collectives.rendezvous import address_of, listen
 from kernels.model import ModelConfig
+from rl.adapters import base_of, first_model
 from rl.cluster.calls import Rank, gather
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.ray_processes import RayLost, session
@@ -34,7 +35,8 @@ def cluster(
     processes = len(placement.trainer) + len(placement.rollout)
     log = Path(config.out_dir) / "train.log"
     with contextlib.nullcontext() if ray.is_initialized() else session(config.cluster, processes, log):
-        ranks = _trainer_ranks(config, model, placement, address_of(stores[0]), checkpoint)
+        begun = first_model(config, model, checkpoint)
+        ranks = _trainer_ranks(config, begun, placement, address_of(stores[0]), checkpoint)
         trains_only = config.mode == "train_only"
         engines = [] if trains_only else rollout_ranks(config, model, placement, stores)
         patience = config.cluster.patience
@@ -94,7 +96,8 @@ def _trainer_ranks(
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     source = checkpoint or config.model.path or config.seed
     what = (section.world_size, address, section.threads, model, training, source, config.device)
-    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)]
+    base = base_of(config, checkpoint)
+    return [Rank(f"trainer rank {r}", actor.remote(r, *what, where, base)) for r, where in enumerate(placement.trainer)]
 
 
 def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
@@ -112,6 +115,7 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         section.checkpointing,
         prefix,
         section.router_aux_loss_coef,
+        config.seed,
         config.kernels.family,
     )
 
