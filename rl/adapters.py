@@ -13,11 +13,11 @@ from pathlib import Path
 from kernels.model import Adapter, ModelConfig, served
 from rl.config import RunConfig
 from rl.errors import UserError
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import BASE, Checkpoint
 from trainer.folder import whole
 
-ADAPTER, BASE = "adapter", "base"
-"""Folders in out_dir: what the run has trained, in the format of `peft`, and the weights under it, where no other has them."""
+ADAPTER = "adapter"
+"""The folder in out_dir of what a run has trained, in the format of `peft`."""
 
 
 def adapted_model(config: RunConfig, model: ModelConfig) -> ModelConfig:
@@ -63,8 +63,8 @@ def given(config: RunConfig) -> str | None:
     return config.model.path if config.model.path and not config.warmup.steps else None
 
 
-def base_of_adapter(config: RunConfig) -> str:
-    """Returns the directory under the adapters of a run, for whoever loads them."""
+def base_folder(config: RunConfig) -> str:
+    """Returns the model directory under the adapters of a run, for whoever loads them."""
     return str(Path(given(config) or Path(config.out_dir) / BASE).absolute())
 
 

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
-from rl.adapters import BASE, adapted_model, first_model, given
+from rl.adapters import adapted_model, first_model, given
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import RunConfig
 from rl.errors import UserError
 from rl.frozen import FrozenModel
 from rl.resume import REFERENCE, Start
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import BASE, Checkpoint
 from trainer.folder import whole
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import yaml
 
 from kernels.model import ModelConfig
-from rl.adapters import ADAPTER, BASE
+from rl.adapters import ADAPTER
 from rl.checkpoints import Progress
 from rl.config import RunConfig, validate
 from rl.errors import FinishedError, UserError
 from rl.identity import difference, identity
 from rl.keys import renewed
 from rl.report import ReportError, read_lines
-from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
+from trainer.checkpoint import BASE, MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
 REFERENCE = "reference"

@@ -18,7 +18,7 @@ from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
 from kernels.weights.beside import Beside, name_of
 from kernels.weights.bucket import remove_leftovers
-from rl.adapters import ADAPTER, base_of_adapter
+from rl.adapters import ADAPTER, base_folder, given
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
@@ -28,7 +28,7 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem
 from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
-from rl.errors import RunError
+from rl.errors import RunError, UserError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
 from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
 from rl.handover import Handover
@@ -145,6 +145,8 @@ def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log:
     files = beside_files(saved, ready.model) if config.checkpoint.every else {}
     values = config.model_dump(mode="json")
     facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    if config.adapter.ranks and (path := given(config)):
+        facts["base"] = str(Path(path).absolute())
     return Checkpoints(log.out_dir, config.checkpoint, trainer, ready.model, log, since, files, facts)
 
 
@@ -166,6 +168,10 @@ class Parts:
         config, ready, state = self.config, self.ready, begin.progress
         if begin.checkpoint:
             if self.trainer.digest() != begin.checkpoint.weights_sha256:
+                if begin.checkpoint.model.adapter:
+                    raise UserError(
+                        f"{base_folder(config)} has other weights than those under the adapters of {begin.checkpoint.folder}"
+                    )
                 raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
             self.console.print(f"resumed {begin.checkpoint.folder}")
         elif begin.continues:
@@ -208,7 +214,7 @@ class Parts:
         if not config.adapter.ranks:
             return self.trainer.save(str(out_dir / "model") if config.save_model else "", beside)
         if config.save_model:
-            self.trainer.save_adapter(str(out_dir / ADAPTER), base_of_adapter(config))
+            self.trainer.save_adapter(str(out_dir / ADAPTER), base_folder(config))
         return self.trainer.save("", beside)
 
     def _demonstrate(self) -> Demonstrate | None:

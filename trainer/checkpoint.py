@@ -2,7 +2,7 @@
 
     step-00000450/
         rank-0-of-2.safetensors    this rank's rows of every parameter: weight.NAME, first.NAME, second.NAME, float32
-        rank-1-of-2.safetensors    (master weights and both moments of AdamW)
+        rank-1-of-2.safetensors    (master weights and both moments of AdamW; of a run of adapters: of the adapters)
         model/...                  what a model directory holds beside its weights: config.json, tokenizer, ...
         checkpoint.json            shape of the model, step, what the run adds, and size and SHA-256 of every file above
 
@@ -32,6 +32,8 @@ from trainer.folder import publish
 MANIFEST = "checkpoint.json"
 PARTS = ("weight", "first", "second")
 BESIDE = "model"
+BASE = "base"
+"""The model directory beside a run's checkpoints that holds the weights under their adapters, where no other does."""
 _FORMAT = 1
 
 
