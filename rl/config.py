@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from kernels.model.parameter import Target
@@ -112,10 +112,17 @@ class TrainerSection(Section):
     threads: Threads
 
 
+ONE, EACH = "one", "each"  # of a value that may be a number or a number for each of several
+
+
 class AdapterSection(Section):
     """Says whether low-rank adapters of frozen weights are trained in the place of the weights."""
 
-    rank: Annotated[int, Field(ge=0, lt=2**20)] | dict[Target, Annotated[int, Field(gt=0, lt=2**20)]] = Field(
+    rank: Annotated[
+        Annotated[int, Field(ge=0, lt=2**20), Tag(ONE)]
+        | Annotated[dict[Target, Annotated[int, Field(gt=0, lt=2**20)]], Tag(EACH)],
+        Discriminator(lambda value: EACH if isinstance(value, dict) else ONE),
+    ] = Field(
         description="of B A, which is added to a weight that is frozen; 0: none, the weights themselves are trained. Or one a "
         "target: {attention: 16, mlp: 32}"
     )
@@ -436,7 +443,7 @@ def _place(loc: Sequence[int | str], values: Any) -> list[str]:
     parts: list[str] = []
     for part in loc:
         chosen = (values.get("kind"), values.get("name")) if isinstance(values, dict) else ()
-        if part == "[key]" or (isinstance(values, dict) and part not in values and part in chosen):
+        if part in ("[key]", ONE, EACH) or (isinstance(values, dict) and part not in values and part in chosen):
             continue
         parts.append(str(part))
         if isinstance(values, list) and isinstance(part, int) and part < len(values):
