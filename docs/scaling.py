@@ -28,12 +28,13 @@ BACKWARD = 430e12 * 4 / 6  # FLOP/s of the backward pass, of 430 TFLOP/s forward
 
 @dataclass(frozen=True)
 class Link:
-    """A message of b bytes takes start + b / rate seconds."""
+    """Models a link: a message of b bytes takes start + b / rate seconds."""
 
     start: float
     rate: float
 
     def seconds(self, size: float, messages: float = 1) -> float:
+        """Returns the seconds of `messages` messages of `size` bytes in all."""
         return messages * self.start + size / self.rate
 
 
@@ -42,6 +43,8 @@ NETWORK = Link(NETWORK_START, NETWORK_RATE)
 
 @dataclass(frozen=True)
 class Measured:
+    """Holds the links that the measured times were fitted to."""
+
     tree: Link  # reduce-scatter in peer memory
     nccl: Link
     all_reduce_tree: Link  # by bytes received: 6 an element, over ranks
@@ -50,7 +53,7 @@ class Measured:
 
 
 def measured(path: Path) -> Measured:
-    """From what `python -m kernels.collectives.bench --json` wrote."""
+    """Fits the links to what `python -m kernels.collectives.bench --json` wrote."""
     report = json.loads(path.read_text())
     ranks = report["ranks"]
 
@@ -78,7 +81,8 @@ def measured(path: Path) -> Measured:
 
 
 def ring(m: Measured, n: int, ranks: int) -> float:
-    """Each part goes round; a ring for every card of a node, so that an adapter carries 1 / NODE of the bytes."""
+    """Times a ring: each part goes round; there is a ring for every card of a node, so that an adapter carries 1 / NODE of the
+    bytes."""
     inside = m.nccl.seconds(4 * n * (ranks - 1) / ranks, ranks - 1)
     if ranks <= NODE:
         return inside
@@ -86,24 +90,30 @@ def ring(m: Measured, n: int, ranks: int) -> float:
 
 
 def flat(m: Measured, n: int, ranks: int) -> float:
-    """What `kernels.collectives.reduce_scatter` does: each rank receives its part of everyone, then adds."""
+    """Times what is done inside a node: each rank receives its part of everyone, then adds."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / ranks)
     far = NETWORK.seconds(4 * n * (ranks - inside) / ranks, ranks / inside - 1)
     return max(near, far) if ranks > NODE else near
 
 
-def levels(m: Measured, n: int, ranks: int) -> float:
-    """The same tree by levels: an exchange inside the node, then halving between nodes, a level of the tree each."""
+def levels(m: Measured, n: int, ranks: int, halving: bool = False) -> float:
+    """Times the same tree by levels (`kernels/collectives/levels.py`): an exchange inside the node, then one between the ranks
+    of a number on all nodes; or, `halving`, a level of the tree each between nodes."""
     inside = min(ranks, NODE)
     near = m.tree.seconds(4 * n * (inside - 1) / inside)
     nodes = ranks // inside
-    return near + NETWORK.seconds(4 * n / inside * (nodes - 1) / nodes, math.log2(nodes))
+    return near + NETWORK.seconds(4 * n / inside * (nodes - 1) / nodes, math.log2(nodes) if halving else nodes - 1)
+
+
+def halving(m: Measured, n: int, ranks: int) -> float:
+    """By levels, with halving between nodes: fewer start-ups, and not built."""
+    return levels(m, n, ranks, halving=True)
 
 
 def chain(m: Measured, n: int, ranks: int, leaves: int = 1024) -> float:
-    """A left fold that does not depend on the ranks: nothing may be added before what stands left of it is there, so every
-    leaf is sent unreduced."""
+    """Times a left fold that does not depend on the ranks: nothing may be added before what stands left of it is there, so
+    every leaf is sent unreduced."""
     return flat(m, n * leaves // ranks, ranks)
 
 
@@ -111,16 +121,50 @@ WAYS: dict[str, Callable[[Measured, int, int], float]] = {
     "ring (NCCL)": ring,
     "tree, one exchange": flat,
     "tree, by levels": levels,
+    "by levels, halving": halving,
     "left fold of 1024 leaves": chain,
 }
+
+
+# bytes over the network --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Bytes that cross the network for a model of `parameters`, trained on `nodes` of NODE cards; served in 2 bytes."""
+
+    parameters: int
+    nodes: int
+
+    @property
+    def weights(self) -> float:
+        """Through a card's adapter for a micro-batch: FSDP2 gathers the rounded weights for forward and backward pass."""
+        return 2 * 2 * self.parameters / NODE * (self.nodes - 1) / self.nodes
+
+    @property
+    def gradients(self) -> float:
+        """Likewise, of a reduce-scatter by levels."""
+        return 4 * self.parameters / NODE * (self.nodes - 1) / self.nodes
+
+    @property
+    def replicated(self) -> float:
+        """Likewise, all there is with a replica a node: slices are exchanged and added, then sums gathered."""
+        return 2 * self.gradients
+
+    def published(self, split: bool) -> float:
+        """Into a node of engines: all of it where they are apart, else what the node's trainer ranks do not hold."""
+        return 2 * self.parameters * (1 if split else (self.nodes - 1) / self.nodes)
+
+
+MODEL = 8_190_735_360  # parameters of Qwen3-8B
 
 
 # the bits --------------------------------------------------------------------------------------------------------------
 
 
 def by_halving(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What each of `parts` (one a rank, [ranks, n]) ends with where neighbours exchange halves, then neighbours of these: the
-    slice that rank r ends with is r with its bits reversed."""
+    """Returns what each of `parts` (one a rank, [ranks, n]) ends with where neighbours exchange halves, then neighbours of
+    these: the slice that rank r ends with is r with its bits reversed."""
     held = list(parts)
     step = 1
     while step < len(parts):
@@ -136,7 +180,7 @@ def by_halving(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def check_bits(ranks: int, leaves: int = 1024) -> tuple[bool, bool]:
-    """(whether one exchange, levels of nodes and halving have the bits of one rank, whether a ring has)."""
+    """Returns (whether one exchange, levels of nodes and halving have the bits of one rank, whether a ring has)."""
     draw = np.random.default_rng(ranks)
     width = max(ranks, 16)
     x = draw.standard_normal((leaves, width)).astype(np.float32) * np.exp2(draw.integers(-20, 20, (leaves, width)))
@@ -164,11 +208,12 @@ def check_bits(ranks: int, leaves: int = 1024) -> tuple[bool, bool]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Writes a table as lines of markdown."""
     return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 
 def numbers(m: Measured) -> dict[str, list[str]]:
-    """The tables of the page, by name."""
+    """Makes the tables of the page, by name."""
     links = {
         "reduce-scatter, tree in peer memory": m.tree,
         "reduce-scatter, NCCL": m.nccl,
@@ -179,17 +224,39 @@ def numbers(m: Measured) -> dict[str, list[str]]:
     constants.append(["between nodes, a card", f"{NETWORK.start * 1e6:.1f}", f"{NETWORK.rate / 1e9:.0f}", "assumed"])
     times = [[str(w), *(f"{way(m, LAYER, w) * 1e3:.2f}" for way in WAYS.values())] for w in RANKS]
     hidden = [[str(w), *(f"{way(m, LAYER, w) * BACKWARD / (4 * LAYER):,.0f}" for way in WAYS.values())] for w in RANKS]
+    crossing = []
+    for nodes in (w // NODE for w in RANKS if w > NODE):
+        c = Crossing(MODEL, nodes)
+        adapter = [c.weights, c.gradients, c.weights + c.gradients, c.replicated]
+        into = [c.published(split=False), c.published(split=True)]
+        seconds = [size / NODE / NETWORK_RATE for size in into]
+        cells = [*(f"{size / 1e9:.2f}" for size in adapter), *(f"{size / 1e9:.1f}" for size in into)]
+        crossing.append([str(nodes), *cells, f"{seconds[0]:.3f}", f"{seconds[1]:.3f}"])
     same = [[str(w), *("equal" if b else "differ" for b in check_bits(w))] for w in (1, *RANKS)]
     return {
         "constants": [f"Measured: {m.about}.", "", *table(["", "start, us", "GB/s received", ""], constants)],
         "times": table(["ranks", *(f"{name}, ms" for name in WAYS)], times),
         "hidden": table(["ranks", *WAYS], hidden),
+        "network": table(
+            [
+                "nodes",
+                "weights, GB an adapter",
+                "gradients, GB",
+                "together",
+                "with a replica a node",
+                "published into a node, colocated, GB",
+                "split, GB",
+                "seconds, colocated",
+                "split",
+            ],
+            crossing,
+        ),
         "bits": table(["ranks", "tree: one exchange, by levels, by halving", "ring"], same),
     }
 
 
 def svg(m: Measured) -> str:
-    """Milliseconds of one layer over ranks, both on logarithmic axes."""
+    """Draws milliseconds of one layer over ranks, both on logarithmic axes."""
     width, height, left, right, top, bottom = 640, 340, 56, 190, 20, 40
     low, high = 0.5, 1000.0
 
@@ -213,7 +280,7 @@ def svg(m: Measured) -> str:
     out += [
         f'<line x1="{edge:.1f}" x2="{edge:.1f}" y1="{top}" y2="{height - bottom}" stroke="#bbb" stroke-dasharray="3 4"/>'
     ]
-    colors = ("#888888", "#d9822b", "#1f6fb2", "#b03a5b")
+    colors = ("#888888", "#d9822b", "#1f6fb2", "#3a9a6b", "#b03a5b")
     for (name, way), color in zip(WAYS.items(), colors, strict=True):
         points = [(x(w), y(min(max(way(m, LAYER, w) * 1e3, low), high))) for w in RANKS]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
@@ -226,7 +293,7 @@ def svg(m: Measured) -> str:
 
 
 def filled(page: str, tables: dict[str, list[str]]) -> str:
-    """`page` with what stands between <!-- NAME --> and <!-- end --> replaced."""
+    """Returns `page` with what stands between <!-- NAME --> and <!-- end --> replaced."""
     for name, lines in tables.items():
         begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
         before, rest = page.split(begin)
@@ -235,6 +302,7 @@ def filled(page: str, tables: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
+    """Writes the tables and the drawing."""
     m = measured(HERE / "collectives.json")
     page = HERE / "scaling.md"
     page.write_text(filled(page.read_text(), numbers(m)))

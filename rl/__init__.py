@@ -11,4 +11,5 @@ if _other := _packages["version_of"]("kernels"):
     print(f"samebit: error: the package 'kernels' {_other} hides samebit's: pip uninstall kernels", file=sys.stderr)
     sys.exit(2)
 _packages["check_packages"](("kernels", "rollout", "trainer"))
+_packages["check_needed"]("rl")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it aborts on SIGTERM; read when ray is imported

@@ -1,7 +1,8 @@
 """The proof of every step: the sampler's log-probabilities are the trainer's, byte for byte.
 
 It costs no forward. The loss needs the trainer's log-probabilities anyway, and on the update that follows sampling they
-must be the sampler's: the ratio is exactly 1, and "old" log-probabilities are not computed a second time.
+must be the sampler's: the ratio is exactly 1, and "old" log-probabilities are not computed a second time. Only where sampling
+is ahead of training (`lag.py`) is a further forward pass needed.
 """
 
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.metrics import Mismatch, differs, first_mismatch
-from trainer.batch import Batch, StepReport
+from trainer.batch import Batch
 
 Policy = Literal["fail", "warn", "record"]
 
@@ -66,7 +67,7 @@ def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> st
     )
 
 
-def check_batch(batch: Batch, report: StepReport, policy: Policy, step: int) -> Mismatch | None:
-    """Does `check` for a whole step. It costs nothing: the loss needed the trainer's log-probs anyway."""
+def check_batch(batch: Batch, logprobs: NDArray[np.float32], policy: Policy, step: int) -> Mismatch | None:
+    """Does `check` for a whole batch. `logprobs` [R]: the trainer's, of its loss rows."""
     where = batch.sequence, batch.positions, batch.token_ids[batch.rows]
-    return check(report.logprobs, batch.logprobs, *where, policy, step)
+    return check(logprobs, batch.logprobs, *where, policy, step)

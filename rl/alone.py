@@ -9,7 +9,7 @@ from typing import Any
 from rl import align
 from rl.config import RunConfig
 from rl.errors import UserError
-from rl.journal import compare, found, rewards
+from rl.journal import Compared, compare, found, rewards
 from rl.replay import kept
 from rl.run.screen import Bar
 from rl.step import Clock, Step
@@ -23,6 +23,14 @@ def check_alone(config: RunConfig, vocabulary: int) -> None:
     if (config.mode == "train_only") != (config.batches is not None):
         said = "trains on what a run kept: set batches=RUN" if config.batches is None else "does not read batches"
         raise UserError(f"mode={config.mode} {said}")
+    if config.algorithm.lag and (config.mode != "full" or config.align.keep_batches):
+        key = (
+            f"mode={config.mode}" if config.mode != "full" else f"align.keep_batches={list(config.align.keep_batches)}"
+        )
+        raise UserError(
+            f"{key} with algorithm.lag={config.algorithm.lag}: a batch is drawn by older weights than it is trained with, and "
+            f"can be replayed with neither; set algorithm.lag=0"
+        )
     if config.batches is None:
         return
     for step in range(1, config.steps + 1):
@@ -79,11 +87,11 @@ class Alone:
                 with clock("train"):
                     updates = [step.update(number, part) for part in parts(batch, step.mini_batches, step.epochs)]
                 first = updates[0]
-                apart = compare(first.batch, first.report)
+                apart = compare(Compared(first.batch, first.report.logprobs))
                 step.journal.totals.tokens_compared += len(first.batch.rows)
                 step.journal.totals.tokens_nonzero += int(apart["divergence/tokens_nonzero"])
                 step.keeper.trained(number, batch, first.report.logprobs)
-                mismatch = align.check_batch(first.batch, first.report, step.policy, number)
+                mismatch = align.check_batch(first.batch, first.report.logprobs, step.policy, number)
                 metrics: dict[str, Any] = (
                     {"grpo/step": number} | apart | found(mismatch) | measure(updates) | clock.seconds
                 )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from rl.cluster import TrainerFleet
 from rl.config import CheckpointSection
 from rl.errors import RunError, SaveError
 from rl.run.log import RunLog
-from trainer.checkpoint import BESIDE, complete, folder_name, folders
+from trainer.checkpoint import BESIDE, described, finish, folder_name, folders
 from trainer.folder import remove, temporary
+
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class _Pending:
     progress: Progress
     optimizer_steps: int
     weights_sha256: str
+    files: Mapping[str, bytes]  # beside those that every checkpoint has
 
 
 class Checkpoints:
@@ -70,15 +74,15 @@ class Checkpoints:
         """Says whether a save is due after step `step` of `last`."""
         return bool(self._config.every) and (step % self._config.every == 0 or step == last)
 
-    def save(self, progress: Progress, weights_sha256: str) -> None:
-        """Begins a checkpoint of the trainer's state as it is now, once the one before is complete."""
+    def save(self, progress: Progress, weights_sha256: str, files: Mapping[str, bytes] = _NOTHING) -> None:
+        """Begins a checkpoint of the trainer's state as it is now, once the one before is complete; with `files` beside it."""
         self.settle(wait=True)
         progress = replace(progress, seconds=round(time.perf_counter() - self._since, 1), log=self._log.positions())
         try:
             folder = temporary(self._root / folder_name(progress.supervised + progress.step))
         except OSError as error:
             raise RunError(f"the checkpoint could not be written: {error.strerror}: {self._root}") from None
-        self._pending = _Pending(folder, progress, self._trainer.snapshot(folder), weights_sha256)
+        self._pending = _Pending(folder, progress, self._trainer.snapshot(folder), weights_sha256, files)
 
     def settle(self, wait: bool = False) -> None:
         """Completes what the ranks have written; with `wait`, waits for them. Then only the newest `keep` stay."""
@@ -96,14 +100,19 @@ class Checkpoints:
             return
         self._pending = None
         run = {**self._facts, "progress": asdict(done.progress)}
-        what = (self.model, done.optimizer_steps, done.weights_sha256, shards, self._files, run)
-        try:
-            complete(done.folder, final, *what)
+        files = {**self._files, **done.files}
+        what = (self.model, done.optimizer_steps, done.weights_sha256, shards, files, run)
+        nodes = self._trainer.writers_away()
+        manifest = described(*what, {s.name: host for s, host in zip(shards, nodes, strict=True) if host})
+        self._trainer.finish_away(done.folder, final, manifest)
+        try:  # after all others: without it there is no checkpoint
+            finish(done.folder, final, manifest, files)
         except OSError as error:
             raise RunError(f"the checkpoint {final} could not be written: {error.strerror}") from None
         older = [p for p in folders(self._root) if p.name <= final.name]
         for folder in older[self._config.keep :]:
             remove(folder)
+        self._trainer.prune_away(self._root, final.name, self._config.keep)
 
 
 def beside_files(beside: Beside, model: ModelConfig) -> dict[str, bytes]:

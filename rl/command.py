@@ -19,7 +19,7 @@ from rl.compose import CONFIGS, check, check_keys, for_hydra, register_recipes, 
 from rl.config import RunConfig
 from rl.errors import BAD_INPUT, FinishedError, RunError, UserError
 from rl.run.screen import Screen
-from rl.run.sweep import sweep_table
+from rl.run.standing import sweep_table
 
 Train = Callable[[RunConfig, Screen], dict[str, Any]]
 """A whole run; returns its summary."""

@@ -26,6 +26,7 @@ from rollout.keys import (
     PageSize,
     PrefillChunk,
     PrefixCache,
+    Speculate,
     Threads,
     Tp,
 )
@@ -66,22 +67,29 @@ class RolloutSection(Section):
     max_running: MaxRunning
     max_batch_tokens: MaxBatchTokens
     prefill_chunk: PrefillChunk
+    speculate: Speculate
     threads: Threads
 
     @property
     def limits(self) -> Limits:
+        """Returns the limits of an engine's batches."""
         return Limits(self.max_running, self.max_batch_tokens, self.prefill_chunk)
 
     def engine(self, dtype: torch.dtype, device: str, family: str = "auto") -> EngineConfig:
         """Makes the config of each rank's engine, which runs the kernels of a family of cards."""
         sizes, on_gpu = (self.pages, self.page_size, self.prefix_cache, self.limits), device == "cuda"
-        return EngineConfig(*sizes, dtype, device, cuda_graphs=on_gpu, overlap=on_gpu, family=family)
+        fast = on_gpu, on_gpu
+        return EngineConfig(*sizes, dtype, device, *fast, family, self.speculate)
 
 
 class TrainerSection(Section):
     """Says how many ranks train, in which pieces, and with what kept."""
 
     world_size: Positive = Field(description="FSDP2 processes")
+    replicas: Positive = Field(
+        description="times that these processes hold the model: as many as there are nodes keeps its rows inside a node, and "
+        "gradients alone cross the network; 1: every process has other rows"
+    )
     leaf_sequences: Positive = Field(description="sequences of one leaf of the gradient's tree")
     micro_leaves: Positive = Field(description="leaves of one micro-batch, where micro_tokens is null")
     micro_tokens: Positive | None = Field(
@@ -136,7 +144,9 @@ class AdapterSection(Section):
     def _fits(self) -> Self:
         """Refuses ranks that are not those of the targets."""
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise PydanticCustomError("targets", "targets must name each of attention, mlp at most once, and one at least")
+            raise PydanticCustomError(
+                "targets", "targets must name each of attention, mlp at most once, and one at least"
+            )
         if isinstance(self.rank, dict) and set(self.rank) != set(self.targets):
             raise PydanticCustomError(
                 "ranks", "rank names {there}, targets {asked}", {"there": list(self.rank), "asked": list(self.targets)}
@@ -170,6 +180,10 @@ class AlignSection(Section):
     """Says what happens where sampler and trainer disagree."""
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
+    every: Positive = Field(
+        description="of algorithm.lag above 0: steps between those whose samples are compared, by a further forward pass with "
+        "the weights that drew them; without lag every step is compared, for nothing"
+    )
     keep_batches: tuple[Positive, ...] = Field(
         description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "
         "computes it again. That of the first step in which a bit differs stays in any case, without weights"
@@ -192,10 +206,20 @@ class ClusterSection(Section):
         description="colocated: rollout and trainer ranks share the cards and hand their memory to each other; split: a card "
         "each"
     )
-    address: str = Field(description="'local' starts Ray; otherwise the address of a running Ray cluster")
+    address: str = Field(
+        description="'local' starts Ray on this machine; otherwise a running Ray cluster: auto, or HOST:PORT"
+    )
+    nodes: Annotated[int, Field(gt=0, le=4096)] | None = Field(
+        description="nodes of the cluster to use; null: the fewest that have a card (on a CPU: a core) for every rank"
+    )
+    interface: Text | None = Field(
+        description="network interface over which the nodes of a cluster talk (eth0, ib0); null: that of Ray's addresses"
+    )
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
-    patience: Seconds = Field(description="seconds that a signal or a debugger may stop a rank before the run ends")
+    patience: Seconds = Field(
+        description="seconds for which a rank may give no sign of life (a signal or a debugger stopped it) before the run ends"
+    )
 
 
 class ReasoningGymSection(Section):

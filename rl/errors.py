@@ -1,5 +1,8 @@
 """What can go wrong for a user, and the exit code it ends with."""
 
+import contextlib
+from collections.abc import Iterator
+
 from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.model import ConfigError
@@ -18,6 +21,19 @@ class FinishedError(UserError):
 
 class RunError(Exception):
     """Says why a run had to stop: log-probs that differ, weights that differ, a worker that died. One line; exit code 1."""
+
+
+class LostError(RunError):
+    """Says that a rank stands still, or that it or its node is lost, and where that was."""
+
+
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Says in what a rank or a node was lost."""
+    try:
+        yield
+    except LostError as error:
+        raise LostError(f"{what}: {error}") from None
 
 
 class SaveError(RunError):

@@ -60,7 +60,7 @@ def freeze(
 
 
 def freeze_for_pairs(paired: FrozenModel, trainer: Trainer, state: Progress) -> Progress:
-    """As `freeze`, of the reference of a warm start that is still to be done."""
+    """Brings, as `freeze` does, the reference of a warm start that is still to be done."""
     assert paired.source is not None
     return _freeze(paired, paired.source, trainer, state, begun=state.supervised > 0)
 

@@ -44,6 +44,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "rollout.prefill_chunk",
     "rollout.prefix_cache",
     "rollout.replicas",
+    "rollout.speculate",
     "rollout.threads",
     "rollout.tp",
     "save_model",
@@ -53,6 +54,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
     "trainer.micro_leaves",
     "trainer.micro_tokens",
     "trainer.offload",
+    "trainer.replicas",
     "trainer.threads",
     "trainer.world_size",
 )
@@ -103,6 +105,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 
 
 def is_free(key: str) -> bool:
+    """Tells whether a key decides no bit: a run that goes on may have another value."""
     key = _SOURCE.sub("data.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 

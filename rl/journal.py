@@ -28,6 +28,14 @@ class Totals:
     peak_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Holds what the trainer says, by the weights that drew a batch, of its loss rows: float32 [R]."""
+
+    batch: Batch
+    logprobs: np.ndarray
+
+
 class Journal:
     """Numbers the rows of the log: the supervised steps come first, then the evaluation before GRPO, then its steps."""
 
@@ -49,30 +57,41 @@ class Journal:
             self._alerted = True
             self._log.alert("samebit: sampler and trainer differ", _differ(step, metrics))
 
-    def measure(self, step: int, groups: Sequence[Group], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
-        """Returns the metrics of a step, and adds it to the totals. Compared are the tokens of the first update."""
-        first = updates[0]
-        metrics = {"grpo/step": step} | describe(groups, batch, first.report) | compare(first.batch, first.report)
-        metrics["policy/version_lag"] = int(step - 1 - batch.versions.min(initial=step - 1))
-        self.totals.tokens_compared += len(first.batch.rows)
-        self.totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
+    def measure(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        batch: Batch,
+        updates: Sequence[Update],
+        compared: Compared | None,
+    ) -> dict[str, Any]:
+        """Returns the metrics of a step, and adds it to the totals. `compared`: None where no token of it was."""
+        metrics = {"grpo/step": step} | describe(groups, batch, updates[0].report)
+        lag = int(step - 1 - batch.versions.min(initial=step - 1))
+        metrics["policy/version_lag"] = lag
         self.totals.peak_bytes = max(self.totals.peak_bytes, *(u.report.peak_bytes for u in updates))
-        return metrics | measure(updates)
+        if compared:
+            metrics |= compare(compared)
+            self.totals.tokens_compared += len(compared.batch.rows)
+            self.totals.tokens_nonzero += int(metrics["divergence/tokens_nonzero"])
+        return metrics | measure(updates, on_policy=0 if lag else 1)
 
-    def completions(self, step: int, groups: Sequence[Group], batch: Batch, report: StepReport, every: bool) -> None:
+    def completions(self, step: int, groups: Sequence[Group], compared: Compared, every: bool) -> None:
         """Keeps a completion that is worse than all before it, and with `every` the first sample of the first groups, with
-        both sides' log-probs of each token. `batch`: of all groups or the first ones."""
+        both sides' log-probs of each token. What is compared: all groups or the first ones."""
+        batch, logprobs = compared.batch, compared.logprobs
         samples = [(group, sample) for group in groups for sample in group.samples][: batch.sequences]
         firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0]]
         chosen = firsts[:_SHOWN] if every else []
         if len(batch.rows):
-            badness, row = worst(report.logprobs, batch.logprobs)
+            badness, row = worst(logprobs, batch.logprobs)
             if self._log.worst is None or badness > self._log.worst:
                 chosen = list(dict.fromkeys([*chosen, int(batch.sequence[row])]))
-        self._log.completions(self._first + step, (self._row(*samples[i], i, batch, report) for i in chosen))
+        self._log.completions(self._first + step, (self._row(*samples[i], i, compared) for i in chosen))
 
-    def _row(self, group: Group, sample: Sample, i: int, batch: Batch, report: StepReport) -> dict[str, Any]:
+    def _row(self, group: Group, sample: Sample, i: int, compared: Compared) -> dict[str, Any]:
         """Describes sequence `i` of the batch: its sampled tokens, of all its turns, with both sides' log-probs."""
+        batch = compared.batch
         mine = batch.sequence == i
         ids = batch.token_ids[batch.rows[mine]].tolist()
         return {
@@ -87,7 +106,7 @@ class Journal:
             "tokens": ids,
             "token_texts": [self._tokenizer.decode([t], special=True) for t in ids],
             "logprobs": batch.logprobs[mine].tolist(),
-            "trainer_logprobs": report.logprobs[mine].tolist(),
+            "trainer_logprobs": compared.logprobs[mine].tolist(),
         }
 
 
@@ -108,12 +127,12 @@ def found(mismatch: Mismatch | None) -> dict[str, Any]:
     return {"divergence/first_mismatch": asdict(mismatch)} if mismatch else {}
 
 
-def compare(batch: Batch, report: StepReport) -> dict[str, Any]:
+def compare(compared: Compared) -> dict[str, Any]:
     """Measures how far the two sides' log-probs are apart, and where."""
+    batch, logprobs = compared.batch, compared.logprobs
     sequence = batch.sequence
     place = np.arange(len(sequence)) - (np.cumsum(batch.counts) - batch.counts)[sequence]  # among the sampled tokens
-    apart = divergence(report.logprobs, batch.logprobs, sequence)
-    return {**apart, **profile(report.logprobs, batch.logprobs, place)}
+    return {**divergence(logprobs, batch.logprobs, sequence), **profile(logprobs, batch.logprobs, place)}
 
 
 def describe(groups: Sequence[Group], batch: Batch, report: StepReport) -> dict[str, Any]:

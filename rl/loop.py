@@ -7,11 +7,26 @@ from typing import Any, Protocol
 
 from rl.checkpoints import Checkpoints, Progress
 from rl.data import ProblemStream
+from rl.errors import during
 from rl.evaluation import Evaluation
 from rl.journal import Journal
 from rl.run.screen import Bar
-from rl.step import Cards, Step
+from rl.step import Cards
 from trainer.batch import Batch
+
+
+class Steps(Protocol):
+    """Declares what the loop asks of whoever takes its steps (`step.py`, `lag.py`)."""
+
+    @property
+    def publish(self) -> Callable[[int], None]:
+        """Returns what makes both sides hold the same bits, as the version it is called with, or stops the run."""
+
+    def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
+        """Takes step `step`; returns its metrics and its batch. `show`: keep some of its completions."""
+
+    def ahead(self) -> dict[str, bytes]:
+        """Returns what a checkpoint needs beside the weights, by file name."""
 
 
 class Trainer(Protocol):
@@ -25,7 +40,7 @@ class Trainer(Protocol):
 class Loop:
     """Takes a run from its first step to its last."""
 
-    step: Step
+    step: Steps
     stream: ProblemStream
     evaluate: Callable[[int], Evaluation]  # after so many steps
     speeds: Callable[[Batch, dict[str, float]], dict[str, float]]  # of a step's batch and seconds
@@ -49,7 +64,8 @@ class Loop:
         after, self.stream.cursor = before, state.cursor
         with self.bar:
             for step in range(state.step + 1, self.steps + 1):
-                after = self._one(step, state, after)
+                with during(f"step {step}"):
+                    after = self._one(step, state, after)
         if self.steps:
             last = self.evaluate(self.steps)
             self.journal.step(self.steps + 1, last.metrics())
@@ -75,13 +91,15 @@ class Loop:
         totals = self.journal.totals
         state = replace(state, tokens_compared=totals.tokens_compared, tokens_nonzero=totals.tokens_nonzero)
         self.cards.to_trainer(weights_stay=True)
-        self.checkpoints.save(state, self.trainer.digest())
+        self.checkpoints.save(state, self.trainer.digest(), self.step.ahead())
 
 
 def told(metrics: dict[str, Any], accuracy: float) -> str:
     """Says a step in one line; `accuracy`: of the last evaluation."""
-    differing = int(metrics["divergence/tokens_nonzero"])
-    gap = f"{metrics['divergence/logprob_abs_diff_max']:.2g} ({differing:,} tokens differ)" if differing else "0"
+    differing = metrics.get("divergence/tokens_nonzero")  # None where this step's were not compared
+    gap = "0" if differing == 0 else "-"
+    if differing:
+        gap = f"{metrics['divergence/logprob_abs_diff_max']:.2g} ({int(differing):,} tokens differ)"
     return (
         f"reward {metrics['reward/mean']:.3f}  accuracy {accuracy:.3f}  {metrics['speed/step_tokens_per_s']:,.0f} tokens/s  "
         f"gap {gap}"

@@ -14,15 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernels.device import check_cards
-from kernels.host.memory import available_memory
+from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
+from kernels.tree import is_power_of_two
 from rl.adapters import adapted_model, given, shown
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.frozen import FrozenModel, frozen_model, preference_model
 from rl.model import critic_model
-from rl.placement import Placement, place
+from rl.placement import Node, Placement, Share, choose, place, shares
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
@@ -90,6 +91,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     micro_batches, tokens = _of_update(config, sequences, length)
     warmup = _micro_batches(section, config.warmup.sequences, length)[0] if config.warmup.steps else 0
     _check_moments(section)
+    _check_replicas(section)
     kv_tokens = rollout.pages * rollout.page_size
     frozen = frozen_model(config, model)
     paired = preference_model(config, model)
@@ -100,7 +102,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer_memory,
         dtype=config.dtype,
         device=config.device,
-        world_size=section.world_size,
+        world_size=section.world_size // section.replicas,
         checkpointing=section.checkpointing,
         offload=section.offload,
         moments=getattr(torch, section.moments),
@@ -108,11 +110,12 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         rows=tokens * response // length,
         micro_batches=micro_batches,
     )
+    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
     beside = [one.model for one in (frozen, paired) if one]
     adapted = adapted_model(config, model)
-    trainer = memory(adapted, frozen=beside)
+    trainer = memory(adapted, frozen=beside, past=past)
     if adapted.adapter and config.warmup.steps:  # which trains the whole model
-        trainer = fuller(trainer, memory(model, frozen=beside))
+        trainer = fuller(trainer, memory(model, frozen=beside, past=past))
     critic = [critic_model(model)] if config.algorithm.critic else []
     for one in critic:
         trainer = together(trainer, memory(one))
@@ -134,7 +137,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         kv_tokens=kv_tokens,
         trainer=trainer,
         checkpoint_bytes=checkpoint,
-        snapshot_bytes=checkpoint // section.world_size,
+        snapshot_bytes=checkpoint * section.replicas // section.world_size,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
         sequences=sequences,
         micro_batches=micro_batches,
@@ -148,6 +151,14 @@ def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
     return (config.save_model if not adapters else given(config) is None) + (
         frozen is not None and frozen.source is None
     )
+
+
+def _check_replicas(section: TrainerSection) -> None:
+    if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
+        raise UserError(
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
+            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+        )
 
 
 def _check_moments(section: TrainerSection) -> None:
@@ -208,45 +219,49 @@ def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tupl
     return len(parts), min(sequences // section.world_size * length, section.micro_tokens)
 
 
-def check_machine(config: RunConfig, plan: Plan) -> None:
-    """Raises UserError where this machine has no such device, or too little disk or memory."""
+def check_machine(config: RunConfig, plan: Plan, nodes: Sequence[Node]) -> None:
+    """Raises UserError where there is no such device, or too little disk or memory. `nodes`: that ranks can run on."""
     _check_disk(config, plan)
-    if config.device == "cuda":
+    if config.device == "cuda" and config.cluster.address == "local":
         check_cards()
-        cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        placement = place(config, len(cards))
-        _check_cards(config, plan, placement, cards)
-        if short := _host_shortage(plan.trainer_processes * (_PROCESS + plan.trainer_host_bytes + plan.snapshot_bytes)):
+    chosen = choose(config, nodes)
+    given = shares(config, chosen)
+    placement = place(config, chosen, given)
+    for node, share in zip(chosen, given, strict=True):
+        _check_cards(config, plan, placement, node)
+        short = _host_shortage(config, plan, node, share)
+        if short and config.device == "cpu":
+            raise UserError(short)
+        if short:
             print(f"samebit: warning: {short}", file=sys.stderr, flush=True)
-        return
-    need = plan.rollout_processes * plan.rollout_bytes + plan.trainer_processes * (
-        plan.trainer_bytes + plan.snapshot_bytes
-    )
-    if short := _host_shortage(need):
-        raise UserError(short)
 
 
-def _host_shortage(need: int) -> str:
+def _host_shortage(config: RunConfig, plan: Plan, node: Node, share: Share) -> str:
     """Says what to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given
     memory as they use it, and show less at first than they can have."""
-    free = available_memory()
-    if not free or need <= free:
+    trainer = plan.trainer_bytes if plan.on_cpu else _PROCESS + plan.trainer_host_bytes
+    rollout = plan.rollout_bytes * share.engines * config.rollout.tp if plan.on_cpu else 0
+    need = share.trainer * (trainer + plan.snapshot_bytes) + rollout
+    if not node.memory or need <= node.memory:
         return ""
+    there = "" if node.host == HOST else f" on node {node.host}"
     return (
-        f"the plan needs about {gib(need)} of host memory and {gib(free)} is free: lower rollout.pages, "
+        f"the plan needs about {gib(need)} of host memory{there} and {gib(node.memory)} is free: lower rollout.pages, "
         f"trainer.micro_leaves, rollout.replicas or the model's size, or change trainer.offload"
     )
 
 
-def _check_cards(config: RunConfig, plan: Plan, where: Placement, cards: Sequence[int]) -> None:
-    """Raises UserError where a card is too small for what the plan puts on it; `cards`: bytes of each."""
-    for card, size in enumerate(cards):
-        trainer, rollout = (sum(p.card == card for p in ranks) for ranks in (where.trainer, where.rollout))
+def _check_cards(config: RunConfig, plan: Plan, where: Placement, node: Node) -> None:
+    """Raises UserError where a card is too small for what the plan puts on it."""
+    for card, size in zip(node.cards, node.card_bytes, strict=False):
+        here = Place(node.host, card)
+        trainer, rollout = (sum(p == here for p in ranks) for ranks in (where.trainer, where.rollout))
         parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
         need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
         if need > size:
+            name = f"card {card}" if node.host == HOST else here
             raise UserError(
-                f"card {card} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
+                f"{name} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
                 f"process(es) of {gib(plan.rollout_bytes)} need {gib(need)} there ({config.cluster.placement}): set "
                 f"trainer.checkpointing, trainer.offload or trainer.micro_tokens, lower rollout.pages, or raise "
                 f"trainer.world_size or rollout.tp"
@@ -269,6 +284,19 @@ def _check_disk(config: RunConfig, plan: Plan) -> None:
         )
 
 
+def _nodes(config: RunConfig, nodes: Sequence[Node]) -> list[tuple[str, str]]:
+    """Says what each node of a cluster gets, or what is missing."""
+    if not nodes or config.cluster.address == "local":
+        return []
+    try:
+        chosen = choose(config, nodes)
+        given = zip(chosen, shares(config, chosen), strict=True)
+    except UserError as error:
+        return [("nodes", f"missing: {error}")]
+    said = (f"{node.host}: {share.trainer} trainer rank(s), {share.engines} engine(s)" for node, share in given)
+    return [("nodes", "; ".join(said))]
+
+
 def _placement(config: RunConfig, plan: Plan) -> str:
     processes = plan.rollout_processes + plan.trainer_processes
     if config.cluster.placement == "split":
@@ -284,9 +312,14 @@ def _trained(config: RunConfig, plan: Plan) -> str:
 
 
 def print_plan(
-    config: RunConfig, model: ModelConfig, plan: Plan, console: Console, source: Source | None = None
+    config: RunConfig,
+    model: ModelConfig,
+    plan: Plan,
+    console: Console,
+    source: Source | None = None,
+    nodes: Sequence[Node] = (),
 ) -> None:
-    """Prints the plan as a table. `source`: of the problems, where they were read."""
+    """Prints the plan as a table. `source`: of the problems, where they were read. `nodes`: of a cluster."""
     section = config.trainer
     tree = f"exact, {model.leaves} leaves of every contraction; gradient leaves of {section.leaf_sequences} sequences"
     saved = 4 * plan.parameters if config.save_model else 0
@@ -307,6 +340,7 @@ def print_plan(
             f"on {config.device}",
         ),
         ("placement", _placement(config, plan)),
+        *_nodes(config, nodes),
         (
             "memory, rollout process",
             f"{gib(plan.rollout_bytes)} at the peak: weights {gib(plan.weights_bytes)}, keys and values {gib(plan.kv_bytes)}, "

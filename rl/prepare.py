@@ -11,11 +11,11 @@ from rich.console import Console
 from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.alone import check_alone
+from rl.cluster.nodes import another_ray, available
 from rl.config import RunConfig
 from rl.data import Source, open_source
-from rl.environments.choice import open_environment
+from rl.environments.choice import open_environment, open_hosts
 from rl.environments.environment import Environment
-from rl.environments.tools import open_hosts
 from rl.errors import UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
@@ -69,7 +69,7 @@ def prepare(
     if frozen := frozen_model(config, model):
         check_tokenizer(frozen, source.tokenizer)
     if not config.dry_run:
-        check_machine(config, plan)
+        check_machine(config, plan, available(config))
         check_out_dir(Path(config.out_dir))
     check_alone(config, model.vocab_size)
     mine = identity(config, source)
@@ -81,6 +81,6 @@ def prepare(
         with Waiting(console, f"judging the gold solutions by {reward.name}"):
             golds = check_golds(source, reward, by_tokens=config.model.path is not None)
     of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
-    warnings = tuple(filter(None, (*source.warnings, golds, *of_sets)))
+    warnings = tuple(filter(None, (another_ray(config), *source.warnings, golds, *of_sets)))
     paired = preference_model(config, model)
     return Prepared(source, environment, name, model, plan, mine, warnings, frozen, paired, sets)

@@ -1,6 +1,7 @@
 """Weights from the trainer to the engines, bucket by bucket: a trainer rank sends its rows, a rollout rank receives its shard.
 
-The next bucket is packed while the last one is taken. Nothing is served before all engines hold what all trainer ranks serve,
+The next bucket is packed while the last one is taken. On its way to another host a byte crosses the network once, however many
+engines there are (`kernels.weights.routes`). Nothing is served before all engines hold what all trainer ranks serve,
 by the fingerprints of both sides; where that fails, or a rank does, every engine goes on with the weights it had. What is then
 served is compared once more after the commit, and before every evaluation (`check_served`; a step's own tokens are compared by
 `align`): where that fails no engine has weights any more.
@@ -10,14 +11,18 @@ import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 
+from kernels.host.place import Place
 from kernels.model import served
+from kernels.weights.bucket import Ticket
 from kernels.weights.fingerprint import unsigned
+from kernels.weights.routes import Recipient, Way, serving, way
 from rl.cluster import RolloutFleet, TrainerFleet
 from rl.cluster.calls import gather
 from rl.errors import RunError
 
 HALF = 256 * 2**20
 """Bytes of half a bucket: what a publication takes on a card is twice that for every trainer rank there."""
+_LEAST = 1 << 20
 
 Progress = Callable[[int, int], None]
 """(buckets done, of how many)."""
@@ -42,25 +47,69 @@ def publish(
 
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progress: Progress, half: int) -> str:
-    name = uuid.uuid4().hex
-    tickets, counts = zip(*trainer.begin_publication(name, rollout.receivers, half), strict=True)
-    rollout.begin_publication(name, tickets, half)
-    far = any(ticket.place != receiver.place for ticket in tickets for receiver in rollout.receivers)
-    progress(0, max(counts))
+    tickets, total, late = _begin(trainer, rollout, half)
+    far = any(ticket.place != to.place for ticket in tickets for to in rollout.recipients)
+    progress(0, total)
     gather(trainer.packing(0), patience=trainer.patience)
-    for number in range(total := max(counts)):
+    for number in range(total + late):
         pending = trainer.sending(number) if far else {}
         pending |= rollout.taking(number)
         if number + 1 < total:
             pending |= trainer.packing(number + 1)
         gather(pending, patience=trainer.patience)
-        progress(number + 1, total)
-    sent = _added(trainer.end_publication())
+        progress(min(number + 1, total), total)
+    sent = _end(trainer, rollout)
     _compare(rollout, rollout.received(), sent, f"received other weights than the trainer sent as version {version}")
     rollout.commit(version)
     rollout.published = sent
     check_served(rollout)
     return _digest(rollout, sent)
+
+
+def _begin(trainer: TrainerFleet, rollout: RolloutFleet, half: int) -> tuple[Sequence[Ticket], int, bool]:
+    """Begins a publication on both sides; returns the trainer's tickets, how many buckets there are, and whether some are taken
+    a bucket late, since another rank of the host passes them on."""
+    name, recipients = uuid.uuid4().hex, rollout.recipients
+    size = len(trainer.places) // trainer.replicas
+    replicas = [trainer.places[i : i + size] for i in range(0, len(trainer.places), size)]
+    by = serving(replicas, recipients)
+    companies = [[to for to, replica in zip(recipients, by, strict=True) if replica == g] for g in range(len(replicas))]
+    follow = {
+        to.name: found.relay.name
+        for to, g in zip(recipients, by, strict=True)
+        for found in [_late(replicas[g], to, companies[g])]
+        if found and found.relay
+    }
+    shards = 1 + max(to.shard for to in recipients)
+    if follow:  # who passes on holds its shard of a bucket of every rank elsewhere
+        half = min(half, max(half * shards // size // 16 * 16, _LEAST))
+    tickets, counts = zip(*trainer.begin_publication(name, companies, shards, half), strict=True)
+    parts = [tickets[i : i + size] for i in range(0, len(tickets), size)]
+    passed_on = rollout.begin_publication(name, [(parts[g], companies[g]) for g in by], half)
+    rollout.follow({name: passed_on[relay] for name, relay in follow.items()})
+    return tickets, max(counts), bool(follow)
+
+
+def _late(replica: Sequence[Place], to: Recipient, company: Sequence[Recipient]) -> Way | None:
+    """Returns the way by which `to` reads what another rank of its place passes on, if there is one."""
+    ways = (way(source, to, company) for source in replica)
+    return next((found for found in ways if found.relay and found.shared), None)
+
+
+def _end(trainer: TrainerFleet, rollout: RolloutFleet) -> list[list[int]]:
+    """Returns what the trainer's ranks serve together: [parameter][shard]. RunError where its replicas do not hold the same."""
+    sent = trainer.end_publication()
+    size = len(sent) // trainer.replicas
+    first, *others = [_added([part.sums for part in sent[i : i + size]]) for i in range(0, len(sent), size)]
+    for number, other in enumerate(others, 1):
+        for parameter, mine, theirs in zip(served(rollout.model), first, other, strict=True):
+            if mine != theirs:
+                raise RunError(f"replica {number} of the trainer holds other weights than replica 0: {parameter.name}")
+    rollout.crossed = {}
+    for part in sent:
+        for way_, size in part.crossed.items():
+            rollout.crossed[way_] = rollout.crossed.get(way_, 0) + size
+    return first
 
 
 def check_served(rollout: RolloutFleet) -> None:
@@ -78,7 +127,7 @@ def check_served(rollout: RolloutFleet) -> None:
 
 def _compare(rollout: RolloutFleet, found: Sequence[Sequence[int]], sent: list[list[int]], what: str) -> None:
     """`found`: [receiver][parameter]; `sent`: [parameter][shard]."""
-    for receiver, held in zip(rollout.receivers, found, strict=True):
+    for receiver, held in zip(rollout.recipients, found, strict=True):
         for parameter, mine, theirs in zip(served(rollout.model), sent, held, strict=True):
             if mine[receiver.shard] != theirs:
                 raise RunError(

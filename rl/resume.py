@@ -110,7 +110,7 @@ def _newest(
             if (done := checkpoint.run["progress"]["step"]) > config.steps:
                 raise UserError(f"steps={config.steps}: the run of {where} has done {done} steps already")
             if thorough:
-                verify(checkpoint)
+                verify(checkpoint, elsewhere=True)
         except CheckpointError as error:
             refused.append(str(error))
             continue

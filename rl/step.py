@@ -17,7 +17,7 @@ from rl.algorithms.algorithm import Algorithm
 from rl.data import Problem
 from rl.dynamic_sampling import Drawn, draw_groups
 from rl.environments.environment import Environment, score
-from rl.journal import Journal, found
+from rl.journal import Compared, Journal, found
 from rl.pack import pack
 from rl.replay.keeper import Keeping, KeepsNothing
 from rl.samples import Group
@@ -41,6 +41,15 @@ class Trainer(Protocol):
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on the batch."""
+
+    def logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the policy's log-probs of all loss rows, by the weights as they are."""
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+
+    def past_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the log-probs of all loss rows by the weights that were remembered."""
 
     def frozen_logprobs(self, batch: Batch) -> np.ndarray:
         """Returns the frozen model's log-probs of all loss rows."""
@@ -84,7 +93,7 @@ class Step:
     stream: Stream
     requests_for: Callable[
         [Sequence[Problem], int, int], Sequence[Request]
-    ]  # (problems, step, number of the first in it)
+    ]  # of problems, step, the first's number in it
     environment: Environment
     algorithm: Algorithm
     rollout: Rollout
@@ -100,7 +109,7 @@ class Step:
     frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
-    critic: "Critic | None" = None  # that the algorithm asks and trains
+    critic: Critic | None = None  # that the algorithm asks and trains
     keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:
@@ -109,26 +118,42 @@ class Step:
         the same. `show`: keep some of its completions."""
         clock = Clock()
         drawn = self.drawn(step, clock)
-        groups = drawn.groups
-        batch = self.packed(groups, clock, weights_stay=False)
+        batch = self.packed(drawn.groups, clock, weights_stay=False)
         first, *later = parts(batch, self.mini_batches, self.epochs)
         self.keeper.sampled(step, batch)
         updates = self._train(step, clock, [first])
-        self.keeper.trained(step, batch, updates[0].report.logprobs)
-        self.journal.completions(step, groups, first, updates[0].report, show)
+        compared = Compared(first, updates[0].report.logprobs)
+        self.keeper.trained(step, batch, compared.logprobs)
+        self.journal.completions(step, drawn.groups, compared, show)
         try:
-            mismatch = align.check_batch(first, updates[0].report, self.policy, step)
+            mismatch = align.check_batch(first, compared.logprobs, self.policy, step)
         except align.AlignmentError:
-            self.journal.step(step, self.journal.measure(step, groups, batch, updates) | clock.seconds)
+            failed = self.journal.measure(step, drawn.groups, batch, updates, compared)
+            self.journal.step(step, failed | clock.seconds)
             raise
         updates += self._train(step, clock, later)
-        metrics = self.journal.measure(step, groups, batch, updates) | found(mismatch) | drawn.metrics()
-        metrics["policy/lr"] = self.lr(step)
-        metrics |= from_reference(batch) if self.frozen else {}
-        metrics |= from_critic(batch, updates) if self.critic else {}
+        metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish"):
             self.publish(step)
-        return metrics | clock.seconds, batch
+        return metrics | clock.told(), batch
+
+    def ahead(self) -> dict[str, bytes]:
+        """Returns nothing: a checkpoint between two steps needs no more than the weights."""
+        return {}
+
+    def off_policy(self, step: int, drawn: Drawn, clock: "Clock") -> tuple[list[Update], Batch]:
+        """Does the updates of a step whose samples older weights drew; returns them and the batch."""
+        batch = self.packed(drawn.groups, clock, weights_stay=False)
+        return self._train(step, clock, list(parts(batch, self.mini_batches, self.epochs))), batch
+
+    def measured(
+        self, step: int, drawn: Drawn, batch: Batch, updates: Sequence[Update], compared: Compared | None
+    ) -> dict[str, Any]:
+        """Returns the metrics of a step, but for its seconds."""
+        metrics = self.journal.measure(step, drawn.groups, batch, updates, compared) | drawn.metrics()
+        metrics["policy/lr"] = self.lr(step)
+        metrics |= from_reference(batch) if self.frozen else {}
+        return metrics | (from_critic(batch, updates) if self.critic else {})
 
     def drawn(self, step: int, clock: "Clock") -> Drawn:
         """Samples and judges the problems of step `step`."""
@@ -183,6 +208,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    def told(self) -> dict[str, float]:
+        """Returns the seconds of every phase, and those since the clock began as `time/step`."""
+        return self.seconds | {"time/step": time.perf_counter() - self._begun}
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from kernels.model import ModelConfig
@@ -23,9 +24,10 @@ from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
+from rl.cluster.nodes import available
 from rl.command import main
 from rl.config import RunConfig
-from rl.data import TRAIN, Problem
+from rl.data import TRAIN, Problem, ProblemStream
 from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
 from rl.errors import RunError, UserError
@@ -33,6 +35,7 @@ from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evalua
 from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
+from rl.lag import Lagging, drawn_ahead
 from rl.loop import Loop
 from rl.memory import advised
 from rl.model import beside, critic_model, model_config, remarks
@@ -51,10 +54,11 @@ from rl.run.files import write_atomic
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
 from rl.schedule import Schedule
-from rl.speed import speeds
+from rl.speed import Drafting, speeds
 from rl.step import Critic, Step
 from rl.warm_start import Demonstrate, Demonstrations, Lessons, warm_start
 from rollout.sampling import Request
+from trainer.batch import Batch
 from trainer.checkpoint import Checkpoint
 
 Fleets = tuple[RolloutFleet, TrainerFleet]
@@ -74,13 +78,13 @@ def train(
     if config.dry_run and config.model.hf.get("vocab_size") and not config.model.path:
         model = model_config(config, None)  # a plan needs no data
         budget = getattr(config.data, "max_prompt_tokens", 64)
-        print_plan(config, model, make_plan(config, model, prompt_tokens=budget), console)
+        print_plan(config, model, make_plan(config, model, prompt_tokens=budget), console, nodes=available(config))
         return {}
     ready = prepare(config, console)
     for line in (*remarks(config, ready.model), *ready.warnings):
         console.warn(line)
     if config.dry_run:
-        print_plan(config, ready.model, ready.plan, console, ready.source)
+        print_plan(config, ready.model, ready.plan, console, ready.source, available(config))
         return {}
     for line in banner(config, ready.model, ready.source, ready.judged_by, ready.plan, ready.sets):
         console.print(line)
@@ -120,9 +124,9 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     logged(begin, out_dir)  # says what is missing of them
     for path, size in remove_leftovers():
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
-    if config.device == "cuda":
+    if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.max_running, ready.model.max_positions)
+        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
         prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
     return begin
 
@@ -180,16 +184,14 @@ class Parts:
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
         state = self._warm_start(state)
         kept = beside(config, ready.model, ready.source.tokenizer)
-        state = begin_adapters(
-            config, ready.model, self.trainer, begin.checkpoint, state, self.checkpoints, kept
-        )
+        state = begin_adapters(config, ready.model, self.trainer, begin.checkpoint, state, self.checkpoints, kept)
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
             self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
-        loop = self.loop(algorithm)
-        before, after = loop.run(state) if config.mode == "full" else self._alone(loop)
+        step = self.step(algorithm)
+        before, after = self.loop(step, begin).run(state) if config.mode == "full" else self._alone(step)
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
@@ -242,9 +244,9 @@ class Parts:
             self.trainer.thaw()
         return state
 
-    def _alone(self, loop: Loop) -> tuple[None, None]:
+    def _alone(self, step: Step) -> tuple[None, None]:
         """Takes one half of the steps; nothing is evaluated."""
-        half = Alone(loop.step, loop.bar, self.config.steps)
+        half = Alone(step, self.bar, self.config.steps)
         if self.config.batches is None:
             half.sample()
         else:
@@ -261,12 +263,31 @@ class Parts:
         save = partial(self.trainer.save, beside=sidecar)
         return Keeper(Path(config.out_dir), asked, about, save, self.console.print)
 
-    def loop(self, algorithm: Algorithm) -> Loop:
-        """Builds the loop over GRPO steps."""
-        config, source, environment = self.config, self.ready.source, self.ready.environment
-        section, stream = config.algorithm, source.stream(config.seed, TRAIN)
-        trainer, asked = config.trainer, section.critic
-        sampling, bar = train_sampling(config.rollout, source.tokenizer.ends), Bar(self.console, "GRPO")
+    @cached_property
+    def bar(self) -> Bar:
+        """Returns what shows the GRPO steps."""
+        return Bar(self.console, "GRPO")
+
+    @cached_property
+    def stream(self) -> ProblemStream:
+        """Returns the problems in the run's order."""
+        return self.ready.source.stream(self.config.seed, TRAIN)
+
+    def _speeds(self) -> Callable[[Batch, dict[str, float]], dict[str, float]]:
+        config, drafting = self.config, Drafting(self.rollout.drafts)
+        epochs, ranks, on_gpu = config.algorithm.update_epochs, config.trainer.world_size, config.device == "cuda"
+
+        def measure(batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+            out = speeds(self.ready.model, batch, seconds, epochs, ranks, on_gpu)
+            return out | drafting() if config.rollout.speculate == "auto" else out
+
+        return measure
+
+    def step(self, algorithm: Algorithm) -> Step:
+        """Builds what takes a GRPO step."""
+        config, trainer = self.config, self.config.trainer
+        section, asked = config.algorithm, config.algorithm.critic
+        sampling = train_sampling(config.rollout, self.ready.source.tokenizer.ends)
 
         def requests(problems: Sequence[Problem], step: int, first: int) -> list[Request]:
             return requests_for(problems, section.group_size, sampling, config.seed, "train", step, first)
@@ -274,18 +295,17 @@ class Parts:
         def schedule(lr: float) -> Schedule:
             return Schedule(lr, trainer.lr_schedule, trainer.lr_warmup_steps, config.steps)
 
-        own = make_evaluator(config, source, environment, self.ready.judged_by)
-        step = Step(
-            stream=stream,
+        return Step(
+            stream=self.stream,
             requests_for=requests,
-            environment=environment,
+            environment=self.ready.environment,
             algorithm=algorithm,
             rollout=self.rollout,
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,
             publish=self._publish,
-            phase=bar.phase,
+            phase=self.bar.phase,
             prompts=section.prompts_per_step,
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
@@ -296,9 +316,21 @@ class Parts:
             policy=config.align.policy if config.numerics == "exact" else "record",
             keeper=self._keeper(),
         )
+
+    def _lagging(self, step: Step, begin: Start) -> Lagging:
+        """Lets sampling be ahead. Where the run may go on after its last step, what that one needs is drawn too."""
+        config = self.config
+        last = None if config.checkpoint.every else config.steps
+        at_once = config.cluster.placement == "split"
+        return Lagging(step, config.algorithm.lag, config.align.every, last, at_once, drawn_ahead(begin))
+
+    def loop(self, step: Step, begin: Start) -> Loop:
+        """Builds the loop over GRPO steps."""
+        config, ready = self.config, self.ready
+        own = make_evaluator(config, ready.source, ready.environment, ready.judged_by)
         return Loop(
-            step=step,
-            stream=stream,
+            step=self._lagging(step, begin) if config.algorithm.lag else step,
+            stream=self.stream,
             evaluate=partial(
                 Evaluators(own, self._set_evaluators()),
                 generate=self.rollout.generate,
@@ -306,18 +338,12 @@ class Parts:
                 compare=partial(check_served, self.rollout),
                 console=self.console,
             ),
-            speeds=partial(
-                speeds,
-                self.ready.model,
-                epochs=section.update_epochs,
-                ranks=config.trainer.world_size,
-                on_gpu=config.device == "cuda",
-            ),
+            speeds=self._speeds(),
             trainer=self.trainer,
             cards=self.cards,
             journal=self.journal,
             checkpoints=self.checkpoints,
-            bar=bar,
+            bar=self.bar,
             steps=config.steps,
             eval_every=config.eval.every,
         )
@@ -327,7 +353,7 @@ class Parts:
         tokenizer, sets, environment = self.ready.source.tokenizer, self.ready.sets, self.ready.environment
         hosts = environment.hosts if isinstance(environment, Tools) else None
         how = tokenizer, hosts, self.console.warn
-        own = {name: set_environment(self.config, name, one, *how) for name, one in sets.items()}
+        own = {n: set_environment(self.config, n, one.problems, one.reward, *how) for n, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
     def _publish(self, version: int) -> None:

@@ -1,4 +1,5 @@
-"""The updates on one batch: the first is on-policy and is compared to the last bit, those after it are not.
+"""The updates on one batch: the first is on-policy, unless sampling was ahead (`lag.py`), and is compared to the last bit;
+those after it are not.
 
 Mini-batches are consecutive groups, in the same order in every epoch (verl and TRL shuffle).
 """
@@ -31,11 +32,11 @@ def parts(batch: Batch, mini_batches: int, epochs: int) -> Iterator[Batch]:
             yield batch if mini_batches == 1 else batch.take(start, start + size)
 
 
-def measure(updates: Sequence[Update]) -> dict[str, Any]:
-    """Counts the updates of a step, and says of those after the first how far the weights had moved from the sampler's, over
-    their tokens (formulas as of `rl.metrics`)."""
-    later = updates[1:]
-    counts = {"policy/updates": len(updates), "policy/updates_on_policy": len(updates[:1])}
+def measure(updates: Sequence[Update], on_policy: int = 1) -> dict[str, Any]:
+    """Counts the updates of a step, and says of those after the first `on_policy` how far the weights had moved from the
+    sampler's, over their tokens (formulas as of `rl.metrics`)."""
+    later = updates[on_policy:]
+    counts = {"policy/updates": len(updates), "policy/updates_on_policy": on_policy}
     if not later:
         return counts
     trainer, rollout = (

@@ -9,6 +9,7 @@ from rl.checkpoints import Checkpoints, Progress
 from rl.config import WarmupSection
 from rl.data import WARMUP, Problem, ProblemStream, Source
 from rl.data.draws import Draws
+from rl.errors import during
 from rl.pack import pack_demonstrations, pack_supervised
 from rl.run.screen import Bar, Screen
 from rl.samples import Transcript
@@ -111,7 +112,8 @@ def warm_start(
             start = time.perf_counter()
             batch = lessons.batch(step)
             with bar.phase("training"):
-                report = trainer.step(batch, lessons.loss, section.lr * (1 - step / section.steps))
+                with during(f"step {step + 1} of the warm start"):
+                    report = trainer.step(batch, lessons.loss, section.lr * (1 - step / section.steps))
             seconds = time.perf_counter() - start
             told = {"policy/loss": report.loss, "policy/grad_norm": report.grad_norm, "time/train": seconds}
             record(step, {"phase": "warmup", **told, **lessons.measure(batch, report)})

@@ -7,12 +7,15 @@ from typing import Literal
 import torch
 
 from kernels.collectives import TreeGroup, peer_memory
-from kernels.collectives.rendezvous import join
+from kernels.collectives.heartbeat import Heartbeat
+from kernels.collectives.rendezvous import choose_network, join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig
-from kernels.weights.bucket import Ticket
+from kernels.weights.bucket import Ticket, remove_leftovers
+from kernels.weights.routes import Recipient
+from rollout.drafts.speculation import Counts
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.receiver import Receiver
 from rollout.sampling import Completion, Request
@@ -25,42 +28,52 @@ class RolloutRank:
     def __init__(
         self,
         rank: int,
-        size: int,
+        places: Sequence[Place],
         store: str,
         threads: int,
         model: ModelConfig,
         config: EngineConfig,
-        place: Place,
         name: str,
         trainer: str,
         asleep: bool,
+        interface: str | None = None,
     ) -> None:
-        """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `place`:
-        the card to use. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the trainer.
-        `asleep`: others begin with the card's memory."""
-        self.rank, self.size, self.stores, self.threads = rank, size, (store, trainer), threads
-        self.model, self.config, self.place, self.name, self.asleep = model, config, place, name, asleep
+        """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `places`
+        of the engine's ranks. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the
+        trainer. `asleep`: others begin with the card's memory. `interface`: of the network to talk over (`join`)."""
+        self.rank, self.places, self.size, self.stores = rank, places, len(places), (store, trainer)
+        self.model, self.config, self.threads, self.name, self.asleep = model, config, threads, name, asleep
+        self.interface = interface
 
     def start(self) -> int:
         """Meets the other ranks of the engine, and builds it; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
+        self.places[self.rank].enter()
+        Heartbeat(self.name, self.stores[1])
         if self.config.device == "cuda":
-            torch.cuda.set_device(self.place.card)
             choose_family(self.config.family)
         group, (store, trainer) = TreeGroup(), self.stores
         if self.size > 1:
-            ranks = join(store, self.config.device, self.rank, self.size)
+            ranks = join(store, self.config.device, self.rank, self.size, len(set(self.places)), self.interface)
             group = TreeGroup(ranks, peer_memory(ranks))
         self.engine = Engine(self.model, self.config, group)
         if self.asleep:
             self.engine.sleep(2)
-        self.receiver = Receiver(self.engine, self.name, trainer)
+        choose_network(trainer, self.interface)  # of the publication's wires, also where the engine is of one rank
+        self.receiver = Receiver(self.engine, self.name, trainer, self.places[self.rank])
+        remove_leftovers()  # of a run that was killed, on this host
         freeze_heap()
         return os.getpid()
 
-    def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """Begins a publication: opens the buckets of all trainer ranks, as `Receiver.begin`."""
-        self.receiver.begin(name, tickets, half)
+    def begin_publication(
+        self, name: str, tickets: Sequence[Ticket], company: Sequence[Recipient], half: int
+    ) -> Ticket | None:
+        """Begins a publication: opens the buckets of the trainer ranks of its place, as `Receiver.begin`."""
+        return self.receiver.begin(name, tickets, company, half)
+
+    def follow(self, ticket: Ticket) -> None:
+        """Opens what another rank of its place passes on."""
+        self.receiver.follow(ticket)
 
     def take(self, number: int) -> None:
         """Copies this shard's part of bucket `number` out of it."""
@@ -97,6 +110,10 @@ class RolloutRank:
     def peak_bytes(self) -> int:
         """Returns the most bytes that this rank held so far."""
         return self.engine.peak_bytes()
+
+    def drafts(self) -> Counts:
+        """Returns what became of drafted tokens so far."""
+        return self.engine.drafts
 
     def advance(self, requests: Sequence[Request], steps: int) -> list[Completion]:
         """Queues requests and does up to `steps` steps; returns what ended."""

@@ -10,7 +10,7 @@ ENGINE_PROCESS = 330 * 2**20
 def serving_bytes(model: ModelConfig, limits: Limits, tp: int, width: int) -> int:
     """Counts the activations of the largest step, and the logits of all that it samples. `width`: bytes of an element."""
     tokens = min(limits.max_batch_tokens, limits.max_running * limits.prefill_chunk)
-    return costs.serving_bytes(model, tokens, limits.max_running, tp, width)
+    return costs.serving_bytes(model, tokens, limits.rows, tp, width)
 
 
 def tokens_that_fit(model: ModelConfig, limits: Limits, tp: int, width: int, room: int) -> int:

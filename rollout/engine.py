@@ -4,6 +4,7 @@ import gc
 import resource
 import sys
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +13,16 @@ import torch
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter
 from kernels.weights.digest import Leaves
-from rollout.keys import Pages, PageSize, PrefixCache, check
+from rollout.drafts.drafter import Drafter
+from rollout.drafts.lookup import Lookup
+from rollout.drafts.pace import Pace
+from rollout.drafts.speculation import Counts, Speculation, Step
+from rollout.keys import Pages, PageSize, PrefixCache, Speculate, check
 from rollout.pages import PagePool
 from rollout.runner import Launched, Runner, RunnerError
 from rollout.sampling import Completion, Request, RequestError, Token
 from rollout.scheduler import Limits, Scheduler
+from rollout.sequence import Sequence
 from rollout.text import Decode
 
 InFlight = Literal["refuse", "finish", "abort", "resume"]
@@ -43,6 +49,7 @@ class EngineConfig:
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
     overlap: bool = False  # a step is launched before the tokens of the one before it are read
     family: str = "auto"  # of the kernels that a GPU runs
+    speculate: Speculate = "off"
 
     def __post_init__(self) -> None:
         check(self, RequestError)
@@ -53,19 +60,32 @@ class Engine:
     order and then need no coordinator: the schedule is a function of the requests, the samples meet in the collectives."""
 
     def __init__(
-        self, model: ModelConfig, config: EngineConfig, group: TreeGroup | None = None, decode: Decode | None = None
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        group: TreeGroup | None = None,
+        decode: Decode | None = None,
+        drafters: Many[Drafter] | None = None,
     ) -> None:
-        """`decode`: token ids to text, the same function on every rank; stop texts need it."""
+        """`decode`: token ids to text, the same function on every rank; stop texts need it. `drafters`: who guesses, where
+        the config speculates; None: what needs no model."""
         self.config = config
         group = group or TreeGroup()
         graphs_of = config.limits.max_running if config.cuda_graphs and group.capturable else 0
-        self.runner = Runner(model, group, config.pages, config.page_size, config.dtype, config.device, graphs_of)
+        rows = config.limits.rows if config.speculate == "auto" else 0
+        self.runner = Runner(model, group, config.pages, config.page_size, config.dtype, config.device, graphs_of, rows)
         self.pool = PagePool(config.pages, config.page_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, config.limits, model.max_positions, decode)
         self.version = -1  # no weights yet
         self.on_token: Callable[[Token], None] = lambda token: None  # told of each token as it is sampled
         self._ended: list[Completion] = []  # outside a step: the next one hands them out
         self._flying: Launched | None = None  # a batch whose results have not been read
+        self.speculation: Speculation | None = None
+        if config.speculate == "auto":
+            pace = Pace(config.limits.rows, self.runner.of_first_rank if group.shard.size > 1 else None)
+            chosen = [Lookup()] if drafters is None else drafters
+            self.speculation = Speculation(chosen, pace, model.vocab_size, config.overlap)
+        self._captured = 0  # graphs when results were last taken
 
     @property
     def idle(self) -> bool:
@@ -97,6 +117,8 @@ class Engine:
                 self._ended += self.abort(request_id)
         self.scheduler.restart()
         self.pool.clear()
+        if self.speculation:
+            self.speculation.paused()
 
     def _check_ready(self) -> None:
         if not self.awake:
@@ -161,13 +183,19 @@ class Engine:
         return ended if self.scheduler.idle else ended + self._batch()
 
     def _batch(self) -> list[Completion]:
-        """Launches the next batch, then takes the results of the one before it; without overlap its own."""
+        """Launches the next batch, then takes the results of the one before it; without overlap its own. Who drafts must know
+        all tokens so far: then, and after a batch with guesses, the results of the one before come first."""
         self._check_ready()
-        before, spans = self._flying, self.scheduler.schedule()
+        done = self._settle() if self._flying and self._flying.guesses else []
+        guess = None
+        if self.speculation and self.speculation.wants(len(self.scheduler.running)) and self.scheduler.decoding:
+            done += self._settle()
+            guess = self.speculation.guess
+        before, spans = self._flying, self.scheduler.schedule(guess)
         self._flying = self.runner.launch(spans, before) if spans else None
         if not self.config.overlap:
-            return self._settle()
-        return self._take(before) if before else []
+            return done + self._settle()
+        return done + (self._take(before) if before else [])
 
     def _settle(self) -> list[Completion]:
         """Waits for the batch whose results have not been read: what it finished."""
@@ -175,20 +203,37 @@ class Engine:
         return self._take(flying) if flying else []
 
     def _take(self, launched: Launched) -> list[Completion]:
+        sequences = [s.sequence for s in launched.sampling if s.guess is None and not s.sequence.ended]
+        before = [len(sequence.tokens) for sequence in sequences]
         try:
             sampled, scored = launched.results()
+            done = self.scheduler.commit(launched.spans, sampled, self.version, scored)
         except RunnerError:
             self._flying = None
             self.scheduler.clear()
             self.pool.clear()  # the keys are no numbers either
             raise
-        told = [
-            (s.sequence, *result) for s, result in zip(launched.sampling, sampled, strict=True) if not s.sequence.ended
-        ]
-        done = self.scheduler.commit(launched.spans, sampled, self.version, scored)
-        for sequence, token, logprob, top in told:
-            self.on_token(Token(sequence.request.id, sequence.sample, token, logprob, self.version, top))
+        gained = [(sequence, len(sequence.tokens) - count) for sequence, count in zip(sequences, before, strict=True)]
+        for sequence, count in gained:
+            for token in sequence.last(count, self.version):
+                self.on_token(token)
+        if self.speculation:
+            self._measure(launched, gained)
         return done
+
+    def _measure(self, launched: Launched, gained: list[tuple[Sequence, int]]) -> None:
+        assert self.speculation
+        guesses = sum(s.guess is not None for s in launched.sampling)
+        graphs = len(self.runner.graphs.graphs) if self.runner.graphs else 0
+        captured, self._captured = graphs > self._captured, graphs
+        self.speculation.taken(Step(launched.decodes, guesses, len(launched.spans), gained, captured))
+        if self.scheduler.idle:
+            self.speculation.paused()
+
+    @property
+    def drafts(self) -> Counts:
+        """Returns what became of drafted tokens since the engine began."""
+        return self.speculation.counts if self.speculation else Counts()
 
     def advance(self, requests: Iterable[Request], steps: int) -> list[Completion]:
         """Queues requests and does up to `steps` steps, fewer where nothing is left to do; returns what ended. Ranks that are

@@ -1,8 +1,9 @@
 """CUDA graphs of the decode step: the same kernels on the same weights and pages, launched as one.
 
-A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page. Where
-one row draws from a part of the vocabulary, all rows pass the filters, the others at values that keep everything. No bit of a
-row depends on the others, so a replay has the bits of the eager step.
+A graph belongs to a batch size and a longest context, both rounded up; rows that pad the batch decode into a spare page.
+Drafted tokens are rows like any other, of the same line of pages: a layer stores the keys of all rows before any of them
+attends. Where one row draws from a part of the vocabulary, all rows pass the filters, the others at values that keep
+everything. No bit of a row depends on the others, so a replay has the bits of the eager step.
 """
 
 import gc
@@ -29,9 +30,9 @@ Step = Callable[
 
 @dataclass(frozen=True)
 class Row:
-    """Holds what one sequence brings to a decode step."""
+    """Holds what one sequence brings to a decode step: its last token, or one that is drafted after it."""
 
-    token: int  # the last one, if its value is known
+    token: int  # if its value is known
     source: int  # else which of the last step's tokens it is; -1 if it is known
     position: int  # of that token
     pages: list[int]  # only ever grows: other pages are another list
@@ -93,15 +94,18 @@ class DecodeGraphs:
     """Captures a CUDA graph of `step` for each batch size, on first use. `step` must launch the same kernels every time it is
     called with tensors of the same shapes."""
 
-    def __init__(self, step: Step, most: int, page_size: int, spare_page: int, positions: int, device: str) -> None:
+    def __init__(
+        self, step: Step, most: int, rows: int, page_size: int, spare_page: int, positions: int, device: str
+    ) -> None:
+        """`most`: sequences at once, and `rows` of them with their guesses."""
         self.step, self.page_size = step, page_size
         self.width = -(-positions // page_size)
         self.pages = PageTable(most, self.width, spare_page, device)
         self.graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
         # A row of a step: token, source, position, seed, greedy, line of its pages, top k; bits of temperature, top p, min p.
-        self.numbers = torch.zeros(padded(most), 10, dtype=torch.int64, device=device)
-        self.last = torch.zeros(padded(most), dtype=torch.int64, device=device)  # the tokens of the step before
+        self.numbers = torch.zeros(padded(rows), 10, dtype=torch.int64, device=device)
+        self.last = torch.zeros(padded(rows), dtype=torch.int64, device=device)  # the tokens of the step before
 
     def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Launches a step and returns (tokens, log-probs) of the next token of each row, on the device until the next launch.

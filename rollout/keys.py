@@ -40,6 +40,10 @@ Threads = Annotated[int, Key(ge=1, le=MOST_THREADS, description="CPU threads of 
 Pages = Annotated[int, Key(ge=1, description="key-value pages of one engine")]
 PageSize = Annotated[int, Key(ge=1, description="tokens of a page")]
 PrefixCache = Annotated[bool, Key(description="keep the pages of common prefixes for later requests")]
+Speculate = Annotated[
+    Literal["auto", "off"],
+    Key(description="auto: check drafted tokens along with a step where that is faster; no bit depends on it"),
+]
 MaxRunning = Annotated[int, Key(ge=1, description="sequences in one batch")]
 MaxBatchTokens = Annotated[int, Key(ge=1, description="tokens computed in one engine step")]
 PrefillChunk = Annotated[int, Key(ge=1, description="tokens of one sequence computed in one engine step")]

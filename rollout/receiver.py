@@ -1,44 +1,49 @@
 """The rollout's side of a publication: a shard's part of every bucket, checked before it is served."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 
 from kernels.host.place import Place
 from kernels.model import served
-from kernels.weights.bucket import Ticket, Wire, wait_for_wires
+from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
 from kernels.weights.fingerprint import fingerprint, unsigned
 from kernels.weights.reshard import Bucket, buckets, extent, shard_rows
+from kernels.weights.routes import Recipient, Way, followers, way
 from rollout.engine import Engine, InFlight
 from rollout.memory import Reclaimable
 
 
 class Receiver:
-    """Receives publications on one rank of an engine. One publication at a time: `begin`, `take` of every bucket, `received`,
-    then `commit` or `abandon`.
+    """Receives publications on one rank of an engine. One publication at a time: `begin`; `follow` where another rank of the host
+    passes bytes on; `take` of every bucket; `received`, then `commit` or `abandon`.
 
     Atomic: an engine that has weights goes on with them until `commit`; the new ones gather in a second set of the shard's
     size, which is there for the publication only. An engine without weights (not loaded yet, or asleep at level 2) has nothing
     to keep, and takes the new ones where they will be.
     """
 
-    def __init__(self, engine: Engine, name: str, store: str) -> None:
-        """`name`: of this rank, among all. `store`: of the trainer's TCPStore, tcp://host:port."""
-        self.engine, self.name, self.store = engine, name, store
-        self._wires: dict[int, Wire] = {}
+    def __init__(self, engine: Engine, name: str, store: str, place: Place) -> None:
+        """`name`: of this rank, among all. `store`: of the trainer's TCPStore, tcp://host:port. `place`: of its tensors."""
+        self.engine, self.name, self.store, self.place = engine, name, store, place
+        self._wires: dict[str, Wire] = {}
         self._shadow: Reclaimable | None = None
-        self._halves: list[list[torch.Tensor]] = []
+        self._halves: dict[int, list[torch.Tensor]] = {}
+        self._mirror: SharedBucket | None = None
         self._under_way = False
 
-    def begin(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """Begins a publication: `tickets` of all trainer ranks; `name` and `half` as on their side. torch.OutOfMemoryError
-        where there is no room for the second set."""
+    def begin(self, name: str, tickets: Sequence[Ticket], company: Sequence[Recipient], half: int) -> Ticket | None:
+        """Begins a publication: `tickets` of all trainer ranks that serve the `company`, of which this rank is one; `name` and
+        `half` as on their side. Returns the ticket of what it passes on to others of its place, if there are any.
+        torch.OutOfMemoryError where there is no room for the second set."""
         if self._under_way:
             self.abandon()
-        self._publication = name
+        self._publication, self._places = name, [ticket.place for ticket in tickets]
         runner, config = self.engine.runner, self.engine.config
-        self._near = [ticket.place == Place.here(config.device) for ticket in tickets]
-        self._halves = [ticket.open() if near else [] for ticket, near in zip(tickets, self._near, strict=True)]
+        me = next(to for to in company if to.name == self.name)
+        self._ways = [way(place, me, company) for place in self._places]
+        self._wired = [to.name for to in followers(me, self._places, company, shared=False)]
         size = runner.group.shard.size
         self._plans: list[list[Bucket]] = [
             [
@@ -47,6 +52,7 @@ class Receiver:
             ]
             for w in range(len(tickets))
         ]
+        self._halves = {w: tickets[w].open(self.place) for w, by in enumerate(self._ways) if by == Way(None, True)}
         self._target = runner.weights
         if self.engine.version >= 0:
             shapes = {name: tuple(tensor.shape) for name, tensor in runner.weights.items()}
@@ -55,39 +61,90 @@ class Receiver:
         else:
             runner.weight_memory.regain()
         self._under_way = True
+        if not followers(me, self._places, company, shared=True):
+            return None
+        self._mirror = SharedBucket(max(16, sum(self._sizes())), self.place)
+        self._divide(self._mirror.halves)
+        return self._mirror.ticket
+
+    def follow(self, ticket: Ticket) -> None:
+        """Opens what another rank of this place passes on."""
+        self._divide(ticket.open(self.place))
+
+    def _divide(self, halves: Sequence[torch.Tensor]) -> None:
+        """Gives each rank on another host its part of the halves of a mirror."""
+        ends = accumulate(self._sizes(), initial=0)
+        for w, (start, stop) in enumerate(pairwise(ends)):
+            if start < stop:
+                self._halves[w] = [half[start:stop] for half in halves]
+
+    def _sizes(self) -> list[int]:
+        """Bytes of each rank's part of a mirror's half: the most of any bucket, a multiple of 16; 0 of a rank of this host."""
+        dtype = self.engine.config.dtype
+        spans = [[extent(bucket, dtype) for bucket in plan] for plan in self._plans]
+        most = [max((span.stop - span.start for span in of_rank), default=0) for of_rank in spans]
+        far = (place.host != self.place.host for place in self._places)
+        return [-(-size // 16) * 16 if there else 0 for size, there in zip(most, far, strict=True)]
 
     @torch.no_grad()
     def take(self, number: int) -> None:
-        """Copies this shard's part of bucket `number` of every trainer rank."""
-        dtype = self.engine.config.dtype
-        for w, plan in enumerate(self._plans):
-            pieces = plan[number] if number < len(plan) else []
-            if not pieces:
+        """Copies this shard's part of bucket `number` of every trainer rank; what another rank passes on through memory is of
+        the bucket before, which that one has then received."""
+        if self._mirror:
+            self._mirror.hide()
+        passing: list[torch.distributed.Work] = []
+        for w, (by, plan) in enumerate(zip(self._ways, self._plans, strict=True)):
+            at = number - 1 if by.shared and by.relay else number
+            if not 0 <= at < len(plan) or not plan[at]:
                 continue
-            if self._near[w]:
-                bucket, start = self._halves[w][number % 2], 0
-            else:
-                there = extent(pieces, dtype)
-                bucket, start = torch.empty(there.stop - there.start, dtype=torch.uint8, device="cuda"), there.start
-                if w not in self._wires:
-                    self._wires[w] = Wire(f"{self._publication} {self.name} {w}", self.store, sender=False)
-                self._wires[w].receive(bucket)
-            for piece in pieces:
-                target = self._target[piece.parameter.name]
-                rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
-                rows.copy_(piece.of(bucket, dtype, piece.start - start))
-        if not all(self._near):
-            try:
-                wait_for_wires()
-            except TimeoutError:
-                self.abandon()
-                raise
-        elif self.engine.config.device == "cuda":
+            there = extent(plan[at], self.engine.config.dtype)
+            bucket, start = self._bytes(w, at, there)
+            if not by.shared:
+                ends = f"{by.relay.name} {self.name}" if by.relay else f"{self.name} {w}"
+                self._wire(ends, sender=False).receive(bucket)
+            self._copy(plan[at], bucket, start)
+            if self._places[w].host != self.place.host and not by.relay:
+                passing += [self._wire(f"{self.name} {to}", sender=True).send(bucket) for to in self._wired]
+        for work in passing:
+            work.wait()
+        self._wait()
+
+    def _bytes(self, w: int, number: int, there: slice) -> tuple[torch.Tensor, int]:
+        """Returns where bytes `there` of bucket `number` of rank w stand or will, and which byte of the bucket comes first."""
+        halves = self._halves.get(w)
+        if halves and self._ways[w] == Way(None, True):
+            return halves[number % 2], 0
+        size = there.stop - there.start
+        if halves:
+            return halves[number % 2][:size], there.start
+        return torch.empty(size, dtype=torch.uint8, device=self.engine.config.device), there.start
+
+    def _wire(self, ends: str, sender: bool) -> Wire:
+        if ends not in self._wires:
+            self._wires[ends] = Wire(f"{self._publication} {ends}", self.store, sender, self.place)
+        return self._wires[ends]
+
+    def _copy(self, pieces: Bucket, bucket: torch.Tensor, start: int) -> None:
+        for piece in pieces:
+            target = self._target[piece.parameter.name]
+            rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
+            rows.copy_(piece.of(bucket, self.engine.config.dtype, piece.start - start))
+
+    def _wait(self) -> None:
+        if self.engine.config.device != "cuda":
+            return
+        if all(by.shared for by in self._ways):
             torch.cuda.current_stream().synchronize()
+            return
+        try:
+            wait_for_wires()
+        except TimeoutError:
+            self.abandon()
+            raise
 
     def received(self) -> list[int]:
         """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
-        self._halves = []
+        self._halves, self._mirror = {}, None
         return self._fingerprints(self._target)
 
     def served(self) -> list[int]:
@@ -127,4 +184,4 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        self._shadow, self._halves, self._target, self._under_way = None, [], {}, False
+        self._shadow, self._mirror, self._halves, self._target, self._under_way = None, None, {}, {}, False

@@ -15,6 +15,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
+    Delta,
     Layout,
     ModelConfig,
     PagedCache,
@@ -28,22 +29,15 @@ from kernels.model import (
     position_table,
     served,
 )
-from kernels.ops import Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
+from kernels.ops import Mixture, Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.weights.digest import Leaves, slice_digests
 from rollout.graphs import DecodeGraphs, Row
 from rollout.memory import Reclaimable
 from rollout.sampling import SamplingParams, Top
-from rollout.sequence import Sequence, Span
+from rollout.sequence import NO_NUMBER, RunnerError, Sequence, Span
 
 _SCORED_ROWS = 256  # prompt tokens whose logits are in memory at once
 _RANKED_ROWS = 16  # rows of a whole vocabulary that are ranked at once, at some 24 bytes a token
-
-
-_NO_NUMBER = "no logit is a number; the weights or the activations overflowed"
-
-
-class RunnerError(RuntimeError):
-    """Says that the model produced no number to sample from."""
 
 
 class Scores(NamedTuple):
@@ -59,10 +53,8 @@ class Scores(NamedTuple):
         return Scores(_to_host(self.logprobs), *(None if t is None else _to_host(t) for t in self[1:]))
 
     def read(self, spans: Many[Span]) -> list[tuple[float, Top]]:
-        """Returns (log-prob, what its request asks for) of each row; `spans`: whose row it is."""
+        """Returns (log-prob, what its request asks for) of each row, a log-prob perhaps NaN; `spans`: whose row it is."""
         logprobs = self.logprobs.tolist()
-        if bad := [s for s, isnt in zip(spans, map(math.isnan, logprobs), strict=True) if isnt]:
-            raise RunnerError(f"request {bad[0].sequence.request.id}: {_NO_NUMBER}")
         if self.ids is None or self.likely is None:
             return [(logprob, ()) for logprob in logprobs]
         ranked = zip(self.ids.tolist(), self.likely.tolist(), strict=True)
@@ -72,6 +64,10 @@ class Scores(NamedTuple):
             pairs = list(zip(ids, likely, strict=True))[: span.sequence.request.top]
             tops.append(tuple((i, logprob) for i, logprob in pairs if logprob > -math.inf))
         return list(zip(logprobs, tops, strict=True))
+
+
+Drawn = tuple[int, float, Top]
+"""A token, -1 where no logit is a number, its log-prob, and the most likely ones where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,16 @@ class Launched:
     scores: list[Scores]  # likewise: of `sampling`, then of the prompt tokens of each span that scores
     ready: torch.cuda.Event | None  # when these are there; None: they are
 
+    @cached_property
+    def guesses(self) -> bool:
+        """Says whether it has guesses: how many tokens it brings is not known before its results."""
+        return any(span.guess is not None for span in self.sampling)
+
+    @cached_property
+    def decodes(self) -> bool:
+        """Says whether it is a step of decoding and nothing else."""
+        return all(span.decodes for span in self.spans)
+
     def row(self, sequence: Sequence) -> int:
         """Finds which of `tokens` is a sequence's."""
         return self._rows[id(sequence)]
@@ -93,19 +99,24 @@ class Launched:
     def _rows(self) -> dict[int, int]:
         return {id(span.sequence): row for row, span in enumerate(self.sampling)}
 
-    def results(self) -> tuple[list[tuple[int, float, Top]], list[list[tuple[float, Top]]]]:
-        """Waits. (token, log-prob, most likely ones) for each span that samples, and (log-prob, most likely ones) of the prompt
-        tokens of each that scores."""
+    def results(self) -> tuple[list[Drawn | None], list[list[tuple[float, Top]]]]:
+        """Waits. What each span that samples draws, None where a guess up to it is wrong, and (log-prob, most likely ones) of
+        the prompt tokens of each that scores. RunnerError where one of these is no number; the draws may be none."""
         if self.ready:
             self.ready.synchronize()
-        tokens: list[int] = self.host.tolist()
-        if min(tokens, default=0) < 0:
-            span = self.sampling[tokens.index(min(tokens))]
-            raise RunnerError(f"request {span.sequence.request.id}: {_NO_NUMBER}")
         drawn, *given = self.scores
-        sampled = [(token, *score) for token, score in zip(tokens, drawn.read(self.sampling), strict=True)]
+        sampled: list[Drawn | None] = []
+        before: Drawn | None = None  # of the row above: that of the token before a guess
+        for span, token, score in zip(self.sampling, self.host.tolist(), drawn.read(self.sampling), strict=True):
+            right = span.guess is None or (before is not None and before[0] == span.guess)
+            before = (token, *score) if right else None
+            sampled.append(before)
         scoring = [span for span in self.spans if span.scored]
-        return sampled, [g.read([span] * len(span.scored)) for g, span in zip(given, scoring, strict=True)]
+        scored = [g.read([span] * len(span.scored)) for g, span in zip(given, scoring, strict=True)]
+        for span, scores in zip(scoring, scored, strict=True):
+            if any(math.isnan(logprob) for logprob, _ in scores):
+                raise RunnerError(f"request {span.sequence.request.id}: {NO_NUMBER}")
+        return sampled, scored
 
 
 class Runner:
@@ -120,8 +131,10 @@ class Runner:
         dtype: torch.dtype,
         device: str,
         graphs_of: int = 0,
+        graph_rows: int = 0,
     ) -> None:
-        """`graphs_of`: capture decode steps of up to so many sequences (0: none)."""
+        """`graphs_of`: capture decode steps of up to so many sequences (0: none), which with their guesses are up to
+        `graph_rows` rows."""
         config.check_shards(group.shard.size)
         self.config, self.group, self.page_size = config, group, page_size
         self.dtype, self.device = dtype, device
@@ -138,11 +151,16 @@ class Runner:
         self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
         self.graphs: DecodeGraphs | None = None
         if graphs_of:
-            self.graphs = DecodeGraphs(self._decode, graphs_of, page_size, pages, config.max_positions, device)
+            most = graphs_of, max(graphs_of, graph_rows)
+            self.graphs = DecodeGraphs(self._decode, *most, page_size, pages, config.max_positions, device)
 
     def load(self, parameter: Parameter, whole: torch.Tensor) -> None:
         """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype."""
         self.weights[parameter.name].copy_(parameter.shard(whole, self.group.shard))
+
+    def of_first_rank(self, numbers: list[float]) -> list[float]:
+        """Returns those that the first rank of the group gives, as float32. A collective; it waits for what runs."""
+        return self.group.all_gather(self._put(numbers, torch.float32))[0].tolist()
 
     def digests(self) -> Leaves:
         """Computes the SHA-256 of every slice held."""
@@ -199,7 +217,7 @@ class Runner:
         at: list[int] = []
         rows: list[int] = []
         for s in spans:
-            ids += s.sequence.tokens[s.start : s.stop]
+            ids += s.sequence.tokens[s.start : s.stop] if s.guess is None else [s.guess]
             if s.pending:
                 assert before, "a pending token is sampled by the batch before"
                 at.append(len(ids))
@@ -269,7 +287,7 @@ class Runner:
         return ids.gather(1, best), logprobs.view(rows, most)
 
     def _hidden(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def run_layer(i: int, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
             return decoder_layer(self.config, self.group, self.layers[i], i, x, delta, layout, self.cache, self.table)
 
         return forward(self.config, self.group, self.outer, run_layer, ids, layout, self.dtype)
@@ -306,7 +324,8 @@ class Runner:
         score, token, logit = gumbel_argmax(logits, temperature, seeds, positions, greedy, shard.rank * width)
         leaves = self.config.leaves // shard.size
         nodes = vocab_nodes(logits, temperature, leaves)
-
+        if shard.size == 1:
+            return token, vocab_logprob(nodes, logit, temperature)[0], logits, nodes
         winner = torch.stack([score, logit, token.int().view(torch.float32)], 1)
         parts = self.group.all_gather(torch.cat([winner, nodes.view(rows, 2 * leaves)], 1))
         nodes = parts[:, :, 3:].transpose(0, 1).reshape(rows, self.config.leaves, 2)
@@ -340,11 +359,11 @@ def _to_host(t: torch.Tensor) -> torch.Tensor:
 
 def _decodes(span: Span) -> bool:
     """Whether a graph of the decode step does all that is asked of it."""
-    return span.samples and span.stop - span.start == 1 and not span.scored and not span.sequence.request.top
+    return span.decodes and not span.sequence.request.top
 
 
 def _row(span: Span, before: Launched | None) -> Row:
     sequence = span.sequence
     source = before.row(sequence) if span.pending and before else -1
-    token = sequence.tokens[span.start] if source < 0 else 0
+    token = span.guess if span.guess is not None else sequence.tokens[span.start] if source < 0 else 0
     return Row(token, source, span.start, sequence.pages, sequence.seed, sequence.request.sampling)

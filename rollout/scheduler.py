@@ -5,7 +5,7 @@ requests and of the tokens committed so far, so the ranks of a tensor-parallel e
 
 It needs counts, not values: a step may be planned before the tokens that the step before it samples are known. A sequence whose
 pending token then turns out to end it has one token more in flight, which is dropped; its pages are free at once, since
-whatever takes them is launched later.
+whatever takes them is launched later. Drafted tokens are planned as if all were right; `commit` takes those that are.
 
 Sequences with a common prefix that are admitted together compute it once: the later ones run without pages until the first has
 computed the pages that they share, and then find them in the cache. They wait for an older sequence only, and the oldest always
@@ -13,6 +13,7 @@ advances, so nobody waits for ever.
 """
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -33,6 +34,22 @@ class Limits:
 
     def __post_init__(self) -> None:
         check(self, RequestError)
+
+    @property
+    def rows(self) -> int:
+        """Bounds the rows of a decoding step: sequences, and where these are few also drafted tokens of theirs."""
+        drafted = min(MOST_ROWS, self.max_batch_tokens, (1 + MOST_DRAFTED) * self.max_running)
+        return max(self.max_running, drafted)
+
+
+MOST_DRAFTED = 15
+"""Drafted tokens of a sequence in one step."""
+
+MOST_ROWS = 256
+"""Rows of a decoding step with drafted tokens: with more a card is busy computing, and a row is not cheap any more."""
+
+Guess = Callable[[Many[Span], int], Many[Many[int]]]
+"""(The spans of a step in which every sequence decodes, the rows that may join them) -> drafted tokens after each span."""
 
 
 class Scheduler:
@@ -83,6 +100,13 @@ class Scheduler:
         """Says whether no sequence runs or waits."""
         return not self.running and not self.waiting
 
+    @property
+    def decoding(self) -> bool:
+        """Says whether the sequences that run do nothing but decode, and none is to be admitted."""
+        if self.waiting and len(self.running) < self.limits.max_running:
+            return False
+        return all(s.pages and s.samples and s.computed >= s.length - 1 for s in self.running)
+
     def abort(self, request_id: int, version: int) -> list[Completion]:
         """Ends what is left of a request, in whatever state, and frees its pages at once. Unknown ids are of requests that have
         ended: nothing to do."""
@@ -116,9 +140,10 @@ class Scheduler:
             if not sequence.sampled:
                 sequence.forget_scores()
 
-    def schedule(self) -> list[Span]:
+    def schedule(self, guess: Guess | None = None) -> list[Span]:
         """Returns the next batch, which is then taken for launched; not empty unless idle, or all that is left is pending.
-        Running sequences go first, in order of arrival."""
+        Running sequences go first, in order of arrival. `guess`, which must not be given while anything is pending, is asked
+        for drafted tokens where the batch decodes and nothing else; it must then be committed before the next is planned."""
         spans: list[Span] = []
         budget = self.limits.max_batch_tokens
         self._computing = {}
@@ -146,19 +171,41 @@ class Scheduler:
                 begun += span.stop - span.start
             sequence.running = True
             self.running.append(self.waiting.popleft())
+        room = min(budget, self.limits.rows - len(spans))
+        if guess and room > 0 and spans and all(span.decodes for span in spans):
+            spans = self._with_guesses(spans, guess(spans, room), room)
         for span in spans:
             self._launched(span)
         return spans
 
+    def _with_guesses(self, spans: list[Span], drafted: Many[Many[int]], room: int) -> list[Span]:
+        """Puts after each span its drafted tokens: no more than may follow it, and than there are rows and pages for."""
+        out = []
+        for span, tokens in zip(spans, drafted, strict=True):
+            out.append(span)
+            sequence, place, size = span.sequence, span.stop, self.pool.page_size
+            count = min(len(tokens), sequence.most - place - 1, room)
+            missing = self.pool.needed(place + count) - len(sequence.pages)
+            if missing > 0:
+                fresh = self.pool.take(missing)
+                if fresh is None:
+                    count = min(count, len(sequence.pages) * size - place)
+                else:
+                    sequence.pages += fresh
+            out += [Span.of_guess(sequence, place + i, token) for i, token in enumerate(tokens[:count])]
+            room -= count
+        return out
+
     def commit(
         self,
         spans: list[Span],
-        sampled: list[tuple[int, float, Top]],
+        sampled: Many[tuple[int, float, Top] | None],
         version: int,
         scored: Many[Many[tuple[float, Top]]] = (),
     ) -> list[Completion]:
         """Takes the result of the oldest batch that is launched: one (token, log-prob, most likely ones) for each span that
-        samples, and for each span that scores (log-prob, most likely ones) of those prompt tokens; returns what finished."""
+        samples, None where a guess up to it was wrong, and for each span that scores (log-prob, most likely ones) of those
+        prompt tokens; returns what finished. Pages that held nothing but wrong guesses are free then."""
         results, scores = iter(sampled), iter(scored)
         finished = []
         for span in spans:
@@ -169,8 +216,10 @@ class Scheduler:
             if sequence.ended:
                 continue
             sequence.take_scores(given)
+            sequence.pending -= span.samples
             if sampled_here is not None:
-                sequence.pending -= 1
+                if span.guess is not None:
+                    sequence.computed = span.stop
                 sequence.append(*sampled_here, version)
                 self._publish(sequence)
             elif sequence.samples or span.stop < sequence.prompt:
@@ -180,9 +229,19 @@ class Scheduler:
                 self._drop(sequence)
                 self._count_down(sequence.request.id)
                 finished.append(sequence.completion(reason, version))
+        for span in spans:
+            if span.guess is not None and not span.sequence.ended:
+                self._cut(span.sequence)
         if finished:
             self._forget_ended()
         return finished
+
+    def _cut(self, sequence: Sequence) -> None:
+        """Frees the pages after what is computed."""
+        needed = self.pool.needed(sequence.computed)
+        if needed < len(sequence.pages):
+            self.pool.release(sequence.pages[needed:])
+            sequence.pages = sequence.pages[:needed]
 
     def _forget_ended(self) -> None:
         self.running = [s for s in self.running if not s.ended]
@@ -191,7 +250,8 @@ class Scheduler:
 
     def _launched(self, span: Span) -> None:
         sequence = span.sequence
-        sequence.computed = span.stop
+        if span.guess is None:
+            sequence.computed = span.stop
         sequence.pending += span.samples
         sequence.scoring += len(span.scored)
         self._publish(sequence)

@@ -1,11 +1,18 @@
 """Tracks one sample of a request while it is in flight, and the spans of it that steps compute."""
 
+import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from rollout.pages import Path
-from rollout.sampling import Completion, FinishReason, Request, Top, sample_seed
+from rollout.sampling import Completion, FinishReason, Request, Token, Top, sample_seed
 from rollout.text import TextStream
+
+NO_NUMBER = "no logit is a number; the weights or the activations overflowed"
+
+
+class RunnerError(RuntimeError):
+    """Says that the model produced no number to sample from."""
 
 
 @dataclass(eq=False)
@@ -76,7 +83,9 @@ class Sequence:
         return self.scores_at or self.length
 
     def append(self, token: int, logprob: float, top: Top, version: int) -> None:
-        """Adds a token whose value is known now."""
+        """Adds a token whose value is known now. RunnerError where it, or its log-prob, is no number."""
+        if token < 0 or math.isnan(logprob):
+            raise RunnerError(f"request {self.request.id}: {NO_NUMBER}")
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if self.request.top:
@@ -84,6 +93,15 @@ class Sequence:
         self.versions.append(version)
         if self.text:
             self.text.push(token)
+
+    def last(self, count: int, version: int) -> list[Token]:
+        """Returns its last `count` tokens, which weights of `version` sampled."""
+        out = []
+        for i in range(self.sampled - count, self.sampled):
+            top = self.top[i] if self.request.top else ()
+            token = self.tokens[self.prompt + i]
+            out.append(Token(self.request.id, self.sample, token, self.logprobs[i], version, top))
+        return out
 
     def take_scores(self, given: Many[tuple[float, Top]]) -> None:
         """Takes the log-probs of the next prompt tokens, and where asked for the likeliest tokens of their places."""
@@ -138,7 +156,7 @@ _NOTHING = range(0)
 @dataclass(slots=True, eq=False)  # not frozen: one is made for every sequence of every step
 class Span:
     """Asks for positions `start <= p < stop` of a sequence. Planned by counts: the value of its last token may be known on the
-    device alone."""
+    device alone. Of a guess it is the one position of a drafted token, right after the spans of the tokens before it."""
 
     sequence: Sequence
     start: int
@@ -146,6 +164,7 @@ class Span:
     samples: bool  # it reaches the last token, and another is to follow
     pending: bool  # the last token is one that the step before this one samples
     scored: range  # places of the prompt tokens whose log-prob it gives: each follows a position that it computes
+    guess: int | None = None  # the token at `start`, where nobody knows yet whether the step before it draws this one
 
     @classmethod
     def plan(cls, sequence: Sequence, stop: int) -> "Span":
@@ -155,3 +174,13 @@ class Span:
         known = len(sequence.tokens)
         samples = sequence.samples and stop == known + sequence.pending
         return cls(sequence, sequence.computed, stop, samples, stop > known, scored)
+
+    @classmethod
+    def of_guess(cls, sequence: Sequence, place: int, token: int) -> "Span":
+        """Plans the draw after a drafted token at `place`."""
+        return cls(sequence, place, place + 1, True, False, _NOTHING, token)
+
+    @property
+    def decodes(self) -> bool:
+        """Says whether it is one token, after which another is drawn, and nothing else is asked of it."""
+        return self.samples and self.stop - self.start == 1 and not self.scored

@@ -43,6 +43,7 @@ from rollout.keys import (
     PageSize,
     PrefillChunk,
     PrefixCache,
+    Speculate,
     Threads,
     Tp,
     check,
@@ -65,7 +66,9 @@ class ServeConfig:
     """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves` and `dtype` changes a bit of an answer."""
 
     model: Annotated[str | None, Key(description="a Hugging Face model directory")] = None
-    adapter: Annotated[str | None, Key(description="a folder of LoRA adapters of it (peft), merged into its weights")] = None
+    adapter: Annotated[
+        str | None, Key(description="a folder of LoRA adapters of it (peft), merged into its weights")
+    ] = None
     tp: Tp = 1
     leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
     dtype: Annotated[Dtype, Key(description="auto: as the model's contract says, or the dtype of its tensors")] = "auto"
@@ -89,6 +92,7 @@ class ServeConfig:
     max_running: Annotated[MaxRunning, Open("64 on a CPU, 256 on a GPU")] = 0
     max_batch_tokens: Annotated[MaxBatchTokens, Open("2,048 on a CPU, 8,192 on a GPU")] = 0
     prefill_chunk: Annotated[PrefillChunk, Open("a quarter of those on a CPU, all of them on a GPU")] = 0
+    speculate: Speculate = "auto"
     max_queue: Annotated[int, Key(ge=1, description="samples in flight; one more is answered 429")] = 1024
     max_body: Annotated[int, Key(ge=1, description="bytes of a request's body")] = 16 * 2**20
     max_connections: Annotated[int, Key(ge=1, description="open at once")] = 2048
@@ -120,7 +124,7 @@ class ServeConfig:
         running, batch = self.max_running or (256 if gpu else 64), self.max_batch_tokens or (8192 if gpu else 2048)
         limits = Limits(running, batch, self.prefill_chunk or (batch if gpu else -(-batch // 4)))
         shape = self._pages(source, limits), self.page_size, self.prefix_cache
-        return EngineConfig(*shape, limits, source.dtype, self.where, cuda_graphs=gpu, overlap=gpu)
+        return EngineConfig(*shape, limits, source.dtype, self.where, gpu, gpu, speculate=self.speculate)
 
     def _pages(self, source: Source, limits: Limits) -> int:
         """On a GPU as many as the fullest card has room for, or as could ever be in use at once."""
@@ -213,7 +217,7 @@ def serve(config: ServeConfig) -> int:
         size = f"{costs.parameter_count(source.config):,} parameters, {source.dtype}"
         _say(f"loading {source.name}: {size}, tp={config.tp}, {tokens}")
         if config.where == "cuda":
-            serving = Serving(config.tp, config.page_size, engine.limits.max_running, source.config.max_positions)
+            serving = Serving(config.tp, config.page_size, engine.limits.rows, source.config.max_positions)
             prepare(source.config, source.dtype, serving, False, _say)
         with terminable(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
             metrics = Metrics()

@@ -62,7 +62,9 @@ class Source:
         if adapter:
             adapters.read(adapter, config)
         name, told, words = folder.path.resolve().name, tuple(folder.remarks(contract)), Tokenizer.of(folder)
-        return cls(name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told, adapter)
+        return cls(
+            name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told, adapter
+        )
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Yields every parameter whole, one at a time."""

@@ -84,11 +84,11 @@ class Tokenizer:
         return getattr(self._words, "chat_template", None)
 
     def chat(self, messages: list[dict[str, str]], **arguments: Any) -> str:
-        """Returns what the chat template makes of messages, up to where the answer begins; `encode` it without special
-        tokens. Raises whatever the template does."""
+        """Returns what the chat template makes of messages, up to where the answer begins, unless `arguments` say otherwise;
+        `encode` it without special tokens. Raises whatever the template does."""
         assert self._words is not None
-        text = self._words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
-        return str(text)
+        arguments = {"add_generation_prompt": True, **arguments}
+        return str(self._words.apply_chat_template(messages, tokenize=False, **arguments))
 
     # What a model directory carries on. Where its own files say nothing, they are told what `words` says, so that whoever loads
     # them stops where we do.

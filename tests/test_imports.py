@@ -1,13 +1,17 @@
 """Who may import whom, and what never stands where."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from kernels.packages import NEEDED
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "rollout", "trainer", "rl")
@@ -43,6 +47,25 @@ def test_no_function_of_the_algorithm_is_long() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (size := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not found, found
+
+
+def public(nodes: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes that others may use, and the methods of these."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            yield from public(node.body) if isinstance(node, ast.ClassDef) else ()
+
+
+def test_public_docstrings_say_what_the_thing_does() -> None:
+    """Their first word is a verb: "Returns ...", "Holds ...", and no noun, preposition or question."""
+    found = [
+        f"{path}:{node.lineno} {node.name}: {first}"
+        for path, tree in modules("kernels", "rollout/server", "trainer", "rl", "recipes")
+        for node in public(tree.body)
+        if not re.match(r"(?!As\b|This\b)[A-Z]\w*s\b", first := " ".join((ast.get_docstring(node) or "").split()[:3]))
     ]
     assert not found, found
 
@@ -157,3 +180,33 @@ def test_names_that_say_nothing() -> None:
 def test_no_numeric_test_is_run_again() -> None:
     for path, tree in modules("tests"):
         assert not {"flaky", "pytest_rerunfailures"} & top(tree), path
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("rl.train", ["torch"]),
+        ("rl.train", ["ray", "hydra"]),
+        ("rl.data", ["math_verify"]),
+        ("rl.runs", ["torch"]),
+        ("rollout.serve", ["torch"]),
+        ("trainer.export", ["safetensors"]),
+        ("kernels.bench", ["torch"]),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(command: str, missing: list[str]) -> None:
+    code = f"import runpy, sys; sys.modules |= dict.fromkeys({missing}); runpy.run_module({command!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == "", done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("samebit: error: ") and "not installed: pip install -e " in line
+    assert all(name.partition("_")[0] in line for name in missing)
+
+
+def test_what_is_needed_is_what_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[\[<>=~! ]", one)[0].removesuffix("-core").replace("-", "_") for one in project["dependencies"]
+    }
+    assert set(NEEDED["rl"]) == declared
+    assert all(set(names) <= declared for names in NEEDED.values())

@@ -7,24 +7,26 @@ from pathlib import Path
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from kernels.collectives.heartbeat import Heartbeat
 from kernels.collectives.rendezvous import join
 from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
-from kernels.model import ModelConfig, Parameter
+from kernels.model import ConfigError, ModelConfig, Parameter
 from kernels.tree import WHOLE
 from kernels.weights.adapters import write as write_adapter
 from kernels.weights.beside import Beside
-from kernels.weights.bucket import Ticket
+from kernels.weights.bucket import Ticket, remove_leftovers
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
+from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
 from trainer.batch import Batch, Rows, StepReport
 from trainer.checkpoint import Checkpoint, shard_name
 from trainer.folder import whole as whole_folder
 from trainer.loss import Loss
-from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.publisher import Publisher, PublishingRank
 from trainer.rows import Weights
 from trainer.trainer import Trainer, TrainerConfig
 from trainer.writer import ShardWriter, check_finite
@@ -37,36 +39,43 @@ class TrainerRank(PublishingRank):
     def __init__(
         self,
         rank: int,
-        size: int,
+        places: Sequence[Place],
         store: str,
         threads: int,
         model: ModelConfig,
         config: TrainerConfig,
         source: str | int | Checkpoint,
         device: str,
-        place: Place,
+        name: str,
+        interface: str | None = None,
         base: str | None = None,
     ) -> None:
-        """Only remembers; `start` does the work. `source`: a Hugging Face model directory, the seed of random weights, or a
-        checkpoint. `place`: the card to use. `base`: the model directory under the adapters of a checkpoint."""
-        self.rank, self.size, self.store, self.threads = rank, size, store, threads
-        self.config, self.training, self.source, self.device, self.place = model, config, source, device, place
-        self.base = base
+        """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
+        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`).
+        `base`: the model directory under the adapters of a checkpoint."""
+        self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
+        self.config, self.training, self.source, self.device = model, config, source, device
+        self.name, self.interface, self.base = name, interface, base
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
+        self.places[self.rank].enter()
+        Heartbeat(self.name, self.store)
         if self.device == "cuda":
-            torch.cuda.set_device(self.place.card)
             choose_family(self.training.family)
-        join(self.store, self.device, self.rank, self.size)
+        join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
-        weights = source if isinstance(source, Checkpoint) else _weights(model, source)
-        mesh, base = init_device_mesh(self.device, (self.size,)), Path(self.base) if self.base else None
+        weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
+        mesh = init_device_mesh(self.device, (self.size,))
+        base = self._weights(model, self.base) if self.base else None
         self.trainer = Trainer(model, self.training, mesh, weights, base)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
-        self.publisher = Publisher(model, self.rank, self.size, self.training.dtype, self.device, self.store)
+        self.shard, shards = self.trainer.shards.get_local_rank(), self.trainer.shards.size()
+        here = self.places[self.rank]
+        self.publisher = Publisher(model, self.shard, shards, self.training.dtype, here, self.store)
+        remove_leftovers()  # of a run that was killed, on this host
         return os.getpid()
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
@@ -113,7 +122,7 @@ class TrainerRank(PublishingRank):
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained, beside the other; `source`: a Hugging Face model directory, or the seed of
         random weights. Returns the digest of its weights as they are used, on rank 0 (others: ""). A collective."""
-        self.trainer.freeze(model, _weights(model, source))
+        self.trainer.freeze(model, self._weights(model, source))
         assert self.trainer.frozen is not None
         return self._digest(model, self.trainer.frozen.weights())
 
@@ -124,6 +133,18 @@ class TrainerRank(PublishingRank):
     def frozen_logprobs(self, batch: Batch) -> Rows:
         """Returns the frozen model's log-probs of this rank's part of the batch."""
         return self.trainer.frozen_logprobs(batch)
+
+    def logprobs(self, batch: Batch) -> Rows:
+        """Returns the policy's log-probs of this rank's part of the batch, by the weights as they are."""
+        return self.trainer.forward(batch)
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+        self.trainer.remember()
+
+    def past_logprobs(self, batch: Batch) -> Rows:
+        """Returns the log-probs of this rank's part of the batch by the weights that were remembered."""
+        return self.trainer.past_logprobs(batch)
 
     def reset_optimizer(self) -> None:
         """Sets the moments and the count of steps to zero."""
@@ -139,9 +160,11 @@ class TrainerRank(PublishingRank):
         for trainer in self._trainers():
             trainer.onload()
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+    def begin_publication(
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+    ) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.trainer.rows(), receivers, half)
+        return self.publisher.begin(name, self.trainer.rows(), recipients, shards, half)
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
@@ -160,7 +183,7 @@ class TrainerRank(PublishingRank):
         self.writer.result(wait=True)  # before the copy: two would be in memory at once
         shards = {name: rows for trainer in self._trainers() for name, rows in trainer.shard().items()}
         copies = {name: rows.to("cpu", torch.float32, copy=True) for name, rows in shards.items()}
-        self.writer.start(Path(folder) / shard_name(self.rank, self.size), copies)
+        self.writer.start(Path(folder) / shard_name(self.shard, self.trainer.shards.size()), copies)
         return self.trainer.optimizer.steps
 
     def written(self, wait: bool) -> WrittenFile | None:
@@ -191,6 +214,10 @@ class TrainerRank(PublishingRank):
                 pass
         return digest(digests)
 
-
-def _weights(model: ModelConfig, source: str | int) -> Weights:
-    return initial(model, source, soonest=True) if isinstance(source, int) else Path(source)
+    def _weights(self, model: ModelConfig, source: str | int) -> Weights:
+        if isinstance(source, int):
+            return initial(model, source, soonest=True)
+        if not Path(source).is_dir():
+            where = self.places[self.rank].host
+            raise ConfigError(f"{source} is no folder on {where}: copy it there, or name one that all nodes share")
+        return Path(source)

@@ -8,6 +8,9 @@
 
 The folder appears by a rename when all of it is on the disk. Rows of a tensor are found in whichever files hold them, so
 another number of ranks reads the same bits. Nothing here is pickled.
+
+Where the nodes of a run do not share a folder, each has one of this name with the files of its own ranks and the manifest, which
+says who wrote what (`nodes`); before ranks read, what their node lacks is brought there (`rl/cluster/shelves.py`).
 """
 
 import hashlib
@@ -15,14 +18,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from kernels.model import Adapter, ModelConfig
+from kernels.model import Adapter, ModelConfig, trained
 from kernels.model.experts import Experts
 from kernels.ops.norm_rope import RopeScaling
 from kernels.weights.reshard import fsdp_rows
@@ -52,6 +55,13 @@ class Checkpoint:
     weights_sha256: str  # `kernels.weights.digest` of the weights as they are served
     files: tuple[WrittenFile, ...]
     run: dict[str, Any]  # what the trainer does not know: JSON
+    nodes: dict[str, str] = field(default_factory=dict)  # of files that are not beside the manifest: who wrote them
+
+    @property
+    def shards(self) -> list[WrittenFile]:
+        """Lists the files of the ranks."""
+        names = {shard_name(rank, self.world_size) for rank in range(self.world_size)}
+        return [file for file in self.files if file.name in names]
 
 
 def shard_name(rank: int, size: int) -> str:
@@ -69,6 +79,39 @@ def folders(root: Path) -> list[Path]:
     return sorted((p for p in root.glob("step-*") if p.is_dir()), key=lambda p: p.name, reverse=True)
 
 
+def described(
+    model: ModelConfig,
+    optimizer_steps: int,
+    weights_sha256: str,
+    shards: Sequence[WrittenFile],
+    others: Mapping[str, bytes],
+    run: Mapping[str, Any],
+    nodes: Mapping[str, str],
+) -> str:
+    """Returns the manifest of a checkpoint. `nodes`: of `Checkpoint`."""
+    files = [WrittenFile(name, len(x), hashlib.sha256(x).hexdigest()) for name, x in others.items()]
+    body = {
+        "format": _FORMAT,
+        "model": asdict(model),
+        "world_size": len(shards),
+        "optimizer_steps": optimizer_steps,
+        "weights_sha256": weights_sha256,
+        "files": [asdict(f) for f in (*shards, *files)],
+        "run": run,
+        "nodes": dict(nodes),
+    }
+    return json.dumps({"sha256": _digest(body), "checkpoint": body}, indent=1) + "\n"
+
+
+def finish(folder: Path, final: Path, manifest: str, others: Mapping[str, bytes]) -> None:
+    """Writes what goes beside the ranks' files in the temporary `folder`, and renames it to `final`."""
+    for name, content in others.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST).write_text(manifest)
+    publish(folder, final)
+
+
 def complete(
     folder: Path,
     final: Path,
@@ -79,23 +122,9 @@ def complete(
     others: Mapping[str, bytes],
     run: Mapping[str, Any],
 ) -> None:
-    """Writes what goes beside the ranks' files in the temporary `folder`, and renames it to `final`."""
-    files = list(shards)
-    for name, content in others.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-        files.append(WrittenFile(name, len(content), hashlib.sha256(content).hexdigest()))
-    body = {
-        "format": _FORMAT,
-        "model": asdict(model),
-        "world_size": len(shards),
-        "optimizer_steps": optimizer_steps,
-        "weights_sha256": weights_sha256,
-        "files": [asdict(f) for f in files],
-        "run": run,
-    }
-    (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(body), "checkpoint": body}, indent=1) + "\n")
-    publish(folder, final)
+    """Makes `final` of the temporary `folder`, in which all files of ranks are."""
+    manifest = described(model, optimizer_steps, weights_sha256, shards, others, run, {})
+    finish(folder, final, manifest, others)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -124,6 +153,7 @@ def read(folder: Path) -> Checkpoint:
             body["weights_sha256"],
             tuple(WrittenFile(**f) for f in body["files"]),
             body["run"],
+            body.get("nodes", {}),
         )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
@@ -131,15 +161,20 @@ def read(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no manifest: {type(error).__name__} {error}") from None
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Reads every file. CheckpointError names the first whose size or SHA-256 is not the manifest's."""
+def verify(checkpoint: Checkpoint, elsewhere: bool = False) -> None:
+    """Reads every file. CheckpointError names the first whose size or SHA-256 is not the manifest's. `elsewhere`: files that
+    another node wrote need not be here."""
+    folder, nodes = checkpoint.folder, checkpoint.nodes
+    files = [f for f in checkpoint.files if not elsewhere or f.name not in nodes or (folder / f.name).exists()]
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter free
-        for problem in pool.map(lambda f: _problem(checkpoint.folder / f.name, f), checkpoint.files):
-            if problem:
-                raise CheckpointError(problem)
+        for file, found in zip(files, pool.map(lambda f: problem(folder / f.name, f), files), strict=True):
+            if found:
+                by = f" ({nodes[file.name]} wrote it)" if file.name in nodes else ""
+                raise CheckpointError(f"{found}{by}")
 
 
-def _problem(path: Path, file: WrittenFile) -> str:
+def problem(path: Path, file: WrittenFile) -> str:
+    """Says what is wrong with a file that must be `file`; "" where it is."""
     try:
         if (size := path.stat().st_size) != file.bytes:
             return f"{path} has {size} bytes, the manifest says {file.bytes}"
@@ -170,3 +205,15 @@ def _pieces(checkpoint: Checkpoint, key: str, rows: int, start: int, stop: int) 
         if a < b:
             with safe_open(os.fspath(checkpoint.folder / shard_name(rank, size)), "pt") as file:
                 yield file.get_slice(key)[a - held.start : b - held.start]
+
+
+def needed(checkpoint: Checkpoint, rank: int, size: int) -> list[str]:
+    """Names the files that hold a row of rank `rank` of `size`, of any tensor."""
+    held = checkpoint.world_size
+    heights = {p.shape[0] for p in trained(checkpoint.model)} | {checkpoint.model.value_rows}
+    out = []
+    for w in range(held):
+        pairs = ((fsdp_rows(n, rank, size), fsdp_rows(n, w, held)) for n in heights)
+        if any(max(a.start, b.start) < min(a.stop, b.stop) for a, b in pairs):
+            out.append(shard_name(w, held))
+    return out

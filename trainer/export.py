@@ -97,7 +97,9 @@ def _export(checkpoint: Checkpoint, out_dir: Path, args: argparse.Namespace) -> 
     """Exports what the arguments ask for; returns the digest of the weights, "" where none are written."""
     if checkpoint.model.adapter is None:
         if args.merge or args.base:
-            raise CheckpointError(f"{checkpoint.folder} holds whole weights and no adapters: leave out --merge and --base")
+            raise CheckpointError(
+                f"{checkpoint.folder} holds whole weights and no adapters: leave out --merge and --base"
+            )
         return export(checkpoint, out_dir, DTYPES[args.dtype or "float32"])
     if args.dtype:
         raise CheckpointError(

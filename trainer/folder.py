@@ -1,6 +1,7 @@
 """A folder that is there whole or not at all: made under another name, synced to the disk, renamed."""
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -22,7 +23,11 @@ def publish(folder: Path, final: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         _sync(path)
     remove(final)
-    os.rename(folder, final)
+    try:
+        os.rename(folder, final)
+    except FileNotFoundError:  # NFS asks again where an answer was lost, and is told that it is done
+        if not final.exists():
+            raise
     _sync(final.parent)
 
 
@@ -59,5 +64,8 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise  # some network file systems sync files and know nothing of folders
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""A model that is never trained and says how likely it finds what was sampled: a reference, a teacher.
+"""A model that is never trained and says how likely it finds what was sampled: a reference, a teacher, the policy as it was.
 
 Its log-probs are those of the trainer's forward pass, of `kernels.model` over FSDP2, and so what a sampler with these weights
 would have recorded. Its weights are sharded as the trainer's are, and held rounded, as every op would round them: no masters,
@@ -26,9 +26,15 @@ class Frozen:
         self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, dtype).to(dtype).requires_grad_(False)
+        self.mesh = mesh
         parallelize(self.model, mesh, forward_only=True)
-        load(self.model, mesh, weights)
-        if model.tied:
+        self.load(weights)
+
+    @torch.no_grad()
+    def load(self, weights: Weights) -> None:
+        """Takes other weights in the place of those that are held."""
+        load(self.model, self.mesh, weights)
+        if self.model.config.tied:
             tie(self.model)
 
     @torch.no_grad()

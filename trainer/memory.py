@@ -9,6 +9,8 @@
 With adapters (`trainer/adapters.py`) only these have masters, moments and gradients; all weights are there once in the dtype of
 activations, merged, and those that have an adapter a second time, frozen.
 
+One rank whose masters are on the device gathers and packs nothing: an op rounds the weight that it reads, and forgets it.
+
 Counted in tensors: a CUDA context (about 0.6 GiB), and what the allocator holds and does not use, come on top.
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from kernels.model import ModelConfig, costs
+from kernels.model import ModelConfig, costs, trained
 from trainer.host import PIECE
 from trainer.optimizer import Offload
 from trainer.recompute import Checkpointing
@@ -49,10 +51,11 @@ def trainer_memory(
     rows: int,
     micro_batches: int,
     frozen: Sequence[ModelConfig] = (),
+    past: Sequence[ModelConfig] = (),
 ) -> TrainerMemory:
     """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
     rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
-    beside the policy (`trainer.frozen`)."""
+    beside the policy (`trainer.frozen`); `past`: those that are kept beside it besides."""
     width, table = dtype.itemsize, costs.table_elements(model)
     whole = model.adapter is None
     own, held = costs.parameter_count(model) if whole else costs.trained_elements(model), costs.trained_elements(model)
@@ -63,22 +66,25 @@ def trainer_memory(
     under = width * costs.adapted_elements(model) // world_size
     sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     beside = max((width * costs.trainer_elements(one) // world_size for one in frozen), default=0)
+    beside += sum(width * costs.trainer_elements(one) // world_size for one in past)
     on_device = {"none": masters + pair + merged + under, "optimizer": masters + merged, "all": 0}[offload] + beside
     on_host = {"none": 0, "optimizer": pair + under, "all": (sets + 2) * masters + pair + merged + under}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
-    asking = max((_asking(one, tokens, rows, width, device) for one in frozen), default=0)
+    asking = max((_asking(one, tokens, rows, width, device, world_size) for one in (*frozen, *past)), default=0)
 
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")
-    fetched = width * layer if world_size > 1 or offload == "all" else 0  # FSDP2 brings the next layer beforehand
-    gathered = width * (outer + layer) + fetched
+    alone = world_size == 1 and offload != "all"  # without FSDP2, which brings the next layer beforehand
+    fetched = 0 if alone else width * layer
+    gathered = _rounded(model, width) if alone else width * (outer + layer) + fetched
+    packed = 0 if alone else width * outer + fetched + 8 * learned  # once it is resharded
     works = 4 * learned + width * costs.backward_elements(model, tokens)  # gradients of a layer, and of its inputs
     if checkpointing == "layer":
         works += width * costs.layer_saved_elements(model, tokens)
-    backward = 4 * table * whole + max(gathered + works, width * outer + fetched + 8 * learned)  # packed once resharded
-    last = 8 * outside
+    backward = 4 * table * whole + max(gathered + works, packed)
+    last = (4 if alone else 8) * outside
     inner = reduced - 4 * outside // world_size if offload != "all" else 0
     staged = 0 if device == "cpu" else _DEPTH * PIECE
     passing = staged * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
@@ -110,10 +116,15 @@ def together(one: TrainerMemory, other: TrainerMemory) -> TrainerMemory:
     )
 
 
-def _asking(frozen: ModelConfig, tokens: int, rows: int, width: int, device: str) -> int:
+def _rounded(model: ModelConfig, width: int) -> int:
+    """Counts the bytes of the largest weight in the dtype of activations, where that is not the masters' own."""
+    if width == costs.MASTER:
+        return 0
+    return width * max(p.elements for p in trained(model))
+
+
+def _asking(frozen: ModelConfig, tokens: int, rows: int, width: int, device: str, world_size: int) -> int:
     """Counts the bytes of a forward pass of the frozen model, beside its rows: nothing is saved for a backward pass."""
-    gathered = costs.position_table_bytes(frozen) + width * (
-        costs.outer_elements(frozen) + 2 * costs.layer_elements(frozen)
-    )
-    works = width * costs.backward_elements(frozen, tokens)
-    return gathered + works + costs.logprob_bytes(frozen, rows, width, device == "cuda")
+    gathered = costs.outer_elements(frozen) + 2 * costs.layer_elements(frozen) if world_size > 1 else 0
+    works = costs.position_table_bytes(frozen) + width * (gathered + costs.backward_elements(frozen, tokens))
+    return works + costs.logprob_bytes(frozen, rows, width, device == "cuda")

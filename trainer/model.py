@@ -3,16 +3,19 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
+    Delta,
     Layout,
     ModelConfig,
     OuterWeights,
     Parameter,
     Recompute,
     Routed,
+    declared,
     decoder_layer,
     forward,
     layer_parameters,
@@ -21,9 +24,8 @@ from kernels.model import (
     position_table,
     token_logprobs,
     token_values,
-    declared,
 )
-from kernels.ops import Truncation
+from kernels.ops import Mixture, Truncation
 from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
 from trainer.routing import Routing
@@ -41,6 +43,11 @@ def _held(parameter: Parameter, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(held, requires_grad=parameter.trained)
 
 
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a parameter as ops read it: what FSDP2 gathered, or the master itself where one rank holds all of it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 class Block(nn.Module):
     """Holds one layer's weights."""
 
@@ -53,11 +60,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        delta: torch.Tensor | None,
+        delta: Delta,
         layout: Layout,
         table: tuple[torch.Tensor, torch.Tensor],
         routed: Routed = not_told,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         """Computes the layer, keeping for the backward pass what `checkpointing` says; x and delta [T, hidden]."""
         given = (x, delta, layout, table, routed)
         if not torch.is_grad_enabled() or self.checkpointing == "none":
@@ -70,14 +77,14 @@ class Block(nn.Module):
     def _layer(
         self,
         x: torch.Tensor,
-        delta: torch.Tensor | None,
+        delta: Delta,
         layout: Layout,
         table: tuple[torch.Tensor, torch.Tensor],
         routed: Routed,
         recompute: Recompute = no_recompute,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         gradients_in_float32(self)
-        weights = dict(self.named_parameters(recurse=False))
+        weights = {name: whole(parameter) for name, parameter in self.named_parameters(recurse=False)}
         given = (weights, self.index, x, delta, layout, None, table)
         return decoder_layer(self.config, TreeGroup(), *given, recompute, routed)
 
@@ -118,16 +125,16 @@ class TrainerModel(nn.Module):
         cut. `routed` is told what the routers choose. With a value head: what it says before each of these tokens."""
         hidden = self.hidden(token_ids, layout, routed)
         if self.config.head == "value":
-            return token_values(self.config, hidden[rows - 1], self.head, row_groups)
+            return token_values(self.config, hidden[rows - 1], whole(self.head), row_groups)
         of_rows = (token_ids[rows], temperatures, row_groups, truncation)
-        return token_logprobs(self.config, hidden[rows - 1], self.head, *of_rows)
+        return token_logprobs(self.config, hidden[rows - 1], whole(self.head), *of_rows)
 
     def hidden(self, token_ids: torch.Tensor, layout: Layout, routed: Routed = not_told) -> torch.Tensor:
         """Computes what the LM head reads: [T, H] in the dtype of activations."""
         gradients_in_float32(self)
-        outer = OuterWeights(self.embed, self.norm, self.head)
+        outer = OuterWeights(whole(self.embed), whole(self.norm), whole(self.head))
 
-        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def run_layer(i: int, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
             return self.layers[i](x, delta, layout, self.table, routed)
 
         return forward(self.config, TreeGroup(), outer, run_layer, token_ids, layout, self.dtype)

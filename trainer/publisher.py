@@ -11,17 +11,17 @@ from kernels.model import ModelConfig, served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
 from kernels.weights.fingerprint import fingerprint, unsigned
 from kernels.weights.reshard import Bucket, Piece, buckets, extent
+from kernels.weights.routes import Recipient, wired
 
 _AT_ONCE = 1 << 24  # elements of the masters that are rounded at once for their fingerprint
 
 
 @dataclass(frozen=True)
-class Receiver:
-    """Names a rollout rank, as the driver numbers them."""
+class Sent:
+    """Says what a rank published."""
 
-    name: str
-    shard: int  # its tensor-parallel rank
-    place: Place
+    sums: list[list[int]]  # fingerprints of what it serves, by its masters: [parameter][shard], each below 2^64
+    crossed: dict[tuple[str, str], int]  # bytes that it sent to other hosts: (its own, the other)
 
 
 def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
@@ -33,29 +33,31 @@ class Publisher:
     """Publishes from rank `rank` of `size`. One publication at a time: `begin`; for each bucket `pack`, then `send` while the
     receivers `take`; `finish`. Holds two halves of a bucket, and no parameter whole."""
 
-    def __init__(self, model: ModelConfig, rank: int, size: int, dtype: torch.dtype, device: str, store: str) -> None:
-        """`store`: of a TCPStore that the receivers reach, tcp://host:port."""
-        self.model, self.rank, self.size, self.dtype, self.device, self.store = model, rank, size, dtype, device, store
+    def __init__(self, model: ModelConfig, rank: int, size: int, dtype: torch.dtype, place: Place, store: str) -> None:
+        """`rank` of the `size` that hold the model's rows once. `place`: of this rank's tensors. `store`: of a TCPStore that
+        the recipients reach, tcp://host:port."""
+        self.model, self.rank, self.size, self.dtype, self.place, self.store = model, rank, size, dtype, place, store
+        self.device = "cpu" if place.card is None else "cuda"
         self._wires: dict[str, Wire] = {}
         self._bucket: SharedBucket | None = None
         self._under_way = False
 
     def begin(
-        self, name: str, rows: Mapping[str, torch.Tensor], receivers: Sequence[Receiver], half: int
+        self, name: str, rows: Mapping[str, torch.Tensor], recipients: Sequence[Recipient], shards: int, half: int
     ) -> tuple[Ticket, int]:
         """Begins a publication. `name`: of this publication, on all ranks of both sides; new. `rows`: this rank's of every
-        parameter, float32, which must stay as they are until `finish`. Returns how to open the bucket, and how many buckets
-        there will be."""
+        parameter, float32, which must stay as they are until `finish`. `recipients`: whom this rank and those with the other
+        rows serve; `shards`: the tensor-parallel size of all. Returns how to open the bucket, and how many buckets there will
+        be."""
         if self._under_way:
             self.cut()
         self._name = name
-        here = Place.here(self.device)
-        shards = 1 + max(r.shard for r in receivers)
-        self._rows, self._far = rows, [r for r in receivers if r.place != here]
+        self._rows, self._far = rows, wired(self.place, recipients)
         self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
-        self._bucket = SharedBucket(_half(self._plan, self.dtype), self.device)
-        self._place = {p.name: i for i, p in enumerate(served(self.model))}
-        self._sums = torch.zeros(len(self._place), shards, dtype=torch.int64, device=self.device)
+        self._bucket = SharedBucket(_half(self._plan, self.dtype), self.place)
+        self._crossed: dict[tuple[str, str], int] = {}
+        self._order = {p.name: i for i, p in enumerate(served(self.model))}
+        self._sums = torch.zeros(len(self._order), shards, dtype=torch.int64, device=self.device)
         self._sending: tuple[list[dist.Work], list[dist.Work]] = [], []
         self._under_way = True
         return self._bucket.ticket, len(self._plan)
@@ -72,9 +74,8 @@ class Publisher:
         for piece in self._pieces(number):
             held = self._rows[piece.parameter.name]
             rows = held.view(len(held), -1)[piece.source : piece.source + piece.rows, piece.columns]
-            place = piece.of(half, self.dtype)
-            self.fill(place, rows)
-            sums = self._sums[self._place[piece.parameter.name]]
+            self.fill(piece.of(half, self.dtype), rows)
+            sums = self._sums[self._order[piece.parameter.name]]
             sums[piece.shard.rank] += self._promised(piece, rows)
         if self.device == "cuda":
             self._wait()
@@ -104,24 +105,25 @@ class Publisher:
             raise
 
     def send(self, number: int) -> None:
-        """Sends to the receivers on other cards their part of bucket `number`."""
+        """Sends to the recipients on other cards, and to one of each shard on other hosts, their part of bucket `number`."""
         assert self._bucket is not None
         half, pieces = self._bucket.halves[number % 2], self._pieces(number)
-        for receiver in self._far:
-            if theirs := [p for p in pieces if p.shard.rank == receiver.shard]:
-                if receiver.name not in self._wires:
-                    self._wires[receiver.name] = Wire(
-                        f"{self._name} {receiver.name} {self.rank}", self.store, sender=True
-                    )
-                work = self._wires[receiver.name].send(half[extent(theirs, self.dtype)])
-                self._sending[number % 2].append(work)
+        for to in self._far:
+            if theirs := [p for p in pieces if p.shard.rank == to.shard]:
+                if to.name not in self._wires:
+                    wire = Wire(f"{self._name} {to.name} {self.rank}", self.store, sender=True, place=self.place)
+                    self._wires[to.name] = wire
+                part = half[extent(theirs, self.dtype)]
+                self._sending[number % 2].append(self._wires[to.name].send(part))
+                if to.place.host != self.place.host:
+                    way = (self.place.host, to.place.host)
+                    self._crossed[way] = self._crossed.get(way, 0) + part.numel()
 
     def _pieces(self, number: int) -> Bucket:
         return self._plan[number] if number < len(self._plan) else []
 
-    def finish(self) -> list[list[int]]:
-        """Returns the fingerprint of what this rank serves, by its masters: [parameter][shard], each below 2^64. Frees the
-        bucket."""
+    def finish(self) -> Sent:
+        """Returns what was sent, once it is. Frees the bucket."""
         for works in self._sending:
             for work in works:
                 work.wait()
@@ -129,7 +131,7 @@ class Publisher:
             self._wait()
         sums = [[unsigned(value) for value in row] for row in self._sums.tolist()]
         self._bucket, self._rows, self._under_way = None, {}, False
-        return sums
+        return Sent(sums, self._crossed)
 
     def cut(self) -> None:
         """Ends a publication that failed, on any rank: here, and the wires, whose other ends may still wait."""
@@ -148,11 +150,11 @@ class PublishingRank:
         self.publisher.pack(number)
 
     def send(self, number: int) -> None:
-        """Sends bucket `number` to the receivers on other cards."""
+        """Sends bucket `number` to the recipients on other cards and hosts."""
         self.publisher.send(number)
 
-    def end_publication(self) -> list[list[int]]:
-        """Ends the publication; returns the fingerprints of this rank's rows, for each parameter and shard."""
+    def end_publication(self) -> Sent:
+        """Ends the publication; returns the fingerprints of this rank's rows, and what crossed the network."""
         return self.publisher.finish()
 
     def cut(self) -> None:

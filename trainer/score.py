@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)
     parser.add_argument("out", type=output)
-    parser.add_argument("--adapter", type=Path, help="a folder of LoRA adapters of the model (peft), merged into its weights")
+    parser.add_argument(
+        "--adapter", type=Path, help="a folder of LoRA adapters of the model (peft), merged into its weights"
+    )
     parser.add_argument("--leaves", type=count, help="of every sum; default: as the model's contract says, or 8")
     parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: as the contract says, or float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

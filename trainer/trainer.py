@@ -1,13 +1,11 @@
 """Turns a batch into new weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter, saved, served, trained
@@ -20,7 +18,7 @@ from trainer.host import Waiting, process_peak
 from trainer.loss import Loss, LossRows
 from trainer.model import TrainerModel, batch_logprobs
 from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
-from trainer.parallelize import gather, parallelize
+from trainer.parallelize import divided, drop_gathered, gather, parallelize
 from trainer.recompute import Checkpointing
 from trainer.routing import Routing
 from trainer.rows import Weights, held_rows, load, local_rows, tie
@@ -39,6 +37,7 @@ class TrainerConfig:
     checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
     prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
+    replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
     seed: int = 0  # of the noise that adapters begin with
     family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
 
@@ -48,7 +47,8 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither the cut into micro-batches nor the size of the mesh.
+    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times its
+    ranks hold the model.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class Trainer:
         """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it. With
         adapters they are frozen; a checkpoint then holds the adapters alone, and `base` are the frozen ones."""
         self.config, self.mesh = config, mesh
+        self.shards, replicas = divided(mesh, config.replicas)
         self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype, config.checkpointing)
-        parallelize(self.model, mesh, on_host=config.offload == "all")
+        parallelize(self.model, self.shards, on_host=config.offload == "all", replicas=replicas)
         self.optimizer = Optimizer(self.model, config.optimizer, self.device, config.offload)
         self.frozen: Frozen | None = None
+        self.past: Frozen | None = None  # the policy as it was
         self._waiting = Waiting(self.device)
         self.adapters: Adapters | None = None
         if model.adapter:
@@ -75,7 +77,7 @@ class Trainer:
         elif isinstance(weights, Checkpoint):
             self._restore(weights)
         else:
-            load(self.model, mesh, weights)
+            load(self.model, self.shards, weights)
         if model.tied:
             tie(self.model)
 
@@ -84,8 +86,8 @@ class Trainer:
         frozen = base if isinstance(weights, Checkpoint) else weights
         if frozen is None:
             raise TrainerError("a checkpoint of adapters does not hold the weights under them: say which they are")
-        load(self.model, self.mesh, frozen)
-        self.adapters = Adapters(self.model, self.mesh, on_host=self.config.offload != "none")
+        load(self.model, self.shards, frozen)
+        self.adapters = Adapters(self.model, self.shards, on_host=self.config.offload != "none")
         if isinstance(weights, Checkpoint):
             self._restore(weights)
         else:
@@ -103,24 +105,43 @@ class Trainer:
             part = batch.take(start, stop)
             values = batch_logprobs(self.model, part, leaf, self.device).cpu().numpy()
             parts.append(Rows(values, np.arange(start, stop), part.counts))
-        cast(FSDPModule, self.model).reshard()  # the outer weights stay whole until a backward pass
+        drop_gathered(self.model)
         return Rows.merge(parts)
 
     def freeze(self, model: ModelConfig, weights: Weights) -> None:
         """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
         teacher. A collective."""
         self.frozen = None  # two would be in memory at once
-        self.frozen = Frozen(model, self.config.dtype, self.mesh, weights)
+        self.frozen = Frozen(model, self.config.dtype, self.shards, weights)
 
     def frozen_logprobs(self, batch: Batch) -> Rows:
         """Returns the frozen model's log-probs of this rank's loss rows of `batch`, as the forward pass of a step computes
         them: no bit depends on the micro-batches or on the other ranks. A collective."""
-        self._check_onloaded()
         if self.frozen is None:
             raise TrainerError("there is no frozen model: call freeze() first")
+        return self._logprobs_of(self.frozen, batch)
+
+    def remember(self) -> None:
+        """Keeps the policy's weights, rounded as its forward pass rounds them, until the next call. A collective."""
+        self._check_onloaded()
+        if self.past is None:
+            plain = replace(self.model.config, adapter=None)  # merged
+            self.past = Frozen(plain, self.config.dtype, self.mesh, self.model)
+        else:
+            self.past.load(self.model)
+
+    def past_logprobs(self, batch: Batch) -> Rows:
+        """Returns, as `forward` would have when `remember` was called, the log-probs of this rank's loss rows of `batch`. A
+        collective."""
+        if self.past is None:
+            raise TrainerError("no weights were remembered: call remember() first")
+        return self._logprobs_of(self.past, batch)
+
+    def _logprobs_of(self, model: Frozen, batch: Batch) -> Rows:
+        self._check_onloaded()
         rank, leaf = self.mesh.get_local_rank(), self.config.leaf_sequences
         parts = [micro_batch.sequences(rank, leaf) for micro_batch in self.cut(batch)]
-        return Rows.merge([self.frozen.logprobs(batch, start, stop, leaf) for start, stop in parts])
+        return Rows.merge([model.logprobs(batch, start, stop, leaf) for start, stop in parts])
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Takes one optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
@@ -221,8 +242,8 @@ class Trainer:
             held += self.adapters.frozen if self.adapters else []
         if self.config.offload != "all":
             held += local_rows(self.model).values()
-        if self.frozen:
-            held += local_rows(self.frozen.model).values()
+        for beside in filter(None, (self.frozen, self.past)):
+            held += local_rows(beside.model).values()
         self.optimizer.discard()
         self._waiting.leave(held)
 
@@ -247,7 +268,7 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for parameter, start, stop, weight in held_rows(self.model, self.mesh):
+        for parameter, start, stop, weight in held_rows(self.model, self.shards):
             if not parameter.trained:
                 continue
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):

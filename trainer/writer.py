@@ -50,6 +50,7 @@ class ShardWriter:
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         try:
             check_finite(tensors)
+            path.parent.mkdir(parents=True, exist_ok=True)  # on a node that does not see the driver's
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
             self._written = write_tensors(path, shapes, torch.float32, tensors.items())
         except Exception as error:  # a thread has nobody to raise to; `result` does

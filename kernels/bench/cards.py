@@ -12,7 +12,6 @@ linear_logprob                  cuBLAS for the three matmuls of forward and back
 Kernels compile on first use, so a pool of processes first runs every case once and leaves the compiled kernels on disk.
 """
 
-import json
 import math
 import os
 import statistics
@@ -30,6 +29,7 @@ from rich.progress import Progress
 from kernels.bench.card_rows import rows
 from kernels.bench.table import Cell, show
 from kernels.bench.timer import Result, Row, ceilings, measure, versions
+from kernels.host.command import write_json
 
 TARGETS = {
     "matmul, M <= 64": 1.05,
@@ -129,11 +129,11 @@ def print_table(results: list[Result], out: Console) -> None:
     show(out, ("op", "case", "size"), ("ours", "baseline", "ratio", "target"), rows)
 
 
-def report(results: list[Result], where: dict[str, str | None], limits: dict[str, float], failed: list[str]) -> str:
-    """Returns JSON: `rows` in microseconds, `means` of the groups, and what was not timed."""
+def report(results: list[Result]) -> dict[str, list[dict[str, object]]]:
+    """Returns what JSON has of the table: `rows` in microseconds, and `means` of the groups."""
     scored = [{**asdict(r), "baseline": r.baseline, "ratio": r.ratio, "met": met(r.ratio, r.target)} for r in results]
     groups = [{**asdict(m), "met": met(m.ratio, m.target)} for m in means(results)]
-    return json.dumps({**where, "ceilings": limits, "rows": scored, "means": groups, "failed": failed}, indent=1) + "\n"
+    return {"rows": scored, "means": groups}
 
 
 def _time(chosen: list[Row], progress: Progress, failed: list[str]) -> Iterator[Result]:
@@ -181,8 +181,7 @@ def run(ops: list[str], path: Path | None, workers: int, out: Console) -> int:
     targets = [met(r.ratio, r.target) for r in scored if r.target is not None]
     seconds = time.perf_counter() - start
     out.print(f"{sum(map(bool, targets))} of {len(targets)} targets met, {len(failed)} rows failed; {seconds:.0f} s")
-    if path:
-        path.write_text(report(results, where, limits, failed))
+    write_json(path, {**where, "ceilings": limits, **report(results), "failed": failed})
     return 1 if failed else 0
 
 

@@ -4,7 +4,6 @@ A sum whose bits are not those of the fold on one rank is not timed. NCCL's all-
 adds float32 and rounds once. NCCL's reduce-scatter is in float32, as FSDP has it.
 """
 
-import json
 import operator
 import statistics
 from functools import partial
@@ -20,7 +19,7 @@ from kernels.bench.timer import Call, recorded, samples
 from kernels.collectives import TreeGroup
 from kernels.collectives.rendezvous import address_of, connect, listen
 from kernels.contract import same_bits
-from kernels.host.command import Parser, count, output
+from kernels.host.command import Parser, count, output, write_json
 from kernels.tree import fold
 
 HIDDEN = 4096
@@ -101,9 +100,8 @@ def run(rank: int, world: int, address: str, path: Path | None) -> None:
     measured = rows()
     if rank == 0:
         print_table(measured)
-        if path:
-            report = {"device": torch.cuda.get_device_name(), "ranks": world, "torch": torch.__version__}
-            path.write_text(json.dumps(report | {"rows": measured}, indent=1) + "\n")
+        where = {"device": torch.cuda.get_device_name(), "ranks": world, "torch": torch.__version__}
+        write_json(path, where | {"rows": measured})
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,7 +1,6 @@
 """Serves the engine's and the trainer's benchmark: the model that they time in `transformers`, and tokens a second
 beside ours."""
 
-import json
 import platform
 import statistics
 import tempfile
@@ -13,9 +12,9 @@ import transformers
 
 from kernels.bench.table import console, show
 from kernels.bench.timer import Call, samples
-from kernels.host.command import Parser, count, output, threads
+from kernels.host.command import Parser, count, output, threads, write_json
 from kernels.model import costs
-from kernels.model.known import BENCH
+from kernels.model.known import BENCH, ON_CARDS
 from kernels.weights.files import save
 from kernels.weights.initial import initial
 
@@ -26,11 +25,13 @@ def median_seconds(work: Call, repeats: int) -> float:
 
 
 def arguments(description: str | None) -> Parser:
-    """Returns a parser of what both benchmarks ask."""
+    """Returns a parser of what both benchmarks ask; `model` is of the table on a GPU."""
     parser = Parser(description=description)
     parser.add_argument("--threads", type=threads, default=2)
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--json", type=output, help="write the rows to this file")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="whose widths, on a GPU")
     return parser
 
 
@@ -63,5 +64,4 @@ class Comparison:
         out = console()
         show(out, (self.case,), ("ours, tokens/s", "transformers, tokens/s", "ratio"), rows, self.title)
         out.print(platform.machine(), *(f"{name} {version}" for name, version in versions.items()))
-        if path:
-            path.write_text(json.dumps({"rows": self.rows, "threads": self.threads, **versions}, indent=2) + "\n")
+        write_json(path, {"rows": self.rows, "threads": self.threads, **versions})

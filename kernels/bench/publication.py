@@ -6,7 +6,6 @@ publication is checked by its fingerprints, as in a run.
 """
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,21 +21,22 @@ import torch
 from kernels.bench.table import console, show
 from kernels.bench.timer import Call, samples
 from kernels.collectives.rendezvous import address_of
-from kernels.host.command import Parser, fail, output
+from kernels.host.command import Parser, fail, output, write_json
 from kernels.host.place import Place
 from kernels.model import ModelConfig, costs, served
 from kernels.tree import Shard
 from kernels.weights.bucket import Ticket
 from kernels.weights.reshard import fsdp_rows
-from rl.cluster import RolloutFleet, TrainerFleet, rendezvous, session
-from rl.cluster.calls import Rank
-from rl.cluster.start import rollout_ranks, start
+from kernels.weights.routes import Recipient
+from rl.cluster import RolloutFleet, TrainerFleet, session
+from rl.cluster.nodes import reserved
+from rl.cluster.start import named, open_stores, rollout_ranks, start
+from rl.cluster.watch import Rank
 from rl.compose import check
 from rl.errors import BAD_INPUT, RunError
 from rl.model import model_config
-from rl.placement import place
 from rl.publish import HALF, publish
-from trainer.publisher import Publisher, PublishingRank, Receiver
+from trainer.publisher import Publisher, PublishingRank
 
 _REPEATS = 3
 
@@ -45,10 +45,10 @@ class Masters(PublishingRank):
     """Stands for rank `rank` of the trainer."""
 
     def __init__(
-        self, rank: int, size: int, store: str, model: ModelConfig, dtype: torch.dtype, device: str, place: Place
+        self, rank: int, places: Sequence[Place], store: str, model: ModelConfig, dtype: torch.dtype, device: str
     ) -> None:
-        if device == "cuda":
-            torch.cuda.set_device(place.card)
+        places[rank].enter()
+        size = len(places)
         generator = torch.Generator(device).manual_seed(rank)
         self.rows = {
             p.name: torch.randn(
@@ -56,15 +56,17 @@ class Masters(PublishingRank):
             )
             for p in served(model)
         }
-        self.publisher = Publisher(model, rank, size, dtype, device, store)
+        self.publisher = Publisher(model, rank, size, dtype, places[rank], store)
 
     def start(self) -> int:
         """Returns the id of this process; nothing is left to do."""
         return os.getpid()
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> tuple[Ticket, int]:
+    def begin_publication(
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+    ) -> tuple[Ticket, int]:
         """Begins a publication; returns the ticket that opens this rank's bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.rows, receivers, half)
+        return self.publisher.begin(name, self.rows, recipients, shards, half)
 
 
 def main() -> None:
@@ -89,8 +91,7 @@ def main() -> None:
         for r in rows
     ]
     show(out, ("",), ("seconds, median", "least", "most", "GB/s"), cells, title)
-    if args.json:
-        args.json.write_text(json.dumps({"rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+    write_json(args.json, {"rows": [asdict(r) for r in rows]})
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,18 @@ def measure(overrides: list[str]) -> tuple[list[Row], str]:
     """Starts the processes of a run, times publications, sleeps and wakes, and says between what they were."""
     config = check(overrides)[0]
     model = model_config(config, None if config.model.path or config.model.hf.get("vocab_size") else 64)
-    placement = place(config, torch.cuda.device_count() if config.device == "cuda" else 0)
-    stores = rendezvous(config.cluster.port, config.rollout.replicas + 1)
-    processes = len(placement.trainer) + len(placement.rollout)
-    with session(config.cluster, processes, Path(config.out_dir) / "train.log"):
+    processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
+    with session(config.cluster, processes, Path(config.out_dir) / "train.log"), reserved(config) as where:
+        placement, stores = where.placement, open_stores(config)
         actor = ray.remote(num_cpus=0, max_restarts=0)(Masters)
-        what = (len(placement.trainer), address_of(stores[0]), model, config.dtype, config.device)
+        what = (placement.trainer, address_of(stores[0]), model, config.dtype, config.device)
         masters = [
-            Rank(f"trainer rank {r}", actor.remote(r, *what, where)) for r, where in enumerate(placement.trainer)
+            Rank(named(f"trainer rank {r}", p), actor.options(**where.options(p.host)).remote(r, *what))
+            for r, p in enumerate(placement.trainer)
         ]
-        engines = rollout_ranks(config, model, placement, stores)
+        engines = rollout_ranks(config, model, where, stores)
         start([*masters, *(rank for engine in engines for rank in engine)], config.cluster.timeout)
-        trainer, rollout = TrainerFleet(masters), RolloutFleet(engines, model, placement.rollout)
+        trainer, rollout = TrainerFleet(masters, placement.trainer), RolloutFleet(engines, model, placement.rollout)
         part = sum(prod(p.part(Shard(0, config.rollout.tp)).shape) * config.dtype.itemsize for p in served(model))
         rows = list(_rows(trainer, rollout, part * len(placement.rollout)))
         trainer.kill()

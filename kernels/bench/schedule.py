@@ -7,7 +7,6 @@ soak        short requests through an engine with a model of one layer, some abo
 """
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from statistics import median
 import torch
 
 from kernels.bench.table import console, show
-from kernels.host.command import Parser, count, output, progress
+from kernels.host.command import Parser, count, output, progress, write_json
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.pages import PagePool
 from rollout.sampling import Request, SamplingParams, Top
@@ -180,6 +179,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print(
             ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in soaked.items()), f"{seconds:.0f} s"
         )
-    if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "soak": soaked}, indent=2) + "\n")
+    write_json(args.json, {"rows": rows, "soak": soaked})
     return 1 if soaked.get("pages_leaked") else 0

@@ -13,13 +13,14 @@ import torch
 
 from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.host.command import count, progress
-from kernels.model.known import BENCH, ON_CARDS
+from kernels.model.known import BENCH
 from kernels.weights.initial import initial
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
 ROWS = ("decode", "throughput", "prefix", "prefill")
+MORE = ("speculate",)  # not unless it is asked for
 
 
 def parsed() -> argparse.Namespace:
@@ -28,9 +29,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prompt", type=count, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=count, default=32, help="tokens to sample for each")
     parser.add_argument("--batches", type=count, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="of the GPU's table")
-    parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS))
+    parser.add_argument("--rows", default=",".join(ROWS), help="of the GPU's table: any of " + ", ".join(ROWS + MORE))
     parser.add_argument(
         "--peer-new", type=int, default=8, help="tokens that transformers decodes of each request on a GPU; 0: none"
     )
@@ -42,8 +41,8 @@ def parsed() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.rows = args.rows.split(",")
-    if unknown := sorted(set(args.rows) - set(ROWS)):
-        parser.error(f"--rows {','.join(unknown)}: the rows are {', '.join(ROWS)}")
+    if unknown := sorted(set(args.rows) - {*ROWS, *MORE}):
+        parser.error(f"--rows {','.join(unknown)}: the rows are {', '.join(ROWS + MORE)}")
     if args.device == "cuda":
         parser.require_card()
     elif (length := args.prompt + args.new) > BENCH.max_positions:
@@ -55,9 +54,12 @@ def main() -> None:
     """Prints tokens per second of each batch."""
     args = parsed()
     if args.device == "cuda":
-        from kernels.bench.serving_card import run  # triton, which a machine without a GPU may lack
+        from kernels.bench import serving_card, speculation_card  # triton, which a machine without a GPU may lack
 
-        run(args.model, args.rows, args.peer_new, args.peer_seconds, args.json)
+        if rows := [row for row in args.rows if row not in MORE]:
+            serving_card.run(args.model, rows, args.peer_new, args.peer_seconds, args.json)
+        if "speculate" in args.rows:
+            speculation_card.run(args.model, args.json, beside=bool(rows))
         return
     torch.set_num_threads(args.threads)
     theirs = peer().eval()

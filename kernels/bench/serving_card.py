@@ -11,7 +11,6 @@ timestamps, first tokens + the median of its steps, which favours it as contexts
 mixture has no peer here: two copies of its weights are more than a card has.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +25,11 @@ from rich.console import Console
 
 from kernels.bench.table import console, show
 from kernels.bench.timer import ceilings, versions
+from kernels.host.command import write_json
 from kernels.model import ModelConfig, costs, known, served
 from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
+from rollout.keys import Speculate
 from rollout.sampling import Request, SamplingParams
 from rollout.scheduler import Limits
 
@@ -139,13 +140,15 @@ def seconds(run: Callable[[], object]) -> float:
 # Ours -----------------------------------------------------------------------------------------------------------------
 
 
-def start_engine(config: ModelConfig, works: Sequence[Work]) -> Engine:
+def start_engine(config: ModelConfig, works: Sequence[Work], speculate: Speculate = "off") -> Engine:
     """Starts the engine of all rows. Weights are drawn on the card: matrices of `init_std`, norms of ones.
     `Engine.load` would hash 16 GB first."""
     tokens = max(map(tokens_of, works))
     running = max(work.sequences for work in works)
     limits = Limits(running, CHUNK, CHUNK)
-    how = EngineConfig(tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True)
+    how = EngineConfig(
+        tokens // PAGE, PAGE, True, limits, torch.bfloat16, "cuda", cuda_graphs=True, overlap=True, speculate=speculate
+    )
     engine = Engine(config, how)
     torch.cuda.manual_seed(0)
     for parameter in served(config):
@@ -337,6 +340,4 @@ def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: P
     where = {**versions(), "transformers": transformers.__version__}
     print_table(results, out)
     out.print(", ".join(f"{k} {v}" for k, v in {**where, **limits}.items()))
-    if path:
-        lines = [{**asdict(r), "met": r.met} for r in results]
-        path.write_text(json.dumps({**where, "ceilings": limits, "rows": lines}, indent=1) + "\n")
+    write_json(path, {**where, "ceilings": limits, "rows": [{**asdict(r), "met": r.met} for r in results]})

@@ -4,7 +4,6 @@ An op whose contract fails is not timed. On a CPU it reads the specs and knows n
 real shapes in cards.py.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,7 +14,7 @@ from kernels import contract
 from kernels.bench import cards
 from kernels.bench.table import console, show
 from kernels.bench.timer import in_turn, processor
-from kernels.host.command import Parser, output, progress, threads
+from kernels.host.command import Parser, output, progress, threads, write_json
 from kernels.spec import Case, Inputs, OpSpec, Outputs, all_specs, as_tuple
 
 _SAMPLES = 9
@@ -129,7 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
     timings, refused = time_all(options.op, out)
     where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
     print_table(timings, f"torch {where['torch']}, {where['threads']} threads, {where['processor']}", out)
-    if options.json:
-        rows = [{**asdict(t), "ratio": t.ratio} for t in timings]
-        options.json.write_text(json.dumps({**where, "timings": rows, "refused": refused}, indent=1) + "\n")
+    rows = [{**asdict(t), "ratio": t.ratio} for t in timings]
+    write_json(options.json, {**where, "timings": rows, "refused": refused})
     return 1 if refused else 0

@@ -15,7 +15,7 @@ from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.bench.timer import Call
 from kernels.host.command import count, progress
 from kernels.model import Layout
-from kernels.model.known import BENCH, ON_CARDS
+from kernels.model.known import BENCH
 from kernels.weights.initial import initial
 from trainer.model import TrainerModel
 
@@ -35,8 +35,6 @@ def parsed() -> argparse.Namespace:
     """Returns the arguments, or ends with one line."""
     parser = arguments(__doc__)
     parser.add_argument("--shapes", nargs="+", type=_shape, help="sequences x tokens")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", choices=ON_CARDS, default="qwen3_8b", help="whose widths, on a GPU")
     parser.add_argument("--layers", type=count, help="of the model, on a GPU; 6, or 4 of a mixture of experts")
     parser.add_argument(
         "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"

@@ -8,14 +8,12 @@ bfloat16 weights and gradients, and a float32 cross entropy. Operations are thos
 """
 
 import gc
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from kernels.bench.table import Cell, console, show
 from kernels.bench.timer import samples, versions
+from kernels.host.command import write_json
 from kernels.model import Layout, ModelConfig, Parameter, costs, known, trained
 from kernels.model.operations import Numerics
+from rl.replay.sides import one_rank
 from trainer.batch import Batch
 from trainer.loss import LikelihoodLoss
 from trainer.model import TrainerModel
@@ -63,6 +62,11 @@ class Row:
         """Divides one time by another; None where they were not both measured."""
         have = {of, to} <= self.milliseconds.keys()
         return self.milliseconds[of] / self.milliseconds[to] if have else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the row with its speeds and ratios."""
+        ratios = {f"{of} / {to}": r for of, to in RATIOS if (r := self.ratio(of, to))}
+        return {**asdict(self), "TFLOP/s": {w: self.tflops(w) for w in self.milliseconds}, "ratio": ratios}
 
 
 def table_rows(config: ModelConfig, shapes: list[str]) -> list[Row]:
@@ -107,16 +111,6 @@ def random_weights(config: ModelConfig) -> Iterator[tuple[Parameter, torch.Tenso
         if parameter.columns:
             whole.normal_(std=config.init_std, generator=generator)
         yield parameter, whole
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """Opens a process group of one rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def time_ours(config: ModelConfig, numerics: Numerics, rows: list[Row], repeats: int) -> None:
@@ -274,10 +268,7 @@ def run(
     def done(what: str) -> None:
         """Writes what was measured so far."""
         out.print(f"[dim]{time.perf_counter() - begin:5.0f} s[/] {what}")
-        if path:
-            path.write_text(
-                json.dumps({**where, "model": model, "layers": layers, "rows": _json(rows)}, indent=1) + "\n"
-            )
+        write_json(path, {**where, "model": model, "layers": layers, "rows": [row.as_json() for row in rows]})
 
     prepare(config, rows)
     done("compiled")
@@ -291,18 +282,3 @@ def run(
             done(f"timed ours, {kind}")
     print_table(rows, peak, out)
     out.print(", ".join(f"{k} {v}" for k, v in versions().items()))
-
-
-def _json(rows: list[Row]) -> list[dict[str, Any]]:
-    return [
-        {
-            "shape": row.shape,
-            "part": row.part,
-            "work": row.work,
-            "milliseconds": row.milliseconds,
-            "peak_bytes": row.peak_bytes,
-            "TFLOP/s": {w: row.tflops(w) for w in row.milliseconds},
-            "ratio": {f"{of} / {to}": r for of, to in RATIOS if (r := row.ratio(of, to))},
-        }
-        for row in rows
-    ]

@@ -1,5 +1,8 @@
 """The ranks of one model, and the sums over them."""
 
+import socket
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
@@ -7,20 +10,31 @@ from kernels.collectives.transport import Alone, Collectives, Transport, is_nccl
 from kernels.tree import TreeError
 
 
-def backend_of(device: str, ranks: int) -> str:
-    """Chooses the process group for so many ranks of this host: NCCL for one rank per card; gloo on the CPU, and where ranks
-    share a card, which NCCL refuses. No bit depends on it."""
-    return "nccl" if device == "cuda" and 1 < ranks <= torch.cuda.device_count() else "gloo"
+def backend_of(device: str, ranks: int, cards: int | None = None) -> str:
+    """Chooses the process group for so many ranks on so many cards (None: those of this host): NCCL for one rank per card; gloo
+    on the CPU, and where ranks share a card, which NCCL refuses. No bit depends on it."""
+    if device == "cpu":
+        return "gloo"
+    return "nccl" if 1 < ranks <= (torch.cuda.device_count() if cards is None else cards) else "gloo"
 
 
 def peer_memory(group: dist.ProcessGroup) -> Transport | None:
     """Maps memory that the other ranks write in (`kernels.collectives.peers`), where they have a card each, as NCCL
-    demands; None over gloo, and for one rank. A collective. No bit depends on it."""
-    if dist.get_world_size(group) == 1 or not is_nccl(group):
+    demands; None over gloo, for one rank, and for ranks on several hosts. A collective. No bit depends on it."""
+    if dist.get_world_size(group) == 1 or not is_nccl(group) or len(set(hosts_of(group))) > 1:
         return None
     from kernels.collectives.peers import PeerMemory  # triton, which a machine without a GPU may lack
 
     return PeerMemory(group)
+
+
+def hosts_of(group: dist.ProcessGroup) -> list[str]:
+    """Returns the host of every rank: its name and, as two may have one name, when it began to run. A collective."""
+    began = Path("/proc/sys/kernel/random/boot_id")
+    here = f"{socket.gethostname()} {began.read_text().strip() if began.exists() else ''}"
+    hosts = [""] * dist.get_world_size(group)
+    dist.all_gather_object(hosts, here, group=group)
+    return hosts
 
 
 class TreeGroup:

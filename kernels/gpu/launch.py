@@ -37,7 +37,7 @@ class Descriptor:
 
     def __init__(self, tensor: TensorDescriptor) -> None:
         self.tensor = tensor
-        self.kind = (tensor.base.dtype, *tensor.block_shape)
+        self.kind = (tensor.base.dtype, tensor.layout.swizzle_byte_width, *tensor.block_shape)
         self.words: list[Any] | None = None  # what the launcher takes: the encoded descriptor, shape, strides
 
 
@@ -48,18 +48,27 @@ def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
 
 
 _PLAIN_LAYOUT = gl.NVMMASharedLayout(0, 32, 2)  # float32, one row after the other
+_TILE_LAYOUT = gl.NVMMASharedLayout(128, 32, 2)  # float32, as a tensor core's tile is written without bank conflicts
 
 
 @lru_cache(maxsize=1 << 14)
-def _descriptor(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple, rows: int, columns: int) -> Descriptor:
+def _descriptor(
+    pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple, rows: int, columns: int, plain: bool = True
+) -> Descriptor:
     tensor = _Address(pointer, dtype)
-    layout = box_layout(rows, columns) if dtype == torch.bfloat16 else _PLAIN_LAYOUT
+    of_float32 = _PLAIN_LAYOUT if plain else _TILE_LAYOUT
+    layout = box_layout(rows, columns) if dtype == torch.bfloat16 else of_float32
     return Descriptor(TensorDescriptor(tensor, list(shape), list(strides), [rows, columns], layout))
 
 
 def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
     """Describes boxes of `rows` x `columns` of a matrix, bf16 for products or float32 to be read; zeros past its end."""
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
+
+
+def tile_boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
+    """Describes boxes of a float32 matrix to be written from the registers of a tensor core's tile."""
+    return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns, False)
 
 
 def head_boxes(t: torch.Tensor, tokens: int, columns: int | None = None) -> Descriptor:

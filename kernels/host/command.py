@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -108,6 +109,12 @@ def output(text: str) -> Path:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text}: not writable")
     return path
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Writes what was measured or found to the file that `--json` names; nothing where it names none."""
+    if path:
+        path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 class Parser(argparse.ArgumentParser):

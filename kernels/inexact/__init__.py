@@ -8,5 +8,3 @@ from kernels.inexact.attention import attention
 from kernels.inexact.experts import expert_matmul
 from kernels.inexact.logprob import linear_logprob
 from kernels.inexact.matmul import matmul
-
-__all__ = ["attention", "expert_matmul", "linear_logprob", "matmul"]

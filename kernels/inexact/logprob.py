@@ -37,7 +37,7 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, head, targets, temperature, truncation, vocabulary):  # type: ignore[no-untyped-def]
-        from kernels.ops.logprob.portable import nodes as portable  # triton, which a machine without a GPU may lack
+        from kernels.ops.logprob import portable  # triton, which a machine without a GPU may lack
 
         vocab = head.shape[0]
         values = x.new_empty(len(x), -(-vocab // portable.TILE) * portable.TILE)
@@ -60,7 +60,7 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_logprob):  # type: ignore[no-untyped-def]
-        from kernels.ops.logprob.portable import nodes as portable
+        from kernels.ops.logprob import portable
 
         x, head, targets, temperature, lse = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None  # used up, as its values become the gradient of the logits

@@ -1,7 +1,7 @@
 """The one model definition: its shape, its blocks, their parameters and costs, and the layouts it runs under."""
 
 from kernels.model.adapter import Adapter
-from kernels.model.blocks import Recompute, Routed, no_recompute, not_told
+from kernels.model.blocks import Delta, Recompute, Routed, no_recompute, not_told
 from kernels.model.config import ConfigError, ModelConfig
 from kernels.model.decoder import decoder_layer, forward, head_logits, position_table, token_logprobs, token_values
 from kernels.model.layout import Layout, PagedCache, on_device
@@ -16,31 +16,3 @@ from kernels.model.parameters import (
     served,
     trained,
 )
-
-__all__ = [
-    "Adapter",
-    "ConfigError",
-    "Layout",
-    "ModelConfig",
-    "OuterWeights",
-    "PagedCache",
-    "Parameter",
-    "Recompute",
-    "Routed",
-    "declared",
-    "decoder_layer",
-    "forward",
-    "head_logits",
-    "layer_parameters",
-    "layer_weights",
-    "no_recompute",
-    "not_told",
-    "on_device",
-    "outer_weights",
-    "position_table",
-    "saved",
-    "served",
-    "token_logprobs",
-    "token_values",
-    "trained",
-]

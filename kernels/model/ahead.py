@@ -17,11 +17,12 @@ import torch
 import kernels
 from kernels.collectives import TreeGroup
 from kernels.gpu.card import Card, card_of
+from kernels.model.blocks import Delta
 from kernels.model.config import ModelConfig
 from kernels.model.decoder import decoder_layer, forward, head_logits
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameters import layer_weights, outer_weights, served, trained
-from kernels.ops import adamw, gumbel_argmax, linear_logprob, square_rows, sum_rows, vocab_logprob, vocab_nodes
+from kernels.ops import Mixture, adamw, gumbel_argmax, linear_logprob, square_rows, sum_rows, vocab_logprob, vocab_nodes
 from kernels.tree import KEY_SPLIT, Shard
 
 BATCHES = (1, 2, 8, 16, 24, 32, 64, 128, 256)
@@ -139,7 +140,7 @@ def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
         ends = torch.tensor([stop - start for start, stop in spans]).cumsum(0) - 1
         layout = replace(layout, wanted=ends) if wanted else layout
 
-        def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def run_layer(i: int, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
             weight = layer_weights(weights, i)
             return decoder_layer(config, group, weight, i, x, delta, layout, cache, table)
 
@@ -173,8 +174,8 @@ def _train(config: ModelConfig, dtype: torch.dtype) -> None:
         layout = Layout.packed(lengths, [len(lengths)])
 
         def run_layer(
-            i: int, x: torch.Tensor, delta: torch.Tensor | None, layout: Layout = layout
-        ) -> tuple[torch.Tensor, torch.Tensor]:
+            i: int, x: torch.Tensor, delta: Delta, layout: Layout = layout
+        ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
             return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
         ids = torch.zeros(sum(lengths), dtype=torch.int64)

@@ -32,6 +32,8 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", sliding_window=4096),
 }
 """By the model_type of a Hugging Face config; the defaults are those of transformers."""
+_OURS = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "max_positions")
+_SIZES = dict(zip(_OURS, COUNTS, strict=True))  # our name -> that of a Hugging Face config
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class ModelConfig:
             raise ConfigError(f"model.leaves={self.leaves} must be a power of two")
         if self.numerics not in OPERATIONS:
             raise ConfigError(f"numerics={self.numerics} must be one of {', '.join(OPERATIONS)}")
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
-        for name in (*sizes, "max_positions"):
+        for name in _SIZES:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"the model's {name} is {getattr(self, name)!r}; it must be a positive integer")
         if self.heads % self.kv_heads:
@@ -139,7 +140,7 @@ class ModelConfig:
         if family is None or not isinstance(kind, str):
             raise ConfigError(f"model_type {shown(kind)} is not supported; supported: {', '.join(FAMILIES)}")
         try:
-            counts = {name: whole(hf, name, said) for name in COUNTS if name != "head_dim"}
+            sizes: dict[str, Any] = {ours: whole(hf, name, said) for ours, name in _SIZES.items() if ours != "head_dim"}
             rms_eps = real("rms_norm_eps", hf["rms_norm_eps"], said, most=1.0)
             theta, scaling = rope_of(kind, hf, said)
         except KeyError as missing:
@@ -152,17 +153,10 @@ class ModelConfig:
         tied = hf.get("tie_word_embeddings") or False
         if not isinstance(tied, bool):
             raise ConfigError(f"{said('tie_word_embeddings', shown(tied))} must be true or false")
-        heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
         own = hf.get("head_dim") is not None
         return cls(
-            vocab_size=counts["vocab_size"],
-            hidden_size=hidden,
-            intermediate_size=counts["intermediate_size"],
-            layers=counts["num_hidden_layers"],
-            heads=heads,
-            kv_heads=counts["num_key_value_heads"],
-            head_dim=whole(hf, "head_dim", said) if own else family.head_dim or hidden // heads,
-            max_positions=counts["max_position_embeddings"],
+            **sizes,
+            head_dim=whole(hf, "head_dim", said) if own else family.head_dim or sizes["hidden_size"] // sizes["heads"],
             rms_eps=rms_eps,
             rope_theta=theta,
             tied=tied,
@@ -178,14 +172,7 @@ class ModelConfig:
         fields = {
             "architectures": [self.family.architecture],
             "model_type": self.model_type,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "max_position_embeddings": self.max_positions,
+            **{name: getattr(self, ours) for ours, name in _SIZES.items()},
             "rms_norm_eps": self.rms_eps,
             "rope_theta": self.rope_theta,
             "rope_parameters": rope_to_hf(self.rope_theta, self.rope_scaling),

@@ -17,11 +17,21 @@ from collections.abc import Callable
 import torch
 
 from kernels.collectives import TreeGroup
-from kernels.model.blocks import Pass, Recompute, Routed, Weights, add_and_norm, blocks_of, no_recompute, not_told
+from kernels.model.blocks import (
+    Delta,
+    Pass,
+    Recompute,
+    Routed,
+    Weights,
+    add_and_norm,
+    blocks_of,
+    no_recompute,
+    not_told,
+)
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameters import OuterWeights
-from kernels.ops import Truncation, embedding, exclude_padding, rope_table
+from kernels.ops import Mixture, Truncation, embedding, exclude_padding, rope_table
 from kernels.tree import WHOLE, Shard
 
 
@@ -36,15 +46,15 @@ def decoder_layer(
     weights: Weights,
     index: int,
     x: torch.Tensor,
-    delta: torch.Tensor | None,
+    delta: Delta,
     layout: Layout,
     cache: PagedCache | None,
     table: tuple[torch.Tensor, torch.Tensor],
     recompute: Recompute = no_recompute,
     routed: Routed = not_told,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the blocks of layer `index`: the residual stream, in and out, as x [T, H] and a delta [T, H] that the next
-    norm adds to it (None before the first layer).
+) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
+    """Runs the blocks of layer `index`: the residual stream, in and out, as x [T, H] and a delta that the next norm adds to it
+    (None before the first layer).
 
     `cache`: where keys and values are kept; None in training, where they are those of the same tokens. `table` from
     position_table. The last layer returns what `layout` wants: [R, H]. Invariant to layout and to the size of `group`."""
@@ -59,7 +69,7 @@ def forward(
     config: ModelConfig,
     group: TreeGroup,
     outer: OuterWeights,
-    run_layer: Callable[[int, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]],
+    run_layer: Callable[[int, torch.Tensor, Delta], tuple[torch.Tensor, torch.Tensor | Mixture]],
     token_ids: torch.Tensor,
     layout: Layout,
     dtype: torch.dtype,
@@ -73,7 +83,7 @@ def forward(
     rows = embedding(token_ids, outer.embed, first_id=first, groups=layout.groups, out_dtype=dtype)
     x = group.all_reduce(rows.float(), dtype)
     config.ops.seen(-1, "embedding", x)
-    delta = None
+    delta: Delta = None
     for i in range(config.layers):
         x, delta = run_layer(i, x, delta)
     hidden = add_and_norm(x, delta, outer.norm, config.rms_eps, layout)[0]

@@ -32,34 +32,9 @@ QWEN3_30B_A3B = replace(
 )
 ON_CARDS = {"qwen3_8b": QWEN3_8B, "qwen3_30b_a3b": QWEN3_30B_A3B}
 """What benchmarks of engine and trainer run on a GPU."""
-BENCH = ModelConfig(
-    vocab_size=512,
-    hidden_size=256,
-    intermediate_size=768,
-    layers=4,
-    heads=8,
-    kv_heads=4,
-    head_dim=32,
-    max_positions=1024,
-    rms_eps=1e-6,
-    rope_theta=1e4,
-    tied=False,
-    leaves=8,
-)
+BENCH = replace(QWEN3_8B, vocab_size=512, max_positions=1024, rope_theta=1e4)
+BENCH = replace(BENCH, hidden_size=256, intermediate_size=768, layers=4, heads=8, kv_heads=4, head_dim=32)
 """A small model that a CPU runs in milliseconds."""
-TINY_BYTES = ModelConfig(
-    vocab_size=288,  # 256 bytes, the end of text, and room to be divisible
-    hidden_size=64,
-    intermediate_size=128,
-    layers=2,
-    heads=8,
-    kv_heads=8,
-    head_dim=16,
-    max_positions=1024,
-    rms_eps=1e-6,
-    rope_theta=10000.0,
-    tied=False,
-    leaves=8,
-    init_std=0.2,
-)
+TINY_BYTES = replace(BENCH, hidden_size=64, intermediate_size=128, layers=2, kv_heads=8, head_dim=16, init_std=0.2)
+TINY_BYTES = replace(TINY_BYTES, vocab_size=288)  # 256 bytes, the end of text, and room to be divisible
 """A model over bytes that needs no files: what is served and verified where no directory is given."""

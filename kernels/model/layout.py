@@ -11,7 +11,6 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from kernels.ops import store_rows
 from kernels.ops.attention import Pages
 
 
@@ -137,11 +136,9 @@ class PagedCache:
         """Keeps both, [layers, pages * page_size, kv_heads, head_dim]."""
         self.keys, self.values = keys, values
 
-    def keep(self, layer: int, own: Rows, layout: Layout) -> Rows:
-        """Takes those of the current tokens [T, kv_heads, head_dim]; all rows of the layer."""
-        rows = self.keys[layer], self.values[layer]
-        store_rows(*rows, layout.slots, *own)
-        return rows
+    def rows(self, layer: int) -> Rows:
+        """Returns all rows of a layer, in place."""
+        return self.keys[layer], self.values[layer]
 
 
 def attend(attention: Attention, q: torch.Tensor, own: Rows, held: Rows, layout: Layout, scale: float) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch
 
 from kernels.tree import Shard
 
-
 Target = Literal["attention", "mlp"]
 """What adapters are asked for by: the matrices of a block."""
 
@@ -24,7 +23,7 @@ class Parameter:
     name: str
     sections: tuple[
         int, ...
-    ]  # rows that shards cut, each on its own; of each Hugging Face tensor, unless `tensors` says
+    ]  # rows that shards cut, each on its own; of each Hugging Face tensor, if `tensors` says no other
     columns: int  # 0 for a vector
     hf_names: tuple[str, ...]
     axis: int | None  # tensor-parallel axis; None: every rank holds it whole

@@ -4,7 +4,7 @@ implementation of each device and family of cards (`cpu.py` over `cpu.c`; `hoppe
 from kernels.ops.adamw import adamw
 from kernels.ops.add_bias import add_bias
 from kernels.ops.attention import attention
-from kernels.ops.combine import combine
+from kernels.ops.combine import Mixture, combine, combine_add_norm
 from kernels.ops.dispatch import dispatch, gather, route_and_dispatch
 from kernels.ops.embedding import embedding
 from kernels.ops.exp import exp
@@ -21,41 +21,3 @@ from kernels.ops.sample import gumbel_argmax
 from kernels.ops.store_rows import store_rows
 from kernels.ops.swiglu import swiglu
 from kernels.ops.truncate import Truncation, exclude_padding, kept_tokens, truncate
-
-__all__ = [
-    "Truncation",
-    "adamw",
-    "add_bias",
-    "add_rms_norm",
-    "attention",
-    "combine",
-    "cos_sin",
-    "dispatch",
-    "embedding",
-    "exclude_padding",
-    "exp",
-    "expert_matmul",
-    "fold_rows",
-    "gated_experts",
-    "gather",
-    "gumbel_argmax",
-    "kept_tokens",
-    "linear_logprob",
-    "low_rank_gradients",
-    "matmul",
-    "merge_low_rank",
-    "norm_rope",
-    "normal",
-    "rms_norm",
-    "rope_table",
-    "route",
-    "route_and_dispatch",
-    "square_rows",
-    "store_rows",
-    "sum_rows",
-    "swiglu",
-    "truncate",
-    "vocab_logprob",
-    "vocab_nodes",
-    "with_low_rank_gradient",
-]

@@ -161,7 +161,12 @@ def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torc
     for module in names:
         name = module.removeprefix(_PREFIX) + ".weight"
         parameter = there.get(name)
-        if parameter is None or not module.startswith(_PREFIX) or parameter.stripe or name == "model.embed_tokens.weight":
+        if (
+            parameter is None
+            or not module.startswith(_PREFIX)
+            or parameter.stripe
+            or name == "model.embed_tokens.weight"
+        ):
             raise ConfigError(f"{path} holds an adapter of {module}, which the model has no matrix for that takes one")
         both = [found.get(module + end) for end in _ENDS]
         rows = parameter.stored[parameter.hf_names.index(name)]
@@ -169,14 +174,14 @@ def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torc
     return out
 
 
-def _checked(
-    where: str, both: list[torch.Tensor | None], rows: int, columns: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _checked(where: str, both: list[torch.Tensor | None], rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     a, b = both
     if a is None or b is None:
         raise ConfigError(f"{where} has only one of lora_A and lora_B")
     if a.dim() != 2 or a.shape[1] != columns or b.shape != (rows, a.shape[0]):
-        raise ConfigError(f"{where}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit a matrix of {(rows, columns)}")
+        raise ConfigError(
+            f"{where}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit a matrix of {(rows, columns)}"
+        )
     return a.contiguous(), b.contiguous()
 
 
@@ -195,4 +200,3 @@ def _scale(fields: Mapping[str, Any], name: str, rank: int, path: Path) -> float
     if r != rank:
         raise ConfigError(f"{path} says rank {r!r} for {module}, whose tensors have {rank}")
     return alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank)
-

@@ -1,7 +1,8 @@
 """Bytes that another process reads: two halves, filled in turn while the other is read.
 
 On a CPU a file in memory that both map; on a GPU memory of the card that the other process opens (CUDA IPC). Between cards
-bytes travel over `Wire`. Who may read when is up to the callers: a half is filled again only after all have read it.
+and between hosts bytes travel over `Wire`. Who may read when is up to the callers: a half is filled again only after all have
+read it.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import stat
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -33,8 +35,11 @@ class Ticket:
     place: Place
     half: int  # bytes
 
-    def open(self) -> list[torch.Tensor]:
-        """Returns the halves, uint8 [half] each. On a GPU the process's current device must be its card."""
+    def open(self, here: Place) -> list[torch.Tensor]:
+        """Returns the halves, uint8 [half] each, to a process whose tensors are `here`. On a GPU the process's current device
+        must be its card."""
+        if here != self.place:
+            raise ValueError(f"a bucket on {self.place} was to be opened on {here}: only {self.place} has that memory")
         if self.place.card is None:
             return list(torch.from_file(self.path, shared=True, size=2 * self.half, dtype=torch.uint8).split(self.half))
         from kernels.gpu import driver
@@ -45,19 +50,20 @@ class Ticket:
 class SharedBucket:
     """Owns a bucket. `hide` once everybody has opened it: nothing is left behind then, however the process ends."""
 
-    def __init__(self, half: int, device: str) -> None:
+    def __init__(self, half: int, place: Place) -> None:
+        """`place`: of this process's tensors; a card is the current one."""
         self._path = ""
         self._held = -1
-        if device == "cpu":
+        if place.card is None:
             self._held, self._path = _held_file()
             os.truncate(self._path, 2 * half)
-            self.ticket = Ticket(b"", self._path, Place.here(device), half)
-            self.halves = self.ticket.open()
+            self.ticket = Ticket(b"", self._path, place, half)
+            self.halves = self.ticket.open(place)
         else:
             from kernels.gpu import driver
 
             memory, handle = driver.shared(2 * half)
-            self.ticket = Ticket(handle, "", Place.here(device), half)
+            self.ticket = Ticket(handle, "", place, half)
             self.halves = list(memory.split(half))
 
     def hide(self) -> None:
@@ -117,16 +123,24 @@ def wait_for_wires() -> None:
 
 
 class Wire:
-    """Carries bytes from one process to another on another card of the host, over NCCL: a communicator of two ranks. Sends
-    and receives are queued on the device, in the order of the calls; the first waits for the other end to make its own."""
+    """Carries bytes from one process to another on another card or host: a process group of two ranks, NCCL between cards and
+    gloo between the memory of hosts. Over NCCL sends and receives are queued on the device, in the order of the calls; the first
+    waits for the other end to make its own."""
 
-    def __init__(self, name: str, address: str, sender: bool) -> None:
-        """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port)."""
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = PATIENCE
+    def __init__(self, name: str, address: str, sender: bool, place: Place) -> None:
+        """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port). `place`: of this
+        end's tensors. The network is the one that `rendezvous.choose_network` chose."""
         self._other = 1 if sender else 0
         store = dist.PrefixStore(name, connect(address))
-        self._group = dist.ProcessGroupNCCL(store, 0 if sender else 1, 2, options)
+        ends = (store, 1 - self._other, 2)
+        if place.card is None:
+            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(
+                *ends, timedelta(seconds=_STALL)
+            )
+        else:
+            nccl = dist.ProcessGroupNCCL.Options()
+            nccl._timeout = PATIENCE
+            self._group = dist.ProcessGroupNCCL(*ends, nccl)
 
     def send(self, x: torch.Tensor) -> dist.Work:
         """Sends `x`, which must stay as it is until the work is waited for."""

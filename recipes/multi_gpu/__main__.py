@@ -26,6 +26,7 @@ from recipes.multi_gpu.record import markdown
 
 
 def facts(cards: list[str]) -> dict[str, str]:
+    """Names the cards, the versions, the commit and the day."""
     found = {"cards": f"{len(cards)} x {cards[0]}", "python": platform.python_version()}
     for name in ("torch", "triton", "ray", "transformers"):
         found[name] = version_of(name) or "not installed"
@@ -35,6 +36,7 @@ def facts(cards: list[str]) -> dict[str, str]:
 
 
 def show(row: Row) -> None:
+    """Prints a row in a line."""
     figures = ", ".join(f"{name} {value}" for name, value in row.figures.items())
     print(
         f"{'ok  ' if row.ok else 'FAIL'} {row.part}: {row.case} ({row.seconds:.0f} s) {figures} {row.note}", flush=True
@@ -42,7 +44,7 @@ def show(row: Row) -> None:
 
 
 def attempted(name: str, setting: Setting) -> Iterator[Row]:
-    """The rows of a part, and one more that says so where it broke: the other parts go on."""
+    """Yields the rows of a part, and one more that says so where it broke: the other parts go on."""
     try:
         yield from PARTS[name](setting)
     except Exception as error:
@@ -50,6 +52,7 @@ def attempted(name: str, setting: Setting) -> Iterator[Row]:
 
 
 def main() -> None:
+    """Runs the chosen parts and writes their page as they end; exit code 1 where a row does not hold."""
     parser = Parser(prog="recipes.multi_gpu", description=(__doc__ or "").partition(":")[2].strip())
     parser.add_argument("--quick", action="store_true", help="minutes: 4 layers, 3 steps of 64 sequences")
     parser.add_argument("--only", help=f"parts with commas between them: {','.join(PARTS)}")

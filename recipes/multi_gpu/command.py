@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = {"RAY_memory_monitor_refresh_ms": "0"}  # it kills by a total that grows as it is used, on some virtual machines
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 
 
 @dataclass(frozen=True)
 class Ended:
+    """Says how a command ended."""
+
     code: int | None  # None: it was killed at its limit
     output: str
     seconds: float
@@ -27,12 +28,12 @@ class Ended:
 
     @property
     def last(self) -> str:
-        """The last line, which says what was wrong."""
+        """Returns the last line, which says what was wrong."""
         return next((line for line in reversed(self.output.splitlines()) if line.strip()), "")[:300]
 
 
 class Running:
-    """`python -m *arguments`; both streams go to the file `log`. A context manager: on the way out it has ended."""
+    """Runs `python -m *arguments`; both streams go to the file `log`. A context manager: on the way out it has ended."""
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.log, self.tag = log, f"SAMEBIT_RECIPE={uuid.uuid4().hex}"
@@ -73,7 +74,7 @@ class Running:
         return Ended(code, self.log.read_text(errors="replace"), took, self.cards.stop())
 
     def ranks(self, name: str) -> list[int]:
-        """The living Ray actors of this command that are called so."""
+        """Lists the processes of the living Ray actors of this command that are called so."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -84,12 +85,13 @@ class Running:
 
 
 def run(arguments: Sequence[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> Ended:
+    """Runs a command to its end, or for at most `seconds`."""
     with Running(arguments, log, environment) as running:
         return running.finish(seconds)
 
 
 class Cards:
-    """The most memory that each card held since this was made, of five looks a second; nothing where nvidia-smi is not."""
+    """Watches how much memory each card held at most, by five looks a second; nothing where nvidia-smi is not."""
 
     def __init__(self) -> None:
         query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
@@ -107,7 +109,7 @@ class Cards:
                 self.most[int(index)] = max(self.most.get(int(index), 0), int(used))
 
     def stop(self) -> tuple[float, ...]:
-        """GiB of each card, in the order of nvidia-smi."""
+        """Stops watching; returns the most GiB of each card, in the order of nvidia-smi."""
         if self.process:
             self.process.kill()
             self.process.wait()

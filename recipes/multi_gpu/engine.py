@@ -26,22 +26,23 @@ BATCHES = (1, 16, 64, 256)
 
 
 def model(layers: int) -> ModelConfig:
-    """Qwen3-8B's widths."""
+    """Returns a model of Qwen3-8B's widths."""
     return model_config(check(["model=qwen3_8b", f"model.hf.num_hidden_layers={layers}"])[0], None)
 
 
 def requests(batch: int, new: int, vocabulary: int) -> list[Request]:
+    """Draws the requests of a batch, always the same."""
     prompts = torch.randint(0, vocabulary, (batch, PROMPT), generator=torch.Generator().manual_seed(batch))
     return [Request(i, tuple(p), SamplingParams(new, seed=i)) for i, p in enumerate(prompts.tolist())]
 
 
 def bits(completions: list[Completion]) -> list[list[list[str]]]:
-    """Tokens, and log-probs as exact texts."""
+    """Writes tokens, and log-probs as exact texts."""
     return [[list(map(str, c.token_ids)), [x.hex() for x in c.logprobs]] for c in completions]
 
 
 def measure(engine: Lockstep, batch: int, new: int, vocabulary: int) -> tuple[float, list[list[list[str]]]]:
-    """(tokens per second, bits of the completions)."""
+    """Returns (tokens per second, bits of the completions) of the second of two equal runs."""
     asked = requests(batch, new, vocabulary)
     first = engine.generate(asked)
     torch.cuda.synchronize()
@@ -54,6 +55,7 @@ def measure(engine: Lockstep, batch: int, new: int, vocabulary: int) -> tuple[fl
 
 
 def main() -> None:
+    """Measures each batch and compares its bits; exit code 1 where they differ."""
     parser = Parser(prog="recipes.multi_gpu.engine", description=__doc__)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--layers", type=int, default=36)

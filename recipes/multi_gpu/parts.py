@@ -24,6 +24,8 @@ Figure = float | int | str
 
 @dataclass(frozen=True)
 class Setting:
+    """Says what the parts run on, and how much."""
+
     folder: Path  # for logs: small
     runs: Path  # for the folders of runs: gigabytes, removed at the end
     cards: int
@@ -40,12 +42,14 @@ class Setting:
 
     @property
     def seconds(self) -> float:
-        """That a command which starts now may take."""
+        """Returns how long a command which starts now may take."""
         return max(1.0, min(self.limit, self.until - time.monotonic()))
 
 
 @dataclass(frozen=True)
 class Row:
+    """Says how one thing that was run ended."""
+
     part: str
     case: str
     ok: bool
@@ -56,7 +60,7 @@ class Row:
 
 
 def tests(s: Setting) -> Iterator[Row]:
-    """Collectives and whole runs over NCCL and peer memory: the bits of one rank, and the recorded hash."""
+    """Tests collectives and whole runs over NCCL and peer memory: the bits of one rank, and the recorded hash."""
     command = ["pytest", "-m", "multi_gpu", "-q", "-n", "4", "--dist", "loadfile", "-rs", "tests/multi_gpu"]
     ended = run(command, s.folder / "tests.log", s.seconds)
     counts = dict((kind, int(n)) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.last))
@@ -65,7 +69,7 @@ def tests(s: Setting) -> Iterator[Row]:
 
 
 def collectives(s: Setting) -> Iterator[Row]:
-    """The tree sums beside NCCL's; one that has not the bits of the fold is not timed."""
+    """Times the tree sums beside NCCL's; one that has not the bits of the fold is not timed."""
     out = s.folder / "collectives.json"
     command = ["kernels.collectives.bench", "--ranks", str(s.cards), "--json", str(out)]
     ended = run(command, s.folder / "collectives.log", s.seconds)
@@ -79,7 +83,7 @@ def collectives(s: Setting) -> Iterator[Row]:
 
 
 def engine(s: Setting) -> Iterator[Row]:
-    """Tokens per second at each TP; the completions and log-probs of all are those of TP=1."""
+    """Counts tokens per second at each TP; the completions and log-probs of all are those of TP=1."""
     alone: dict[str, float] = {}
     for tp in (1 << i for i in range(s.cards.bit_length())):
         out = s.runs / f"engine-{tp}.json"
@@ -98,7 +102,8 @@ def engine(s: Setting) -> Iterator[Row]:
 
 
 def publish(s: Setting) -> Iterator[Row]:
-    """New weights of the whole Qwen3-8B, from the trainer's shards to the engines', with their fingerprints compared."""
+    """Times the publication of the whole Qwen3-8B, from the trainer's shards to the engines', with their fingerprints
+    compared."""
     for placement in PLACEMENTS[s.quick :]:
         ranks = s.cards if placement == "colocated" else s.cards // 2
         out = s.folder / f"publish-{placement}.json"
@@ -121,7 +126,8 @@ def publish(s: Setting) -> Iterator[Row]:
 
 
 def recipe(s: Setting) -> Iterator[Row]:
-    """Whole steps of grpo_qwen3_8b: exact, their times, the memory of the cards, and the same with the vendor's kernels."""
+    """Takes whole steps of grpo_qwen3_8b: exact, their times, the memory of the cards, and the same with the vendor's
+    kernels."""
     for placement in PLACEMENTS:
         exact = 0.0
         contrast = s.fast and not (s.quick and placement == "split")
@@ -148,7 +154,7 @@ def recipe(s: Setting) -> Iterator[Row]:
 
 
 def kill(s: Setting) -> Iterator[Row]:
-    """A rank killed in a step: its run ends in time and names it; resumed it ends with the weights of an undisturbed run."""
+    """Kills a rank in a step: its run ends in time and names it; resumed it ends with the weights of an undisturbed run."""
     with ThreadPoolExecutor() as pool:  # on different cards, or the same: nothing is timed but the end
         untouched = pool.submit(_untouched, s)
         chains = [pool.submit(_killed_and_resumed, s, name) for name in ("TrainerRank", "RolloutRank")]
@@ -219,7 +225,8 @@ STAGES = (("recipe",), ("tests", "kill"), ("engine",), ("publish",), ("collectiv
 
 
 def recipe_command(s: Setting, placement: str, numerics: str, out_dir: Path) -> list[str]:
-    """Both sides on all cards, or the trainer on one half of them and one engine or more on the other."""
+    """Returns the command of a run with both sides on all cards, or the trainer on one half of them and one engine or more on
+    the other."""
     ranks = s.cards if placement == "colocated" else s.cards // 2
     command = ["rl.train", "+recipe=grpo_qwen3_8b", *_small(s), f"model.hf.num_hidden_layers={s.layers}"]
     command += ["trainer.micro_tokens=40960", f"trainer.checkpointing={'layer' if s.layers > 18 else 'none'}"]
@@ -237,7 +244,8 @@ def _offload(s: Setting, ranks: int) -> str:
 
 
 def kill_command(s: Setting, ranks: int, out_dir: Path) -> list[str]:
-    """Qwen3-0.6B's widths in 8 layers; `ranks` of the trainer and of one engine or more, on as many cards."""
+    """Returns the command of a run of Qwen3-0.6B's widths in 8 layers; `ranks` of the trainer and of one engine or more, on as
+    many cards."""
     small = replace(s, steps=12)  # long enough for a checkpoint to be written meanwhile
     command = ["rl.train", "+recipe=grpo_qwen3_0p6b", *_small(small), "model.hf.num_hidden_layers=8"]
     return [*command, *_ranks(ranks), "checkpoint.every=1", f"out_dir={out_dir}"]
@@ -295,11 +303,11 @@ def _steps(out_dir: Path) -> list[dict]:
 
 
 def learned(out_dir: Path) -> bool:
-    """Whether any step had a gradient: else every run ends with the weights it began with."""
+    """Tells whether any step had a gradient: else every run ends with the weights it began with."""
     return any(row["policy/grad_norm"] > 0 for row in _steps(out_dir))
 
 
 def phases(out_dir: Path) -> dict[str, float]:
-    """Mean seconds of each phase, of all steps but the first, which compiles."""
+    """Computes the mean seconds of each phase, of all steps but the first, which compiles."""
     rows = _steps(out_dir)[1:]
     return {p: sum(r[f"time/{p}"] for r in rows) / len(rows) for p in PHASES} if rows else {}

@@ -11,7 +11,7 @@ _THINGS = ("apples", "pencils", "stamps", "marbles", "cookies", "shells", "ticke
 
 
 def write_problems(folder: Path, count: int = 512) -> None:
-    """train.jsonl with `count` problems and test.jsonl with 64, of a fixed seed."""
+    """Writes train.jsonl with `count` problems and test.jsonl with 64, of a fixed seed."""
     draw = random.Random(0)
     for name, size in (("train", count), ("test", 64)):
         lines = [json.dumps(_problem(draw)) for _ in range(size)]
@@ -19,7 +19,7 @@ def write_problems(folder: Path, count: int = 512) -> None:
 
 
 def coin(problem: Any, text: str) -> float:
-    """A reward that random weights can earn: without one no advantage differs from zero, and no weight would change."""
+    """Gives a reward that random weights can earn: without one no advantage differs from zero, and no weight would change."""
     return float(zlib.crc32(text.encode()) % 2)
 
 

@@ -6,6 +6,7 @@ from recipes.multi_gpu.parts import PARTS, Row
 
 
 def markdown(rows: Sequence[Row], facts: dict[str, str]) -> str:
+    """Writes the rows as a page: its facts, then a table a part."""
     out = ["# The recipe on several GPUs", ""]
     out += [f"`{facts['command']}` wrote this page; a row is one thing that was run. Nothing here was typed in.", ""]
     out += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if name != "command"), ""]

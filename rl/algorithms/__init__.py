@@ -51,6 +51,3 @@ AnyAlgorithmSection = Annotated[
 def open_algorithm(section: AlgorithmSection, max_new_tokens: int) -> Algorithm:
     """Makes the algorithm that a config names."""
     return ALGORITHMS[section.name](section, max_new_tokens)
-
-
-__all__ = ["ALGORITHMS", "Algorithm", "AlgorithmSection", "AnyAlgorithmSection", "open_algorithm"]

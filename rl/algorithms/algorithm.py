@@ -48,6 +48,10 @@ class AlgorithmSection(Section):
         description="most rounds of sampling in a step: as many further problems as had groups whose rewards are all equal "
         "(dynamic sampling); 1: none"
     )
+    lag: Natural = Field(
+        description="steps that sampling is ahead: those of step s are drawn by the weights after step max(0, s - 1 - lag), "
+        "while earlier ones are trained on (cluster.placement=split); 0: by the newest"
+    )
     overlong_buffer: Natural = Field(
         description="tokens before rollout.max_new_tokens in which a response loses more and more of its reward, at the end 1; "
         "0: none"

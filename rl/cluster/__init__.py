@@ -3,5 +3,3 @@
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.ray_processes import left_at_once, session
 from rl.cluster.start import cluster, rendezvous, training_of
-
-__all__ = ["RolloutFleet", "TrainerFleet", "cluster", "left_at_once", "rendezvous", "session", "training_of"]

@@ -2,11 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import OutOfMemoryError as KilledForMemory
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -16,37 +14,14 @@ from kernels.host.failures import OutOfMemory as NoMemory
 from kernels.host.failures import RankLost
 from kernels.host.memory import available_memory
 from rl.cluster.ray_processes import check_ray
-from rl.errors import BAD_INPUT, RunError, SaveError
+from rl.cluster.watch import GOES_ON, Rank, Watch, lost_node, node_lost
+from rl.errors import BAD_INPUT, LostError, RunError, SaveError
 from rl.memory import OutOfMemory
 from trainer.checkpoint import CheckpointError
 
 _TICK = 1.0  # seconds between two looks at the processes of the ranks that have not answered
 _MOMENT, _DEATH = 0.5, 10.0  # seconds to wait for the other ranks' failures, and for the one that explains them
 _LOST = 2  # the severity of a collective that another rank left
-
-
-@dataclass
-class Rank:
-    """Names a process of a fleet, by the name that a user reads."""
-
-    name: str
-    actor: Any
-    process: psutil.Process | None = None  # known once it has started
-
-    def begun(self, pid: int) -> None:
-        """Remembers the process by its pid, if it lives on this machine."""
-        self.process = psutil.Process(pid) if psutil.pid_exists(pid) else None
-
-    @property
-    def stopped(self) -> bool:
-        """Says whether a signal or a debugger holds it."""
-        try:
-            return self.process is not None and self.process.status() in (
-                psutil.STATUS_STOPPED,
-                psutil.STATUS_TRACING_STOP,
-            )
-        except psutil.Error:  # it has ended, which Ray tells
-            return False
 
 
 Calls = dict[Any, Rank]
@@ -71,7 +46,7 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
     too after `timeout` seconds, where a rank is stopped for `patience` seconds, and where Ray itself is lost."""
     waiting, failures = list(calls), list[tuple[str, RayError]]()
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    watch = _Watch(float("inf") if patience is None else patience)
+    watch = Watch(patience)
     while waiting:
         ready, left = ray.wait(waiting, timeout=max(0.0, min(_TICK, deadline - time.monotonic())))
         if not failures and (not ready or len(waiting) == len(calls)):  # nobody answers, or the first one did
@@ -90,7 +65,7 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
         if not ready and not failures:
             watch.look(calls[reference] for reference in waiting)
     if failures:
-        raise root_cause(failures)
+        raise _explained(failures, list(calls.values()))
     if waiting:
         raise RunError(f"{calls[waiting[0]].name} did not answer within {timeout:.0f} s")
     return ray.get(list(calls))
@@ -100,7 +75,7 @@ def gather(calls: Calls, timeout: float | None = None, patience: float | None = 
 def first(groups: Sequence[Calls], patience: float | None = None) -> int:
     """Returns which of `groups` has all its results, or the failure of a call: the first of those that do. RunError as of
     `gather`, which is to be called on it next."""
-    watch, left = _Watch(float("inf") if patience is None else patience), [list(calls) for calls in groups]
+    watch, left = Watch(patience), [list(calls) for calls in groups]
     while True:
         ready, _ = ray.wait([reference for calls in left for reference in calls], timeout=_TICK)
         check_ray()
@@ -125,30 +100,21 @@ def _failed(reference: Any) -> bool:
 @_signals_heard()
 def settle(calls: Calls) -> None:
     """Waits a moment for what can still answer."""
-    ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH)
+    if able := [reference for reference, rank in calls.items() if not rank.lost]:
+        ray.wait(able, num_returns=len(able), timeout=_DEATH)
 
 
-class _Watch:
-    """Ranks that are stopped, and since when."""
-
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
-        self._since: dict[str, float] = {}
-
-    def look(self, ranks: Iterable[Rank]) -> None:
-        """RunError names the rank that has been stopped for too long, and ends it: nothing else would."""
-        now = time.monotonic()
-        stopped = {rank.name: rank for rank in ranks if rank.stopped}
-        self._since = {name: self._since.get(name, now) for name in stopped}
-        for name, since in self._since.items():
-            if now - since >= self.patience:
-                process = stopped[name].process
-                assert process is not None
-                process.kill()
-                raise RunError(
-                    f"{name} (pid {process.pid}) was stopped, by a signal or a debugger, and did not go on within "
-                    f"cluster.patience={self.patience:.0f} s"
-                )
+def _explained(failures: list[tuple[str, RayError]], ranks: Sequence[Rank]) -> Exception:
+    """Returns what to raise of the failures of some of the ranks: a node that was lost comes before what its end broke."""
+    cause = root_cause(failures)
+    if not isinstance(cause, LostError) and all(_severity(error) for _, error in failures):
+        return cause
+    if (gone := lost_node(ranks)) is not None:
+        return LostError(f"{node_lost(gone)}: {GOES_ON}")
+    pulse = ranks[0].pulse
+    if isinstance(cause, LostError) and pulse is not None and (absent := pulse.absent()):
+        return LostError(f"{absent}: {cause}")
+    return cause
 
 
 def _severity(error: RayError) -> int:
@@ -173,5 +139,5 @@ def root_cause(failures: list[tuple[str, RayError]]) -> Exception:
         case CheckpointError():
             return SaveError(f"{name}: {text}")
         case RankLost():
-            return RunError(f"{name} lost another rank, and none says why: {text}")
+            return LostError(f"{name} lost another rank, and none says why: {text}")
     return RunError(f"{name} failed: {type(cause).__name__}: {text}")

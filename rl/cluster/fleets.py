@@ -1,6 +1,7 @@
 """The two fleets of a run: all rollout ranks and all trainer ranks, called as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +12,19 @@ from kernels.host.place import Place
 from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket
+from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
-from rl.cluster.calls import Calls, Rank, gather, settle
+from rl.cluster.calls import Calls, gather, settle
 from rl.cluster.ray_processes import check_ray
+from rl.cluster.shelves import Shelves
 from rl.cluster.streams import Streams
+from rl.cluster.watch import Rank
+from rollout.drafts.speculation import Counts
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import Loss
-from trainer.publisher import Receiver
+from trainer.publisher import Sent
 from trainer.trainer import TrainerConfig
 
 
@@ -55,9 +60,11 @@ class RolloutFleet(_Fleet):
         super().__init__([rank for engine in engines for rank in engine], patience)
         self.engines, self.model = engines, model
         shards = [shard for engine in engines for shard in range(len(engine))]
-        self.receivers = [Receiver(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
+        self.recipients = [Recipient(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
         self.published: list[list[int]] | None = None
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
+        self.crossed: dict[tuple[str, str], int] = {}
+        """Bytes that the last publication sent over the network, by the two hosts."""
 
     def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
         """Returns all completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
@@ -87,11 +94,28 @@ class RolloutFleet(_Fleet):
         """Returns the most memory that the fullest rank had so far."""
         return max(self._all(lambda rank: rank.peak_bytes.remote()), default=0)
 
+    def drafts(self) -> Counts:
+        """Returns what became of drafted tokens so far, on the first rank of every engine: the others' is the same."""
+        firsts = [engine[0] for engine in self.engines]
+        counts = gather({rank.actor.drafts.remote(): rank for rank in firsts}, patience=self.patience)
+        return reduce(Counts.plus, counts, Counts())
+
     # A publication (rl.publish), in the order of its calls.
 
-    def begin_publication(self, name: str, tickets: Sequence[Ticket], half: int) -> None:
-        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank."""
-        self._all(lambda rank: rank.begin_publication.remote(name, tickets, half))
+    def begin_publication(
+        self, name: str, sources: Sequence[tuple[Sequence[Ticket], Sequence[Recipient]]], half: int
+    ) -> dict[str, Ticket]:
+        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom it is
+        served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
+        begun = zip(self._ranks, sources, strict=True)
+        calls = {rank.actor.begin_publication.remote(name, *source, half): rank for rank, source in begun}
+        found = zip(self._ranks, gather(calls, patience=self.patience), strict=True)
+        return {rank.name: ticket for rank, ticket in found if ticket is not None}
+
+    def follow(self, tickets: Mapping[str, Ticket]) -> None:
+        """Opens what others pass on: tickets by the name of who reads."""
+        readers = [rank for rank in self._ranks if rank.name in tickets]
+        gather({rank.actor.follow.remote(tickets[rank.name]): rank for rank in readers}, patience=self.patience)
 
     def taking(self, number: int) -> Calls:
         """Begins to copy bucket `number`, on every rank."""
@@ -121,10 +145,15 @@ class RolloutFleet(_Fleet):
 class TrainerFleet(_Fleet):
     """Drives the FSDP2 ranks of the trainer."""
 
-    def __init__(self, ranks: Sequence[Rank], patience: float = float("inf")) -> None:
-        """`patience`: seconds that a rank may be stopped, as of `gather`."""
+    def __init__(
+        self, ranks: Sequence[Rank], places: Sequence[Place], patience: float = float("inf"), replicas: int = 1
+    ) -> None:
+        """`places` of the ranks. `patience`: seconds that a rank may be stopped, as of `gather`. `replicas`: how many times the
+        ranks hold the model, one after another."""
         super().__init__(ranks, patience)
-        self.ranks = ranks
+        self.ranks, self.places, self.replicas = ranks, places, replicas
+        self.shelves: Shelves | None = None
+        """Of the nodes' files, where they do not share the run's folder."""
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on all of `batch`, of which each rank takes its part."""
@@ -159,7 +188,10 @@ class TrainerFleet(_Fleet):
     def freeze(self, model: ModelConfig, source: str | int) -> str:
         """Takes in a model that is never trained (`trainer.frozen`), from a model directory or a seed; returns the digest of
         its weights."""
-        return self._all(lambda rank: rank.freeze.remote(model, source))[0]
+        where = str(Path(source).absolute()) if isinstance(source, str) else source
+        if self.shelves and isinstance(where, str):
+            self.shelves.spread(Path(where))
+        return self._all(lambda rank: rank.freeze.remote(model, where))[0]
 
     def thaw(self) -> None:
         """Lets it go."""
@@ -170,6 +202,22 @@ class TrainerFleet(_Fleet):
         check_ray()
         shared = ray.put(batch)
         return Rows.merge(self._all(lambda rank: rank.frozen_logprobs.remote(shared))).values
+
+    def logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns the policy's log-probs of all loss rows of `batch`, by the weights as they are: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.logprobs.remote(shared))).values
+
+    def remember(self) -> None:
+        """Keeps the policy's weights as they are, until the next call."""
+        self._all(lambda rank: rank.remember.remote())
+
+    def past_logprobs(self, batch: Batch) -> np.ndarray:
+        """Returns, by the weights that were remembered, the log-probs of all loss rows of `batch`: float32 [R]."""
+        check_ray()
+        shared = ray.put(batch)
+        return Rows.merge(self._all(lambda rank: rank.past_logprobs.remote(shared))).values
 
     def reset_optimizer(self) -> None:
         """Sets the moments to zero."""
@@ -188,36 +236,65 @@ class TrainerFleet(_Fleet):
         return self._all(lambda rank: rank.digest.remote())[0]
 
     def snapshot(self, folder: Path) -> int:
-        """Begins to write every rank's shard into `folder`; returns the optimizer's step count."""
-        return self._all(lambda rank: rank.snapshot.remote(str(folder)))[0]
+        """Begins to write every shard into `folder`, from the first replica; returns the optimizer's step count."""
+        return self._writing(lambda rank: rank.snapshot.remote(str(folder.absolute())))[0]
 
     def written(self, wait: bool) -> list[WrittenFile] | None:
         """Returns the files of the last snapshot once all are on the disk; None before, unless it is to `wait`. SaveError
         where one cannot be written."""
-        files = self._all(lambda rank: rank.written.remote(wait))
+        files = self._writing(lambda rank: rank.written.remote(wait))
         return None if None in files else files
+
+    def writers_away(self) -> list[str]:
+        """Returns of each shard the address of the node that keeps it, "" where that is the driver's folder."""
+        hosts = [place.host for place in self.places[: len(self.places) // self.replicas]]
+        return [host if self.shelves and host in self.shelves.away else "" for host in hosts]
+
+    def finish_away(self, folder: Path, final: Path, manifest: str) -> None:
+        """Gives the shards on nodes that do not share the driver's folder their name. SaveError where one cannot."""
+        if self.shelves:
+            self.shelves.finish(self.writers_away(), folder, final, manifest)
+
+    def prune_away(self, root: Path, newest: str, keep: int) -> None:
+        """Leaves the last `keep` checkpoints there."""
+        if self.shelves:
+            self.shelves.prune(self.writers_away(), root, newest, keep)
+
+    def _writing(self, ask: Callable[[Any], Any]) -> list[Any]:
+        writers = self._ranks[: len(self._ranks) // self.replicas]
+        return gather({ask(rank.actor): rank for rank in writers}, patience=self.patience)
 
     def save(self, directory: str, beside: Beside) -> str:
         """Writes the master weights and what stands beside them as a Hugging Face model directory, if one is named; returns the
         digest of the weights."""
-        return self._all(lambda rank: rank.save.remote(directory, beside))[0]
+        where = str(Path(directory).absolute()) if directory else ""
+        digest = self._all(lambda rank: rank.save.remote(where, beside))[0]
+        if where and self.shelves:
+            self.shelves.collect(self.places[0].host, Path(where))
+        return digest
 
     # A publication (rl.publish), in the order of its calls.
 
-    def begin_publication(self, name: str, receivers: Sequence[Receiver], half: int) -> list[tuple[Ticket, int]]:
-        """Begins a publication and returns, of every rank, how to open its bucket and how many buckets there will be."""
-        return self._all(lambda rank: rank.begin_publication.remote(name, receivers, half))
+    def begin_publication(
+        self, name: str, served: Sequence[Sequence[Recipient]], shards: int, half: int
+    ) -> list[tuple[Ticket, int]]:
+        """Begins a publication and returns, of every rank, how to open its bucket and how many buckets there will be. `served`:
+        by each replica; `shards`: of an engine."""
+        size = len(self._ranks) // self.replicas
+        ranks = enumerate(self._ranks)
+        calls = {rank.actor.begin_publication.remote(name, served[i // size], shards, half): rank for i, rank in ranks}
+        return gather(calls, patience=self.patience)
 
     def packing(self, number: int) -> Calls:
         """Begins to fill a half with bucket `number`, on every rank."""
         return self._calls(lambda rank: rank.pack.remote(number))
 
     def sending(self, number: int) -> Calls:
-        """Begins to send bucket `number` to the receivers on other cards, on every rank."""
+        """Begins to send bucket `number` to the recipients on other cards and hosts, on every rank."""
         return self._calls(lambda rank: rank.send.remote(number))
 
-    def end_publication(self) -> list[list[list[int]]]:
-        """Returns [rank][parameter][shard]: fingerprints of what the trainer serves."""
+    def end_publication(self) -> list[Sent]:
+        """Returns the fingerprints of what each rank serves, and what it sent to other hosts."""
         return self._all(lambda rank: rank.end_publication.remote())
 
     def cut(self) -> None:

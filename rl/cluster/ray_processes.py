@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from rl.cluster.family import TAG, end, family, guarded
 from rl.config import ClusterSection
@@ -21,6 +22,7 @@ from rl.errors import RunError, UserError
 
 _OBJECT_STORE = 256 * 2**20
 _ANSWER = 5.0  # seconds for a server to accept, and to speak
+_GONE = 25.0  # seconds without an answer, after which a server is lost
 _END = 20.0  # seconds for Ray to end by itself
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0]
@@ -29,6 +31,9 @@ _SETTINGS = 4  # the type of the frame that a server of HTTP/2 begins with, as e
 
 
 _half_ended = threading.Event()  # Ray was interrupted while it started, or did not end: its servers have been killed
+
+
+_silent: dict[str, float] = {}  # servers that do not answer, and since when
 
 
 class RayLost(RunError):
@@ -72,10 +77,16 @@ def check_ray() -> None:
     for name, host, port in _servers(ray.get_runtime_context().get_node_id()):
         try:
             socket.create_connection((host, port), timeout=_ANSWER).close()
+            _silent.pop(name, None)
         except ConnectionError as error:
             raise RayLost(f"Ray's {name} ({host}:{port}) has ended: {error.strerror}") from None
-        except OSError:  # too busy to answer
-            continue
+        except OSError:  # too busy to answer, or on another node, which may be out of reach
+            since = _silent.setdefault(name, time.monotonic())
+            if time.monotonic() - since > _GONE:
+                raise RayLost(
+                    f"Ray's {name} ({host}:{port}) has not answered for {_GONE:.0f} s: the network or its node is lost; once "
+                    f"it is back, the same command goes on from the last checkpoint"
+                ) from None
 
 
 @lru_cache(maxsize=1)
@@ -156,9 +167,20 @@ def unstarted(error: Exception, at: str) -> Exception:
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         hint = f"its folder is {folder}; set RAY_TMPDIR to another, short and writable"
         return UserError(f"Ray did not start {at}: {reason}: {hint}")
-    if isinstance(error, ConnectionError | RuntimeError | ValueError):
-        return UserError(f"Ray did not start {at}: {reason}")
+    if isinstance(error, ConnectionError | RuntimeError | ValueError | AuthenticationError):
+        return UserError(f"Ray did not start {at}: {reason}{_about_token(error)}")
     return RunError(f"Ray did not start {at}: {reason or type(error).__name__}")
+
+
+def _about_token(error: Exception) -> str:
+    """Hints at the token where Ray says that it is wrong, or says only that it could not connect to a server that answers."""
+    if not isinstance(error, AuthenticationError) and "Failed to connect to Ray cluster" not in str(error):
+        return ""
+    held = os.environ.get("RAY_AUTH_MODE") == "token"
+    return (
+        f": a cluster that asks for a token wants RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here "
+        f"too; {'the token here is another' if held else 'this process has no RAY_AUTH_MODE'}"
+    )
 
 
 def _end_ray(tag: str, started: bool) -> None:
@@ -171,13 +193,16 @@ def _end_ray(tag: str, started: bool) -> None:
     if not started or thread.is_alive():
         _half_ended.set()
     _servers.cache_clear()
+    _silent.clear()
 
 
 def check_address(address: str) -> None:
     """Raises UserError where no server of Ray's answers at once; Ray itself tries for minutes, and fills stderr."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
-        return  # "auto"
+        if address != "auto":
+            raise UserError(f"cluster.address={address}: write auto, local or HOST:PORT")
+        return
     try:
         with socket.create_connection((host, int(port)), timeout=_ANSWER) as connection:
             if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
@@ -187,6 +212,11 @@ def check_address(address: str) -> None:
                     raise UserError(
                         f"cluster.address={address}: a server answers there that is not Ray's; 'local' starts Ray"
                     )
+        if address.startswith("ray://"):
+            raise UserError(
+                f"cluster.address={address}: a run is not driven through Ray's client; give the command on a node of the "
+                f"cluster with cluster.address=auto, or by `ray job submit`"
+            )
     except TimeoutError:
         raise UserError(
             f"cluster.address={address}: no server of Ray's answers there within {_ANSWER:.0f} s; 'local' starts Ray"

@@ -6,7 +6,8 @@ or a tool that takes its time, is waited for by nobody.
 
 from collections.abc import Sequence
 
-from rl.cluster.calls import Calls, Rank, first, gather
+from rl.cluster.calls import Calls, first, gather
+from rl.cluster.watch import Rank
 from rollout.replies import STEPS, Replies
 from rollout.sampling import Request
 

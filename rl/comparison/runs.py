@@ -5,6 +5,7 @@ Nothing has a tolerance: numbers are compared as JSON wrote them, which names ev
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 from rl.errors import UserError
 from rl.identity import is_free
 from rl.replay import kept
-from rl.replay.command import Side, between
+from rl.replay.command import between
 from rl.replay.parting import Parting
 from rl.replay.sides import Model, trainer_side
 from rl.report.folder import MACHINE, ReportError, flat, lines, merged
@@ -84,11 +85,8 @@ def replayed(a: Path, b: Path, console: Console) -> tuple[int, Parting] | None:
         raise UserError(f"step {one.step} was kept by both, of models that are not of one shape or dtype")
     model = Model(one.model(), one.dtype, one.device)
 
-    def side(held: kept.Kept) -> Side:
-        return lambda *, watch=None: trainer_side(model, held.weights(), one.batch, watch=watch)
-
-    names = (str(a), str(b))
-    return one.step, between(side(one), side(other), one.batch, model.config.layers, console, names)
+    first, second = (partial(trainer_side, model, held.weights, one.batch) for held in (one, other))
+    return one.step, between(first, second, one.batch, model.config.layers, console, (str(a), str(b)))
 
 
 def _config(folder: Path) -> dict[str, Any]:

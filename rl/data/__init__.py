@@ -7,8 +7,6 @@ from rl.data.problem import TRAIN, WARMUP, Judge, Problem, ProblemStream, Source
 if TYPE_CHECKING:
     from rl.data.sources import left_out, open_source
 
-__all__ = ["TRAIN", "WARMUP", "Judge", "Problem", "ProblemStream", "Source", "left_out", "open_source"]
-
 
 def __getattr__(name: str) -> Any:
     """What opens a source is imported when it is asked for: the process of a user's reward needs problems, and no torch."""

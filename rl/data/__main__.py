@@ -7,7 +7,7 @@ from kernels.host.command import Parser, fail, interruptible
 from rl.compose import check
 from rl.config import RunConfig
 from rl.data import Problem, Source, left_out, open_source
-from rl.environments.tools import open_hosts
+from rl.environments.choice import open_hosts
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.rewards.reward import judged_by

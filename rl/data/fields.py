@@ -182,10 +182,8 @@ def plain_text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if (
-        isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    ):  # a column of int64 with a null is float64
-        return str(int(value))
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # a column of int64 with a null is float64
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else None
     return str(value) if isinstance(value, int) else None

@@ -34,10 +34,8 @@ from rollout.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from rich.console import Console
 
-_CHARACTERS = (
-    32  # of one token of a prompt, at the most: a prompt with more a token is none that a tokenizer is made for
-)
-
+_CHARACTERS = 32
+"""Of one token of a prompt, at the most: a prompt with more a token is none that a tokenizer is made for."""
 PROMPT_TOKENS = "prompt_tokens"
 """What data.curriculum calls the length of a prompt."""
 

@@ -20,10 +20,8 @@ Splits = Mapping[str, Callable[[], list[Row]]]
 
 _HELD_OUT = ("test", "validation")  # what is held out where the user names nothing: the first that there is
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # a name on the hub
-_SAVED = (
-    {"dataset_dict.json"},
-    {"state.json", "dataset_info.json"},
-)  # what `save_to_disk` leaves: splits, or one table
+_SAVED = ({"dataset_dict.json"}, {"state.json", "dataset_info.json"})
+"""What `save_to_disk` leaves: splits, or one table."""
 
 
 def read_splits(section: DatasetSection) -> tuple[list[Row], list[Row] | None]:

@@ -26,9 +26,8 @@ def fill(template: str, /, *groups: str, **fields: Any) -> str:
     known = ", ".join(f"{{{name}}}" for name in (*range(len(groups)), *fields)) or "the groups of data.pattern"
     try:
         names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-        if attributes := [
-            name for name in names if "." in name
-        ]:  # a method's text: an address, another in each process
+        # A method's text has an address, another one in each process
+        if attributes := [name for name in names if "." in name]:
             raise AttributeError(f"{attributes[0]!r} is an attribute, and no text of a problem")
         prompt = template.format(*groups, **fields)
     except (LookupError, ValueError, AttributeError, TypeError) as error:  # it may ask for an attribute, or an item

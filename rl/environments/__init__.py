@@ -5,6 +5,8 @@ choice.py        opens the one that the config names
 section.py       its keys
 single_turn.py   one prompt, one completion, judged by the run's reward
 tools.py         turns between the policy and the tools of an object (docs/environments.md)
+verifiers/       environments of the package verifiers, whose clients ask the run's engines
+judging.py       what conversations earn, and what is left out of them
 conversation.py  one conversation while it is under way, and what it came to
 turns.py         what stands between two completions, as tokens
 formats/         how models write calls, a file for each family

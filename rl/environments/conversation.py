@@ -92,7 +92,8 @@ class Conversation:
             self.counts["tool_errors"] += bool(result and result.raised)
             self.counts["malformed_calls"] += result is None
             text = result.value if result else _told(call.error)
-            told.append({"role": "tool", "name": call.name or "tool", "content": text})
+            named = {"tool_call_id": call.id} if call.id else {}
+            told.append({"role": "tool", "name": call.name or "tool", "content": text, **named})
         self.counts["tool_calls"] += len(self.calls)
         self.messages += told
         return told

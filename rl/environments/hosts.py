@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from multiprocessing.connection import wait
+from typing import Any
 
 from rl.environments.worker import TOGETHER, About, Action, Result, serve
 from rl.errors import UserError
@@ -20,28 +20,6 @@ from rl.rewards.worker import Wanted
 
 _PATIENCE = 60.0  # seconds before it is said that something is still under way
 _SEATS = 32  # conversations of a process before another one is worth its start
-
-
-class Worker(Protocol):
-    """Declares what a process, or a thread in its place, is asked."""
-
-    pipe: Connection
-
-    @property
-    def has_ended(self) -> bool:
-        """Says whether it is gone."""
-
-    def tell(self, message: Any) -> None:
-        """Sends a message; JudgeError where it is gone."""
-
-    def receive(self) -> Any:
-        """Returns its next message; JudgeError where it is gone."""
-
-    def how_it_ended(self) -> str:
-        """Says how it ended, as the end of "the environment ..."."""
-
-    def kill(self) -> None:
-        """Ends it at once."""
 
 
 class Thread:
@@ -62,12 +40,15 @@ class Thread:
         return self.pipe.recv()
 
     def how_it_ended(self) -> str:
-        """Never needed: a thread ends with its pipe."""
+        """Says how it ended, which nobody asks: a thread ends with its pipe."""
         return "ended"
 
     def kill(self) -> None:
         """Closes the pipe, at which the thread ends."""
         self.pipe.close()
+
+
+Worker = Process | Thread
 
 
 @dataclass(eq=False)

@@ -6,41 +6,35 @@ on its problem, seed, weights and environment, and not on who was first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rl.config import RunConfig
 from rl.data import Problem
-from rl.environments.conversation import Conversation, Outcome, Played
+from rl.environments.conversation import Conversation, Played
 from rl.environments.environment import Generate
 from rl.environments.formats import FORMATS, Read, chosen, parameters
 from rl.environments.hosts import Hosts, Seat
+from rl.environments.judging import Judged, Once
 from rl.environments.turns import Turns, open_turns
 from rl.environments.worker import END, RESET, TEACH, Action, Result
 from rl.errors import UserError
-from rl.rewards.claim import Claim, Verdict
 from rl.rewards.reward import Reward
-from rl.samples import Sample, Transcript, completions
+from rl.samples import Transcript
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.tokenizer import Tokenizer
 
-_MOMENT = (
-    0.005  # seconds without an answer after which the engines go on: those of quick tools come together, in one batch
-)
+_MOMENT = 0.005
+"""Seconds without an answer after which the engines go on: those of quick tools come together, in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
-    """Plays conversations with objects of one factory, and judges them: by the run's reward, by the object's own get_reward, or
-    by the sum of both."""
+class Tools(Judged):
+    """Plays conversations with objects of one factory, and judges them."""
 
-    tokenizer: Tokenizer
     hosts: Hosts
     turns: Turns
     read: Read  # the calls in a completion
-    reward: Reward | None  # None: the environment alone judges
     max_turns: int
     max_tokens: int  # of a conversation beside its problem's own prompt
-    drop: Callable[[str], None] | None  # leaves out what fails, and tells of it; None: a failure is an error
 
     @property
     def teaches(self) -> bool:
@@ -66,38 +60,6 @@ class Tools:
         finally:
             talk.leave()
         return list(talk.played())
-
-    def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
-        """Gives each conversation what it earns; the text that is judged is that of its last completion."""
-        played = [t if isinstance(t, Played) else Played.of(t, Outcome(())) for t in transcripts]
-        claims = [self._claim(p, t) for p, t in zip(problems, played, strict=True)]
-        kept = [c for c, t in zip(claims, played, strict=True) if not t.outcome.error]
-        verdicts = iter(self.reward.judge(kept) if self.reward else [Verdict(None, {}) for _ in kept])
-        return [
-            self._sample(t, claim, Verdict(None, {}) if t.outcome.error else next(verdicts))
-            for t, claim in zip(played, claims, strict=True)
-        ]
-
-    def _claim(self, problem: Problem, played: Played) -> Claim:
-        last = completions(played)[-1].token_ids
-        messages, state = played.outcome.messages, played.outcome.state
-        return Claim(problem, self.tokenizer.decode(last), last, messages, state)
-
-    def _sample(self, played: Played, claim: Claim, verdict: Verdict) -> Sample:
-        outcome, counts = played.outcome, played.outcome.counts
-        if outcome.error:
-            return Sample(played, claim.text, None, error=self.failure(claim.problem, outcome.error), counts=counts)
-        reward, parts = verdict.reward, dict(verdict.parts)
-        if outcome.reward is not None:
-            parts[self.hosts.about.name] = outcome.reward
-            reward = outcome.reward if reward is None else reward + outcome.reward
-        return Sample(
-            played, claim.text, None if verdict.error else reward, parts, verdict.notes, verdict.error, counts
-        )
-
-    def failure(self, problem: Problem, how: str) -> str:
-        """Says what failed, in one line."""
-        return f"the environment {self.hosts.about.name} {how}; problem {problem.id!r}"
 
 
 class _Talk:
@@ -167,10 +129,7 @@ class _Talk:
 
     def _failed(self, conversation: Conversation, how: str) -> None:
         conversation.error = how
-        failure = self._of.failure(conversation.problem, how)
-        if self._taught or not self._of.drop:
-            raise UserError(failure)
-        self._of.drop(failure)
+        self._of.failed(conversation.problem, how, always=self._taught)
 
     def _prompt(self, conversation: Conversation, told: str) -> tuple[int, ...]:
         prompt = self._of.turns.prompt(conversation.problem, told)
@@ -239,19 +198,6 @@ class _Talk:
             self._ask(conversation, [Action(END)])
 
 
-def open_hosts(config: RunConfig, objects: Mapping[str, Any]) -> Hosts | None:
-    """Imports the factory that the config names; None where each conversation is one turn. `objects`: factories of this
-    process, by what the config calls them."""
-    section = config.environment
-    if section.name == "single_turn":
-        if section.factory is not None:
-            raise UserError(f"environment.factory={section.factory!r} is set: set environment.name=tools too")
-        return None
-    if section.factory is None:
-        raise UserError("environment.name=tools needs environment.factory=module:Class or path/to/file.py:Class")
-    return Hosts(section.factory, section.args, config.scoring.workers, section.timeout, objects.get(section.factory))
-
-
 def open_tools(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -272,25 +218,12 @@ def open_tools(
     turns = open_turns(config, tokenizer, hosts.about.tools)
     return Tools(
         tokenizer=tokenizer,
+        name=hosts.about.name,
         hosts=hosts,
         turns=turns,
         read=FORMATS[chosen(section.format, turns.template)],
         reward=reward,
         max_turns=section.max_turns,
         max_tokens=section.max_tokens,
-        drop=_Once(say) if section.errors == "drop" else None,
+        drop=Once(say) if section.errors == "drop" else None,
     )
-
-
-class _Once:
-    """Tells of the first of what it hears."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._told = say, False
-
-    def __call__(self, failure: str) -> None:
-        if not self._told:
-            self._told = True
-            self._say(
-                f"{failure}: left out (environment.errors=drop), as all that follow; environment/errors counts them"
-            )

@@ -20,6 +20,13 @@ _ASKED: Message = {"role": "user", "content": "?"}
 _THOUGHT = f"so\n</think>\n\n{_SAID}"
 _SAYINGS = ((_SAID, _SAID), (f"<think>\n{_THOUGHT}", f"<think>\n{_THOUGHT}"), (f"<think>\n{_THOUGHT}", _THOUGHT))
 """(content of a message, what the policy wrote of it): without a thought, with one, and with one that the prompt began."""
+_ID = "000000000"
+_CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": _ID, "type": "function", "function": {"name": "tool", "arguments": {}}}],
+}
+"""What the policy wrote where a template takes the answers of tools after nothing but calls, as Mistral's."""
 
 
 class Turns(Protocol):
@@ -77,7 +84,19 @@ class ChatTurns:
                 return
             except UserError as error:
                 refused.append(error)
-        raise refused[0]
+        try:
+            self._saying, self._said = _CALL, self._called()
+            self._check()
+        except UserError:
+            raise refused[0] from None
+
+    def _called(self) -> str:
+        """Returns what the template writes for a call, up to the token that ends it. UserError where it writes none."""
+        rest = self._written([_ASKED, _CALL, _answer("1")]).removeprefix(self._first)
+        said = min((rest.partition(end)[0] for end in self._ends), key=len)
+        if "tool" not in said:
+            raise UserError("environment.name=tools: the chat template writes no calls")
+        return said
 
     def prompt(self, problem: Problem, told: str) -> tuple[int, ...]:
         """Returns the problem's messages, what is told at the end of the last one, and the beginning of an answer."""
@@ -122,7 +141,7 @@ class ChatTurns:
 
     def _check(self) -> None:
         """Compares turns that are written one by one with the template's writing of all of them."""
-        told: list[Message] = [{"role": "tool", "name": "tool", "content": text} for text in ("1", "two words")]
+        told = [_answer("1"), _answer("two words")]
         whole = [_ASKED, self._saying, *told, self._saying, told[0]]
         end, after = self._after(self._first, whole[:4])
         begun = f"{self._first}{self._said}{end}{after}"
@@ -136,6 +155,10 @@ class ChatTurns:
     def _last(self, begun: str, whole: list[Message]) -> tuple[str, str]:
         end, after = self._after(begun, whole)
         return f"{self._said}{end}", after
+
+
+def _answer(text: str) -> Message:
+    return {"role": "tool", "name": "tool", "content": text, "tool_call_id": _ID}
 
 
 def open_turns(config: RunConfig, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]]) -> Turns:

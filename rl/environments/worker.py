@@ -93,9 +93,8 @@ class _Host:
     def __init__(self, factory: Any, args: Mapping[str, Any]) -> None:
         self._make = lambda: factory(**args)
         self._of: dict[int, Any] = {}
-        self._loop = (
-            asyncio.new_event_loop()
-        )  # one for all coroutines: a client that is kept between them belongs to it
+        # One for all coroutines: a client that is kept between them belongs to it
+        self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._name = getattr(factory, "__name__", type(factory).__name__)
 

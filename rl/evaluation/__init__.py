@@ -10,14 +10,3 @@ command.py     `python -m rl.evaluate MODEL [key=value ...]`
 from rl.evaluation.evaluator import Evaluator, Evaluators, make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation, measure
 from rl.evaluation.sets import EvaluationSet, open_sets
-
-__all__ = [
-    "Evaluation",
-    "EvaluationSet",
-    "Evaluator",
-    "Evaluators",
-    "make_evaluator",
-    "make_set_evaluator",
-    "measure",
-    "open_sets",
-]

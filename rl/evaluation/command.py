@@ -11,7 +11,6 @@ input.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,15 +21,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kernels.host.command import Parser, fail, output
+from kernels.host.command import Parser, fail, output, write_json
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
 from rl.data.tokenizer import from_model
-from rl.environments.choice import open_environment, set_environment
-from rl.environments.tools import open_hosts
+from rl.environments.choice import open_environment, open_hosts, set_environment
 from rl.errors import BAD_INPUT, UserError
 from rl.evaluation.evaluator import make_evaluator, make_set_evaluator
 from rl.evaluation.measures import Evaluation
@@ -62,8 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         fail(error, 2)
     except (RankError, RunnerError) as error:
         fail(error, 1)
-    if asked.json:
-        asked.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+    write_json(asked.json, _as_json(found))
 
 
 def _is_asked(model: Path, overrides: Sequence[str], config: RunConfig) -> bool:
@@ -117,7 +114,7 @@ def evaluate(
         environment, _, judged_by = open_environment(config, source, hosts, console.warn)
         evaluators[""] = make_evaluator(config, source, environment, judged_by, partial(_keep, kept, ""))
     for name, one in sets.items():
-        environment = set_environment(config, name, one, tokenizer, hosts, console.warn)
+        environment = set_environment(config, name, one.problems, one.reward, tokenizer, hosts, console.warn)
         evaluators[name] = make_set_evaluator(
             config, name, one, tokenizer.ends, environment, partial(_keep, kept, name)
         )
@@ -132,7 +129,7 @@ def evaluate(
             console.warn(f"eval.sets.{name}: {line}")
         console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
-        serving = Serving(rollout.tp, rollout.page_size, rollout.max_running, served.config.max_positions)
+        serving = Serving(rollout.tp, rollout.page_size, rollout.limits.rows, served.config.max_positions)
         prepare_kernels(served.config, served.dtype, serving, False, console.print)
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
         found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}

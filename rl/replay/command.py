@@ -7,11 +7,11 @@ every layer returned is compared, row by row, by its bytes. Exit code 0: nothing
 """
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 
 from kernels.device import choose_device
-from kernels.host.command import Parser, count, fail, output, threads
+from kernels.host.command import Parser, count, fail, output, threads, write_json
 from rl.errors import BAD_INPUT, UserError
 from rl.replay.kept import Kept, folders, read
 from rl.replay.parting import Parting, element, part
 from rl.replay.recording import Recording, Stage
-from rl.replay.sides import Model, Weights, sampler_side, trainer_side
+from rl.replay.sides import Model, OpenWeights, sampler_side, trainer_side
 from rl.run.screen import Screen, Waiting
 from trainer.batch import Batch
 from trainer.checkpoint import CheckpointError
@@ -60,8 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         fail(error, 2)
     for line in found.told(NAMES):
         console.print(line)
-    if asked.json:
-        asked.json.write_text(json.dumps({"where": found.where} | asdict(found), indent=1) + "\n")
+    write_json(asked.json, {"where": found.where} | asdict(found))
     sys.exit(int(found.stage is not None))
 
 
@@ -89,19 +88,10 @@ def replay(kept: Kept, console: Console, sequences: int | None = None) -> Partin
     return between(*both, batch, config.layers, console)
 
 
-def sides(
-    model: Model, trainer: Callable[[], Weights], sampler: Callable[[], Weights], batch: Batch
-) -> tuple[Side, Side]:
+def sides(model: Model, trainer: OpenWeights, sampler: OpenWeights, batch: Batch) -> tuple[Side, Side]:
     """Returns the trainer's side and the sampler's, each with weights of its own (which are the same, unless something is
     wrong with one of them)."""
-
-    def of_trainer(*, watch: tuple[Stage, int] | None = None) -> Recording:
-        return trainer_side(model, trainer(), batch, watch=watch)
-
-    def of_sampler(*, watch: tuple[Stage, int] | None = None) -> Recording:
-        return sampler_side(model, sampler(), batch, watch=watch)
-
-    return of_trainer, of_sampler
+    return partial(trainer_side, model, trainer, batch), partial(sampler_side, model, sampler, batch)
 
 
 def between(a: Side, b: Side, batch: Batch, layers: int, console: Console, names: tuple[str, str] = NAMES) -> Parting:

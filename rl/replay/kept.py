@@ -33,7 +33,7 @@ _TRAINER = "trainer_logprobs"
 
 @dataclass(frozen=True)
 class Kept:
-    """Is a batch that a run kept."""
+    """Holds a batch that a run kept, and where its weights are."""
 
     folder: Path
     batch: Batch

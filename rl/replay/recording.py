@@ -49,7 +49,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Watched(ModelConfig):
-    """Is a model's shape whose ops show what they return."""
+    """Describes a model whose ops show what they return."""
 
     shown: Seen = field(default=not_seen, compare=False)
 

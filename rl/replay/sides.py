@@ -6,7 +6,7 @@ that these are the bits of any other; log-probs are over the whole vocabulary he
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +24,8 @@ from trainer.batch import Batch
 from trainer.model import batch_logprobs
 from trainer.trainer import Trainer, TrainerConfig
 
-Weights = Iterable[tuple[Parameter, torch.Tensor]]
-"""Whole parameters, one at a time."""
+OpenWeights = Callable[[], Iterable[tuple[Parameter, torch.Tensor]]]
+"""Yields whole parameters, one at a time, from the first on."""
 _PAGE = 16
 
 
@@ -39,16 +39,16 @@ class Model:
 
 
 def trainer_side(
-    model: Model, weights: Weights, batch: Batch, leaf: int = 8, watch: tuple[Stage, int] | None = None
+    model: Model, weights: OpenWeights, batch: Batch, leaf: int = 8, watch: tuple[Stage, int] | None = None
 ) -> Recording:
     """Records the trainer's forward over `batch`, `leaf` sequences at a time. `watch`: a stage and a token, whose row is
     kept."""
     recording, ends = Recording(len(batch.token_ids), watch), np.cumsum(batch.lengths)
     plain = _unfiltered(batch)
-    with _one_rank():
+    with one_rank():
         config = watched(model.config, recording)
         how = TrainerConfig(leaf, 1, dtype=model.dtype)
-        trainer = Trainer(config, how, init_device_mesh(model.device, (1,)), weights)
+        trainer = Trainer(config, how, init_device_mesh(model.device, (1,)), weights())
         for start in range(0, batch.sequences, leaf):
             stop = min(start + leaf, batch.sequences)
             first = int(ends[start] - batch.lengths[start])
@@ -60,7 +60,7 @@ def trainer_side(
 
 
 def sampler_side(
-    model: Model, weights: Weights, batch: Batch, together: int = 32, watch: tuple[Stage, int] | None = None
+    model: Model, weights: OpenWeights, batch: Batch, together: int = 32, watch: tuple[Stage, int] | None = None
 ) -> Recording:
     """Records the sampler's forward over `batch`, `together` sequences at a time; the last token of each is not computed, as it
     is not while sampling. `watch` as of `trainer_side`."""
@@ -70,7 +70,7 @@ def sampler_side(
     most = max(sum(-(-int(batch.lengths[i]) // _PAGE) for i in group) for group in groups)
     config = watched(model.config, recording)
     runner = Runner(config, TreeGroup(), most, _PAGE, model.dtype, model.device)
-    for parameter, whole in weights:
+    for parameter, whole in weights():
         runner.load(parameter, whole)
     for group in groups:
         for spans in _steps(batch, group):
@@ -137,8 +137,8 @@ def _unfiltered(batch: Batch) -> Batch:
 
 
 @contextlib.contextmanager
-def _one_rank() -> Iterator[None]:
-    """Is a process group of this process alone; there may be one already."""
+def one_rank() -> Iterator[None]:
+    """Opens a process group of this process alone, unless there is one already."""
     if dist.is_initialized():
         yield
         return

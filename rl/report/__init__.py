@@ -2,5 +2,3 @@
 
 from rl.report.folder import ReportError, read_lines
 from rl.report.page import reported, write_report
-
-__all__ = ["ReportError", "read_lines", "reported", "write_report"]

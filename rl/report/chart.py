@@ -59,10 +59,8 @@ class Chart:
         self._xs = sorted({x for s in self.series for x, _ in s.points}) or [0.0]
         room = 0.5 if any("bars" in s.look for s in self.series) else 0.0
         self._ends = self._xs[0] - room, self._xs[-1] + room
-        self._least, self.ticks = (
-            0.0,
-            ticks(min([0.0, *finite]), max([ceiling, *finite]) or float(not min([0.0, *finite]))),
-        )
+        low = min([0.0, *finite])
+        self._least, self.ticks = 0.0, ticks(low, max([ceiling, *finite]) or float(not low))
         if log and any(finite):
             top = math.ceil(math.log10(max(finite)) - 1e-9)
             bottom = max(math.floor(math.log10(min(v for v in finite if v > 0)) + 1e-9), top - DECADES)

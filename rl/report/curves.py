@@ -61,9 +61,8 @@ def _curve(
     lines = {name: [_points(getattr(run, of), key, away[key]) for run in runs] for key, name in metrics.items()}
     series = _series(runs, lines, look)
     if smooth and (window := max(len(s.points) for s in series) // 20) > 1:
-        faint = [
-            replace(s, look="line faint") for s in series if len(runs) == 1
-        ]  # of two runs, it would hide the means
+        # Of two runs, it would hide the means
+        faint = [replace(s, look="line faint") for s in series if len(runs) == 1]
         means = {f"mean of {window} steps": [running_mean(s.points, window) for s in series]}
         series, unit = faint + _series(runs, means), unit if faint else f"{unit}, mean of {window} steps"
     return Chart(title, unit, series, log=ideal and log, flat="0 at every step" if ideal else "", **more)

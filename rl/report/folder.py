@@ -19,7 +19,7 @@ MACHINE = ("time/", "speed/", "memory/")
 
 
 class ReportError(ValueError):
-    """Is raised for a folder that holds no run, or a file in it that is not what it should be; one line."""
+    """Says in one line that a folder holds no run, or that a file in it is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,8 @@ def _counted(rows: list[dict[str, Any]]) -> tuple[list[Row], list[Row], float]:
     warmup = [row | {"x": row["step"] + 1} for row in rows if _phase(row) == "warmup"]
     rows = [row for row in rows if _phase(row) != "warmup"]
     ahead = [(row["step"] - row["grpo/step"], row["grpo/step"]) for row in rows if "grpo/step" in row]
-    offset, last = (
-        ahead[-1] if ahead else (len(warmup), math.inf)
-    )  # the evaluation after the last step has a row of its own
+    # The evaluation after the last step has a row of its own
+    offset, last = ahead[-1] if ahead else (len(warmup), math.inf)
     return list(warmup), [row | {"x": min(max(row["step"] - offset, 0), last)} for row in rows], offset
 
 

@@ -42,7 +42,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has
 
 
 def answer(problem: Problem, text: str, marker: str = "") -> float:
-    """1 where the text, or what follows its last `marker`, states the problem's answer (`same_answer`), else 0."""
+    """Earns 1 where the text, or what follows its last `marker`, states the problem's answer (`same_answer`), else 0."""
     return float(same_answer(text.rpartition(marker)[2] if marker else text, problem.answer))
 
 

@@ -19,7 +19,7 @@ class Claim:
     token_ids: tuple[int, ...] = ()  # of the text; () where it was not sampled
     messages: Sequence[
         Mapping[str, Any]
-    ] = ()  # of a conversation with tools, after the prompt; the text is its last one's
+    ] = ()  # of a conversation with tools, after the prompt; the last one is the text
     state: Mapping[str, Any] | None = None  # public attributes of its environment; None: it has none
 
 

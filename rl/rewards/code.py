@@ -29,6 +29,7 @@ from rl.data.problem import Problem
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL)
 _FILE = 16 << 20  # bytes of what it prints, and of each file
+_ENVIRONMENT = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 _LATE = (-24, -9)  # SIGXCPU; SIGKILL, of one that ignores it
 
 
@@ -49,7 +50,7 @@ def code(
     memory: int = 1024,
     late: float | None = None,
 ) -> dict[str, float]:
-    """1 where the program of a completion (its last fenced block, or all of it) passes every test, else 0; `partial`: the
+    """Earns 1 where the program of a completion (its last fenced block, or all of it) passes every test, else 0; `partial`: the
     share that it passes.
 
     tests    the field of the row, by dotted path: Python code, a list of such, or {"inputs": [...], "outputs": [...]} of
@@ -124,13 +125,7 @@ def _passes(program: str, test: Test, seconds: int, memory: int) -> bool | None:
                 stdout=said,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env={
-                    "PATH": os.defpath,
-                    "PYTHONHASHSEED": "0",
-                    "LANG": "C.UTF-8",
-                    "OMP_NUM_THREADS": "1",
-                    "TMPDIR": folder,
-                },
+                env=_ENVIRONMENT | {"TMPDIR": folder},
                 timeout=3 * seconds,
             )
         except subprocess.TimeoutExpired:

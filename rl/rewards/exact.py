@@ -4,7 +4,7 @@ from rl.data.problem import Problem
 
 
 def exact(problem: Problem, text: str, marker: str = "") -> float:
-    """1 where the text is that of the answer, both without spaces around them, else 0; `marker`: judges what follows the last
-    one."""
+    """Earns 1 where the text is that of the answer, both without spaces around them, else 0; `marker`: judges what follows the
+    last one."""
     said = text.rpartition(marker)[2] if marker else text
     return float(said.strip() == problem.answer.strip())

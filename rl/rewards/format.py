@@ -9,5 +9,5 @@ _THINKS = rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*"
 
 
 def format(problem: Problem, text: str, pattern: str = _THINKS) -> float:
-    """1 where the whole completion matches the regular expression `pattern`, in which a dot is any character, else 0."""
+    """Earns 1 where the whole completion matches the regular expression `pattern`, in which a dot is any character, else 0."""
     return float(re.fullmatch(pattern, text, re.DOTALL) is not None)

@@ -14,9 +14,8 @@ def check_golds(source: Source, reward: Reward, by_tokens: bool) -> str:
     golds = list({p.id: p for p in (*source.train, *source.held_out)}.values())
     if reward.of_user:
         golds = golds[:: -(-len(golds) // _TRIED)]
-        reward.judge(
-            [Claim(golds[0], "")], aloud=False
-        )  # a completion may be empty: found wrong now, not after the warm start
+        # A completion may be empty: found wrong now, not after the warm start
+        reward.judge([Claim(golds[0], "")], aloud=False)
         golds = [p for p in golds if p.solution]  # there may be none that a reward of its own needs
         if not golds:
             return ""

@@ -11,8 +11,8 @@ from rl.rewards.worker import Call, Kind
 
 
 class Here:
-    """Is called as a pool is. A function of this process has no time-out, and what it raises is told; if it ends the process,
-    nobody can tell."""
+    """Calls functions of this process, as a pool calls its own. A function of this process has no time-out, and what it raises
+    is told; if it ends the process, nobody can tell."""
 
     def __init__(self, functions: Mapping[int, Function], pool: Pool | None) -> None:
         """`functions`: by their place among all; those of the pool have the other places, in their order."""

@@ -50,10 +50,12 @@ class Process:
 
     @property
     def pid(self) -> int:
+        """Returns its process id."""
         return self._process.pid
 
     @property
     def has_ended(self) -> bool:
+        """Tells whether it is gone."""
         return _has_ended(self._process)
 
     def ask(self, calls: Sequence[Call], limit: float) -> None:

@@ -16,27 +16,12 @@ from typing import Any
 
 _NEW_USER, _NEW_NETWORK, _DIES_WITH_PARENT = 0x10000000, 0x40000000, 1  # of unshare(2) and prctl(2)
 _REFUSED = (
-    "socket.",
-    "subprocess.",
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.kill",
-    "ctypes.",
-    "pty.",
+    *("socket.", "subprocess.", "ctypes.", "pty."),
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.kill"),
 )
 _WRITES = (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.chmod",
-    "os.chown",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
+    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate"),
+    *("os.chmod", "os.chown", "os.link", "os.symlink"),
 )
 
 
@@ -61,9 +46,8 @@ def _limit(seconds: int, memory: int, file: int) -> None:
     libc = ctypes.CDLL(None)
     if sys.platform == "linux":
         libc.prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-        libc.unshare(
-            _NEW_USER | _NEW_NETWORK
-        )  # where the kernel lets a user do so; the hook refuses sockets in any case
+        # Where the kernel lets a user do so; the hook refuses sockets in any case
+        libc.unshare(_NEW_USER | _NEW_NETWORK)
     for what, soft, hard in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),
         (resource.RLIMIT_AS, memory, memory),

@@ -28,14 +28,8 @@ OF_OTHERS = ("http", "judge", "model")
 """Those whose values are what a server or a library makes of the text: its bits are not ours to promise."""
 MODEL = "model"
 """The one that holds a model: a single process judges, since each would load it."""
-_RESERVED = (
-    "mean",
-    "std",
-    "solved_frac",
-    "groups_without_signal_frac",
-    "left_out",
-    "errors",
-)  # metrics of another meaning
+_RESERVED = ("mean", "std", "solved_frac", "groups_without_signal_frac", "left_out", "errors")
+"""Metrics of another meaning."""
 
 
 class RewardSection(Section):
@@ -101,19 +95,11 @@ Rewards = Annotated[
 ]
 
 
-def _own_list(value: Any) -> Any:
-    return value if value is None else _as_list(value)
-
-
-def _own_short(rewards: tuple[RewardSection, ...] | None) -> Any:
-    return None if rewards is None else _as_short(rewards) or VERIFIER
-
-
 OwnRewards = Annotated[
     tuple[RewardSection, ...] | None,
-    BeforeValidator(_own_list),
+    BeforeValidator(lambda value: None if value is None else _as_list(value)),
     AfterValidator(lambda rewards: rewards and _apart(rewards)),
-    PlainSerializer(_own_short),
+    PlainSerializer(lambda rewards: None if rewards is None else _as_short(rewards) or VERIFIER),
 ]
 """Those of a part of a run; None: those of the run, and () is the verifier of the part's own data."""
 

@@ -3,18 +3,22 @@
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.box import SIMPLE
 from rich.table import Table
 
+from rl.out_dir import LOCK
 from rl.report.folder import ReportError, lines
 from rl.run.files import read_mapping
+
+if TYPE_CHECKING:  # `python -m rl.runs` needs no config, and no torch
+    from rl.config import RunConfig
 
 _STOPPED = re.compile(r"stopped(?: by|:) (.*)")  # how train.log ends where a run does not
 
@@ -89,6 +93,25 @@ def table(standings: Iterable[Standing], title: str = "") -> Table:
     return out
 
 
+def sweep_table(configs: "Sequence[RunConfig]") -> Table:
+    """Makes a table with one row a run, those included that an earlier command finished; a run without a summary is said to
+    be unfinished."""
+    out = Table(title=f"Sweep of {len(configs)} runs", title_justify="left", box=SIMPLE)
+    for name in ("run", "overrides", "accuracy", "weights (SHA-256)", "s"):
+        right = name in ("run", "s")
+        out.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)  # never cut
+    for i, config in enumerate(configs, 1):
+        found = read_mapping(Path(config.out_dir) / "summary.json")
+        accuracy = [found.get(f"eval_accuracy_{when}") for when in ("before", "after")]
+        cells = (
+            " -> ".join("?" if v is None else f"{v:.3f}" for v in accuracy) if found else "not finished",
+            str(found.get("weights_sha256", ""))[:16],
+            f"{found['seconds']:.0f}" if "seconds" in found else "",
+        )
+        out.add_row(str(i), Path(config.out_dir).name, *cells)
+    return out
+
+
 def _state(folder: Path, has_summary: bool) -> str:
     if _is_busy(folder):
         return "running"
@@ -104,11 +127,16 @@ def _state(folder: Path, has_summary: bool) -> str:
 
 def _is_busy(folder: Path) -> bool:
     """Tells whether a process has claimed the folder (rl/out_dir.py); looks, and takes nothing from who would."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(handle)
     return False

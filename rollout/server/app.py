@@ -60,6 +60,16 @@ def build(
     return Gate(app, names, service.limits.api_key, changes)
 
 
+def build_tokens(service: Service) -> Gate:
+    """Builds the routes that a client needs which has the text elsewhere: those of the package `verifiers`, say."""
+    app, path = FastAPI(title="samebit", docs_url=None, redoc_url=None), "/inference/v1/generate"
+    body, make = ANSWERS[path]
+    app.post(path)(_answering(service, body, make))
+    _models(app, service)
+    _errors(app)
+    return Gate(app, frozenset({"localhost"}), service.limits.api_key, frozenset())
+
+
 _REF = "#/components/schemas/{model}"
 
 
@@ -72,7 +82,7 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """Whether requests are taken."""
+        """Tells whether requests are taken."""
         if service.asleep and not service.draining and service.loop.failure is None:
             return JSONResponse({"status": "asleep"}, 503)
         if service.draining and service.loop.failure is None:
@@ -82,7 +92,7 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
 
     @app.get("/health_generate")
     async def health_generate() -> Response:
-        """Whether the engine does a step, for a token if it is idle."""
+        """Tells whether the engine does a step, for a token if it is idle."""
         service.check_awake()
         if not await service.works(_PROBE):
             raise BadRequest(f"the engine did no step in {_PROBE:g} s", 503)
@@ -90,16 +100,11 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Returns the metrics for Prometheus."""
         service.metrics.state(service.loop)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        model = {"id": service.source.name, "object": "model", "created": 0, "owned_by": "samebit"}
-        return JSONResponse(
-            {"object": "list", "data": [{**model, "max_model_len": service.source.config.max_positions}]}
-        )
+    _models(app, service)
 
     def model() -> dict[str, Any]:
         directory, version = service.source.directory or service.source.name, str(service.engine.version)
@@ -108,14 +113,24 @@ def _tells(app: FastAPI, service: Service, info: dict[str, Any]) -> None:
     @app.get("/model_info")
     @app.get("/get_model_info")
     async def model_info() -> Response:
+        """Says which model is served, and the version of its weights."""
         return JSONResponse(model())
 
     @app.get("/server_info")
     @app.get("/get_server_info")
     async def server_info() -> Response:
-        """How it was started, and how it is."""
+        """Tells how the server was started, and how it is."""
         state = {"in_flight": service.in_flight, "asleep": service.asleep, "draining": service.draining}
         return JSONResponse({**info, **model(), "internal_states": [state]})
+
+
+def _models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        model = {"id": service.source.name, "object": "model", "created": 0, "owned_by": "samebit"}
+        return JSONResponse(
+            {"object": "list", "data": [{**model, "max_model_len": service.source.config.max_positions}]}
+        )
 
 
 def _changes(app: FastAPI, service: Service) -> frozenset[str]:
@@ -151,7 +166,7 @@ def _changes(app: FastAPI, service: Service) -> frozenset[str]:
 
     @changing("/release_memory_occupation", MemoryBody)
     async def release(body: MemoryBody) -> Response:
-        """Of keys and values, with the tag weights of these too."""
+        """Gives the memory of keys and values back, with the tag weights that of these too."""
         if set(body.tags) == {"weights"}:
             raise BadRequest('tags=["weights"]: the weights are released with "kv_cache", not without')
         await service.release("weights" in body.tags)
@@ -159,7 +174,7 @@ def _changes(app: FastAPI, service: Service) -> frozenset[str]:
 
     @changing("/resume_memory_occupation", MemoryBody)
     async def resume(body: MemoryBody) -> Response:
-        """All of it."""
+        """Regains the memory that was given back."""
         await service.resume()
         return JSONResponse({})
 

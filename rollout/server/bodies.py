@@ -38,7 +38,7 @@ Model = TypeVar("Model", bound="Body")
 
 
 class BadRequest(ValueError):
-    """Is answered with `status`, and with the message as the reason."""
+    """Refuses a request: it is answered with `status`, and with the message as the reason."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)

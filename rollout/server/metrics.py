@@ -40,6 +40,10 @@ class Metrics:
         self.preemptions = gauge("preemptions", "preemptions since the start")
         self.pages_free = gauge("pages_free", "key-value pages that can be handed out")
         self.pages = gauge("pages", "key-value pages")
+        self.drafted = gauge("drafted_tokens", "drafted tokens that were checked since the start")
+        self.accepted = gauge("accepted_tokens", "drafted tokens that were right since the start")
+        self.drawn_each = gauge("drafted_step_tokens", "tokens that a sample gains in a step with drafts, on the mean")
+        self.saved = gauge("drafts_saved_seconds", "seconds that drafts have saved since the start, estimated")
         self.first = histogram("time_to_first_token_seconds", "from admission to the first token", _SLOW)
         self.between = histogram("inter_token_seconds", "between two tokens of a sample", _FAST)
         self.steps = histogram("step_seconds", "one batch", _FAST)
@@ -89,6 +93,11 @@ class Metrics:
         self.waiting.set(len(engine.scheduler.waiting))
         self.running.set(len(engine.scheduler.running))
         self.preemptions.set(engine.scheduler.preemptions)
+        drafts = engine.drafts
+        self.drafted.set(drafts.drafted)
+        self.accepted.set(drafts.accepted)
+        self.drawn_each.set(drafts.tokens / max(drafts.draws, 1))
+        self.saved.set(drafts.seconds_saved)
         self.pages_free.set(engine.pool.available)
         self.pages.set(engine.pool.pages)
 

@@ -54,7 +54,7 @@ class Answer(Protocol):
 
 
 class Streamed(Answer, Protocol):
-    """Is an answer that can be told in events."""
+    """Declares an answer that can be told in events."""
 
     def opening(self) -> list[str]:
         """Returns the events that come before the first token."""

@@ -45,7 +45,19 @@ class Tokens:
             "token_ids": c.token_ids,
             "logprobs": {"content": content},
             "finish_reason": c.finish_reason,
+            "weight_version": str(c.version),
+            "weight_versions": _spans(c),
         }
+
+
+def _spans(c: Completion) -> list[dict[str, Any]]:
+    """Says which version of the weights sampled which tokens, from `start` up to `end`."""
+    spans: list[dict[str, Any]] = []
+    for i, version in enumerate(c.token_versions):
+        if not spans or spans[-1]["version"] != str(version):
+            spans.append({"version": str(version), "start": i})
+        spans[-1]["end"] = i + 1
+    return spans
 
 
 def _entry(token: int, logprob: float) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import ModelConfig, Parameter
+from rollout.drafts.lookup import Lookup
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Completion, Request, SamplingParams, Token
 from rollout.scheduler import Limits
+from tests.rollout.liars import Liar, speculate
 from tests.trainer.batches import all_of_texts
 from trainer.batch import Batch
 
@@ -82,9 +84,11 @@ class Cell:
     room: str  # "roomy", or "tight": pages for the longest request and one more
     company: str  # "none", or "comes and goes": others, of which every second is aborted
     how: str  # "launched", "overlapped", "graphs", or "tp N"
+    drafts: str = "none"  # or the lie of a drafter (tests.rollout.liars), or "looked up"
 
     def __str__(self) -> str:
-        return f"chunk {self.chunk}, page {self.page_size}, {self.cache}, {self.room}, {self.company}, {self.how}"
+        sizes = f"chunk {self.chunk}, page {self.page_size}"
+        return f"{sizes}, {self.cache}, {self.room}, {self.company}, {self.how}, drafts {self.drafts}"
 
     @property
     def size(self) -> int:
@@ -98,6 +102,7 @@ class Served:
     aborted: int
     preemptions: int
     hit_tokens: int
+    drafted: int
 
 
 def serve(
@@ -108,7 +113,9 @@ def serve(
     device: str,
     requests: Sequence[Request],
     group: TreeGroup | None = None,
+    truth: Sequence[Completion] = (),
 ) -> Served:
+    """`truth`: what the requests will say, for drafters."""
     longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in requests)
     samples = sum(r.sampling.n for r in requests)
     pages = -(-longest // cell.page_size)
@@ -117,8 +124,12 @@ def serve(
     limits = Limits(running, max(2 * cell.chunk, running), cell.chunk)
     fast = cell.how in ("overlapped", "graphs")
     shape = (pages, cell.page_size, cell.cache != "off")
-    how = EngineConfig(*shape, limits, dtype, device, cuda_graphs=cell.how == "graphs", overlap=fast)
+    graphs, drafts = cell.how == "graphs", "off" if cell.drafts == "none" else "auto"
+    how = EngineConfig(*shape, limits, dtype, device, cuda_graphs=graphs, overlap=fast, speculate=drafts)
     engine = Engine(config, how, group, letters)
+    if cell.drafts != "none":
+        looked_up = cell.drafts == "looked up"
+        speculate(engine, Lookup() if looked_up else Liar(cell.drafts, config.vocab_size, truth))
     for parameter, whole in weights:
         engine.runner.load(parameter, whole)
     engine.version = 0
@@ -147,6 +158,7 @@ def serve(
         aborted,
         engine.scheduler.preemptions - before,
         engine.pool.hit_tokens - hits,
+        engine.drafts.drafted,
     )
 
 

@@ -1,8 +1,8 @@
 """The matrix: the tokens and log-probs of a request are the same bits however it is served, and they are the trainer's.
 
 Requests combine prompt, n, temperature, filters, stops and prompt log-probs; cells combine chunks, pages, the prefix cache,
-preemption, company that comes and goes, and tensor parallelism, overlap or CUDA graphs. On a CPU with tiny models, on a GPU
-with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
+preemption, company that comes and goes, drafters that lie, and tensor parallelism, overlap or CUDA graphs. On a CPU with tiny
+models, on a GPU with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
 """
 
 from functools import lru_cache
@@ -25,7 +25,12 @@ from tests.trainer.batches import plain_model
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 ALONE = Cell(10**4, 16, "off", "roomy", "none", "launched")
-COMMON = {"cache": ("off", "cold", "warm"), "room": ("roomy", "tight"), "company": ("none", "comes and goes")}
+COMMON = {
+    "cache": ("off", "cold", "warm"),
+    "room": ("roomy", "tight"),
+    "company": ("none", "comes and goes"),
+    "drafts": ("none", "half", "too long", "stops"),
+}
 ON_CPU = {"chunk": (64, 3, 17), "page_size": (8, 1, 5), **COMMON, "how": ("launched", "overlapped", "tp 2", "tp 4")}
 ON_GPU = {"chunk": (8192, 33), "page_size": (16, 64), **COMMON, "how": ("launched", "overlapped", "graphs", "tp 2")}
 MODELS = {
@@ -51,7 +56,8 @@ class Scene(NamedTuple):
     alone: list[Completion]  # each request in an engine of its own
 
     def serve(self, cell: Cell, requests: list[Request] | None = None, group: TreeGroup | None = None) -> Served:
-        return serve(cell, self.config, self.weights, self.dtype, self.device, requests or self.requests, group)
+        where = self.dtype, self.device, requests or self.requests, group
+        return serve(cell, self.config, self.weights, *where, self.alone)
 
 
 @pytest.fixture(params=SCENES)
@@ -112,3 +118,4 @@ def test_cell(scene: Scene, cell: Cell) -> None:
         assert (served.aborted > 0) == (cell.company == "comes and goes")
         assert (served.hit_tokens > 0) >= (cell.cache == "warm" and cell.room == "roomy")
         assert (served.preemptions > 0) == (cell.room == "tight")
+        assert (served.drafted > 0) == (cell.drafts != "none")

@@ -158,7 +158,7 @@ def test_every_public_op_is_under_a_spec() -> None:
         for function in (spec.make, spec.run, *(s.run for s in spec.shardings if s.run), spec.timed):
             if function:
                 called |= _names(function.__code__, function.__globals__)
-    assert set(ops.__all__) <= called
+    assert {name for name, offered in vars(ops).items() if callable(offered)} <= called
 
 
 def _names(code: object, scope: dict[str, object]) -> set[str]:

@@ -20,38 +20,15 @@ from kernels.model import (
     served,
 )
 from kernels.model.experts import Experts
+from kernels.model.known import BENCH
 from kernels.ops.norm_rope import RopeScaling
 
-TINY = ModelConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    max_positions=96,
-    rms_eps=1e-6,
-    rope_theta=10000.0,
-    tied=False,
-    leaves=2,
-)
+TINY = replace(BENCH, vocab_size=64, max_positions=96, leaves=2)
+TINY = replace(TINY, hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, head_dim=16)
 EIGHT = replace(TINY, heads=8, kv_heads=8, intermediate_size=128, leaves=8)
 """Can be cut into 1, 2, 4 and 8 shards."""
-WIDE = ModelConfig(
-    vocab_size=1208,  # a last tile of 56 columns
-    hidden_size=512,
-    intermediate_size=1024,
-    layers=2,
-    heads=8,
-    kv_heads=4,
-    head_dim=64,
-    max_positions=512,
-    rms_eps=1e-6,
-    rope_theta=1e4,
-    tied=False,
-    leaves=2,
-)
+WIDE = replace(BENCH, hidden_size=512, intermediate_size=1024, layers=2, head_dim=64, max_positions=512, leaves=2)
+WIDE = replace(WIDE, vocab_size=1208)  # a last tile of 56 columns
 """Whose kernels on a GPU are those of real widths."""
 SHAPES = {
     "tiny": TINY,

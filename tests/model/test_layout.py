@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from kernels.model import Layout, PagedCache
 from kernels.model.layout import attend
+from kernels.ops import store_rows
 from kernels.ops.attention import Pages
 from tests.bits import assert_same_bits
 
@@ -120,9 +121,11 @@ def test_the_cache_keeps_what_was_written_and_is_nan_elsewhere() -> None:
     first = Layout.paged([(0, 4), (0, 2)], tables, 3)
     second = Layout.paged([(4, 5), (2, 3)], tables, 3)
     k = torch.arange(16, dtype=torch.float32).view(8, 1, 2)
-    ((own, _, pages),) = calls_of(k[:6], cache.keep(1, (k[:6], -k[:6]), first), first)
+    store_rows(*cache.rows(1), first.slots, k[:6], -k[:6])
+    ((own, _, pages),) = calls_of(k[:6], cache.rows(1), first)
     assert pages.packed and torch.equal(own, k[:6]), "a beginning attends to itself"
-    ((keys, values, _),) = calls_of(k[6:], cache.keep(1, (k[6:], -k[6:]), second), second)
+    store_rows(*cache.rows(1), second.slots, k[6:], -k[6:])
+    ((keys, values, _),) = calls_of(k[6:], cache.rows(1), second)
     rows = [9, 10, 11, 0, 6, 7, 1, 8]  # of the tokens, in order of writing
     assert_same_bits(keys[rows], k)
     assert_same_bits(values[rows], -k)

@@ -102,7 +102,10 @@ def test_the_plan_counts_adapters_alone(monkeypatch: pytest.MonkeyPatch) -> None
     """On one card of 80 GB, with no offload: two copies of the weights in bfloat16, and next to nothing that is trained."""
     config = config_of("+recipe=lora_qwen3_8b", "data.path=unused")
     model = model_config(config, None)
-    plan, full = (make_plan(c, model, 512) for c in (config, config_of("+recipe=lora_qwen3_8b", "data.path=unused", "adapter.rank=0")))
+    plan, full = (
+        make_plan(c, model, 512)
+        for c in (config, config_of("+recipe=lora_qwen3_8b", "data.path=unused", "adapter.rank=0"))
+    )
     adapted = adapted_model(config, model)
     assert plan.adapter_parameters == costs.adapter_count(adapted) == 87_293_952
     assert costs.trained_elements(adapted) == sum(p.held for p in trained(adapted)) == plan.adapter_parameters
@@ -129,7 +132,9 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_of_adapters_is_one_hash_and_leaves_what_peft_loads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_of_adapters_is_one_hash_and_leaves_what_peft_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """After a warm start of the whole model; stopped, gone on with in another layout and another folder."""
     whole = finish(tmp_path, "steps=3", "out_dir=whole", "trainer.world_size=1")
     assert whole.code == 0, whole
@@ -139,7 +144,9 @@ def test_a_run_of_adapters_is_one_hash_and_leaves_what_peft_loads(tmp_path: Path
     missing = finish(tmp_path, "steps=3", "out_dir=parts", "trainer.world_size=1")
     assert "base is missing: it holds the weights under the adapters of " in missing.error(2)
     shutil.move(tmp_path / "kept", tmp_path / "parts" / "base")
-    resumed = finish(tmp_path, "steps=3", "out_dir=other", "resume=parts", "rollout.tp=1", "trainer.checkpointing=layer")
+    resumed = finish(
+        tmp_path, "steps=3", "out_dir=other", "resume=parts", "rollout.tp=1", "trainer.checkpointing=layer"
+    )
     assert resumed.code == 0, resumed
     digests = [summary(tmp_path / name)["weights_sha256"] for name in ("whole", "other")]
     assert digests[0] == digests[1]

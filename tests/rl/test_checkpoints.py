@@ -30,6 +30,15 @@ class Fleet:
         sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
         return [WrittenFile("shard", 1, sha256)] if self.ready or wait else None
 
+    def writers_away(self) -> list[str]:
+        return [""]
+
+    def finish_away(self, folder: Path, final: Path, manifest: str) -> None:
+        assert folder.exists() and not final.exists()
+
+    def prune_away(self, root: Path, newest: str, keep: int) -> None:
+        assert (root / newest).exists()
+
 
 def checkpoints(out_dir: Path, log: RunLog, every: int = 2, keep: int = 2, fleet: Fleet | None = None) -> Checkpoints:
     section, facts = CheckpointSection(every=every, keep=keep), {"identity": {"seed": 0}}

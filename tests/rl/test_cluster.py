@@ -20,9 +20,10 @@ from kernels.host.command import Terminated
 from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
-from rl.cluster.calls import Rank, gather, root_cause, settle
+from rl.cluster.calls import gather, root_cause, settle
 from rl.cluster.family import WORDLESS
 from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, unstarted
+from rl.cluster.watch import Rank
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
 from tests.model.shapes import TINY
@@ -214,7 +215,7 @@ def test_ray_is_looked_at_before_its_store_is_read(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"rl.cluster.{name}", lambda *_: pytest.fail("the store was used"))
     calls: Any = {"one": Rank("trainer rank 0", None), "other": Rank("trainer rank 1", None)}
     batch: Any = None
-    for ask in (partial(gather, calls), partial(TrainerFleet([]).step, batch, LikelihoodLoss(), 0.0)):
+    for ask in (partial(gather, calls), partial(TrainerFleet([], []).step, batch, LikelihoodLoss(), 0.0)):
         with pytest.raises(RayLost):
             ask()
 

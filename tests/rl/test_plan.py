@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from kernels.host.place import HOST
 from kernels.model import ModelConfig, known, saved
+from rl.cluster.nodes import this_node
 from rl.compose import check
+from rl.config import RunConfig
 from rl.errors import UserError
 from rl.model import model_config
-from rl.placement import place
+from rl.placement import Node, place
 from rl.plan import Plan, _check_cards, _check_disk, check_machine, make_plan
 from trainer.batch import BatchError
 from trainer.checkpoint import folder_name
@@ -84,6 +87,11 @@ def test_what_saves_memory_does(recipe: str = "grpo_qwen3_8b") -> None:
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
 
 
+def on_cards(config: RunConfig, plan: Plan, sizes: list[int], host: str = HOST) -> None:
+    node = Node(host, tuple(range(len(sizes))), card_bytes=tuple(sizes))
+    _check_cards(config, plan, place(config, [node]), node)
+
+
 def test_a_card_too_small_is_refused_with_all_numbers() -> None:
     """Colocated sides take turns; split ones have a card each."""
     base = ["+recipe=grpo_qwen3_8b", "trainer.world_size=1", "rollout.tp=1", "rollout.replicas=1"]
@@ -94,14 +102,14 @@ def test_a_card_too_small_is_refused_with_all_numbers() -> None:
         with pytest.raises(
             UserError, match=rf"^card 0 has 80.0 GiB and 1 trainer rank.*GiB there \({placement}\): set "
         ):
-            _check_cards(config, plan, place(config, len(cards)), cards)
-        _check_cards(config, plan, place(config, len(cards)), [400 << 30] * len(cards))
+            on_cards(config, plan, cards)
+        on_cards(config, plan, [400 << 30] * len(cards))
     config = check([*base, "algorithm.prompts_per_step=2", "cluster.placement=colocated", "rollout.pages=2048"])[0]
     plan = make_plan(config, model_config(config, None), 512)
     turns = max(plan.trainer_bytes, plan.rollout_bytes) + (2 << 30)
-    _check_cards(config, plan, place(config, 1), [turns])
+    on_cards(config, plan, [turns])
     with pytest.raises(UserError, match="card 0 has"):
-        _check_cards(config, plan, place(config, 1), [turns - (3 << 30)])
+        on_cards(config, plan, [turns - (3 << 30)])
 
 
 def test_rounded_moments_must_be_able_to_decay() -> None:
@@ -135,7 +143,7 @@ def test_memory_counts_every_process() -> None:
     for override in ("rollout.replicas=100000", "trainer.world_size=65536"):
         overrides = ["model.hf.vocab_size=64", "algorithm.prompts_per_step=8388608", "warmup.steps=0", override]
         with pytest.raises(UserError, match="is free"):
-            check_machine(check(overrides)[0], plan_of(*overrides)[0])
+            check_machine(check(overrides)[0], plan_of(*overrides)[0], [this_node("cpu")])
 
 
 def test_disk_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Where a run begins, and every folder it must not begin in. No process is started."""
 
+import errno
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from rl.data.tokenizer import of_characters
 from rl.errors import UserError
 from rl.identity import ARITHMETIC, CONTENT, ENDS, FREE, difference, identity
 from rl.keys import ADDED
-from rl.out_dir import claim
+from rl.out_dir import LOCK, claim
 from rl.report import read_lines
 from rl.resume import Start, check_model, find_start, logged, prepare_logs
 from rl.run.log import RunLog
@@ -302,18 +303,35 @@ def test_data_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    handle = os.open(run, os.O_RDONLY)
+    handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="is in use by another process"), claim(run):
         pass
     os.close(handle)
-    (run / ".model.0123.tmp").mkdir()
+    with claim(run), pytest.raises(UserError, match="is in use by another process"), claim(run):
+        pass
+    (run / ".model.0123.tmp").mkdir(parents=True)
     (run / "mine").write_text("")
     with claim(run):
-        assert [p.name for p in run.iterdir()] == ["mine"]
+        assert {p.name for p in run.iterdir()} == {"mine", LOCK}
+    assert [p.name for p in run.iterdir()] == ["mine"]
     with claim(tmp_path / "a" / "b"):
         pass
     assert (tmp_path / "a").exists() and not (tmp_path / "a" / "b").exists()
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As an NFS whose server has no lock daemon: the run goes on, and says what it cannot keep out."""
+
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("rl.out_dir.fcntl.flock", refuse)
+    with claim(tmp_path / "run"):
+        pass
+    assert "on a file system without locks (No locks available)" in capsys.readouterr().err
 
 
 def test_every_key_is_of_the_run_or_free() -> None:

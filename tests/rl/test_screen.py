@@ -25,7 +25,7 @@ from rl.run import screen as told
 from rl.run.banner import banner
 from rl.run.log import RunLog
 from rl.run.screen import Bar, Screen, Waiting
-from rl.run.sweep import sweep_table
+from rl.run.standing import sweep_table
 from rl.samples import Group, Sample
 from rl.train import publish_aloud
 from tests.rl.command import call

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
-from rl.cluster.calls import Rank, first
+from rl.cluster.calls import first
 from rl.cluster.streams import Streams
+from rl.cluster.watch import Rank
 from rl.errors import RunError
 from rollout.engine import Engine
 from rollout.lockstep import Lockstep

@@ -20,6 +20,7 @@ ROOMY = {
     "batch": 256,
     "chunk": 64,
     "overlap": False,
+    "speculate": "off",
 }
 LIMITS: dict[str, dict[str, Any]] = {
     "roomy": {},
@@ -52,7 +53,7 @@ def engine(
     asked = ROOMY | limits
     limits_ = Limits(asked["running"], asked["batch"], asked["chunk"])
     shape = asked["pages"], asked["page_size"], asked["prefix_cache"]
-    how = EngineConfig(*shape, limits_, dtype, device, cuda_graphs, asked["overlap"])
+    how = EngineConfig(*shape, limits_, dtype, device, cuda_graphs, asked["overlap"], speculate=asked["speculate"])
     out = Engine(config, how, group)
     out.load(random_weights(config, seed), 7)
     return out

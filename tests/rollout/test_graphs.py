@@ -7,6 +7,7 @@ import torch
 
 from rollout.graphs import padded
 from tests.model.shapes import SHAPES, random_weights
+from tests.rollout.liars import Liar, speculate
 from tests.rollout.scenarios import LIMITS, bits, engine, requests
 
 BF16 = {"dtype": torch.bfloat16, "device": "cuda"}
@@ -51,3 +52,22 @@ def test_weights_are_replaced_under_captured_graphs() -> None:
     captured.generate(asked)
     captured.load(random_weights(config, 3), 7)
     assert bits(captured.generate(asked)) == bits(engine(config, 3, **BF16).generate(asked))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("lie", ["right", "half", "too long", "random"])
+@pytest.mark.parametrize("limits", ["roomy", "few pages", "overlapped", "overlapped, few pages"])
+def test_drafted_tokens_are_rows_of_the_same_graphs(limits: str, lie: str) -> None:
+    config = SHAPES["narrow heads"]
+    asked = requests(config)
+    truth = engine(config, **BF16).generate(asked)
+    captured = engine(config, cuda_graphs=True, speculate="auto", **BF16, **LIMITS[limits])
+    speculate(captured, Liar(lie, config.vocab_size, truth), reach=9)
+    for _ in range(2):
+        assert bits(captured.generate(asked)) == bits(truth)
+        captured.forget()
+        assert captured.pool.available == captured.pool.pages
+    assert captured.runner.graphs is not None and max(rows for rows, _, _ in captured.runner.graphs.graphs) > 10
+    counts = captured.drafts
+    assert counts.drafted > 40 and (lie == "random") == (counts.accepted < counts.drafted / 4)

@@ -70,10 +70,15 @@ class Schedule(RuleBasedStateMachine):
         batch=st.integers(1, 20),
         chunk=st.integers(1, 9),
         overlap=st.booleans(),
+        drafts=st.sampled_from([0, 0, 1, 2, 3]),
     )
-    def start(self, pages: int, size: int, cache: bool, running: int, batch: int, chunk: int, overlap: bool) -> None:
-        """`overlap`: a batch is planned before the results of the one before it are committed."""
-        self.overlap = overlap
+    def start(
+        self, pages: int, size: int, cache: bool, running: int, batch: int, chunk: int, overlap: bool, drafts: int
+    ) -> None:
+        """`overlap`: a batch is planned before the results of the one before it are committed. `drafts`: how many of four
+        steps are drafted for."""
+        self.overlap, self.drafts, self.steps = overlap, drafts, 0
+        self.guessed: dict[Sequence, list[int]] = {}  # of the batch that is planned
         self.launched: list[tuple[list[Span], tuple]] = []  # with what the runner will say of them
         self.truth: dict[Sequence, list[int]] = {}  # its tokens, the pending ones too, as the device knows them
         self.limits = Limits(running, batch, chunk)
@@ -144,24 +149,36 @@ class Schedule(RuleBasedStateMachine):
     def step(self) -> None:
         left = [(s.request.id, s.sample) for s in self.flying() if not s.complete]
         waits = len(left) < len(self.flying())  # for a pending token that ends a sequence
-        spans = self.scheduler.schedule()
-        note(f"{[(s.sequence.request.id, s.start, s.stop) for s in spans]}")
+        self.steps += 1
+        guess = self.guess if self.steps % 4 < self.drafts else None
+        if guess or (self.launched and any(s.guess is not None for s in self.launched[-1][0])):
+            while self.launched:
+                self.commit()
+            if self.scheduler.idle:
+                return
+            waits = False
+            left = [(s.request.id, s.sample) for s in self.flying()]
+        spans = self.scheduler.schedule(guess)
+        note(f"{[(s.sequence.request.id, s.start, s.stop, s.guess) for s in spans]}")
         assert spans or waits, "an empty batch with work to do"
         assert sum(s.stop - s.start for s in spans) <= self.limits.max_batch_tokens
         assert all(0 < s.stop - s.start <= self.limits.prefill_chunk for s in spans)
-        assert len(self.scheduler.running) <= self.limits.max_running
-        ids = [(s.sequence.request.id, s.sequence.sample) for s in spans]
+        assert len(self.scheduler.running) <= self.limits.max_running and len(spans) <= max(
+            self.limits.rows, len(self.scheduler.running)
+        )
+        ids = [(s.sequence.request.id, s.sequence.sample) for s in spans if s.guess is None]
         assert len(set(ids)) == len(ids), "a sequence twice in a batch"
         assert ids == sorted(ids), "first come, first served"
         assert waits or ids[0] == min(left), "the oldest request did not advance"
+        self.guesses = any(span.guess is not None for span in spans)
         for span in spans:
             self.write(span)
         for span in spans:  # as in the model: all keys of the batch are written, then read
             self.read(span)
         if spans:
-            self.launched.append((spans, results(spans, self.version, self.tokens)))
+            self.launched.append((spans, self.results(spans)))
         for span in spans:
-            if span.samples:
+            if span.samples and not any(s.guess is not None for s in spans):
                 sequence = span.sequence
                 self.tokens(sequence).append(next_token(tuple(self.tokens(sequence)), self.version, sequence.seed)[0])
         if len(self.launched) > self.overlap or not spans:
@@ -169,17 +186,51 @@ class Schedule(RuleBasedStateMachine):
         self.work_left -= 1
         assert self.work_left >= 0, "more steps than tokens: something starves"
 
+    def guess(self, spans: list[Span], room: int) -> list[list[int]]:
+        """Right ones, wrong ones and stops, more than there is room for."""
+        out = []
+        for span in spans:
+            tokens, drafted = list(self.tokens(span.sequence)), []
+            for i in range(6):
+                token = next_token(tuple(tokens), self.version, span.sequence.seed)[0]
+                tokens.append((token + (self.steps + len(tokens) + i) % 3 // 2) % 4)
+                drafted.append(tokens[-1])
+            out.append(drafted[: (self.steps + span.start) % 7])
+        return out
+
+    def results(self, spans: list[Span]) -> tuple:
+        """What a runner says of a batch, of which only right guesses have results."""
+        if all(s.guess is None for s in spans):
+            return results(spans, self.version, self.tokens)
+        sampled: list = []
+        for span in spans:
+            if span.guess is None:
+                said, right = list(self.tokens(span.sequence)), True
+            right = right and (span.guess is None or said[-1] == span.guess)
+            drawn = next_token(tuple(said), self.version, span.sequence.seed)
+            said.append(drawn[0])
+            sampled.append((*drawn, ()) if right else None)
+        return sampled, []
+
     def tokens(self, sequence: Sequence) -> list[int]:
         return self.truth.setdefault(sequence, list(sequence.tokens))
 
     def commit(self) -> None:
         spans, (sampled, scored) = self.launched.pop(0)
-        versions = {(s.request.id, s.sample): (*s.versions, self.version) for s in self.flying()}
+        before = {(s.request.id, s.sample): s.versions[:] for s in self.flying()}
         for completion in self.scheduler.commit(spans, sampled, self.version, scored):
             key = completion.request_id, completion.sample
             assert key not in self.done
-            assert completion == expected(self.requests[key[0]], self.version, key[1], versions[key])
+            new = len(completion.token_ids) - len(before[key])
+            versions = (*before[key], *[self.version] * max(new, 1))
+            assert completion == expected(self.requests[key[0]], self.version, key[1], versions)
             self.done[key] = completion
+        for span in spans:
+            if span.guess is not None and not span.sequence.ended:
+                sequence = span.sequence
+                self.truth[sequence] = list(sequence.tokens)
+                assert sequence.computed == len(sequence.tokens) - 1 and sequence.pending == 0
+                assert len(sequence.pages) == self.pool.needed(sequence.computed), "a page of wrong guesses is held"
         if self.scheduler.idle:
             assert all(span.sequence.ended for spans, _ in self.launched for span in spans)
             self.launched.clear()
@@ -190,19 +241,29 @@ class Schedule(RuleBasedStateMachine):
 
     def write(self, span: Span) -> None:
         sequence, tokens = span.sequence, self.tokens(span.sequence)
-        assert span.stop == sequence.computed <= len(tokens)
-        assert span.pending == (span.stop > len(sequence.tokens)) and (self.overlap or not span.pending)
+        if span.guess is not None:
+            tokens = [*tokens[: sequence.computed], *self.guessed[sequence], span.guess]
+            self.guessed[sequence].append(span.guess)
+            assert len(tokens) == span.stop and span.start >= sequence.computed == len(self.tokens(sequence))
+            assert span.stop < sequence.most, "a guess that nothing could follow"
+        else:
+            self.guessed[sequence] = []
+            assert span.stop == sequence.computed <= len(tokens)
+        assert span.pending == (span.guess is None and span.stop > len(sequence.tokens))
+        assert self.overlap or not span.pending
         if span.pending:  # the runner finds it among the tokens of the batch before
             assert any(s.sequence is sequence and s.samples for s in self.launched[-1][0])
-        assert len(sequence.pages) == self.pool.needed(span.stop), "more or fewer pages than the tokens need"
+        held = len(sequence.pages)
+        assert held >= self.pool.needed(span.stop) and (self.guesses or held == self.pool.needed(span.stop))
         owners = Counter(page for s in self.scheduler.running for page in s.pages)
         for position in range(span.start, span.stop):
             assert owners[self.row(span, position) // self.pool.page_size] == 1, "a shared page is written"
             self.rows[self.row(span, position)] = (self.version, tuple(tokens[: position + 1]))
 
     def read(self, span: Span) -> None:
+        tokens = [*self.tokens(span.sequence), *(self.guessed[span.sequence] if span.guess is not None else [])]
         for position in range(span.stop):
-            key = (self.version, tuple(self.tokens(span.sequence)[: position + 1]))
+            key = (self.version, tuple(tokens[: position + 1]))
             assert self.rows.get(self.row(span, position)) == key, f"position {position} reads another's key"
 
     @invariant()
@@ -226,7 +287,8 @@ class Schedule(RuleBasedStateMachine):
             assert s.running == (s in self.scheduler.running)
             mine = [span for spans, _ in self.launched for span in spans if span.sequence is s]
             assert s.pending == sum(span.samples for span in mine) and s.scoring == sum(len(p.scored) for p in mine)
-            assert self.tokens(s)[: len(s.tokens)] == s.tokens and len(self.tokens(s)) == s.length
+            assert self.tokens(s)[: len(s.tokens)] == s.tokens
+            assert len(self.tokens(s)) == s.length or any(span.guess is not None for span in mine)
             self.seen[s.request.id, s.sample] = (list(s.tokens), list(s.logprobs))
 
     def asked(self) -> set[tuple[int, int]]:

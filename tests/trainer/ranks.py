@@ -98,6 +98,10 @@ def ways(name: str, world: int) -> dict[str, dict[str, Any]]:
     out["checkpointing=layer"] = {"checkpointing": "layer"}
     out["offload=optimizer"] = {"offload": "optimizer"}
     out["offload=all"] = {"offload": "all", "micro_tokens": longest}
+    for replicas in (2, 4):
+        if replicas <= world:  # with 4 ranks of 4: each holds the whole model
+            out[f"replicas={replicas}"] = {"replicas": replicas}
+            out[f"replicas={replicas}, offload=all"] = {"replicas": replicas, "offload": "all", "micro_tokens": longest}
     return out
 
 

@@ -48,9 +48,9 @@ def test_a_full_run_with_the_merged_weights_says_the_same(name: str, dtype: torc
     batch = random_batch(config, 4, seed=9)
     mine, theirs = (torch.from_numpy(t.forward(batch).values) for t in (trainer, full))
     assert_same_bits(mine, theirs, name)
-    assert sha256(w for _, w in trainer.weights()) != sha256(
-        w.to(dtype) for _, w in random_weights(config)
-    ), "the steps changed nothing"
+    assert sha256(w for _, w in trainer.weights()) != sha256(w.to(dtype) for _, w in random_weights(config)), (
+        "the steps changed nothing"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,7 +67,9 @@ def test_what_is_computed_with_is_merged_by_the_formula(dtype: torch.dtype, mesh
         a, b = local[f"{parameter.name}_A"], local[f"{parameter.name}_B"]
         assert held == 16 and not b[:, rank:].any() and b[:, :rank].any()
         assert not a.view(-1, held, a.shape[1])[:, rank:].any()
-        parts = zip(frozen[parameter.name].split(parameter.sections), b.split(parameter.sections), a.split(held), strict=True)
+        parts = zip(
+            frozen[parameter.name].split(parameter.sections), b.split(parameter.sections), a.split(held), strict=True
+        )
         scale = BOTH.alpha / rank
         want = [merge_low_rank(w, of_a[:rank], of_b[:, :rank], scale, dtype) for w, of_b, of_a in parts]
         assert_same_bits(local[parameter.name], torch.cat(want), parameter.name)
@@ -98,7 +100,9 @@ def test_the_gradient_is_that_of_float64(rslora: bool, mesh: DeviceMesh) -> None
         a, b = (found[parameter.name + end].detach().to_local().double() for end in ("_A", "_B"))  # type: ignore[attr-defined]
         held, scale = adapter.held_rank(parameter), adapter.scale(parameter)
         parts = list(
-            zip(whole[parameter.name].split(parameter.sections), b.split(parameter.sections), a.split(held), strict=True)
+            zip(
+                whole[parameter.name].split(parameter.sections), b.split(parameter.sections), a.split(held), strict=True
+            )
         )
         want = {
             "_A": torch.cat([scale * of_b.T @ dw for dw, of_b, _ in parts]),

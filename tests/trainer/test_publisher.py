@@ -9,12 +9,12 @@ import torch
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
 from kernels.weights.reshard import fsdp_rows
+from kernels.weights.routes import Recipient
 from rollout.engine import Engine, InFlight
 from rollout.receiver import Receiver
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.rollout.scenarios import bits, engine, requests
 from trainer.publisher import Publisher
-from trainer.publisher import Receiver as Addressee
 
 HALF = 1 << 14
 Between = Callable[[list[Publisher], Receiver], None]
@@ -31,22 +31,25 @@ def publish(
     receiver: Receiver | None = None,
 ) -> None:
     dtype = served.config.dtype
-    ranks = [Publisher(config, w, size, dtype, "cpu", "") for w in range(size)]
-    receiver = receiver or Receiver(served, "engine", "")
+    ranks = [Publisher(config, w, size, dtype, Place(HOST), "") for w in range(size)]
+    receiver = receiver or Receiver(served, "engine", "", Place(HOST))
+    company = [Recipient("engine", 0, Place(HOST))]
     begun = []
     for w, rank in enumerate(ranks):
         rows = {
             p.name: x[(mine := fsdp_rows(len(x), w, size)).start : mine.stop] for p, x in random_weights(config, seed)
         }
-        begun.append(rank.begin("only", rows, [Addressee("engine", 0, Place(HOST))], HALF))
-    receiver.begin("only", [ticket for ticket, _ in begun], HALF)
+        begun.append(rank.begin("only", rows, company, 1, HALF))
+    receiver.begin("only", [ticket for ticket, _ in begun], company, HALF)
     for number in range(max(count for _, count in begun)):
         for rank in ranks:
             rank.pack(number)
         assert not any(Path(ticket.path).exists() for ticket, _ in begun)  # nothing is left behind by whoever dies now
         receiver.take(number)
         between(ranks, receiver)
-    sent = [sum(parts) % 2**64 for parts in zip(*([row[0] for row in rank.finish()] for rank in ranks), strict=True)]
+    sent = [
+        sum(parts) % 2**64 for parts in zip(*([row[0] for row in rank.finish().sums] for rank in ranks), strict=True)
+    ]
     assert receiver.received() == sent
     receiver.commit(version, in_flight)
 
@@ -118,7 +121,7 @@ def test_given_up_in_the_middle(asleep: bool) -> None:
 def test_one_that_nobody_ended_leaves_nothing_to_the_next() -> None:
     """The driver died in the middle; then the engine slept, so that the next publication needs no second set."""
     served = engine(TINY)
-    receiver = Receiver(served, "engine", "")
+    receiver = Receiver(served, "engine", "", Place(HOST))
 
     def between(publishers: list[Publisher], receiver: Receiver) -> None:
         raise InterruptedError

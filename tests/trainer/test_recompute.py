@@ -12,6 +12,7 @@ from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 from tests.trainer.batches import plain_model, random_batch, token_logprobs
 from trainer.loss import LikelihoodLoss
+from trainer.optimizer import Offload
 from trainer.recompute import Forgetting
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -60,10 +61,15 @@ def test_an_id_that_is_used_again_is_not_taken_for_what_is_gone() -> None:
     assert x.grad is not None and x.grad.tolist() == [2.0, 2.0, 2.0]
 
 
-def test_masters_are_rounded_before_they_travel_and_gradients_are_not(mesh: DeviceMesh) -> None:
-    """FSDP2's copies are bfloat16, so half the bytes are gathered; no gradient passes through bfloat16."""
+@pytest.mark.parametrize(("offload", "read"), [("all", torch.bfloat16), ("none", torch.float32)])
+def test_masters_are_rounded_before_they_travel_and_gradients_are_not(
+    mesh: DeviceMesh, offload: Offload, read: torch.dtype
+) -> None:
+    """FSDP2's copies are bfloat16, so half the bytes travel; where nothing travels, the masters are read where they lie. No
+    gradient passes through bfloat16."""
     config, seen = SHAPES["tiny"], {}
-    trainer = Trainer(config, TrainerConfig(1, 4, dtype=torch.bfloat16), mesh, random_weights(config))
+    how = TrainerConfig(1, 4, dtype=torch.bfloat16, offload=offload)
+    trainer = Trainer(config, how, mesh, random_weights(config))
     layer = trainer.model.layers[0]
     original = layer._layer
 
@@ -76,7 +82,7 @@ def test_masters_are_rounded_before_they_travel_and_gradients_are_not(mesh: Devi
     batch = random_batch(config, 4)
     for micro_batch in trainer.cut(batch):
         trainer._backward(batch.take(*micro_batch.sequences(0, 1)), LikelihoodLoss(), None)
-    assert set(seen.values()) == {torch.bfloat16} and "qkv" in seen
+    assert set(seen.values()) == {read} and "qkv" in seen
     for name, parameter in trainer.model.named_parameters():
         gradient = parameter.grad.to_local()
         assert gradient.dtype == torch.float32

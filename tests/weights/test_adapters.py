@@ -87,7 +87,11 @@ def test_what_peft_wrote_is_read(tmp_path: Path) -> None:
     save(config, random_weights(config), tmp_path / "base", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     asked = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=["q_proj", "v_proj", "lm_head"], rank_pattern={"v_proj": 2}, task_type="CAUSAL_LM"
+        r=3,
+        lora_alpha=5,
+        target_modules=["q_proj", "v_proj", "lm_head"],
+        rank_pattern={"v_proj": 2},
+        task_type="CAUSAL_LM",
     )
     made = peft.get_peft_model(model, asked)
     for parameter in made.parameters():

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from kernels.host.place import Place
 from kernels.weights.bucket import SharedBucket, remove_leftovers
 
 OWNER = """
 import sys
+from kernels.host.place import Place
 from kernels.weights.bucket import SharedBucket
-bucket = SharedBucket(1 << 20, "cpu")
+bucket = SharedBucket(1 << 20, Place("here"))
 print(bucket.ticket.path, flush=True)
 sys.stdin.read()
 """
@@ -33,7 +35,7 @@ def owner(folder: Path) -> tuple[subprocess.Popen, Path]:
 
 def test_of_the_dead_and_not_of_the_living(folder: Path) -> None:
     (living, its), (dead, left) = owner(folder), owner(folder)
-    mine = SharedBucket(1 << 10, "cpu")
+    mine = SharedBucket(1 << 10, Place("here"))
     dead.kill()
     dead.communicate()
     assert its.exists() and left.exists() and Path(mine.ticket.path).exists()

@@ -299,8 +299,7 @@ def subtree(ring, a, parked, stage, phase, extent, bounds, first_leaf, leaves, L
                 v = level1 + v
                 if L == 8:
                     if j == 1:
-                        if not GROUPED:
-                            tma.store_wait(0)  # the previous tile's output leaves through the same memory
+                        tma.store_wait(0)  # the previous tile's output leaves through the same memory
                         parked.index(0).store(v)
                     else:
                         v = parked.index(0).load(ACC) + v

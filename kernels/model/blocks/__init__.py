@@ -7,6 +7,7 @@ from kernels.model.blocks import attention, experts, mlp
 from kernels.model.blocks.block import (
     Block,
     Costs,
+    Delta,
     Pass,
     Recompute,
     Routed,
@@ -16,19 +17,6 @@ from kernels.model.blocks.block import (
     not_told,
 )
 from kernels.model.config import ModelConfig
-
-__all__ = [
-    "Block",
-    "Costs",
-    "Pass",
-    "Recompute",
-    "Routed",
-    "Weights",
-    "add_and_norm",
-    "blocks_of",
-    "no_recompute",
-    "not_told",
-]
 
 
 def blocks_of(config: ModelConfig, layer: int) -> tuple[Block, ...]:

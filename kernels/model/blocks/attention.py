@@ -8,11 +8,12 @@ import math
 
 import torch
 
-from kernels.model.blocks.block import Costs, Pass, Weights
+from kernels.model.blocks.block import Costs, Delta, Pass, Weights
 from kernels.model.config import ModelConfig
 from kernels.model.layout import attend
 from kernels.model.parameter import Parameter
 from kernels.ops import add_bias, norm_rope
+from kernels.ops.norm_rope import Stored
 
 
 def _widths(config: ModelConfig) -> tuple[int, int]:
@@ -51,26 +52,26 @@ def costs(config: ModelConfig) -> Costs:
     )
 
 
-def forward(
-    run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends to the keys of the same tokens, or of pages. In the last layer only the rows that the layout wants go on."""
     config, layout, groups = run.config, run.layout, run.layout.groups
     heads, kv_heads = config.heads // run.group.shard.size, config.kv_heads // run.group.shard.size
     h, x = run.add_and_norm(x, delta, weights["attn_norm"])
     run.seen("attn_norm", h)
-    qkv = run.adapted(parameters, weights, "qkv", h, _project(run, weights, h)).view(-1, heads + 2 * kv_heads, config.head_dim)
+    qkv = run.adapted(parameters, weights, "qkv", h, _project(run, weights, h)).view(
+        -1, heads + 2 * kv_heads, config.head_dim
+    )
     norms = (weights["q_norm"], weights["k_norm"]) if config.family.qk_norm else None
     run.seen("qkv", qkv)
     qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
     turned = (qk, norms, config.rms_eps, run.table, layout.positions, kv_heads)
-    q, k = norm_rope(*turned, groups=groups)
+    held = run.cache.rows(run.layer) if run.cache else None
+    q, k = norm_rope(*turned, groups=groups, stored=Stored(*held, layout.slots, v) if held else None)
     run.seen("rope", q, k)
     run.recompute((q, k), norm_rope, *turned)
-    held = run.cache.keep(run.layer, (k, v), layout) if run.cache else (k, v)
     if layout.wanted is not None and run.layer == config.layers - 1:  # of the others only keys and values are read
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
-    a = attend(config.ops.attention, q, (k, v), held, layout, math.sqrt(1 / config.head_dim))
+    a = attend(config.ops.attention, q, (k, v), held or (k, v), layout, math.sqrt(1 / config.head_dim))
     run.seen("attention", a)
     a = a.reshape(-1, heads * config.head_dim)
     out = run.adapted(parameters, weights, "o", a, run.row_parallel(a, weights["o"]))

@@ -11,7 +11,10 @@ from kernels.model.adapter import A, B
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameter import Parameter
-from kernels.ops import add_rms_norm, rms_norm, with_low_rank_gradient
+from kernels.ops import Mixture, add_rms_norm, combine_add_norm, rms_norm, with_low_rank_gradient
+
+Delta = torch.Tensor | Mixture | None
+"""What the next norm adds to the residual stream: [T, H]; one that is summed only then; or nothing, before the first block."""
 
 Weights = Mapping[str, torch.Tensor]
 """A layer's weights on one shard, by the names that its blocks declare; one that the family lacks is not there."""
@@ -59,9 +62,7 @@ class Pass:
     group: TreeGroup
     layer: int
     layout: Layout
-    cache: (
-        PagedCache | None
-    )  # where keys and values are kept; None in training, where they are those of the same tokens
+    cache: PagedCache | None  # of keys and values; None in training, where they are those of the same tokens
     table: tuple[torch.Tensor, torch.Tensor]
     recompute: Recompute
     routed: Routed
@@ -78,7 +79,12 @@ class Pass:
         return self.group.all_reduce(partial, y.dtype)
 
     def adapted(
-        self, declared: Callable[[ModelConfig], list[Parameter]], weights: Weights, name: str, x: torch.Tensor, y: torch.Tensor
+        self,
+        declared: Callable[[ModelConfig], list[Parameter]],
+        weights: Weights,
+        name: str,
+        x: torch.Tensor,
+        y: torch.Tensor,
     ) -> torch.Tensor:
         """Returns y, which is x times the weight `name` with its adapter merged, as it is; `declared`: the block's parameters. In training its backward
         pass gives the adapter, if there is one, its gradient (`kernels.ops.with_low_rank_gradient`)."""
@@ -93,9 +99,7 @@ class Pass:
         """Returns what a rank computes its part of a sum in whose root is rounded to `dtype`: on one rank the kernel rounds."""
         return torch.float32 if self.group.shard.size > 1 else dtype
 
-    def add_and_norm(
-        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_and_norm(self, x: torch.Tensor, delta: Delta, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds `delta` to the residual stream and returns (its norm, the stream)."""
         eps = self.config.rms_eps
         h, x = add_and_norm(x, delta, weight, eps, self.layout)
@@ -114,18 +118,20 @@ class Block(Protocol):
         """Counts what it takes in one layer."""
 
     def forward(
-        self, run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes the residual stream as x [T, H] and a delta [T, H] that its norm adds (None before the first block of all), and
-        returns the stream and the block's own delta."""
+        self, run: Pass, weights: Weights, x: torch.Tensor, delta: Delta
+    ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
+        """Takes the residual stream as x [T, H] and a delta that its norm adds, and returns the stream and the block's own
+        delta."""
 
 
 def add_and_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, layout: Layout
+    x: torch.Tensor, delta: Delta, weight: torch.Tensor, eps: float, layout: Layout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (norm, residual stream) after `delta` is added to the stream."""
     if delta is None:
         return rms_norm(x, weight, eps, groups=layout.groups), x
+    if isinstance(delta, Mixture):
+        return combine_add_norm(x, delta, weight, eps)
     return add_rms_norm(x, delta, weight, eps, groups=layout.groups)
 
 

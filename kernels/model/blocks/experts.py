@@ -12,11 +12,12 @@ ever holds a part of them; its output is rounded to the model's dtype; the weigh
 import torch
 
 from kernels.device import implementation
-from kernels.model.blocks.block import Costs, Pass, Weights
+from kernels.model.blocks.block import Costs, Delta, Pass, Weights
 from kernels.model.config import ModelConfig
 from kernels.model.experts import Experts
+from kernels.model.operations import not_seen
 from kernels.model.parameter import Parameter
-from kernels.ops import combine, dispatch, gated_experts, gather, route, route_and_dispatch, swiglu
+from kernels.ops import Mixture, combine, dispatch, gated_experts, gather, route, route_and_dispatch, swiglu
 from kernels.ops.dispatch import Slots
 from kernels.ops.experts import STRIPE, TILE
 
@@ -57,10 +58,9 @@ def costs(config: ModelConfig) -> Costs:
     )
 
 
-def forward(
-    run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm."""
+def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
+    """Returns the residual stream, and the weighted sum of what the chosen experts make of its norm: one that samples alone
+    leaves it to the next norm, unless somebody looks."""
     config, shard, own = run.config, run.group.shard, _experts(run.config)
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
     run.seen("mlp_norm", h)
@@ -81,6 +81,8 @@ def forward(
     share = run.routed(run.layer, ids, logits, share)
     y = config.ops.expert_matmul(z, weights["experts_down"], slots)
     del z
+    if run.cache and shard.size == 1 and config.ops.seen is not_seen:
+        return x, Mixture(y, share, ids, slots, config.leaves)
     partial = combine(y, share, ids, slots, config.leaves // shard.size, run.partial_dtype(y.dtype))
     out = run.group.all_reduce(partial, h.dtype)
     run.seen("experts", out)

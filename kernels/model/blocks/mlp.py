@@ -5,7 +5,7 @@ H hidden, I intermediate, S ranks: mlp_norm [H]; gate_up [2 I / S, H], gate rows
 
 import torch
 
-from kernels.model.blocks.block import Costs, Pass, Weights
+from kernels.model.blocks.block import Costs, Delta, Pass, Weights
 from kernels.model.config import ModelConfig
 from kernels.model.parameter import Parameter
 from kernels.ops import swiglu
@@ -33,9 +33,7 @@ def costs(config: ModelConfig) -> Costs:
     )
 
 
-def forward(
-    run: Pass, weights: Weights, x: torch.Tensor, delta: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the residual stream, and down(silu(gate) up) of its norm."""
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
     run.seen("mlp_norm", h)

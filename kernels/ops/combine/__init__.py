@@ -1,9 +1,21 @@
-"""Adds what a token's experts say, weighted, on the tree of experts."""
+"""Adds what a token's experts say, weighted, on the tree of experts; and the residual add and norm that follow."""
+
+from typing import NamedTuple
 
 import torch
 
 from kernels.device import UnsupportedError, same_device
 from kernels.ops.dispatch import Slots
+
+
+class Mixture(NamedTuple):
+    """Holds what `combine` adds, in its dtype, until somebody needs the sum."""
+
+    y: torch.Tensor
+    weights: torch.Tensor
+    ids: torch.Tensor
+    slots: Slots
+    leaves: int
 
 
 def combine(
@@ -25,6 +37,31 @@ def combine(
     Invariant to T, to the position of a row, to shards of the experts along leaves.
     Raises UnsupportedError where `leaves` does not divide the experts.
     """
+    _check(Mixture(y, weights, ids, slots, leaves))
+    return _Combine.apply(y, weights, ids, slots, leaves, out_dtype or y.dtype)
+
+
+def combine_add_norm(
+    x: torch.Tensor, mixture: Mixture, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Does add_rms_norm(x, combine(*mixture), weight, eps) in one call, to the same bits, where no gradient is asked for.
+
+    x [T, n] of the dtype of the mixture, weight [n] -> (norm, sum), each [T, n]."""
+    _check(mixture)
+    y, weights, ids, slots, leaves = mixture
+    if x.shape != (len(weights), y.shape[1]) or x.dtype != y.dtype or weight.shape != x.shape[1:]:
+        raise UnsupportedError(
+            f"combine_add_norm: x {tuple(x.shape)} {x.dtype} and weight {tuple(weight.shape)} for a mixture of "
+            f"{len(weights)} rows of {y.shape[1]} {y.dtype}"
+        )
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, weights, weight)):
+        raise UnsupportedError("combine_add_norm has no gradient: call combine and add_rms_norm")
+    op, local = same_device("combine", x, y, weights, weight), (ids, slots.first, slots.experts // leaves)
+    return op.add_norm(y.contiguous(), weights, slots.of, *local, leaves, x, weight.to(x.dtype), eps)
+
+
+def _check(mixture: Mixture) -> None:
+    y, weights, ids, slots, leaves = mixture
     if slots.experts % leaves or leaves & (leaves - 1):
         raise UnsupportedError(f"combine: {leaves} leaves, a power of two, must divide {slots.experts} experts")
     if y.shape[0] != slots.capacity or weights.shape != slots.of.shape or ids.shape != slots.of.shape:
@@ -32,7 +69,6 @@ def combine(
             f"combine: y {tuple(y.shape)}, weights {tuple(weights.shape)}, ids {tuple(ids.shape)} for {slots.capacity} slots "
             f"of choices {tuple(slots.of.shape)}"
         )
-    return _Combine.apply(y, weights, ids, slots, leaves, out_dtype or y.dtype)
 
 
 class _Combine(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import torch
 
 from kernels.cpu import call
+from kernels.ops.rms_norm import cpu as rms_norm
 
 
 def forward(
@@ -31,3 +32,19 @@ def backward(
     d_y, d_weights = torch.zeros(y.shape), torch.empty(tokens, k)
     call("combine_backward", d_out.float(), y.float(), weights.contiguous(), of, d_y, d_weights, tokens, k, n)
     return d_y.to(y.dtype), d_weights
+
+
+def add_norm(
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    of: torch.Tensor,
+    ids: torch.Tensor,
+    first: int,
+    extent: int,
+    leaves: int,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums as `forward`, adds the sum to x and norms; returns (normed, sum)."""
+    return rms_norm.add_forward(x, forward(y, weights, of, ids, first, extent, leaves, y.dtype), weight, eps)

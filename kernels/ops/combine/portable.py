@@ -7,9 +7,12 @@ import triton.language as tl
 from kernels.gpu.arithmetic import fold
 from kernels.gpu.launch import cdiv, launch, next_power_of_2
 from kernels.gpu.overlap import early, previous_done
+from kernels.ops.rms_norm import portable as rms_norm
 
 LANES = 1024
 """Of the sum over a row: `d_weights`."""
+FUSED = range(33, 1025)
+"""Numbers of rows for which one kernel adds and norms too: a block has a row, and few rows are sooner done by more blocks."""
 
 
 @triton.jit
@@ -46,6 +49,94 @@ def combine_kernel(
         places += (tl.where(row >= 0, (tl.load(ids + t * K + i) - first) // extent, -1),)
     root = subtree(values, shares, places, 0, LEAVES, K)
     tl.store(out + t * n + c, root.to(out.dtype.element_ty), mask=c < n)
+
+
+@triton.jit
+def rows_at(y, rows, c, n, K: tl.constexpr):
+    """Returns columns c of K rows of y, of those that are there."""
+    values = ()
+    for i in tl.static_range(K):
+        values += (tl.load(y + rows[i] * n + c, mask=(c < n) & (rows[i] >= 0), other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
+def norm_chunks(
+    y,
+    rows,
+    shares,
+    places,
+    values,
+    x,
+    total,
+    weight,
+    out,
+    t,
+    n,
+    eps,
+    lane,
+    CHUNK: tl.constexpr,
+    K: tl.constexpr,
+    LEAVES: tl.constexpr,
+    LANES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Is rms_norm's, of a row that is x and the sum of `values`. The next chunk is on its way before this one is summed."""
+    c = (CHUNK * LANES + tl.arange(0, LANES))[None, :]
+    own = tl.load(x + t * n + c, mask=c < n, other=0.0).to(tl.float32)
+    w = tl.load(weight + c, mask=c < n, other=0.0).to(tl.float32)
+    after = values
+    if CHUNK + 1 < CHUNKS:
+        after = rows_at(y, rows, c + LANES, n, K)
+    delta = subtree(values, shares, places, 0, LEAVES, K).to(total.dtype.element_ty).to(tl.float32)
+    a = (own + delta).to(total.dtype.element_ty).to(tl.float32)
+    lane = tl.fma(a, a, lane)
+    if CHUNK + 1 < CHUNKS:
+        inverse = norm_chunks(
+            y, rows, shares, places, after, x, total, weight, out, t, n, eps, lane, CHUNK + 1, K, LEAVES, LANES, CHUNKS
+        )
+    else:
+        one = tl.full((1,), 1.0, tl.float32)
+        inverse = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(fold(lane), one * n) + eps))
+    tl.store(total + t * n + c, a.to(total.dtype.element_ty), mask=c < n)
+    tl.store(out + t * n + c, (a * inverse[:, None] * w).to(out.dtype.element_ty), mask=c < n)
+    return inverse
+
+
+@early
+@triton.jit
+def combine_add_norm_kernel(
+    y,
+    weights,
+    of,
+    ids,
+    x,
+    total,
+    weight,
+    out,
+    n,
+    first,
+    extent,
+    eps,
+    K: tl.constexpr,
+    LEAVES: tl.constexpr,
+    LANES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Sums one token's experts as combine_kernel does, adds its row of x and norms it."""
+    previous_done()
+    t = tl.program_id(0).to(tl.int64)
+    rows = ()
+    shares = ()
+    places = ()
+    for i in tl.static_range(K):
+        row = tl.load(of + t * K + i).to(tl.int64)
+        rows += (row,)
+        shares += (tl.load(weights + t * K + i),)
+        places += (tl.where(row >= 0, (tl.load(ids + t * K + i) - first) // extent, -1),)
+    values = rows_at(y, rows, tl.arange(0, LANES)[None, :], n, K)
+    lane = tl.zeros((1, LANES), tl.float32)
+    norm_chunks(y, rows, shares, places, values, x, total, weight, out, t, n, eps, lane, 0, K, LEAVES, LANES, CHUNKS)
 
 
 @triton.jit
@@ -99,3 +190,45 @@ def backward(
         given = (d_out, y, weights.contiguous(), of, d_y, d_weights, n, k, lanes, cdiv(n, lanes))
         launch(backward_kernel, (tokens, k), *given, num_warps=4, enable_fp_fusion=False)
     return d_y, d_weights
+
+
+def add_norm(
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    of: torch.Tensor,
+    ids: torch.Tensor,
+    first: int,
+    extent: int,
+    leaves: int,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    warps: int = 4,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums as `forward`, adds the sum to x and norms; returns (normed, sum)."""
+    (tokens, k), n = of.shape, y.shape[1]
+    if tokens not in FUSED:
+        delta = forward(y, weights, of, ids, first, extent, leaves, y.dtype)
+        return rms_norm.add_forward(x, delta, weight, eps)
+    x = x.contiguous()
+    out, total = torch.empty_like(x), torch.empty_like(x)
+    if tokens:
+        lanes = min(rms_norm.LANES, next_power_of_2(n))
+        given = (
+            y,
+            weights.contiguous(),
+            of,
+            ids.contiguous(),
+            x,
+            total,
+            weight.contiguous(),
+            out,
+            n,
+            first,
+            extent,
+            eps,
+        )
+        shape = (k, leaves, lanes, cdiv(n, lanes))
+        launch(combine_add_norm_kernel, (tokens,), *given, *shape, num_warps=warps, enable_fp_fusion=False)
+    return out, total

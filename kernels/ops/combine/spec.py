@@ -2,9 +2,10 @@
 
 import torch
 
-from kernels.ops.combine import combine
+from kernels.ops.combine import Mixture, combine, combine_add_norm
 from kernels.ops.dispatch import Slots, dispatch
 from kernels.ops.dispatch.spec import make_choices
+from kernels.ops.rms_norm import add_rms_norm
 from kernels.spec import Inputs, OpSpec, Sharding, Work, spread, tree_sum
 
 
@@ -24,13 +25,30 @@ def _slots(i: Inputs, align: int) -> Slots:
     return dispatch(i["ids"], i["first"], i["experts"], align, i["groups"])
 
 
-def _run(i: Inputs, align: int = 16, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+def _mixture(i: Inputs, align: int) -> Mixture:
     """`y` [T, k, n] laid out as an expert's matmul would leave it; rows that are nobody's are NaN."""
     slots = _slots(i, align)
     mine = slots.of >= 0
     rows = torch.full((slots.capacity, i["y"].shape[2]), torch.nan, dtype=i["y"].dtype, device=i["y"].device)
     rows = rows.index_put((slots.of[mine].long(),), i["y"][mine])
-    return combine(rows, i["weights"], i["ids"], slots, i["leaves"], out_dtype)
+    return Mixture(rows, i["weights"], i["ids"], slots, i["leaves"])
+
+
+def _run(i: Inputs, align: int = 16, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    return combine(*_mixture(i, align), out_dtype)
+
+
+@torch.no_grad()
+def _normed(i: Inputs, generator: torch.Generator) -> torch.Tensor:
+    """Returns the sum that is added to nothing; added to something, sum and norm have the bits of the two ops."""
+    mixture = _mixture(i, 16)
+    tokens, n = len(i["ids"]), i["y"].shape[2]
+    x, weight = (spread(shape, generator, i["y"].device, i["y"].dtype) for shape in ((tokens, n), (n,)))
+    ours = combine_add_norm(x, mixture, weight, 1e-6)
+    for mine, other in zip(ours, add_rms_norm(x, combine(*mixture), weight, 1e-6), strict=True):
+        if not torch.equal(mine, other):
+            raise AssertionError(f"combine_add_norm differs at {(mine != other).nonzero()[0].tolist()}")
+    return combine_add_norm(torch.zeros_like(x), mixture, weight, 1e-6)[1]
 
 
 def _split(i: Inputs, shard) -> Inputs:  # type: ignore[no-untyped-def]
@@ -57,10 +75,20 @@ COMBINE = OpSpec(
         "k": (1, 2, 5, 8),
         "groups": (1, 2),
     },
-    claims=("batch", "position", "padding", "alignments of experts", "shard", "threads", "alignment", "strides"),
+    claims=(
+        "batch",
+        "position",
+        "padding",
+        "alignments of experts",
+        "normed",
+        "shard",
+        "threads",
+        "alignment",
+        "strides",
+    ),
     accuracy=4.0,
     row_inputs=("y", "weights", "ids"),
-    variants={"alignments of experts": lambda i, _: _run(i, 128)},
+    variants={"alignments of experts": lambda i, _: _run(i, 128), "normed": _normed},
     shardings=(
         Sharding(
             "experts",

@@ -10,9 +10,7 @@ from kernels.ops.matmul import weight_gradient
 from kernels.tree import leaf_bounds
 
 
-def merge_low_rank(
-    w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, dtype: torch.dtype
-) -> torch.Tensor:
+def merge_low_rank(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """Computes w' = w + scale b a, rounded once to `dtype`: w'[n, k] = w[n, k] + scale * sum_j b[n, j] a[j, k].
 
     w [N, K] float32 or bfloat16, a [r, K] and b [N, r] float32 -> [N, K] in `dtype`, float32 or bfloat16. The sum is one

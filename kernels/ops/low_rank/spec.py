@@ -82,9 +82,7 @@ def _flops(case) -> float:  # type: ignore[no-untyped-def]
 GRADIENT = OpSpec(
     name="low_rank_gradients",
     make=_make_gradient,
-    run=lambda i: low_rank_gradients(
-        i["dy"], i["x"], i["a"], i["b"], _SCALE, i["sections"], i["leaves"], i["groups"]
-    ),
+    run=lambda i: low_rank_gradients(i["dy"], i["x"], i["a"], i["b"], _SCALE, i["sections"], i["leaves"], i["groups"]),
     reference=_products,
     scale=_magnitude,
     cases=(

@@ -3,6 +3,7 @@ the table that rope reads."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +13,15 @@ from kernels.ops.reduce import sum_rows
 from kernels.scalars import root_of_power
 
 Table = tuple[torch.Tensor, torch.Tensor]
+
+
+class Stored(NamedTuple):
+    """Says where keys go on their way, as `store_rows` would put them, and the values beside them."""
+
+    keys: torch.Tensor  # [rows, kv_heads, head_dim], contiguous: row slots[t] is written
+    values: torch.Tensor  # the same
+    slots: torch.Tensor  # int64 [T], each below `rows` and used once
+    new_values: torch.Tensor  # [T, kv_heads, head_dim]
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def norm_rope(
     kv_heads: int,
     *,
     groups: torch.Tensor | None = None,
+    stored: Stored | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (q, k) = rope(rms_norm(heads of x)), rounded after the norm and after rope, as by two ops one after the
     other: the outputs and the gradients have their bits. Rope: (a, b) -> (a cos - b sin, b cos + a sin) for the halves
@@ -77,7 +88,7 @@ def norm_rope(
     weights: of the query norm and the key norm, each [head_dim], or None for no norm, with eps and groups as in
     rms_norm; table: (cosine, sine) [P, head_dim / 2] from `rope_table`; positions int32 [T], each below P -> [T, heads,
     head_dim], [T, kv_heads, head_dim]. Rope's is rotary position embedding (Su et al. 2021, section 3.2), halves convention of
-    Hugging Face.
+    Hugging Face. `stored`: also does store_rows(keys, values, slots, k, new_values), where no gradient is asked for.
 
     Invariant to batch, position in it, and shard of the heads.
     """
@@ -88,7 +99,28 @@ def norm_rope(
     trained = weights is not None and any(w.requires_grad for w in weights)
     if groups is None and trained and torch.is_grad_enabled():
         raise UnsupportedError("norm_rope: the weights need gradients, so `groups` must say where each group ends")
-    return _NormRope.apply(x, *(weights or (None, None)), eps, *table, positions, kv_heads, groups)
+    if stored is None:
+        return _NormRope.apply(x, *(weights or (None, None)), eps, *table, positions, kv_heads, groups)
+    _check_stored(x, kv_heads, stored)
+    rounded = None if weights is None else (weights[0].to(x.dtype), weights[1].to(x.dtype))
+    op = same_device("norm_rope", x, table[0], positions, *stored)
+    return op.forward(x, rounded, eps, table, positions, kv_heads, stored)
+
+
+def _check_stored(x: torch.Tensor, kv_heads: int, stored: Stored) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise UnsupportedError("norm_rope: what is stored has no gradient, and x asks for one")
+    keys, values, _, new_values = stored
+    rows = (kv_heads, x.shape[2])
+    if keys.shape != values.shape or keys.shape[1:] != rows or new_values.shape != (len(x), *rows):
+        raise UnsupportedError(
+            f"norm_rope: {len(x)} keys of {rows} and values {tuple(new_values.shape)} into {tuple(keys.shape)}, "
+            f"{tuple(values.shape)}"
+        )
+    if not (keys.is_contiguous() and values.is_contiguous()) or {keys.dtype, values.dtype, new_values.dtype} != {
+        x.dtype
+    }:
+        raise UnsupportedError(f"norm_rope: a {keys.dtype} cache must be contiguous and take {x.dtype} rows")
 
 
 class _NormRope(torch.autograd.Function):

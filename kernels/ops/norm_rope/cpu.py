@@ -5,6 +5,7 @@ import torch
 from kernels.cpu import call
 from kernels.device import UnsupportedError
 from kernels.ops.rms_norm import cpu as rms_norm
+from kernels.ops.store_rows import cpu as store_rows
 
 
 def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,12 +34,17 @@ def forward(
     table: tuple[torch.Tensor, torch.Tensor],
     positions: torch.Tensor,
     kv_heads: int,
+    stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]."""
+    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]. `stored`
+    (keys, values, slots, new values): where k and the values go too."""
     parts = [x[:, : x.shape[1] - kv_heads], x[:, x.shape[1] - kv_heads :]]
     if weights is not None:
         parts = [rms_norm.forward(part, weight, eps) for part, weight in zip(parts, weights, strict=True)]
     q, k = (rotate(part, *table, positions, 1.0) for part in parts)
+    if stored is not None:
+        keys, values, slots, new_values = stored
+        store_rows.store(keys, values, slots, k, new_values)
     return q, k
 
 

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from kernels.device import UnsupportedError
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.launch import heads_contiguous
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import early, previous_done
 
@@ -56,20 +57,33 @@ def norm_rope_kernel(
     position,
     q,
     k,
+    keys,
+    values,
+    slots,
+    new_values,
     xt,
     xh,
+    vt,
+    vh,
     eps,
     NORM: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    STORE: tl.constexpr,
 ):
-    """Norms and rotates ROWS rows of query and key heads."""
+    """Norms and rotates ROWS rows of query and key heads. STORE: the keys also go to a row of `keys`, and what stands beside
+    them in new_values to the same row of `values`."""
     previous_done()
     t, h = heads_of_token(ROWS)
     is_q = (h < HEADS)[:, None]
     i = tl.arange(0, HALF)
+    if STORE:
+        of_row = ((tl.load(slots + t) * KV_HEADS + h - HEADS) * (2 * HALF))[:, None] + i[None, :]
+        beside = new_values + t * vt + ((h - HEADS) * vh)[:, None] + i[None, :]
+        v_low = tl.load(beside, mask=is_q == 0)
+        v_high = tl.load(beside + HALF, mask=is_q == 0)
     source = x + t * xt + (h * xh)[:, None] + i[None, :]
     a = tl.load(source).to(tl.float32)
     b = tl.load(source + HALF).to(tl.float32)
@@ -87,6 +101,11 @@ def norm_rope_kernel(
     tl.store(to_q + HALF, high, mask=is_q)
     tl.store(to_k, low, mask=is_q == 0)
     tl.store(to_k + HALF, high, mask=is_q == 0)
+    if STORE:
+        tl.store(keys + of_row, low, mask=is_q == 0)
+        tl.store(keys + of_row + HALF, high, mask=is_q == 0)
+        tl.store(values + of_row, v_low, mask=is_q == 0)
+        tl.store(values + of_row + HALF, v_high, mask=is_q == 0)
 
 
 def _grid(tokens: int, heads: int, D: int) -> tuple[tuple[int, int], int]:
@@ -102,13 +121,17 @@ def forward(
     table: tuple[torch.Tensor, torch.Tensor],
     positions: torch.Tensor,
     kv_heads: int,
+    stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]."""
+    """Norms the heads of x [T, H + KV, D] where `weights` are given, then rotates them: -> q [T, H, D], k [T, KV, D]. `stored`
+    (keys, values, slots, new values): where k and the values go too."""
     tokens, heads, D = x.shape[0], x.shape[1] - kv_heads, x.shape[2]
     if D & (D - 1):
         raise UnsupportedError(f"norm_rope on a GPU: head_dim {D} must be a power of two, as its attention's")
     x = x if x.stride(2) == 1 else x.contiguous()
     q, k = x.new_empty(tokens, heads, D), x.new_empty(tokens, kv_heads, D)
+    keys, values, slots, new_values = stored or (k, k, positions, k)
+    new_values = heads_contiguous(new_values)
     if tokens:
         grid, height = _grid(tokens, x.shape[1], D)
         run(
@@ -120,14 +143,21 @@ def forward(
             positions.contiguous(),
             q,
             k,
+            keys,
+            values,
+            slots.contiguous(),
+            new_values,
             x.stride(0),
             x.stride(1),
+            new_values.stride(0),
+            new_values.stride(1),
             eps,
             weights is not None,
             heads,
             kv_heads,
             D // 2,
             height,
+            stored is not None,
             num_warps=4,
             **_EXACT,
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
+from kernels.ops.norm_rope import Stored, cos_sin, norm_rope, rope_table
 from kernels.ops.rms_norm import rms_norm
 from kernels.spec import Inputs, OpSpec, Sharding, Work, concatenated, offsets, spread
 
@@ -34,6 +34,26 @@ def _one_after_the_other(i: Inputs, generator: torch.Generator) -> tuple[torch.T
     weights = (i["q_weight"], i["k_weight"])
     parts = [rms_norm(p, w, 1e-6, groups=i["groups"]) for p, w in zip(parts, weights, strict=True)]
     return norm_rope(torch.cat(parts, 1), None, 0.0, (i["cosine"], i["sine"]), i["positions"], i["kv_heads"])
+
+
+def _stored(i: Inputs, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Returns q, and k from the rows that it was stored in, among others that must stay; the values beside them are checked
+    here."""
+    x, kv = i["x"].detach(), i["kv_heads"]
+    tokens, _, D = x.shape
+    slots = torch.randperm(2 * tokens + 3, generator=generator)[:tokens].to(x.device)
+    keys, values = (torch.full((2 * tokens + 3, kv, D), torch.nan, dtype=x.dtype, device=x.device) for _ in range(2))
+    given = spread((tokens, 2 * kv, D), generator, x.device, x.dtype)[:, kv:]
+    table, weights = (i["cosine"], i["sine"]), (i["q_weight"].detach(), i["k_weight"].detach())
+    q, k = norm_rope(
+        x, weights, 1e-6, table, i["positions"], kv, groups=i["groups"], stored=Stored(keys, values, slots, given)
+    )
+    others = torch.ones(len(keys), dtype=torch.bool, device=x.device).index_fill(0, slots, False)
+    if not (torch.equal(values[slots], given) and torch.equal(keys[slots], k)):
+        raise AssertionError("norm_rope stored other values, or other keys than it returned")
+    if not (keys[others].isnan().all() and values[others].isnan().all()):
+        raise AssertionError("norm_rope wrote a row that is nobody's")
+    return q, keys[slots]
 
 
 def _reference(i: Inputs) -> tuple[torch.Tensor, ...]:
@@ -86,11 +106,11 @@ NORM_ROPE = OpSpec(
         "head_dim": (16, 32, 64),
         "groups": (1, 2, 3, 5),
     },
-    claims=("batch", "position", "padding", "shard", "groups", "threads", "alignment", "strides", "unfused"),
+    claims=("batch", "position", "padding", "shard", "groups", "threads", "alignment", "strides", "unfused", "stored"),
     accuracy=4.0,
     row_inputs=("x", "positions"),
     shardings=(Sharding("heads", most=lambda i: i["kv_heads"], split=_shard, join=concatenated(1)),),
-    variants={"unfused": _one_after_the_other},
+    variants={"unfused": _one_after_the_other, "stored": _stored},
     differentiable=("x", "q_weight"),  # the outputs[0] that is differentiated is q
     group_sums=("q_weight",),
     gradient_accuracy=6.0,

@@ -1,8 +1,9 @@
 """GPU sampling: noise and scores are the operations of cpu.c one by one, so a draw is the CPU's where the logits are.
 
-Two exact logarithms an id are much work for a vocabulary, and few ids can win. So a block first finds scores that are near
-enough, with the device's fast logarithm: the error of the noise is below 1e-4, and SLACK far above that. Then it computes the
-exact scores of the ids whose near score is within SLACK of the best, four at a time (they share a call of Philox).
+Two exact logarithms an id are much work for a vocabulary, and few ids can win. So a block first finds what each score is at
+most, with the device's fast logarithm: -ln(-ln(1 - u)) <= -ln u, of which the error is below 1e-4, and SLACK far above that.
+The exact score of the id for which that is highest is a bar. Then it computes the exact scores of the ids that may reach it,
+four at a time (they share a call of Philox).
 """
 
 import torch
@@ -15,7 +16,7 @@ from kernels.gpu.launch import cdiv, launch, next_power_of_2
 CHUNK = 4096
 """Ids of one block."""
 SLACK = tl.constexpr(2e-3)
-"""How far the near score of the winner may be below the best near score; and so much of its size (`ROUNDING`)."""
+"""How far the bound of the winner's score may be below the bar; and so much of its size (`ROUNDING`)."""
 ROUNDING = tl.constexpr(1e-6)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -53,13 +54,12 @@ def near_log2(x):
 
 
 @triton.jit
-def near_gumbel(bits):
-    """Computes -ln(-ln(1 - u)) with an error below 1e-4: by its series where 1 - u would lose u."""
-    u = ((bits >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-    u = tl.where(bits < 256, (bits.to(tl.int32).to(tl.float32) + 0.5) * 2.3283064365386962890625e-10, u)
-    small = u * (1.0 + u * (0.5 + u * 0.3333333))
-    e = tl.where(u < 0.015625, small, -_LN_2 * near_log2(tl.maximum(1.0 - u, 5.9604644775390625e-08)))
-    return -_LN_2 * near_log2(e)
+def most_gumbel(bits):
+    """Computes -ln u with an error below 1e-4, u as in `exponential`: what -ln(-ln(1 - u)) is at most, and nearly where u is
+    small."""
+    few = bits < 256
+    u = tl.where(few, bits, (bits & 0xFFFFFF00) | 0x80).to(tl.float32)
+    return 22.18070977791825 - _LN_2 * near_log2(tl.where(few, u + 0.5, u))  # 32 ln 2
 
 
 @triton.jit
@@ -85,11 +85,14 @@ def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, s
     lowest = 0x7FFFFFFF
     if tl.load(greedy + r) == 0:
         x = tl.load(row + v, mask=v < n, other=float("-inf"))
-        near = x * tl.div_rn(1.0, t) + near_gumbel(words_of(seed, position, first_id // 4 + first // 4, CHUNK // 4))
-        near = tl.where((near == near) & (v < n), near, float("-inf"))
-        high = tl.max(near, 0)
-        least = high - (SLACK + ROUNDING * tl.abs(high))
-        may = ((near >= least) | (near == high)) & (near > float("-inf"))
+        most = x * tl.div_rn(1.0, t) + most_gumbel(words_of(seed, position, first_id // 4 + first // 4, CHUNK // 4))
+        most = tl.where((most == most) & (v < n), most, float("-inf"))
+        high = tl.max(most, 0)
+        four = tl.min(tl.where(most == high, v, 0x7FFFFFFC), 0) // 4
+        w = four * 4 + tl.arange(0, 4)
+        bar = tl.max(scores(row, t, seed, position, True, w, four, n, first_id, 1), 0)
+        least = bar - (SLACK + ROUNDING * tl.abs(bar))
+        may = ((most >= least) | (most == high)) & (most > float("-inf"))
         four = tl.min(tl.where(may, v, 0x7FFFFFFC), 0) // 4
         while four < 0x1FFFFFFF:
             w = four * 4 + tl.arange(0, 4)

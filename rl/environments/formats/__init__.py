@@ -2,6 +2,7 @@
 
 hermes.py       <tool_call>{"name": ..., "arguments": {...}}</tool_call>: Hermes, Qwen2.5, Qwen3
 qwen_coder.py   <tool_call><function=...><parameter=...>: Qwen3-Coder, Qwen3.5
+mistral.py      [TOOL_CALLS] [{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name[ARGS]{...}: Mistral
 llama.py        {"name": ..., "parameters": {...}} as the whole text: Llama 3
 plain.py        name(arguments) as the whole text: a model without a chat template
 """
@@ -9,7 +10,7 @@ plain.py        name(arguments) as the whole text: a model without a chat templa
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rl.environments.formats import hermes, llama, plain, qwen_coder
+from rl.environments.formats import hermes, llama, mistral, plain, qwen_coder
 from rl.environments.formats.call import Call
 from rl.errors import UserError
 
@@ -18,6 +19,7 @@ Read = Callable[[str, Mapping[str, Any]], list[Call]]
 FORMATS: dict[str, Read] = {
     "hermes": hermes.calls,
     "qwen_coder": qwen_coder.calls,
+    "mistral": mistral.calls,
     "llama": llama.calls,
     "plain": plain.calls,
 }
@@ -30,7 +32,7 @@ def chosen(name: str, template: str | None) -> str:
         return name
     if template is None:
         return "plain"
-    marks = (("qwen_coder", "<function="), ("hermes", "<tool_call>"), ("llama", "ipython"))
+    marks = (("qwen_coder", "<function="), ("hermes", "<tool_call>"), ("mistral", "[TOOL_CALLS]"), ("llama", "ipython"))
     found = next((family for family, mark in marks if mark in template), None)
     if found is None:
         raise UserError(

@@ -17,6 +17,7 @@ class Call:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    id: str = ""  # where the family's answers name the call
 
 
 def spoken(text: str) -> str:

@@ -30,6 +30,3 @@ def open_tracker(kind: str, out_dir: Path, config: dict[str, Any], name: str) ->
     """Starts a tracker of the run in `out_dir`. What it raises is its own."""
     made: Tracker = getattr(import_module(f"rl.run.trackers.on_{kind}"), TRACKERS[kind])(out_dir, config, name)
     return made
-
-
-__all__ = ["TABLE_COLUMNS", "TRACKERS", "Tracker", "check_installed", "open_tracker"]

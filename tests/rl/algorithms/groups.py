@@ -7,7 +7,14 @@ from rl.samples import Group, Sample
 from rollout.sampling import Completion, SamplingParams
 
 PLAIN = {
-    **{"mini_batches": 1, "update_epochs": 1, "sampling_rounds": 1, "overlong_buffer": 0, "mask_overlong": False},
+    **{
+        "mini_batches": 1,
+        "update_epochs": 1,
+        "sampling_rounds": 1,
+        "lag": 0,
+        "overlong_buffer": 0,
+        "mask_overlong": False,
+    },
     **{"kl_coef": 0.0, "kl_estimator": "k3", "kl_in": "loss", "reference": None, "entropy_coef": 0.0},
 }
 """The keys of an algorithm that change nothing."""

@@ -41,6 +41,14 @@ def test_what_a_family_writes_is_read(a: Any, b: Any, before: str) -> None:
     assert read("hermes", f"{before}<tool_call>{said}</tool_call>\n<tool_call>\n{said}</tool_call>") == [expected] * 2
     assert read("llama", json.dumps({"name": "add", "parameters": arguments})) == [expected]
     assert read("llama", "<|python_tag|>" + said) == [expected]
+    listed = json.dumps([{"name": "add", "arguments": arguments, "id": "abc12DEF9"}] * 2)
+    one = Call("add", arguments, id="abc12DEF9")
+    assert read("mistral", f"{before}[TOOL_CALLS] {listed}") == [one, one]
+    assert read("mistral", f"{before}[TOOL_CALLS]{said}") == [Call("add", arguments, id="000000000")]
+    later = f"[TOOL_CALLS]add[CALL_ID]abc12DEF9[ARGS]{json.dumps(arguments)}"
+    numbered = Call("add", arguments, id="000000001")
+    if "[TOOL_CALLS]" not in later[12:] and "[ARGS]" not in later[45:]:  # in a text of the arguments
+        assert read("mistral", f"{before}{later}[TOOL_CALLS]add[ARGS]{json.dumps(arguments)}") == [one, numbered]
     assert read("plain", f"add({json.dumps(a)}, {json.dumps(b)})") == [expected]
 
 
@@ -74,6 +82,11 @@ def test_values_of_qwen_coder_are_what_the_schema_says(a: int, text: str) -> Non
         ("qwen_coder", "<tool_call>\n<function=add>\n<parameter=a>\n1", "a call is"),
         ("qwen_coder", "<tool_call><function=sub></function></tool_call>", "no tool 'sub'"),
         ("llama", '{"name": "sub", "parameters": {}}', "no tool 'sub'"),
+        ("mistral", '[TOOL_CALLS] [{"name": "sub", "arguments": {}}]', "no tool 'sub'"),
+        ("mistral", '[TOOL_CALLS] [{"name": "add"', "no JSON"),
+        ("mistral", '[TOOL_CALLS] ["add"]', "is followed by"),
+        ("mistral", "[TOOL_CALLS]add[ARGS]{", "no JSON"),
+        ("mistral", "[TOOL_CALLS][ARGS]{}", "a call is"),
         ("plain", "add(1; 2)", "no JSON"),
         ("plain", "add(1, 2, 3)", "takes 2"),
     ],
@@ -94,7 +107,7 @@ def test_a_text_is_no_call(text: str) -> None:
 @given(st.text(alphabet="<>{}[]()/=\"',: \nabtolcnmeu_0", max_size=60))
 def test_no_text_is_too_strange(text: str) -> None:
     for family in FORMATS:
-        for start in ("", "<tool_call>", "<tool_call><function=", "{", "add("):
+        for start in ("", "<tool_call>", "<tool_call><function=", "[TOOL_CALLS]", "[TOOL_CALLS]add[ARGS]", "{", "add("):
             assert all(call.error or call.name in TOOLS for call in read(family, start + text))
 
 
@@ -103,6 +116,7 @@ def test_the_family_is_the_templates() -> None:
     assert chosen("auto", "{{ '<tool_call>' }}") == "hermes"
     assert chosen("auto", "{{ '<tool_call><function=' }}") == "qwen_coder"
     assert chosen("auto", "{% if role == 'ipython' %}") == "llama"
+    assert chosen("auto", "{{ '[TOOL_CALLS] [' }}") == "mistral"
     assert chosen("llama", "{{ '<tool_call>' }}") == "llama"
-    with pytest.raises(UserError, match="hermes, qwen_coder, llama, plain"):
+    with pytest.raises(UserError, match="hermes, qwen_coder, mistral, llama, plain"):
         chosen("auto", "{{ messages }}")

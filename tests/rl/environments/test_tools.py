@@ -19,12 +19,12 @@ from rl.config import RunConfig
 from rl.data import Problem, Source
 from rl.data.numbered import LETTERS
 from rl.data.tokenizer import of_characters
-from rl.environments.choice import open_environment
+from rl.environments.choice import open_environment, open_hosts
 from rl.environments.conversation import Played
 from rl.environments.environment import Environment, Generate, score
 from rl.environments.formats.call import Call
 from rl.environments.hosts import Hosts
-from rl.environments.tools import Tools, open_hosts
+from rl.environments.tools import Tools
 from rl.environments.turns import PlainTurns
 from rl.errors import UserError
 from rl.journal import conversations
@@ -71,6 +71,7 @@ def tools(hosts: Hosts, drop: bool = False, **more: Any) -> Tools:
     said: list[str] = []
     return Tools(
         tokenizer=TOKENIZER,
+        name=hosts.about.name,
         hosts=hosts,
         turns=PlainTurns(TOKENIZER),
         read=more.pop("read", always),

@@ -1,5 +1,6 @@
 """What stands between two completions, as tokens: what the chat template writes of it all, and nothing twice."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from rl.data import Problem
 from rl.data.chat import PLAIN
 from rl.data.tokenizer import byte_level_bpe, of_characters
+from rl.environments.formats import mistral
 from rl.environments.turns import ChatTurns, PlainTurns
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
@@ -30,6 +32,28 @@ QWEN = """{%- if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% end
 {%- if add_generation_prompt %}assistant:
 {% endif %}"""
 """As Qwen's: the answers of one turn stand together, and the end token is followed by a line break."""
+MISTRAL = """{{- bos_token }}
+{%- set said = namespace(count=0) %}
+{%- for message in messages %}
+{%- if message.role in ('user', 'assistant') and not message.tool_calls %}
+{%- if (message.role == 'user') != (said.count % 2 == 0) %}{{ raise_exception('user and assistant must alternate') }}{% endif %}
+{%- set said.count = said.count + 1 %}
+{%- endif %}
+{%- if message.role == 'user' %}
+{%- if tools and message == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}
+{{- '[AVAILABLE_TOOLS]' }}{{ tools | tojson }}[/AVAILABLE_TOOLS]
+{%- endif %}[INST] {{ message.content }}[/INST]
+{%- elif message.tool_calls %}[TOOL_CALLS] [
+{%- for call in message.tool_calls %}{{ (call.function | tojson)[:-1] }}, "id": "{{ call.id }}"}{{ ']' if loop.last else ', ' }}
+{%- endfor %}{{ eos_token }}
+{%- elif message.role == 'tool' %}
+{%- if not message.tool_call_id or message.tool_call_id | length != 9 %}{{ raise_exception('an id of 9 letters') }}{% endif %}
+{{- '[TOOL_RESULTS] {"content": ' + message.content + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- else %} {{ message.content }}{{ eos_token }}
+{%- endif %}
+{%- endfor %}"""
+"""As Mistral's: roles alternate but for calls and their answers, which name the call; the tools stand before the last question
+only, and an answer begins with a space."""
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 TEXTS = ["user assistant tool_response add 1 2 3 what is it?", PLAIN, QWEN]
 
@@ -128,3 +152,25 @@ def test_a_template_that_cannot_carry_turns_is_refused(tokenizer: Tokenizer, tem
     with pytest.raises(UserError) as error:
         chat(tokenizer, template)
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_answers_of_mistrals_tools_name_their_calls() -> None:
+    """What stands between two completions is what the template writes of a conversation of calls."""
+    tokenizer = byte_level_bpe([*TEXTS, MISTRAL], 400, MISTRAL)
+    end = tokenizer.decode([tokenizer.ends[0]], special=True)
+    turns = chat(tokenizer, MISTRAL)
+    told = [{"role": "tool", "name": "add", "content": str(i), "tool_call_id": f"{i:09d}"} for i in range(2)]
+    calls = [{"id": f"{i:09d}", "type": "function", "function": {"name": "add", "arguments": {}}} for i in range(2)]
+    asked = {"role": "user", "content": "what?"}
+    prompt = turns.prompt(problem(tokenizer, [asked]), "")
+    whole = tokenizer.chat(
+        [asked, {"role": "assistant", "content": "", "tool_calls": calls}, *told],
+        chat_template=MISTRAL,
+        tools=TOOLS,
+    )
+    said = json.dumps([{"name": "add", "arguments": {}, "id": f"{i:09d}"} for i in range(2)])
+    written = f"[TOOL_CALLS] {said}{end}"
+    pieces = (*prompt, *tokenizer.encode(written, add_special_tokens=False), *turns.answers(told))
+    assert tokenizer.decode(pieces, special=True) == whole
+    (read, _) = mistral.calls(written.removesuffix(end), {"add": {}})
+    assert read.id == "000000000" and not read.error

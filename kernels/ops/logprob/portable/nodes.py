@@ -83,7 +83,7 @@ def merge_tiles(nodes, leaf_nodes, count, tiles, BLOCK: tl.constexpr):
     node = nodes + at * tiles * 2
     m = tl.load(node, mask=there, other=0.0)
     s = tl.load(node + 1, mask=there, other=1.0)
-    for i in range(1, tiles):
+    for i in tl.range(1, tiles, loop_unroll_factor=8):  # so that some loads are on their way at once
         m1 = tl.load(node + 2 * i, mask=there, other=0.0)
         s1 = tl.load(node + 2 * i + 1, mask=there, other=1.0)
         m, s = merge(m, s, m1, s1)

@@ -5,7 +5,8 @@ the last one, where the group ends inside it, is read from a copy that is padded
 never holds a token of the next group. More than eight groups go by eights: the root of a set is a node of level 3, and levels 3
 and above of the binary counter wait in a scratch tile that stays in L2.
 
-With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y.
+With `experts` the rows of each lie together and have groups of their own: as many sums, one after the other in y. Their tiles
+are short, so that the way of a tile to memory counts: it leaves by TMA, through shared memory, while the next one is computed.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from kernels.gpu.card import card_of
+from kernels.gpu.dialect import reinterpret, store_boxes
 from kernels.gpu.hopper.pace import PERIOD, in_step, leave
 from kernels.gpu.hopper.ring import (
     BK,
@@ -35,7 +38,7 @@ from kernels.gpu.hopper.ring import (
     tile_of,
     tile_origin,
 )
-from kernels.gpu.launch import cdiv, next_power_of_2
+from kernels.gpu.launch import cdiv, next_power_of_2, tile_boxes
 from kernels.gpu.launch import launch as run
 from kernels.gpu.workspace import counters
 
@@ -149,10 +152,38 @@ def producer(
 
 
 @gluon.jit
+def outlets(yd, parked, L: gl.constexpr, OUT: gl.constexpr, BUFFERS: gl.constexpr):
+    """Returns room for BUFFERS parts of a tile, OUT columns each, on their way to memory: that of what is parked, if any is."""
+    if OUT == 0:
+        return parked
+    elif L == 8:
+        return reinterpret(parked, gl.float32, [BUFFERS, 64, OUT], yd.layout)
+    else:
+        return gl.allocate_shared_memory(gl.float32, [BUFFERS, 64, OUT], yd.layout)
+
+
+@gluon.jit
+def send(v, out, yd, row, column, PART: gl.constexpr, OUT: gl.constexpr, BUFFERS: gl.constexpr):
+    """Stores float32 [64, W] by TMA in parts of OUT columns, of which `v` begins with number PART; the last ones run on."""
+    W: gl.constexpr = v.shape[1]
+    if W > OUT:
+        left, right = gl.split(gl.permute(gl.reshape(v, [64, 2, W // 2]), [0, 2, 1]))
+        send(left, out, yd, row, column, PART, OUT, BUFFERS)
+        send(right, out, yd, row, column + W // 2, PART + W // 2 // OUT, OUT, BUFFERS)
+    else:
+        tma.store_wait(BUFFERS - 1)
+        out.index(PART % BUFFERS).store(v)
+        fence_async_shared()
+        store_boxes(yd, [row, column], out.index(PART % BUFFERS))
+
+
+@gluon.jit
 def consumer(
     ring,
     a,
     parked,
+    out,
+    yd,
     y,
     scratch,
     groups,
@@ -163,6 +194,8 @@ def consumer(
     L: gl.constexpr,
     MORE: gl.constexpr,
     EXPERTS: gl.constexpr,
+    OUT: gl.constexpr,
+    BUFFERS: gl.constexpr,
 ):
     """Computes with one warpgroup: rows ROW .. ROW + 63 of every tile of this block. MORE: than one set of leaves."""
     BN: gl.constexpr = ring.BN
@@ -201,11 +234,15 @@ def consumer(
                 v = tile_of(node, BN, ACC)
         else:
             v, stage, phase = subtree(ring, a, parked, stage, phase, 0, bounds, 0, groups.leaves, L, True)
-        inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
-        at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
-        if EXPERTS:
-            at += expert.to(gl.int64) * M * N
-        gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+        if OUT:
+            send(v, out, yd, expert * M + row * 128 + ROW, column * BN, 0, OUT, BUFFERS)
+        else:
+            inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
+            at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
+            if EXPERTS:
+                at += expert.to(gl.int64) * M * N
+            gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["M", "leaves", "sets", "levels", "experts"])
@@ -214,6 +251,7 @@ def grouped_kernel(
     bd,
     a_tails,
     b_tails,
+    yd,
     y,
     scratch,
     pace,
@@ -231,16 +269,26 @@ def grouped_kernel(
     MORE: gl.constexpr,
     EVERY: gl.constexpr,
     EXPERTS: gl.constexpr,
+    OUT: gl.constexpr,
+    BUFFERS: gl.constexpr,
 ):
     """Computes all tiles of a^T b, summed over tokens group by group and up the tree."""
     groups = Groups(bounds, leaves, sets, levels, experts)
     ring = allocate(ad, bd, BN, STAGES, True, True)
     park0 = park(ring, L)
     park1 = park(ring, L)
+    o0 = outlets(yd, park0, L, OUT, BUFFERS)
+    o1 = outlets(yd, park1, L, OUT, BUFFERS)
     gl.warp_specialize(
         [
-            (consumer, (ring, ring.a0, park0, y, scratch, groups, M, N, 0, GROUP, L, MORE, EXPERTS)),
-            (consumer, (ring, ring.a1, park1, y, scratch, groups, M, N, 64, GROUP, L, MORE, EXPERTS)),
+            (
+                consumer,
+                (ring, ring.a0, park0, o0, yd, y, scratch, groups, M, N, 0, GROUP, L, MORE, EXPERTS, OUT, BUFFERS),
+            ),
+            (
+                consumer,
+                (ring, ring.a1, park1, o1, yd, y, scratch, groups, M, N, 64, GROUP, L, MORE, EXPERTS, OUT, BUFFERS),
+            ),
             (producer, (ring, ad, bd, a_tails, b_tails, pace, groups, M, N, GROUP, L, EVERY, EXPERTS)),
             (idle, ()),
             (idle, ()),
@@ -258,6 +306,19 @@ def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
     return room if width % 8 == 0 else room[:, :width]
 
 
+def _outlet(y: torch.Tensor, M: int, experts: bool, L: int, BN: int) -> tuple[int, int]:
+    """Chooses how a tile leaves: (columns of a part, parts at once), or from registers, (0, 1), where no tile of TMA's is a
+    tile of one expert, or where tiles are long and the room is better spent on stages."""
+    if not experts or M % 128 or y.dtype != torch.float32 or not reachable_rows(y):
+        return 0, 1
+    return (64, 2) if L == 8 else (64, 1)
+
+
+def reachable_rows(y: torch.Tensor) -> bool:
+    """Says whether TMA can write rows of `y`, float32."""
+    return y.is_contiguous() and y.shape[1] % 4 == 0 and y.data_ptr() % 16 == 0
+
+
 def launch(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -270,9 +331,11 @@ def launch(
     depth: int | None = None,
     blocks: int | None = None,
     period: int = PERIOD,
+    out: tuple[int, int] | None = None,
 ) -> None:
     """Computes y = a^T b, one leaf a group: a [T, M], b [T, N] bf16, bounds int64 [leaves + 1] on the device -> y [M, N]
-    (float32, or rounded once); or bounds [experts, leaves + 1] -> y [experts * M, N]."""
+    (float32, or rounded once); or bounds [experts, leaves + 1] -> y [experts * M, N]. `out`: columns of a part of a tile that
+    leaves by TMA, and how many do at once; (0, 1): from registers."""
     M, N = a.shape[1], b.shape[1]
     rows = cdiv(M, 128)
     experts, leaves = (bounds.shape[0] if bounds.dim() == 2 else 1), bounds.shape[-1] - 1
@@ -282,6 +345,8 @@ def launch(
     grid = (min(blocks or card.multiprocessors, experts * rows * cdiv(N, BN)),)
     L = min(most, next_power_of_2(leaves))
     sets = cdiv(leaves, L)
+    OUT, BUFFERS = out or _outlet(y, M, bounds.dim() == 2, L, BN)
+    room = 0 if L == 8 else 2 * 64 * 4 * OUT * BUFFERS
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
     a_tails, b_tails = _tails(a, experts * leaves), _tails(b, experts * leaves)
@@ -295,6 +360,7 @@ def launch(
         descriptor(b, BN, True),
         descriptor(a_tails, 64, True),
         descriptor(b_tails, BN, True),
+        tile_boxes(y, 64, OUT) if OUT else y,
         y,
         scratch,
         counters(a.device, 2),
@@ -306,11 +372,13 @@ def launch(
         levels,
         experts,
         BN,
-        depth or min(6, stages(card.shared_memory, L, BN, False)),
+        depth or min(6, stages(card.shared_memory - room, L, BN, False)),
         group,
         L,
         sets > 1,
         period,
         bounds.dim() == 2,
+        OUT,
+        BUFFERS,
         num_warps=4,
     )
