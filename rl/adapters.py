@@ -1,8 +1,8 @@
 """Adapters: which ones a run trains, on what, and when (`trainer/adapters.py` trains them).
 
-A warm start trains the whole model; what it ends with is then frozen. The frozen weights are those of the model directory that the
-run was given or, where no directory has them (random weights, a warm start), are kept in out_dir/base. A checkpoint does not hold
-them but names their digest: a run that goes on with others is refused.
+A warm start trains the whole model; what it ends with is then frozen. The frozen weights are those of the model directory that
+the run was given or, where no directory has them (random weights, a warm start), are kept in out_dir/base. A checkpoint has not
+these weights but names their digest: a run that goes on with others is refused.
 """
 
 import shutil

@@ -7,8 +7,8 @@ from typing import Any
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
 REFUSED: Mapping[str, str] = {
-    "adapter.dropout": "a weight that is merged has no dropout, and what is sampled must be what is trained; regularise by a lower "
-    "adapter.rank, or trainer.weight_decay"
+    "adapter.dropout": "a weight that is merged has no dropout, and what is sampled must be what is trained; regularise by a "
+    "lower adapter.rank, or by trainer.weight_decay"
 }
 """Keys that other systems have, and why there is none here."""
 ADDED: Mapping[str, Any] = {

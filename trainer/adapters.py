@@ -3,8 +3,8 @@ W' = W + scale B A, rounded once (`kernels.ops.merge_low_rank`).
 
 FSDP2 gathers the merged rows as it gathers any weight; beside them each rank keeps the frozen rows of the weights that have an
 adapter, in the dtype of activations. After every step it merges its rows anew: of B it has the same rows, of A it gathers all.
-Whose rows they are changes no bit. Frozen weights have no float32 masters, no moments and no gradients: that of an adapter comes
-from the activations (`kernels.ops.with_low_rank_gradient`), so that nothing of the size of W is ever summed over tokens.
+Whose rows they are changes no bit. Frozen weights have no float32 masters, no moments and no gradients: that of an adapter
+comes from the activations (`kernels.ops.with_low_rank_gradient`): nothing of the size of W is ever summed over tokens.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Adapters: low-rank additions to frozen weights, W' = W + scale B A (LoRA, Hu et al. 2021), and the tensors that they add.
 
-A matrix that the model holds may be several of a file, one below the other (q, k, v). Each of these sections has an A of its own,
-so that a file of adapters has them apart: A [sections r, K], B [N, r]; rows n of W' are W[n] + scale B[n] A[section of n].
+A matrix that the model holds may be several of a file, one below the other (q, k, v). Each of these sections has an A of its
+own, so that a file of adapters has them apart: A [sections r, K], B [N, r]; row n of W' is W[n] + scale B[n] A[section of n].
 """
 
 import math

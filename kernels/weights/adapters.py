@@ -1,7 +1,7 @@
 """Adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors, read, written, and merged.
 
-A module is a matrix of a Hugging Face model with its A [r, K], B [N, r] and scale: W' = W + scale B A by the one definition of the
-merge (`kernels.ops.merge_low_rank`), of W rounded to the dtype that it is used in.
+A module is a matrix of a Hugging Face model with its A [r, K], B [N, r] and scale: W' = W + scale B A by the one definition of
+the merge (`kernels.ops.merge_low_rank`), of W rounded to the dtype that it is used in.
 """
 
 import json
@@ -66,7 +66,7 @@ def modules_of(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Modu
 
 
 def merged(modules: Modules, dtype: torch.dtype) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """Returns what `kernels.weights.files.load` does to a tensor: rounds it to `dtype` and merges its adapter, if it has one."""
+    """Returns what `kernels.weights.files.load` does to a tensor: rounds it to `dtype` and merges its adapter, if any."""
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         held, module = tensor.to(dtype), modules.get(name)

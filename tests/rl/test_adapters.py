@@ -78,10 +78,10 @@ def test_a_section_that_cannot_be_is_one_line(keys: tuple[str, ...]) -> None:
 
 def test_what_a_model_cannot_have_is_refused() -> None:
     wide = config_of("adapter.rank=1000")
-    with pytest.raises(ConfigError, match="rank 1000 is above .* the width of layers.0.qkv"):
+    with pytest.raises(ConfigError, match=r"rank 1000 is above .* the width of layers.0.qkv"):
         adapted_model(wide, model_config(wide, VOCABULARY))
     critic = config_of("adapter.rank=4", "algorithm=ppo")
-    with pytest.raises(UserError, match="adapter.rank=4 with algorithm=ppo: its critic is trained whole"):
+    with pytest.raises(UserError, match=r"adapter\.rank=4 with algorithm=ppo: its critic is trained whole"):
         adapted_model(critic, model_config(critic, VOCABULARY))
 
 
@@ -98,7 +98,7 @@ def test_the_section_decides_bits_and_older_runs_have_none() -> None:
     assert "adapter.rank=0 there, adapter.rank=4 here" in difference(theirs, identity(adapted))
 
 
-def test_the_plan_counts_adapters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_counts_adapters_alone() -> None:
     """On one card of 80 GB, with no offload: two copies of the weights in bfloat16, and next to nothing that is trained."""
     config = config_of("+recipe=lora_qwen3_8b", "data.path=unused")
     model = model_config(config, None)

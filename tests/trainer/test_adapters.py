@@ -39,11 +39,12 @@ def trainer_of(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts"])
 def test_a_full_run_with_the_merged_weights_says_the_same(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
     """The forward pass and dX are those of a full model whose weights are W'."""
     config = SHAPES[name]
-    trainer = trainer_of(adapted(config), mesh, dtype, steps=3)
+    adapter = Adapter((("attention", 4),), 8.0) if config.experts else BOTH
+    trainer = trainer_of(adapted(config, adapter), mesh, dtype, steps=3)
     full = Trainer(config, TrainerConfig(1, 2, dtype=dtype), mesh, trainer.weights())
     batch = random_batch(config, 4, seed=9)
     mine, theirs = (torch.from_numpy(t.forward(batch).values) for t in (trainer, full))

@@ -153,5 +153,5 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a readable safetensors file"):
         read(folder, config)
     (folder / CONFIG).unlink()
-    with pytest.raises(ConfigError, match="adapter_config.json does not exist"):
+    with pytest.raises(ConfigError, match=r"adapter_config\.json does not exist"):
         read(folder, config)

@@ -86,8 +86,9 @@ class Pass:
         x: torch.Tensor,
         y: torch.Tensor,
     ) -> torch.Tensor:
-        """Returns y, which is x times the weight `name` with its adapter merged, as it is; `declared`: the block's parameters. In training its backward
-        pass gives the adapter, if there is one, its gradient (`kernels.ops.with_low_rank_gradient`)."""
+        """Returns y, which is x times the weight `name` with its adapter merged, as it is; `declared`: the block's parameters.
+        In training its backward pass gives the adapter, if there is one, its gradient
+        (`kernels.ops.with_low_rank_gradient`)."""
         adapter = self.config.adapter
         if adapter is None or name + A not in weights or not torch.is_grad_enabled():
             return y

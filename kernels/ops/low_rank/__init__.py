@@ -26,8 +26,8 @@ def merge_low_rank(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: flo
     floats = (torch.float32, torch.bfloat16)
     if (a.dtype, b.dtype) != (torch.float32, torch.float32) or w.dtype not in floats or dtype not in floats:
         raise UnsupportedError(
-            f"merge_low_rank: w is {w.dtype}, a {a.dtype}, b {b.dtype}, the result {dtype}; a and b must be float32, the others "
-            f"float32 or bfloat16"
+            f"merge_low_rank: w is {w.dtype}, a {a.dtype}, b {b.dtype}, the result {dtype}; a and b must be float32, the "
+            f"others float32 or bfloat16"
         )
     return same_device("low_rank", w, a, b).merge(w, a, b, nearest(scale), dtype)  # type: ignore[no-any-return]
 
@@ -55,8 +55,8 @@ def with_low_rank_gradient(
     y [T, N], x [T, K] float32 or bfloat16. `sections`: rows of w' that have an a of their own, each; a [sections r, K] holds
     these one below the other, b [N, r]. u and v are matmuls on the tree of `leaves` leaves (over K, and over a section's rows),
     times `scale` in float32, rounded to the dtype of x; da and db, float32 or what the tensors ask for, sum over tokens, one
-    leaf for each group of sequences (`groups`: int64 token offsets [G + 1]). So they are invariant to all that the gradient of a
-    whole weight is: the cut of the batch into micro-batches and ranks above all.
+    leaf for each group of sequences (`groups`: int64 token offsets [G + 1]). So they are invariant to all that the gradient of
+    a whole weight is: the cut of the batch into micro-batches and ranks above all.
 
     The backward pass raises UnsupportedError where shapes do not fit, TreeError where `leaves` divides not K or not a section.
     """
