@@ -153,7 +153,7 @@ def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log:
     saved = beside(config, ready.model, ready.source.tokenizer)
     files = beside_files(saved, ready.model) if config.checkpoint.every else {}
     values = config.model_dump(mode="json")
-    facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    facts: dict[str, Any] = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
     if config.adapter.ranks and (path := given(config)):
         facts["base"] = str(Path(path).absolute())
     return Checkpoints(log.out_dir, config.checkpoint, trainer, ready.model, log, since, files, facts)
