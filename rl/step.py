@@ -131,7 +131,7 @@ class Step:
         self.keeper.trained(step, batch, compared.logprobs)
         self.journal.completions(step, drawn.groups, compared, show)
         try:
-            mismatch = align.check_batch(first, compared.logprobs, self.policy, step)
+            mismatch = align.check_batch(first, compared.logprobs, self.policy, step, updates[0].report.by)
         except align.AlignmentError:
             failed = self.journal.measure(step, drawn.groups, batch, updates, compared)
             self.journal.step(step, failed | clock.seconds)

@@ -26,11 +26,12 @@ def test_a_rank_is_heard_while_it_lives() -> None:
     store = listen()
     heard = Heard(store, ["trainer rank 0", "trainer rank 1"])
     assert heard.beats() == {}
-    Heartbeat("trainer rank 1", address_of(store))
+    beating = Heartbeat("trainer rank 1", address_of(store))
     until = time.monotonic() + 60
     while not (found := heard.beats()) or found["trainer rank 1"].number < 2:
         assert time.monotonic() < until
         time.sleep(0.1)
+    beating.stop()
     assert set(found) == {"trainer rank 1"}
     assert str(found["trainer rank 1"]) == "waited for a call"
 
