@@ -14,6 +14,12 @@ ALLOWED = {  # why: "file, function, what"
     "whole numbers: counts, lengths, offsets, digests modulo 2^64; int64, or Python's": (
         "kernels/weights/fingerprint.py fingerprint .sum",
         "rl/cluster/streams.py Streams._send sum",
+        "rl/cluster/nodes.py found sum",
+        "rl/cluster/nodes.py _bundle sum",
+        "rl/placement.py _all_have_one sum",
+        "rl/train.py Parts._publish sum",
+        "rollout/receiver.py Receiver.begin sum",
+        "kernels/weights/routes.py serving sum",
         "rl/environments/games/calculator.py added sum",
         "rl/evaluation/sets.py _open sum",
         "rl/journal.py conversations sum",
