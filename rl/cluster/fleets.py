@@ -159,7 +159,9 @@ class TrainerFleet(_Fleet):
         """Does one optimizer step on all of `batch`, of which each rank takes its part."""
         check_ray()
         shared = ray.put(batch)
-        return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)), [r.name for r in self.ranks])
+        return StepReport.merge(
+            self._all(lambda rank: rank.step.remote(shared, loss, lr)), [r.name for r in self.ranks]
+        )
 
     def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
         """Makes a second trainer on the same ranks, of the values, as `TrainerRank.begin_critic`."""

@@ -100,7 +100,7 @@ def _check_versions(node: Node, answer: Mapping[str, Any]) -> None:
         raise UserError(
             f"node {node.host} cannot import samebit: install it there too, in the environment that Ray was started in"
         )
-    if answer["torch"] != torch.__version__.partition("+")[0] and answer["torch"] != version("torch"):
+    if answer["torch"] != version("torch"):
         raise UserError(
             f"node {node.host} has torch {answer['torch']} and this one {torch.__version__}: install the same"
         )
