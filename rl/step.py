@@ -86,6 +86,11 @@ class Critic:
     lr: Callable[[int], float]  # of a step
 
 
+def crossed(published: int | None) -> dict[str, float]:
+    """Returns the metric of a publication of which so many bytes went to other hosts; none where nothing did."""
+    return {"network/published_gib": published / 2**30} if published else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
@@ -134,8 +139,7 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish"):
-            crossed = self.publish(step)
-        metrics |= {"network/published_gib": crossed / 2**30} if crossed else {}
+            metrics |= crossed(self.publish(step))
         return metrics | clock.told(), batch
 
     def ahead(self) -> dict[str, bytes]:

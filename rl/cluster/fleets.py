@@ -163,6 +163,14 @@ class TrainerFleet(_Fleet):
             self._all(lambda rank: rank.step.remote(shared, loss, lr)), [r.name for r in self.ranks]
         )
 
+    def begin_adapters(self, model: ModelConfig) -> None:
+        """Freezes what was trained so far, and trains the adapters of `model` on it, as `TrainerRank.begin_adapters`."""
+        self._all(lambda rank: rank.begin_adapters.remote(model))
+
+    def save_adapter(self, directory: str, base: str) -> None:
+        """Writes the adapters in the format of `peft`; `base`: the model directory under them."""
+        self._all(lambda rank: rank.save_adapter.remote(directory, base))
+
     def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
         """Makes a second trainer on the same ranks, of the values, as `TrainerRank.begin_critic`."""
         self._all(lambda rank: rank.begin_critic.remote(model, training, restored))

@@ -149,7 +149,7 @@ class Watch:
         self._since: dict[str, float] = {}
 
     def look(self, ranks: Iterable[Rank]) -> None:
-        """Looks once. LostError names the rank that has been stopped or silent for too long, and ends it: nothing else would;
+        """Raises LostError, which names the rank that has been stopped or silent for too long, and ends it: nothing else would;
         or the node that is lost."""
         waited = list(ranks)
         for pulse in {id(rank.pulse): rank.pulse for rank in waited if rank.pulse}.values():
