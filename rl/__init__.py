@@ -13,3 +13,4 @@ if _other := _packages["version_of"]("kernels"):
 _packages["check_packages"](("kernels", "rollout", "trainer"))
 _packages["check_needed"]("rl")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it aborts on SIGTERM; read when ray is imported
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of addresses without names; read with torch

@@ -100,7 +100,7 @@ def _check_versions(node: Node, answer: Mapping[str, Any]) -> None:
         raise UserError(
             f"node {node.host} cannot import samebit: install it there too, in the environment that Ray was started in"
         )
-    if answer["torch"] != torch.__version__.partition("+")[0] and answer["torch"] != version("torch"):
+    if answer["torch"] != version("torch"):
         raise UserError(
             f"node {node.host} has torch {answer['torch']} and this one {torch.__version__}: install the same"
         )
@@ -112,7 +112,7 @@ def found() -> list[Node]:
     alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeID"] != own, n["NodeManagerAddress"]))
     nodes = [_described(n) for n in alive]
     for node in nodes if len(nodes) > 1 else ():
-        if ipaddress.ip_address(node.host).is_loopback or sum(other.host == node.host for other in nodes) > 1:
+        if ipaddress.ip_address(node.host).is_loopback or [other.host for other in nodes].count(node.host) > 1:
             raise UserError(
                 f"a node gave Ray the address {node.host}, at which the others do not reach it: start Ray there with "
                 f"--node-ip-address"
@@ -190,8 +190,8 @@ def _raylets(hosts: Iterable[str]) -> dict[str, tuple[str, int]]:
 
 def _bundle(config: RunConfig, node: Node, share: Share) -> dict[str, float]:
     """What is reserved of a node: whole cards, or cores, which may be fewer than its ranks where they take turns."""
-    both = (share.trainer, share.engines * config.rollout.tp)
-    count = sum(both) if config.cluster.placement == "split" else max(both)
+    trainer, rollout = share.trainer, share.engines * config.rollout.tp
+    count = trainer + rollout if config.cluster.placement == "split" else max(trainer, rollout)
     if config.device == "cuda":
         return {"GPU": min(count, len(node.cards))}
     return {"CPU": min(count, max(1, node.cpus))}

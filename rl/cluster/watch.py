@@ -13,7 +13,7 @@ from rl.errors import LostError
 
 GOES_ON = "the same command goes on from the last checkpoint, with fewer nodes too"
 _SILENT = 5.0  # seconds without a sign of life, after which its node is looked at
-_GONE = 25.0  # seconds for which a node must not answer
+_GONE = 20.0  # seconds for which a node must not answer
 _LOOK = 3.0  # seconds between two looks at a node, and for it to answer
 
 

@@ -35,7 +35,7 @@ def unable() -> str:
     """Says why this machine can have no such hosts; "" where it can."""
     if sys.platform != "linux":
         return "needs the namespaces of Linux"
-    if missing := [tool for tool in ("unshare", "nsenter", "ip", "mount") if shutil.which(tool) is None]:
+    if missing := [tool for tool in ("unshare", "nsenter", "setpriv", "ip", "mount") if shutil.which(tool) is None]:
         return f"needs {', '.join(missing)}"
     if any(path.is_relative_to(top) for path in (ROOT, Path(sys.prefix)) for top in ("/tmp", "/mnt")):
         return f"every host has a /tmp and a /mnt of its own, and {ROOT} or {sys.prefix} lies there"
@@ -97,7 +97,21 @@ class Hosts:
         script = (
             f"ip link set lo up && ip link add br0 type bridge && ip link set br0 up && touch {shared}/.up0; {LIVE}"
         )
-        self._outer = self._hold(("unshare", "-Urnmpf", "--kill-child", "--mount-proc", "bash", "-c", script), ".up0")
+        self._outer = self._hold(
+            (
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "-Urnmpf",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+                script,
+            ),
+            ".up0",
+        )
         self.hosts = [self._host(i, cable and i == count) for i in range(1, count + 1)]
 
     def __getitem__(self, number: int) -> Host:
@@ -113,7 +127,7 @@ class Hosts:
             assert held.poll() is None and time.monotonic() < until, (command, held.poll())
             time.sleep(0.05)
         process = psutil.Process(held.pid)
-        while process.name() in ("nsenter", "unshare"):
+        while process.name() in ("nsenter", "setpriv", "unshare"):
             (process,) = process.children()
         return process
 

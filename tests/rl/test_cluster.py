@@ -9,11 +9,12 @@ import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, AuthenticationError, RayTaskError
 
 from kernels.collectives.rendezvous import address_of, connect
 from kernels.host.command import Terminated
@@ -22,7 +23,7 @@ from kernels.host.place import HOST, Place
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
 from rl.cluster.calls import gather, root_cause, settle
 from rl.cluster.family import WORDLESS
-from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, unstarted
+from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, check_ray, unstarted
 from rl.cluster.watch import Rank
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
@@ -138,11 +139,48 @@ def test_a_server_that_says_nothing() -> None:
             "The current node timed out during startup.",
         ),
         (Exception(), RunError, "Exception"),
+        (ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"), UserError, "wants RAY_AUTH_MODE=token"),
+        (AuthenticationError("InvalidAuthToken"), UserError, ": a cluster that asks for a token"),
     ],
 )
 def test_ray_that_does_not_start(error: Exception, kind: type[Exception], part: str) -> None:
     said = unstarted(error, "(cluster.address=local)")
     assert type(said) is kind and part in str(said) and "\n" not in str(said)
+
+
+@pytest.mark.parametrize("address", ["cluster", "autoo", "10.0.0.1"])
+def test_an_address_without_a_port(address: str) -> None:
+    check_address("auto")
+    with pytest.raises(UserError, match=rf"^cluster.address={address}: write auto, local or HOST:PORT$"):
+        check_address(address)
+
+
+def test_a_server_of_rays_that_is_out_of_reach_is_lost_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers now and then is not; one that refuses is at once."""
+    clock, raised = [0.0], list[OSError | None]([None])
+
+    def connect_to(address: tuple[str, int], timeout: float) -> socket.socket:
+        clock[0] += timeout
+        if raised[0] is not None:
+            raise raised[0]
+        return socket.socket()
+
+    monkeypatch.setattr("rl.cluster.ray_processes.ray.is_initialized", lambda: True)
+    monkeypatch.setattr("rl.cluster.ray_processes.ray.get_runtime_context", mock.MagicMock())
+    monkeypatch.setattr("rl.cluster.ray_processes._servers", lambda node: (("GCS", "10.0.0.1", 6379),))
+    monkeypatch.setattr("rl.cluster.ray_processes.socket.create_connection", connect_to)
+    monkeypatch.setattr("rl.cluster.ray_processes.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rl.cluster.ray_processes._silent", {})
+    for error in (TimeoutError(), TimeoutError(), TimeoutError(), None) * 5:
+        raised[0] = error
+        check_ray()
+    raised[0] = TimeoutError()
+    with pytest.raises(RayLost, match=r"^Ray.s GCS \(10.0.0.1:6379\) has not answered for 25 s: the network"):
+        for _ in range(8):
+            check_ray()
+    raised[0] = ConnectionRefusedError(111, "Connection refused")
+    with pytest.raises(RayLost, match="has ended: Connection refused"):
+        check_ray()
 
 
 class Process:

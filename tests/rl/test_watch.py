@@ -99,7 +99,7 @@ def test_a_node_that_does_not_answer_is_lost_before_its_ranks_are(
     heard.silent = set(NAMES[1:])
     for _ in range(5):
         answers[0] = not answers[0]
-        look_for(watch, ranks, clock, 9 if begun else 20)
+        look_for(watch, ranks, clock, 9 if begun else 14)
     heard.silent = set()
     look_for(watch, ranks, clock, 1)
     heard.silent, answers[0] = set(NAMES[1:]), False
