@@ -89,8 +89,8 @@ async def _serve(pipe: Connection, environment: Any, tasks: Sequence[Any]) -> No
                 await asyncio.gather(*running.values(), return_exceptions=True)
                 return
             if isinstance(message, int):
-                if task := running.pop(message, None):
-                    task.cancel()
+                if message in running:
+                    running.pop(message).cancel()
                 continue
             scene = Scene(*message[0])
             os.environ[_KEY] = scene.key
