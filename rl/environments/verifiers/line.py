@@ -96,7 +96,7 @@ class Line:
                 f"environment.name=verifiers: {error.name} is not installed: pip install 'samebit[verifiers]'"
             ) from None
         self.inbox, self.key = Inbox(longest, source.config.vocab_size), secrets.token_hex(16)
-        forever = 10.0**9
+        forever = 1e9
         limits = ServiceLimits(queue=2**20, seconds=forever, api_key=self.key)
         engine: Any = self.inbox
         service = Service(source, engine, Metrics(), limits)

@@ -25,7 +25,7 @@ from rl.errors import UserError
 from rl.model import model_config
 from rl.rewards.process import JudgeError
 from rl.rewards.reward import Reward
-from rl.samples import Transcript
+from rl.samples import Transcript, completions
 from rollout.sampling import Completion, Request, SamplingParams
 from rollout.source import Source as Served
 from rollout.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class Act:
     @property
     def turns(self) -> int:
         """Counts what was sampled so far."""
-        return sum(isinstance(piece, Completion) for piece in self.pieces)
+        return len(completions(tuple(self.pieces)))
 
     def against(self, episode: Episode) -> str:
         """Says what speaks against an episode: its record is to hold the very tokens and log-probs that were sampled."""
@@ -125,8 +125,8 @@ class Act:
         episode = self.episode or Episode(error="was not played to its end")
         while not isinstance(self.pieces[-1], Completion):  # what nothing was sampled after
             self.pieces.pop()
-        tools = sum(message.get("role") == "tool" for message in episode.messages)
-        counts = {"turns": float(self.turns), "tool_calls": float(tools), "cut": float(episode.cut or full)}
+        tools = [message for message in episode.messages if message.get("role") == "tool"]
+        counts = {"turns": float(self.turns), "tool_calls": float(len(tools)), "cut": float(episode.cut or full)}
         counts = {**episode.metrics, **counts, "errors": float(bool(episode.error))}
         return Played.of(
             self.pieces, Outcome(tuple(map(dict, episode.messages)), episode.error, episode.reward, {}, counts)
