@@ -5,12 +5,13 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from kernels.collectives import TreeGroup
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.model import ModelConfig, Parameter
 from kernels.weights.digest import Leaves
 from rollout.drafts.drafter import Drafter
@@ -48,7 +49,9 @@ class EngineConfig:
     device: str = "cpu"
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
     overlap: bool = False  # a step is launched before the tokens of the one before it are read
-    family: str = "auto"  # of the kernels that a GPU runs
+    family: str = field(
+        default_factory=chosen_family
+    )  # of the kernels that a GPU runs; this process's own, if not said
     speculate: Speculate = "off"
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Engine:
     ) -> None:
         """`decode`: token ids to text, the same function on every rank; stop texts need it. `drafters`: who guesses, where
         the config speculates; None: what needs no model."""
+        if config.device == "cuda":
+            choose_family(config.family)
         self.config = config
         group = group or TreeGroup()
         graphs_of = config.limits.max_running if config.cuda_graphs and group.capturable else 0

@@ -44,7 +44,7 @@ class Oracle:
                 said[place] = (said[place] + 1) % vocab
 
     def draft(self, sequences: Sequence[Sample], most: int) -> list[Draft | None]:
-        """As `Drafter.draft`."""
+        """Proposes what it was given, as `Drafter.draft` asks."""
         asked = [(self.said[s.request.id], s.sampled) for s in sequences]
         return [Draft(said[at : at + most], "oracle") for said, at in asked]
 
