@@ -50,33 +50,26 @@ class PageTable:
         self._lines: dict[int, _Line] = {}  # by the identity of the list of pages, which the line keeps alive
 
     def update(self, tables: Sequence[list[int]]) -> list[int]:
-        """Returns the line of each of `tables`, which now says what the list says."""
-        if sum(id(pages) not in self._lines for pages in tables) > len(self._free):
-            current = set(map(id, tables))
-            for old in [key for key in self._lines if key not in current]:
+        """Returns the line of each of `tables`, which now says what the list says. A list may stand there several times."""
+        current = {id(pages): pages for pages in tables}
+        if len(current.keys() - self._lines.keys()) > len(self._free):
+            for old in self._lines.keys() - current.keys():
                 self._free.append(self._lines.pop(old).number)
-        lines: list[int] = []
         at: list[int] = []  # places in the table that change
         new: list[int] = []  # what stands there then
-        last: list[int] | None = None
-        for pages in tables:
-            if pages is last:
-                lines.append(lines[-1])
-                continue
-            last = pages
-            line = self._lines.get(id(pages))
+        for key, pages in current.items():
+            line = self._lines.get(key)
             if line is None:
-                line = self._lines[id(pages)] = _Line(self._free.pop(), pages)
+                line = self._lines[key] = _Line(self._free.pop(), pages)
             if line.filled < len(pages):
                 first = line.number * self.table.shape[1]
                 at += range(first + line.filled, first + len(pages))
                 new += pages[line.filled :]
                 line.filled = len(pages)
-            lines.append(line.number)
         if at:
             news = on_device(torch.tensor([at, new]), self.table.device)
             self.table.view(-1)[news[0]] = news[1].int()
-        return lines
+        return [self._lines[id(pages)].number for pages in tables]
 
 
 @dataclass

@@ -61,6 +61,7 @@ class RolloutFleet(_Fleet):
         self.engines, self.model = engines, model
         shards = [shard for engine in engines for shard in range(len(engine))]
         self.recipients = [Recipient(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
+        self._counts: Calls = {}
         self.published: list[list[int]] | None = None
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
         self.crossed: dict[tuple[str, str], int] = {}
@@ -69,9 +70,15 @@ class RolloutFleet(_Fleet):
     def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
         """Returns all completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
         together, for the prefix cache. With `replies` serves also what follows them, of which only the replies hear."""
-        if replies:
-            Streams(self.engines, self.patience).converse(requests, replies)
-            return []
+        done = self._converse(requests, replies) if replies else self._generate(requests)
+        self._counts = {engine[0].actor.drafts.remote(): engine[0] for engine in self.engines}
+        return done
+
+    def _converse(self, requests: Sequence[Request], replies: Replies) -> list[Completion]:
+        Streams(self.engines, self.patience).converse(requests, replies)
+        return []
+
+    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
         count = len(self.engines)
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in requests))}
         shares = [[r for r in requests if prompts[r.prompt_ids] % count == i] for i in range(count)]
@@ -95,10 +102,9 @@ class RolloutFleet(_Fleet):
         return max(self._all(lambda rank: rank.peak_bytes.remote()), default=0)
 
     def drafts(self) -> Counts:
-        """Returns what became of drafted tokens so far, on the first rank of every engine: the others' is the same."""
-        firsts = [engine[0] for engine in self.engines]
-        counts = gather({rank.actor.drafts.remote(): rank for rank in firsts}, patience=self.patience)
-        return reduce(Counts.plus, counts, Counts())
+        """Returns what has become of drafted tokens by the end of the last `generate`, on the first rank of every engine: the
+        others' is the same. Does not wait for one that runs: the engines were asked before it."""
+        return reduce(Counts.plus, gather(self._counts, patience=self.patience), Counts())
 
     # A publication (rl.publish), in the order of its calls.
 

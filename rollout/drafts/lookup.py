@@ -61,7 +61,7 @@ class Lookup:
         ] = {}  # those in flight: their group, and the number of their text
 
     def draft(self, sequences: Many[Sequence], most: int) -> list[Draft | None]:
-        """As `Drafter.draft`. Of sequences that it has not met for a while it reads first what they said since."""
+        """Returns drafts, as `Drafter.draft`. Of sequences not met for a while it reads first what they said since."""
         self._forget_ended()
         places = [self._joined.get(sequence) or self._join(sequence) for sequence in sequences]
         for group, number in places:

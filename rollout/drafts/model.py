@@ -21,7 +21,7 @@ class ModelDrafter:
         self.engine = engine
 
     def draft(self, sequences: Many[Sequence], most: int) -> list[Draft | None]:
-        """As `Drafter.draft`; None for a sequence that is too long for the small model."""
+        """Returns drafts, as `Drafter.draft`; None for a sequence that is too long for the small model."""
         longest = self.engine.scheduler.max_positions
         asked = []
         for i, sequence in enumerate(sequences):

@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from statistics import median
 
 from rollout.graphs import padded
 from rollout.scheduler import MOST_DRAFTED
@@ -28,6 +27,10 @@ Share = Callable[[list[float]], list[float]]
 """Numbers of this rank -> those of the first rank: all ranks must decide alike, and their clocks differ."""
 
 
+def _median(seconds: deque[float]) -> float:
+    return sorted(seconds)[len(seconds) // 2]
+
+
 class Costs:
     """Measures the seconds of decoding steps, with and without drafts, by the size of their batch: medians of the last few."""
 
@@ -49,14 +52,14 @@ class Costs:
         for (kind, size, _), agreed in zip(self._untold, self._share(told) if self._share else told, strict=True):
             self._last.setdefault((kind, size), deque(maxlen=5)).append(agreed)
         self._untold.clear()
-        sizes = {size: median(last) for (kind, size), last in self._last.items() if not kind}
-        sizes |= {size: median(last) for (kind, size), last in self._last.items() if kind}
+        sizes = {size: _median(last) for (kind, size), last in self._last.items() if not kind}
+        sizes |= {size: _median(last) for (kind, size), last in self._last.items() if kind}
         self._curve = sorted(sizes.items())
 
     def plain(self, running: int) -> float | None:
         """Returns the seconds of a step of so many sequences without drafts; None: not measured yet."""
         last = self._last.get((False, padded(running)))
-        return median(last) if last else None
+        return _median(last) if last else None
 
     def drafted(self, rows: int) -> float | None:
         """Estimates the seconds of a step with drafts: on a line between the sizes that were measured, no more than the largest

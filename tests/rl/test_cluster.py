@@ -8,6 +8,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -272,6 +273,7 @@ def test_replicas_share_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Actor:
         generate = Method()
+        drafts = SimpleNamespace(remote=object)
 
     monkeypatch.setattr("rl.cluster.fleets.gather", lambda calls, patience: list(calls))
     rng = np.random.default_rng(0)

@@ -1,11 +1,14 @@
 """CUDA graphs change no bit of a completion."""
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from rollout.graphs import padded
+from rollout.graphs import PageTable, Row, _numbers, padded
+from rollout.sampling import SamplingParams
 from tests.model.shapes import SHAPES, random_weights
 from tests.rollout.liars import Liar, speculate
 from tests.rollout.scenarios import LIMITS, bits, engine, requests
@@ -18,6 +21,34 @@ def test_padded_sizes() -> None:
     sizes = [padded(n) for n in range(1, 513)]
     assert sizes == sorted(sizes) and all(s >= n for n, s in enumerate(sizes, 1))
     assert len(set(sizes)) < 30 and all(s - n < max(8, n / 3) for n, s in enumerate(sizes, 1))
+
+
+def test_lines_say_what_the_lists_say() -> None:
+    """Lists that grow, are cut (and are other lists then), stand there several times, come and go."""
+    generator = random.Random(3)
+    table, lists = PageTable(6, 40, 999, "cpu"), [[i] for i in range(6)]
+    for _ in range(400):
+        for i in range(6):
+            lists[i] += [generator.randrange(900) for _ in range(generator.randrange(3)) if len(lists[i]) < 40]
+            if generator.random() < 0.2:
+                lists[i] = lists[i][: 1 + generator.randrange(len(lists[i]))]
+        chosen = [lists[i] for i in sorted(generator.choices(range(6), k=generator.randrange(1, 12)))]
+        lines = table.update(chosen)
+        for pages, line in zip(chosen, lines, strict=True):
+            assert table.table[line, : len(pages)].tolist() == pages and line != table.spare
+        assert len(set(lines)) == len({id(pages) for pages in chosen})
+
+
+def test_numbers_of_rows() -> None:
+    """Rows of a sequence, of another sampled alike, and of one that is not; reals as float32 bits."""
+    cold, hot = SamplingParams(5, 0.0, top_p=0.5), SamplingParams(5, 0.7, top_k=3, top_p=0.9, min_p=0.1)
+    rows = [Row(4, -1, 9, [1], 42, cold), Row(5, -1, 10, [1], 42, cold), Row(0, 2, 3, [2], 7, hot)]
+    one, seventh, most, least = np.array([1.0, 0.7, 0.9, 0.1], np.float32).view(np.int32).tolist()
+    assert _numbers(rows, [3, 3, 1]) == [
+        (4, -1, 9, 42, True, 3, 0, one, one, 0),
+        (5, -1, 10, 42, True, 3, 0, one, one, 0),
+        (0, 2, 3, 7, False, 1, 3, seventh, most, least),
+    ]
 
 
 @pytest.mark.gpu
