@@ -17,6 +17,7 @@ from kernels.device import check_cards
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
 from kernels.tree import is_power_of_two
+from rl.adapters import adapted_model, given, shown
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
@@ -27,10 +28,12 @@ from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
-from trainer.memory import TrainerMemory, together, trainer_memory
+from trainer.memory import TrainerMemory, fuller, together, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
+CARDS = {16: 15.5, 24: 22.0, 32: 31.0, 40: 39.0, 48: 44.0, 80: 79.0, 96: 94.0, 141: 139.0, 180: 177.0}
+"""GB of memory that cards are sold with: GiB that a run can have of the smallest of them (an L4 of 24 GB has 22.0)."""
 _SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
 _MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
@@ -45,6 +48,7 @@ class Plan:
     colocated: bool
     prompt_tokens: int  # of the longest prompt
     parameters: int
+    adapter_parameters: int  # of adapters; 0 where the weights themselves are trained
     rollout_processes: int
     trainer_processes: int
     weights_bytes: int  # of one rollout process
@@ -101,6 +105,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         dtype=config.dtype,
         device=config.device,
         world_size=section.world_size // section.replicas,
+        replicas=section.replicas,
         checkpointing=section.checkpointing,
         offload=section.offload,
         moments=getattr(torch, section.moments),
@@ -109,18 +114,24 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
     )
     past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
-    trainer = memory(model, frozen=[one.model for one in (frozen, paired) if one], past=past)
+    beside = [one.model for one in (frozen, paired) if one]
+    adapted = adapted_model(config, model)
+    trainer = memory(adapted, frozen=beside, past=past)
+    if adapted.adapter and config.warmup.steps:  # which trains the whole model
+        trainer = fuller(trainer, memory(model, frozen=beside, past=past))
     critic = [critic_model(model)] if config.algorithm.critic else []
     for one in critic:
         trainer = together(trainer, memory(one))
-    saved = config.save_model + (frozen is not None and frozen.source is None)
-    checkpoint = sum(map(costs.checkpoint_bytes, (model, *critic))) if config.checkpoint.every else 0
+    saved = _saved_models(config, frozen)
+    kept = [model if config.warmup.steps else adapted, *critic]
+    checkpoint = sum(map(costs.checkpoint_bytes, kept)) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
         colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
         parameters=costs.parameter_count(model),
+        adapter_parameters=costs.adapter_count(adapted),
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
         weights_bytes=costs.weight_bytes(model, rollout.tp, width),
@@ -137,11 +148,19 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     )
 
 
+def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
+    """Counts the models that stay in out_dir in float32: the trained one, a kept reference, or what is under adapters."""
+    adapters = bool(config.adapter.ranks)
+    return (config.save_model if not adapters else given(config) is None) + (
+        frozen is not None and frozen.source is None
+    )
+
+
 def _check_replicas(section: TrainerSection) -> None:
     if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
         raise UserError(
-            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
-            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of "
+            f"the gradient's tree; set 1 or a power of two up to trainer.world_size"
         )
 
 
@@ -235,14 +254,31 @@ def _host_shortage(config: RunConfig, plan: Plan, node: Node, share: Share) -> s
     )
 
 
+def card_bytes(config: RunConfig, plan: Plan, where: Placement, card: Place) -> int:
+    """Counts the bytes that the plan puts on a card: colocated ranks hand it over, and keep what a process has anyway."""
+    trainer, rollout = (sum(p == card for p in ranks) for ranks in (where.trainer, where.rollout))
+    parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
+    return (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
+
+
+def _cards_that_do(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Says what the fullest card needs where each rank of a kind has its own, and the smallest size that has it."""
+    if config.device == "cpu":
+        return []
+    kinds = [plan.trainer_bytes, plan.rollout_bytes]
+    colocated = config.cluster.placement == "colocated"
+    need = max(kinds) + _CONTEXT * (1 + colocated)
+    size = next((f"cards of {gb} GB and more" for gb, room in CARDS.items() if need <= room * 2**30), "no known card")
+    shared = ", which a trainer and a rollout process share in turn" if colocated else ", of one process"
+    return [("memory, card", f"{gib(need)} on the fullest{shared}: {size}")]
+
+
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, node: Node) -> None:
     """Raises UserError where a card is too small for what the plan puts on it."""
     for card, size in zip(node.cards, node.card_bytes, strict=False):
         here = Place(node.host, card)
         trainer, rollout = (sum(p == here for p in ranks) for ranks in (where.trainer, where.rollout))
-        parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
-        need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
-        if need > size:
+        if (need := card_bytes(config, plan, where, here)) > size:
             name = f"card {card}" if node.host == HOST else here
             raise UserError(
                 f"{name} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
@@ -290,6 +326,11 @@ def _placement(config: RunConfig, plan: Plan) -> str:
     )
 
 
+def _trained(config: RunConfig, plan: Plan) -> str:
+    ranks = config.adapter.ranks
+    return f"; trained: {plan.adapter_parameters:,} of adapters, rank of {shown(ranks)}" if ranks else ""
+
+
 def print_plan(
     config: RunConfig,
     model: ModelConfig,
@@ -306,7 +347,8 @@ def print_plan(
     rows = [
         (
             "model",
-            f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}",
+            f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}"
+            + _trained(config, plan),
         ),
         (
             "numerics",
@@ -330,6 +372,7 @@ def print_plan(
             f"{gib(plan.trainer.gradients)}, saved activations {gib(plan.trainer.activations)}"
             + (f"; {gib(plan.trainer_host_bytes)} of host memory" if plan.trainer_host_bytes else ""),
         ),
+        *_cards_that_do(config, plan),
         (
             "KV capacity of an engine",
             f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",

@@ -21,9 +21,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kernels.device import choose_device
 from kernels.host.command import Parser, fail, output, write_json
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
+from rl.adapters import ADAPTER
 from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
@@ -84,6 +86,11 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     if not (model / "config.yaml").exists():
         (config,) = check([f"model.path='{model}'", "warmup.steps=0", *overrides])
         return config
+    if not (model / "model").is_dir() and (model / ADAPTER).is_dir():
+        raise UserError(
+            f"{model} trained adapters: `python -m trainer.export {model} {model / 'model'} --merge` makes the model that is "
+            f"evaluated"
+        )
     if not (model / "model").is_dir():
         raise UserError(f"{model} is a run without a model: it is not finished, or had save_model=false")
     if bare := next((o for o in overrides if "=" not in o), None):
@@ -95,6 +102,7 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{model / 'config.yaml'}: {' '.join(str(error).split())}") from None
     values["model"] |= {"path": str(model / "model"), "hf": {}}
+    values["adapter"] |= {"rank": 0}  # merged
     return validate(values | {"out_dir": str(model)})
 
 
@@ -104,6 +112,7 @@ def evaluate(
     """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`. Returns what was found on the sets
     of `eval.sets`, by their names, and, with `own`, under "" on the data's held-out problems."""
     assert config.model.path is not None
+    choose_device(config.device, console.print, config.kernels.family)
     hosts, rollout = open_hosts(config, {}), config.rollout
     source = open_source(config, console, hosts.about if hosts else None) if own else None
     tokenizer = source.tokenizer if source else from_model(config.model.path)
@@ -130,7 +139,7 @@ def evaluate(
         console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
         serving = Serving(rollout.tp, rollout.page_size, rollout.limits.rows, served.config.max_positions)
-        prepare_kernels(served.config, served.dtype, serving, False, console.print)
+        prepare_kernels(served.config, served.dtype, serving, False, console.print, config.kernels.family)
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
         found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}
     if samples:

@@ -33,7 +33,9 @@ from kernels.ops import (
     gumbel_argmax,
     kept_tokens,
     linear_logprob,
+    low_rank_gradients,
     matmul,
+    merge_low_rank,
     norm_rope,
     rms_norm,
     rope_table,
@@ -258,6 +260,19 @@ def updated(n: int) -> Call:
     return call
 
 
+def low_rank(tokens: int, N: int, K: int, rank: int, leaves: int, *at: int) -> Call:
+    """A merge, and the gradients of an adapter of two sections."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        w, a, b = numbers(g, N, K), numbers(g, 2 * rank, K, dtype=f32), numbers(g, N, rank, dtype=f32)
+        merged = merge_low_rank(w, a[:rank], b, 0.3, bf16), merge_low_rank(w.float(), a[rank:], b, 0.3, f32)
+        dy, x = numbers(g, tokens, N), numbers(g, tokens, K)
+        sections = N // 4, N - N // 4
+        return *merged, *low_rank_gradients(dy, x, a.to(bf16), b.to(bf16), 0.3, sections, leaves, ends(*at))
+
+    return call
+
+
 def sums(rows: int, n: int, *at: int) -> Call:
     def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         x = numbers(g, rows, n, dtype=f32)
@@ -307,9 +322,11 @@ SMALL: dict[str, Call] = {
     "matmul gradients, odd": product_gradients(7, 30, 18, 2, 3, 3, 7),
     "attention, packed": packed_attention((1, 65, 530), 4, 2, 128),
     "attention, packed, narrow heads": packed_attention((3, 70), 4, 2, 32),
+    "attention, packed, wide heads": packed_attention((3, 70), 4, 2, 256),
     "attention, chunks": paged_attention(((0, 70), (60, 131), (5, 6)), 16, 4, 2, 128),
     "attention, decode": paged_attention(((0, 1), (64, 65), (530, 531)), 16, 4, 2, 128),
     "attention, decode, pages of 64": paged_attention(((64, 65), (600, 601)), 64, 4, 2, 128),
+    "attention, decode, wide heads": paged_attention(((0, 1), (530, 531)), 16, 4, 2, 256),
     "log-prob": logprob(70, 512, 8 * 130, 8, 20, 70),
     "log-prob, odd": logprob(5, 20, 2 * 33, 2, 2, 5),
     "sampling": sampled(3, 1300, 2),
@@ -327,6 +344,8 @@ SMALL: dict[str, Call] = {
     "experts, odd": mixed(20, 6, 2, 40, 24, 2, 16, 20),
     "embedding": embedded(40, 16, 33, 10, 10, 40),
     "adamw": updated(1100),
+    "low rank": low_rank(150, 256, 128, 16, 4, 10, 140, 150),
+    "low rank, odd": low_rank(7, 40, 24, 5, 2, 3, 7),
     "sums": sums(150, 33, 10, 140, 150),
     "fold": folded(8, 3001),
     "noise": noise(1100),
