@@ -74,7 +74,6 @@ def trainer_memory(
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
     asking = max((_asking(one, tokens, rows, width, device, world_size) for one in (*frozen, *past)), default=0)
-
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")
     alone = world_size * replicas == 1 and offload != "all"  # without FSDP2, which brings the next layer beforehand
