@@ -100,28 +100,10 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     _check_length(config, prompt_tokens, model, frozen)
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
-    memory = partial(
-        trainer_memory,
-        dtype=config.dtype,
-        device=config.device,
-        world_size=section.world_size // section.replicas,
-        replicas=section.replicas,
-        checkpointing=section.checkpointing,
-        offload=section.offload,
-        moments=getattr(torch, section.moments),
-        tokens=tokens,
-        rows=tokens * response // length,
-        micro_batches=micro_batches,
-    )
-    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
-    beside = [one.model for one in (frozen, paired) if one]
     adapted = adapted_model(config, model)
-    trainer = memory(adapted, frozen=beside, past=past)
-    if adapted.adapter and config.warmup.steps:  # which trains the whole model
-        trainer = fuller(trainer, memory(model, frozen=beside, past=past))
     critic = [critic_model(model)] if config.algorithm.critic else []
-    for one in critic:
-        trainer = together(trainer, memory(one))
+    memory = partial(_memory, config, tokens=tokens, rows=tokens * response // length, micro_batches=micro_batches)
+    trainer = memory(adapted, model, [one.model for one in (frozen, paired) if one], critic)
     saved = _saved_models(config, frozen)
     kept = [model if config.warmup.steps else adapted, *critic]
     checkpoint = sum(map(costs.checkpoint_bytes, kept)) if config.checkpoint.every else 0
@@ -146,6 +128,41 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _memory(
+    config: RunConfig,
+    adapted: ModelConfig,
+    model: ModelConfig,
+    frozen: Sequence[ModelConfig],
+    critics: Sequence[ModelConfig],
+    *,
+    tokens: int,
+    rows: int,
+    micro_batches: int,
+) -> TrainerMemory:
+    """Predicts the bytes of a trainer rank. `adapted`: the policy with its adapters; `frozen`: what is asked beside it."""
+    section = config.trainer
+    memory = partial(
+        trainer_memory,
+        dtype=config.dtype,
+        device=config.device,
+        world_size=section.world_size // section.replicas,
+        replicas=section.replicas,
+        checkpointing=section.checkpointing,
+        offload=section.offload,
+        moments=getattr(torch, section.moments),
+        tokens=tokens,
+        rows=rows,
+        micro_batches=micro_batches,
+    )
+    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
+    trainer = memory(adapted, frozen=frozen, past=past)
+    if adapted.adapter and config.warmup.steps:  # which trains the whole model
+        trainer = fuller(trainer, memory(model, frozen=frozen, past=past))
+    for one in critics:
+        trainer = together(trainer, memory(one))
+    return trainer
 
 
 def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
