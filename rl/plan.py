@@ -148,6 +148,7 @@ def _memory(
         dtype=config.dtype,
         device=config.device,
         world_size=section.world_size // section.replicas,
+        replicas=section.replicas,
         checkpointing=section.checkpointing,
         offload=section.offload,
         moments=getattr(torch, section.moments),

@@ -1,6 +1,6 @@
 """A model that is never trained and says how likely it finds what was sampled: a reference, a teacher, the policy as it was.
 
-Its log-probs are those of the trainer's forward pass, of `kernels.model` over FSDP2, and so what a sampler with these weights
+Its log-probs are those of the trainer's forward pass, of `kernels.model`, and so what a sampler with these weights
 would have recorded. Its weights are sharded as the trainer's are, and held rounded, as every op would round them: no masters,
 no moments, no gradients. A checkpoint does not have them; whoever goes on brings them again, and compares the digest.
 """

@@ -44,6 +44,7 @@ def trainer_memory(
     dtype: torch.dtype,
     device: str,
     world_size: int,
+    replicas: int = 1,
     checkpointing: Checkpointing,
     offload: Offload,
     moments: torch.dtype,
@@ -53,9 +54,9 @@ def trainer_memory(
     frozen: Sequence[ModelConfig] = (),
     past: Sequence[ModelConfig] = (),
 ) -> TrainerMemory:
-    """Predicts the bytes of one trainer process. `tokens` and `rows` (response tokens): of the fullest micro-batch on one
-    rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
-    beside the policy (`trainer.frozen`); `past`: those that are kept beside it besides."""
+    """Predicts the bytes of one trainer process. `world_size`: ranks that share the weights, of each of `replicas`; `tokens`
+    and `rows` (response tokens): of the fullest micro-batch on one rank; `micro_batches`: of one step; `frozen`: the models of
+    which one at a time is asked beside the policy (`trainer.frozen`); `past`: those that are kept beside it besides."""
     width, table = dtype.itemsize, costs.table_elements(model)
     whole = model.adapter is None
     own, held = costs.parameter_count(model) if whole else costs.trained_elements(model), costs.trained_elements(model)
@@ -73,10 +74,9 @@ def trainer_memory(
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
     asking = max((_asking(one, tokens, rows, width, device, world_size) for one in (*frozen, *past)), default=0)
-
     saved = width * (costs.saved_elements(model, checkpointing, tokens) + model.hidden_size * tokens)
     head = costs.logprob_bytes(model, rows, width, device == "cuda")
-    alone = world_size == 1 and offload != "all"  # without FSDP2, which brings the next layer beforehand
+    alone = world_size * replicas == 1 and offload != "all"  # without FSDP2, which brings the next layer beforehand
     fetched = 0 if alone else width * layer
     gathered = _rounded(model, width) if alone else width * (outer + layer) + fetched
     packed = 0 if alone else width * outer + fetched + 8 * learned  # once it is resharded

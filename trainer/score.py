@@ -1,6 +1,6 @@
 """`python -m trainer.score MODEL BATCH.npz OUT.npy`: the log-probs that the trainer computes for given texts.
 
-The trainer as it trains, one rank of FSDP2 over float32 masters, with the texts side by side in one packed batch; forward
+The trainer as it trains, one rank over float32 masters, with the texts side by side in one packed batch; forward
 only. BATCH holds `token_ids` of all texts and, one a text, `lengths`, `temperatures`, and the `top_k`, `top_p` and `min_p` by
 which its tokens from place `prompts` on were cut; OUT is float32, one log-prob for each token but the first of each text.
 `rollout.verify` compares a sampler with it: files are all that the two share.

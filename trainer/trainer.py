@@ -46,7 +46,7 @@ class TrainerConfig:
 
 
 class Trainer:
-    """Trains on one FSDP2 rank; every method is called on all ranks of `mesh`, with the same arguments.
+    """Trains on one rank; every method is called on all ranks of `mesh`, with the same arguments.
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a

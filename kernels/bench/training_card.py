@@ -1,7 +1,7 @@
 """`python -m trainer.bench --device cuda`: the trainer at Qwen3-8B's or Qwen3-30B-A3B's widths beside `transformers`
 with SDPA and, of experts, grouped matmuls, on one GPU.
 
-Ours is the trainer as it trains: one FSDP2 rank over float32 masters, rounded as they are gathered; gradients in float32;
+Ours is the trainer as it trains on one rank: over float32 masters, rounded as they are read; gradients in float32;
 sequences packed, up to four of them a leaf of the gradient, as in the recipe; the log-prob fused with the LM head. Theirs has
 bfloat16 weights and gradients, and a float32 cross entropy. Operations are those that
 `kernels.model.costs.training_flops` counts.

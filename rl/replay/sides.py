@@ -1,6 +1,6 @@
 """Computes the tokens of a batch as the trainer does, and as the sampler does, and records what each op returns.
 
-The trainer: packed sequences, with gradients, leaf by leaf, on one rank of FSDP2. The sampler: keys in pages, given tokens in
+The trainer: packed sequences, with gradients, leaf by leaf, on one rank. The sampler: keys in pages, given tokens in
 one chunk and sampled ones a step each, several sequences at once, on one rank. In an exact run neither layout decides a bit, so
 that these are the bits of any other; log-probs are over the whole vocabulary here, without top-k, top-p and min-p.
 """

@@ -8,6 +8,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.model import (
+    Delta,
     Layout,
     ModelConfig,
     Parameter,
@@ -21,6 +22,7 @@ from kernels.model import (
 )
 from kernels.model.experts import Experts
 from kernels.model.known import BENCH
+from kernels.ops import Mixture
 from kernels.ops.norm_rope import RopeScaling
 
 TINY = replace(BENCH, vocab_size=64, max_positions=96, leaves=2)
@@ -88,7 +90,7 @@ def packed_logits(
     outer = outer_weights(weights)
     table = position_table(config)
 
-    def run_layer(i: int, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_layer(i: int, x: torch.Tensor, delta: Delta) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         return decoder_layer(config, TreeGroup(), layer_weights(weights, i), i, x, delta, layout, None, table)
 
     ids = torch.tensor([t for s in sequences for t in s])

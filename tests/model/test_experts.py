@@ -80,6 +80,7 @@ def layer(
     layout, table = Layout.packed([len(x)], [1]), position_table(config)
     given = (layer_weights(mine, 0), 0, x, None, layout, None, table)
     _, delta = decoder_layer(config, group, *given, routed=lambda _, ids, logits, share: told.append(ids) or share)
+    assert isinstance(delta, torch.Tensor)
     return delta.detach(), told[0]
 
 

@@ -175,7 +175,7 @@ def normed_and_turned(rows: int, heads: int, kv_heads: int, D: int, *at: int) ->
         keys, values = (torch.zeros(rows, kv_heads, D, dtype=bf16, device=CUDA) for _ in range(2))
         slots, given = torch.arange(rows, device=CUDA).flip(0), x[:, heads:]
         where = ((cosine, sine), positions, kv_heads)
-        _, k = norm_rope(x, tuple(weights), 1e-6, *where, stored=Stored(keys, values, slots, given))
+        _, k = norm_rope(x, (weights[0], weights[1]), 1e-6, *where, stored=Stored(keys, values, slots, given))
         agree((keys.flip(0), values.flip(0)), (k, given))
         return with_gradients(
             lambda x, q, k: norm_rope(x, (q, k), 1e-6, *where, groups=ends(*at)),

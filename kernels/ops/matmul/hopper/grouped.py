@@ -178,6 +178,20 @@ def send(v, out, yd, row, column, PART: gl.constexpr, OUT: gl.constexpr, BUFFERS
 
 
 @gluon.jit
+def store_tile(v, y, expert, row, column, M, N, EXPERTS: gl.constexpr):
+    """Stores float32 [64, W] from registers, of an expert's y where there are EXPERTS."""
+    BN: gl.constexpr = v.shape[1]
+    ACC: gl.constexpr = accumulator(BN)
+    r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, ACC)), 1)
+    c = gl.expand_dims(gl.arange(0, BN, gl.SliceLayout(0, ACC)), 0)
+    inside = (row + r < M) & (column + c < N)
+    at = (row + r).to(gl.int64) * N + column + c
+    if EXPERTS:
+        at += expert.to(gl.int64) * M * N
+    gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+
+
+@gluon.jit
 def consumer(
     ring,
     a,
@@ -202,8 +216,6 @@ def consumer(
     ACC: gl.constexpr = accumulator(BN)
     rows = gl.cdiv(M, 128)
     columns = gl.cdiv(N, BN)
-    r = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, ACC)), 1)
-    c = gl.expand_dims(gl.arange(0, BN, gl.SliceLayout(0, ACC)), 0)
     size: gl.constexpr = 64 * BN
     parked_sets = scratch + (gl.program_id(0) * 2 + ROW // 64).to(gl.int64) * (groups.levels * size)
     stage = 0
@@ -237,11 +249,7 @@ def consumer(
         if OUT:
             send(v, out, yd, expert * M + row * 128 + ROW, column * BN, 0, OUT, BUFFERS)
         else:
-            inside = (row * 128 + ROW + r < M) & (column * BN + c < N)
-            at = (row * 128 + ROW + r).to(gl.int64) * N + column * BN + c
-            if EXPERTS:
-                at += expert.to(gl.int64) * M * N
-            gl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+            store_tile(v, y, expert, row * 128 + ROW, column * BN, M, N, EXPERTS)
     tma.store_wait(0)
 
 
@@ -299,11 +307,21 @@ def grouped_kernel(
     )
 
 
-def _tails(t: torch.Tensor, leaves: int) -> torch.Tensor:
-    """Returns room for a stage of each leaf, as TMA reads it."""
-    width = t.shape[1]
-    room = t.new_empty(leaves * BK, cdiv(width, 8) * 8)
-    return room if width % 8 == 0 else room[:, :width]
+def _tails(a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fills the padded stages of all leaves, as TMA reads them."""
+
+    def room(t: torch.Tensor) -> torch.Tensor:
+        width = t.shape[1]
+        made = t.new_empty(groups * BK, cdiv(width, 8) * 8)
+        return made if width % 8 == 0 else made[:, :width]
+
+    leaves, M, N = bounds.shape[-1] - 1, a.shape[1], b.shape[1]
+    groups = bounds.numel() // (leaves + 1) * leaves
+    made = room(a), room(b)
+    strides = [t.stride(0) for t in (a, b, *made)]
+    grid = (groups, cdiv(M, 128) + cdiv(N, 128))
+    run(copy_tails, grid, a, b, *made, bounds, leaves, M, N, *strides, BK, 128, num_warps=4)
+    return made
 
 
 def _outlet(y: torch.Tensor, M: int, experts: bool, L: int, BN: int) -> tuple[int, int]:
@@ -349,10 +367,7 @@ def launch(
     room = 0 if L == 8 else 2 * 64 * 4 * OUT * BUFFERS
     levels = sets.bit_length()
     scratch = y.new_empty(grid[0] * 2 * levels * 64 * BN if sets > 1 else 1, dtype=torch.float32)
-    a_tails, b_tails = _tails(a, experts * leaves), _tails(b, experts * leaves)
-    strides = [t.stride(0) for t in (a, b, a_tails, b_tails)]
-    blocks_of = (experts * leaves, rows + cdiv(N, 128))
-    run(copy_tails, blocks_of, a, b, a_tails, b_tails, bounds, leaves, M, N, *strides, BK, 128, num_warps=4)
+    a_tails, b_tails = _tails(a, b, bounds)
     run(
         grouped_kernel,
         grid,
