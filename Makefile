@@ -19,16 +19,17 @@ test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -n 8 --dist loadgroup $(ARGS)
 
 # Every kernel and every plan, compiled for cards that need not be there (one of each compute capability), on each Triton that is
-# accepted; -quick: one variant of each kernel, for Hopper on the oldest and the newest, for two others on the newest.
-CARDS := 80 86 89 90 120
+# accepted; -quick: one variant of each kernel, for Hopper on the oldest and the newest, for three others on the newest.
+CARDS := 80 86 89 90 100 103 120
 compile-gpu: setup $(TRITONS:%=build/triton-%)
 	for v in $(TRITONS); do for c in $(CARDS); do \
-	$(BIN)/python -m tests.kernels.gpu.compile --triton build/triton-$$v --capability $$c $(ARGS) || exit 1; done; done
+	$(BIN)/python -m tests.kernels.gpu.compile --triton build/triton-$$v --capability $$c $(ARGS) || exit 1; done; \
+	$(BIN)/python -m tests.kernels.gpu.compile --triton build/triton-$$v --family portable $(ARGS) || exit 1; done
 
 OLDEST_AND_NEWEST := $(firstword $(TRITONS)) $(lastword $(TRITONS))
 compile-gpu-quick: setup $(OLDEST_AND_NEWEST:%=build/triton-%)
 	for v in $(OLDEST_AND_NEWEST); do $(BIN)/python -m tests.kernels.gpu.compile --quick --triton build/triton-$$v $(ARGS) || exit 1; done
-	for c in 80 120; do $(BIN)/python -m tests.kernels.gpu.compile --quick --capability $$c --triton build/triton-$(lastword $(TRITONS)) || exit 1; done
+	for c in 80 100 120; do $(BIN)/python -m tests.kernels.gpu.compile --quick --capability $$c --triton build/triton-$(lastword $(TRITONS)) || exit 1; done
 
 build/triton-%: $(STAMP)
 	$(PIP) --no-deps --upgrade --target $@ triton==$*

@@ -18,7 +18,7 @@ from types import ModuleType
 import torch
 
 from kernels.gpu import card as cards
-from kernels.gpu.card import FAMILIES, Card, card_of
+from kernels.gpu.card import FAMILIES, Card, card_of, choose_family
 
 MODULES = {"cpu": ("cpu",), "hopper": ("hopper", "portable"), "portable": ("portable",)}
 """By device or family of cards: the modules of an op that may implement it, the first one that the op has."""
@@ -70,18 +70,26 @@ def check_cards() -> None:
         ) from None
 
 
-def choose_device(asked: str, say: Callable[[str], None]) -> str:
-    """Returns cpu or cuda. `auto`: the GPU where there is one; `say` is told why a card that is there is not used."""
+def choose_device(asked: str, say: Callable[[str], None], family: str = "auto") -> str:
+    """Returns cpu or cuda. `auto`: the GPU where there is one; `say` is told why a card that is there is not used. This process
+    then runs the kernels of `family`; UnsupportedError where there are none of it on the device."""
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
-        return "cpu"
+        return _on_cpu(family)
     try:
         check_cards()
     except UnsupportedError as error:
         if asked != "auto":
             raise
         say(f"using the CPU: {error}")
-        return "cpu"
+        return _on_cpu(family)
+    choose_family(family)
     return "cuda"
+
+
+def _on_cpu(family: str) -> str:
+    if family != "auto":
+        raise UnsupportedError(f"{family} is a family of GPU kernels: ask for device=cuda, or leave it at auto")
+    return "cpu"
 
 
 @cache

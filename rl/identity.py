@@ -77,12 +77,13 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     if source is None:
         return flat
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
-    if config.device == "cuda" and (family := _family(config)) != "hopper":
+    if config.device == "cuda" and not config.dry_run and (family := family_of_run(config)) != "hopper":
         flat[FAMILY] = family
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 
-def _family(config: RunConfig) -> str:
+def family_of_run(config: RunConfig) -> str:
+    """Returns the family of the kernels that a run on GPUs runs."""
     chosen = config.kernels.family
     return family_of(card_of(torch.device("cuda"))) if chosen == "auto" else chosen
 

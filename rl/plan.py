@@ -32,6 +32,8 @@ from trainer.memory import TrainerMemory, fuller, together, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
+CARDS = {16: 15.5, 24: 22.0, 32: 31.0, 40: 39.0, 48: 44.0, 80: 79.0, 96: 94.0, 141: 139.0, 180: 177.0}
+"""GB of memory that cards are sold with: GiB that a run can have of the smallest of them (an L4 of 24 GB has 22.0)."""
 _SHOWN_IDS, _SHOWN_LETTERS = 64, 400  # of a prompt
 _MOST_SEQUENCES = 2**26  # of one step
 _STALL = 0.99  # a bfloat16 has 8 bits: x * 0.996 rounds to x
@@ -156,8 +158,8 @@ def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
 def _check_replicas(section: TrainerSection) -> None:
     if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
         raise UserError(
-            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
-            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of "
+            f"the gradient's tree; set 1 or a power of two up to trainer.world_size"
         )
 
 
@@ -251,14 +253,31 @@ def _host_shortage(config: RunConfig, plan: Plan, node: Node, share: Share) -> s
     )
 
 
+def card_bytes(config: RunConfig, plan: Plan, where: Placement, card: Place) -> int:
+    """Counts the bytes that the plan puts on a card: colocated ranks hand it over, and keep what a process has anyway."""
+    trainer, rollout = (sum(p == card for p in ranks) for ranks in (where.trainer, where.rollout))
+    parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
+    return (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
+
+
+def _cards_that_do(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Says what the fullest card needs where each rank of a kind has its own, and the smallest size that has it."""
+    if config.device == "cpu":
+        return []
+    kinds = [plan.trainer_bytes, plan.rollout_bytes]
+    colocated = config.cluster.placement == "colocated"
+    need = max(kinds) + _CONTEXT * (1 + colocated)
+    size = next((f"cards of {gb} GB and more" for gb, room in CARDS.items() if need <= room * 2**30), "no known card")
+    shared = ", which a trainer and a rollout process share in turn" if colocated else ", of one process"
+    return [("memory, card", f"{gib(need)} on the fullest{shared}: {size}")]
+
+
 def _check_cards(config: RunConfig, plan: Plan, where: Placement, node: Node) -> None:
     """Raises UserError where a card is too small for what the plan puts on it."""
     for card, size in zip(node.cards, node.card_bytes, strict=False):
         here = Place(node.host, card)
         trainer, rollout = (sum(p == here for p in ranks) for ranks in (where.trainer, where.rollout))
-        parts = [trainer * plan.trainer_bytes, rollout * plan.rollout_bytes]
-        need = (max(parts) if config.cluster.placement == "colocated" else sum(parts)) + (trainer + rollout) * _CONTEXT
-        if need > size:
+        if (need := card_bytes(config, plan, where, here)) > size:
             name = f"card {card}" if node.host == HOST else here
             raise UserError(
                 f"{name} has {gib(size)} and {trainer} trainer rank(s) of {gib(plan.trainer_bytes)} and {rollout} rollout "
@@ -352,6 +371,7 @@ def print_plan(
             f"{gib(plan.trainer.gradients)}, saved activations {gib(plan.trainer.activations)}"
             + (f"; {gib(plan.trainer_host_bytes)} of host memory" if plan.trainer_host_bytes else ""),
         ),
+        *_cards_that_do(config, plan),
         (
             "KV capacity of an engine",
             f"{plan.kv_tokens:,} tokens ({config.rollout.pages:,} pages of {config.rollout.page_size})",

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from kernels.host.command import Parser, fail, interruptible, output
+from kernels.host.command import Parser, count, fail, interruptible, output
 from rl.align import AlignmentError
 from rl.cluster import left_at_once, session
 from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
+from rl.identity import family_of_run
 from rl.rewards.section import OF_OTHERS
 from rl.run.files import write_atomic
 from rl.run.screen import Bar, Screen
@@ -110,6 +111,7 @@ class Row:
     differing: int
     seconds: float
     error: str
+    family: str  # of the GPU kernels; empty on a CPU
 
 
 def product(device: str) -> list[Layout]:
@@ -165,17 +167,18 @@ def _row(layout: Layout, device: str, overrides: Sequence[str], out_dir: Path, b
     from rl.train import train
 
     start, error = time.perf_counter(), ""
+    config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
     summary: dict[str, Any] = {"weights_sha256": "", "tokens_compared": 0, "tokens_nonzero": 0}
     try:
         if layout.killed:
             _killed([*SMALL, *overrides, *layout.other().overrides(out_dir, budget)], out_dir)
-        config = check([*SMALL, *overrides, *layout.overrides(out_dir, budget)])[0]
         summary = train(config, Screen(quiet=True))
     except (RunError, AlignmentError) as stopped:
         error = str(stopped)
     seconds = round(time.perf_counter() - start, 1)
     numbers = summary["tokens_compared"], summary["tokens_nonzero"], seconds
-    return Row(layout, device, summary["weights_sha256"], *numbers, error)
+    family = family_of_run(config) if device == "cuda" else ""
+    return Row(layout, device, summary["weights_sha256"], *numbers, error, family)
 
 
 def _killed(overrides: Sequence[str], out_dir: Path) -> None:
@@ -232,6 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="of the small run: device=cuda steps=5 seed=1 ...")
     parser.add_argument("--all", action="store_true", help="every layout of the product, which takes hours")
     parser.add_argument("--sample", type=int, metavar="N", help="N layouts of the product, drawn anew each time")
+    parser.add_argument("--first", type=count, metavar="N", help="the first N of the few that are chosen by default")
     parser.add_argument("--json", type=output, help="write the rows to this file")
     args = parser.parse_args(arguments)
     console = Screen(width=None if sys.stdout.isatty() else 140)  # in a file no column is cut
@@ -246,7 +250,7 @@ def main(arguments: Sequence[str]) -> None:
         whole, budget = product(base.device), budget_of(base)
         if args.sample is not None and not 0 < args.sample <= len(whole):
             raise UserError(f"--sample={args.sample}: must be in 1 .. {len(whole)}, the layouts there are")
-        chosen = whole if args.all else few(base.device)
+        chosen = whole if args.all else few(base.device)[: args.first]
         if args.sample:
             chosen = random.sample(whole, args.sample)
         console.print(f"{len(chosen)} of {len(whole)} layouts")

@@ -124,11 +124,16 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     logged(begin, out_dir)  # says what is missing of them
     for path, size in remove_leftovers():
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
+    compile_kernels(config, ready.model, console.print)
+    return begin
+
+
+def compile_kernels(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
+    """Compiles what a run on a GPU needs; they are kept for the runs that follow."""
     if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
-        prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
-    return begin
+        serving = Serving(section.tp, section.page_size, section.limits.rows, model.max_positions)
+        prepare_kernels(model, config.dtype, serving, True, say, config.kernels.family)
 
 
 def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_dir: Path, console: Screen) -> RunLog:
@@ -148,7 +153,7 @@ def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log:
     saved = beside(config, ready.model, ready.source.tokenizer)
     files = beside_files(saved, ready.model) if config.checkpoint.every else {}
     values = config.model_dump(mode="json")
-    facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    facts: dict[str, Any] = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
     if config.adapter.ranks and (path := given(config)):
         facts["base"] = str(Path(path).absolute())
     return Checkpoints(log.out_dir, config.checkpoint, trainer, ready.model, log, since, files, facts)
@@ -255,7 +260,8 @@ class Parts:
 
     def _keeper(self) -> Keeper:
         config, steps = self.config, frozenset(self.config.align.keep_batches)
-        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), "device": config.device}
+        where = {"device": config.device, "family": config.kernels.family}
+        about = {"numerics": config.numerics, "dtype": name_of(config.dtype), **where}
         sidecar = beside(config, self.ready.model, self.ready.source.tokenizer)
         asked = (lambda step: True) if config.mode == "rollout_only" else steps.__contains__
         if config.mode == "train_only":
@@ -356,10 +362,12 @@ class Parts:
         own = {n: set_environment(self.config, n, one.problems, one.reward, *how) for n, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
-    def _publish(self, version: int) -> None:
-        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
+    def _publish(self, version: int) -> int:
+        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops. Returns the bytes that
+        crossed the network."""
         publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
         self.checkpoints.settle()
+        return sum(self.rollout.crossed.values())
 
     def _memory(self) -> dict[str, float]:
         """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""

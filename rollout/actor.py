@@ -9,7 +9,6 @@ import torch
 from kernels.collectives import TreeGroup, peer_memory
 from kernels.collectives.heartbeat import Heartbeat
 from kernels.collectives.rendezvous import choose_network, join
-from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig
@@ -50,8 +49,6 @@ class RolloutRank:
         torch.set_num_threads(self.threads)
         self.places[self.rank].enter()
         Heartbeat(self.name, self.stores[1])
-        if self.config.device == "cuda":
-            choose_family(self.config.family)
         group, (store, trainer) = TreeGroup(), self.stores
         if self.size > 1:
             ranks = join(store, self.config.device, self.rank, self.size, len(set(self.places)), self.interface)

@@ -5,12 +5,13 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from kernels.collectives import TreeGroup
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.model import ModelConfig, Parameter
 from kernels.weights.digest import Leaves
 from rollout.drafts.drafter import Drafter
@@ -48,7 +49,9 @@ class EngineConfig:
     device: str = "cpu"
     cuda_graphs: bool = False  # decode steps as CUDA graphs, where the group's collectives can be captured
     overlap: bool = False  # a step is launched before the tokens of the one before it are read
-    family: str = "auto"  # of the kernels that a GPU runs
+    family: str = field(
+        default_factory=chosen_family
+    )  # of the kernels that a GPU runs; this process's own, if not said
     speculate: Speculate = "off"
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Engine:
     ) -> None:
         """`decode`: token ids to text, the same function on every rank; stop texts need it. `drafters`: who guesses, where
         the config speculates; None: what needs no model."""
+        if config.device == "cuda":
+            choose_family(config.family)
         self.config = config
         group = group or TreeGroup()
         graphs_of = config.limits.max_running if config.cuda_graphs and group.capturable else 0
@@ -85,6 +90,9 @@ class Engine:
             pace = Pace(config.limits.rows, self.runner.of_first_rank if group.shard.size > 1 else None)
             chosen = [Lookup()] if drafters is None else drafters
             self.speculation = Speculation(chosen, pace, model.vocab_size, config.overlap)
+        self._unsaid: list[
+            tuple[Sequence, int, int]
+        ] = []  # whose last tokens, how many and of which version, are to be told
         self._captured = 0  # graphs when results were last taken
 
     @property
@@ -112,6 +120,7 @@ class Engine:
             while not self.scheduler.idle:
                 self._ended += self._batch()
         self._ended += self._settle()
+        self._tell()
         if in_flight == "abort":
             for request_id in list(self.scheduler.in_flight):
                 self._ended += self.abort(request_id)
@@ -193,9 +202,12 @@ class Engine:
             guess = self.speculation.guess
         before, spans = self._flying, self.scheduler.schedule(guess)
         self._flying = self.runner.launch(spans, before) if spans else None
+        self._tell()
         if not self.config.overlap:
-            return done + self._settle()
-        return done + (self._take(before) if before else [])
+            before, self._flying = self._flying, None
+        done += self._take(before) if before else []
+        self._tell()
+        return done
 
     def _settle(self) -> list[Completion]:
         """Waits for the batch whose results have not been read: what it finished."""
@@ -214,12 +226,17 @@ class Engine:
             self.pool.clear()  # the keys are no numbers either
             raise
         gained = [(sequence, len(sequence.tokens) - count) for sequence, count in zip(sequences, before, strict=True)]
-        for sequence, count in gained:
-            for token in sequence.last(count, self.version):
-                self.on_token(token)
+        self._unsaid += [(*one, self.version) for one in gained]
         if self.speculation:
             self._measure(launched, gained)
         return done
+
+    def _tell(self) -> None:
+        """Tells of tokens that were taken. Not before the next batch is launched: a card waits for nobody's ears."""
+        unsaid, self._unsaid = self._unsaid, []
+        for sequence, count, version in unsaid:
+            for token in sequence.last(count, version):
+                self.on_token(token)
 
     def _measure(self, launched: Launched, gained: list[tuple[Sequence, int]]) -> None:
         assert self.speculation

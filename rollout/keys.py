@@ -35,6 +35,12 @@ Leaves = Annotated[
 ]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+Family = Annotated[
+    Literal["auto", "portable"],
+    Key(
+        description="of the kernels that a GPU runs: auto: the card's own; portable: plain Triton, of every card since 8.0"
+    ),
+]
 Tp = Annotated[int, Key(ge=1, description="tensor-parallel processes of one engine")]
 Threads = Annotated[int, Key(ge=1, le=MOST_THREADS, description="CPU threads of each process")]
 Pages = Annotated[int, Key(ge=1, description="key-value pages of one engine")]

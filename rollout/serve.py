@@ -34,6 +34,7 @@ from rollout.engine import EngineConfig, freeze_heap
 from rollout.keys import (
     Device,
     Dtype,
+    Family,
     Key,
     Leaves,
     MaxBatchTokens,
@@ -73,6 +74,7 @@ class ServeConfig:
     leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
     dtype: Annotated[Dtype, Key(description="auto: as the model's contract says, or the dtype of its tensors")] = "auto"
     device: Device = "auto"
+    family: Family = "auto"
     threads: Annotated[Threads, Open("the cores divided by tp, 8 at most")] = 0
     host: str = "127.0.0.1"
     port: Annotated[int, Key(le=65535, description="0: any free one")] = 30000
@@ -105,7 +107,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check(self, ArgumentError)
-        _device(self.device)
+        _device(self.device, self.family)
 
     @property
     def known_names(self) -> frozenset[str]:
@@ -116,7 +118,7 @@ class ServeConfig:
     @property
     def where(self) -> str:
         """Returns the device: cpu or cuda."""
-        return _device(self.device)
+        return _device(self.device, self.family)
 
     def engine(self, source: Source) -> EngineConfig:
         """Makes the engine's config for a model, with limits for a CPU or a GPU where none are given."""
@@ -218,7 +220,7 @@ def serve(config: ServeConfig) -> int:
         _say(f"loading {source.name}: {size}, tp={config.tp}, {tokens}")
         if config.where == "cuda":
             serving = Serving(config.tp, config.page_size, engine.limits.rows, source.config.max_positions)
-            prepare(source.config, source.dtype, serving, False, _say)
+            prepare(source.config, source.dtype, serving, False, _say, config.family)
         with terminable(), Lockstep(source, engine, config.tp, threads, _progress()) as ranks:
             metrics = Metrics()
             loop = EngineLoop(ranks, metrics)
@@ -325,8 +327,8 @@ def _progress() -> Any:
 
 
 @cache
-def _device(asked: str) -> str:
-    return choose_device(asked, _say)
+def _device(asked: str, family: str) -> str:
+    return choose_device(asked, _say, family)
 
 
 def _say(text: str) -> None:

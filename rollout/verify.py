@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kernels.device import choose_device
+from kernels.gpu.card import chosen_family
 from kernels.host.command import Parser, count, interruptible, output, report, threads, warn
 from kernels.host.failures import shortage
 from kernels.model import costs
@@ -219,7 +220,7 @@ class Verification:
             )
             dtype = name_of(self.source.dtype)
             options = [f"--leaves={self.source.config.leaves}", f"--dtype={dtype}", f"--device={self.device}"]
-            options.append(f"--threads={self.threads}")
+            options += [f"--threads={self.threads}", f"--family={chosen_family()}"]
             if self.source.adapter:
                 options.append(f"--adapter={self.source.adapter}")
             command = [sys.executable, "-m", "trainer.score", directory, str(batch), str(out), *options]
@@ -281,6 +282,7 @@ class Arguments:
     dtype: str
     device: str
     threads: int
+    family: str
 
 
 def arguments(argv: Sequence[str] | None) -> Arguments:
@@ -301,6 +303,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     parser.add_argument("--device", choices=get_args(Device), default="auto")
     parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1), help=range_of(Threads).meaning)
+    parser.add_family()
     asked = parser.parse_args(argv)
     return Arguments(**vars(asked))
 
@@ -312,7 +315,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
     if asked.mode in ("trainer", "all"):
         check_packages(("trainer",))  # of which a process is started
     try:
-        device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True))
+        device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True), asked.family)
         source = source or Source.open(asked.model, asked.leaves, asked.dtype, device, asked.adapter)
         for line in source.remarks:
             warn(line)

@@ -9,7 +9,6 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from kernels.collectives.heartbeat import Heartbeat
 from kernels.collectives.rendezvous import join
-from kernels.gpu.card import choose_family
 from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ConfigError, ModelConfig, Parameter
@@ -62,8 +61,6 @@ class TrainerRank(PublishingRank):
         torch.set_num_threads(self.threads)
         self.places[self.rank].enter()
         Heartbeat(self.name, self.store)
-        if self.device == "cuda":
-            choose_family(self.training.family)
         join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else self._weights(model, source)

@@ -9,8 +9,8 @@
 The folder appears by a rename when all of it is on the disk. Rows of a tensor are found in whichever files hold them, so
 another number of ranks reads the same bits. Nothing here is pickled.
 
-Where the nodes of a run do not share a folder, each has one of this name with the files of its own ranks and the manifest, which
-says who wrote what (`nodes`); before ranks read, what their node lacks is brought there (`rl/cluster/shelves.py`).
+Where the nodes of a run do not share a folder, each has one of this name with the files of its own ranks and the manifest,
+which says who wrote what (`nodes`); before ranks read, what their node lacks is brought there (`rl/cluster/shelves.py`).
 """
 
 import hashlib

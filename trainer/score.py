@@ -94,9 +94,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: as the contract says, or float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=threads, default=2)
+    parser.add_family()
     args = parser.parse_args()
-    if args.device == "cuda":
-        parser.require_card()
+    parser.require(args.device, args.family)
     try:
         run(args)
     except (ConfigError, BatchError, TreeError, BuildError, UnsupportedError, OSError) as error:

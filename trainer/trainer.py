@@ -8,6 +8,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.model import ModelConfig, Parameter, saved, served, trained
 from trainer.adapters import Adapters, adapter_tensors
 from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
@@ -39,7 +40,9 @@ class TrainerConfig:
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
     replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
     seed: int = 0  # of the noise that adapters begin with
-    family: str = "auto"  # of the kernels that a GPU runs, where it is not the card's own
+    family: str = field(
+        default_factory=chosen_family
+    )  # of the kernels that a GPU runs; this process's own, if not said
 
 
 class Trainer:
@@ -47,8 +50,8 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times its
-    ranks hold the model.
+    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times
+    its ranks hold the model.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Trainer:
         self.config, self.mesh = config, mesh
         self.shards, replicas = divided(mesh, config.replicas)
         self.device = mesh.device_type
+        if self.device == "cuda":
+            choose_family(config.family)
         with torch.device("meta"):
             self.model = TrainerModel(model, config.dtype, config.checkpointing)
         parallelize(self.model, self.shards, on_host=config.offload == "all", replicas=replicas)

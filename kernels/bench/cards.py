@@ -29,6 +29,7 @@ from rich.progress import Progress
 from kernels.bench.card_rows import rows
 from kernels.bench.table import Cell, show
 from kernels.bench.timer import Result, Row, ceilings, measure, versions
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.host.command import write_json
 
 TARGETS = {
@@ -93,7 +94,8 @@ def prepare(chosen: list[Row], workers: int, progress: Progress) -> None:
     cases = list(dict.fromkeys((row.op, row.case) for row in chosen))
     cases.sort(key=lambda case: case[0] != "linear_logprob")  # it compiles longest, so it starts first
     task = progress.add_task("compiling", total=len(cases))
-    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn")) as pool:
+    processes, told = min(workers, len(cases)), (chosen_family(),)
+    with ProcessPoolExecutor(processes, get_context("spawn"), choose_family, told) as pool:
         for done in as_completed([pool.submit(_prepare, *case) for case in cases]):
             if done.result():
                 progress.console.print(f"[yellow]compiling {done.result()}")

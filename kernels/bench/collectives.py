@@ -114,5 +114,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if torch.cuda.device_count() < arguments.ranks:
         parser.error(f"{arguments.ranks} ranks need a card each, and there are {torch.cuda.device_count()}")
+    parser.require("cuda")
     store = listen()
     mp.spawn(run, (arguments.ranks, address_of(store), arguments.json), arguments.ranks)

@@ -21,6 +21,7 @@ import torch
 from kernels.bench.table import console, show
 from kernels.bench.timer import Call, samples
 from kernels.collectives.rendezvous import address_of
+from kernels.device import UnsupportedError, choose_device
 from kernels.host.command import Parser, fail, output, write_json
 from kernels.host.place import Place
 from kernels.model import ModelConfig, costs, served
@@ -81,8 +82,10 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     out = console()
     try:
+        (config,) = check([*args.overrides, "out_dir=unused"])
+        choose_device(config.device, out.print, config.kernels.family)
         rows, title = measure([*args.overrides, "out_dir=unused"])
-    except BAD_INPUT as error:
+    except (*BAD_INPUT, UnsupportedError) as error:
         fail(error, 2)
     except RunError as error:
         fail(error, 1)

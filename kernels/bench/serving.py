@@ -39,13 +39,13 @@ def parsed() -> argparse.Namespace:
         default=75,
         help="no row of transformers is begun after so many seconds of its own",
     )
+    parser.add_family()
     args = parser.parse_args()
     args.rows = args.rows.split(",")
     if unknown := sorted(set(args.rows) - {*ROWS, *MORE}):
         parser.error(f"--rows {','.join(unknown)}: the rows are {', '.join(ROWS + MORE)}")
-    if args.device == "cuda":
-        parser.require_card()
-    elif (length := args.prompt + args.new) > BENCH.max_positions:
+    parser.require(args.device, args.family)
+    if args.device == "cpu" and (length := args.prompt + args.new) > BENCH.max_positions:
         parser.error(f"--prompt and --new are {length} tokens; the model has {BENCH.max_positions} positions")
     return args
 

@@ -116,13 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, default=cards.default_workers(), help="processes that compile GPU kernels; 0: none"
     )
+    parser.add_family()
     options = parser.parse_args(arguments)
     on_gpu, out = options.device == "cuda", console()
     known = list(dict.fromkeys(row.op for row in cards.rows())) if on_gpu else [spec.name for spec in all_specs()]
     if unknown := set(options.op) - set(known):
         parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    parser.require(options.device, options.family)
     if on_gpu:
-        parser.require_card()
         return cards.run(options.op, options.json, options.workers, out)
     torch.set_num_threads(options.threads)
     timings, refused = time_all(options.op, out)

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import torch
 
+from kernels.device import family_of
+from kernels.gpu.card import card_of
+
 Call = Callable[[], object]
 
 _ROTATED = 400e6  # bytes of operands that calls walk before one returns: 8 times the L2 cache of an H100
@@ -237,6 +240,7 @@ def versions() -> dict[str, str | None]:
     """Names the card and the libraries under it."""
     return {
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "kernels": family_of(card_of(torch.device("cuda"))) if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "triton": metadata.version("triton") if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,

@@ -40,9 +40,10 @@ def parsed() -> argparse.Namespace:
         "--fast", action="store_true", help="also numerics=fast, and steps with the optimizer; on a GPU"
     )
     parser.add_argument("--compiled", action="store_true", help="also transformers' body by torch.compile; on a GPU")
+    parser.add_family()
     args = parser.parse_args()
+    parser.require(args.device, args.family)
     if args.device == "cuda":
-        parser.require_card()
         return args
     if args.fast or args.compiled:
         parser.error("--fast and --compiled are of --device cuda")

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from kernels.bench.table import Cell, console, show
 from kernels.bench.timer import samples, versions
+from kernels.gpu.card import choose_family, chosen_family
 from kernels.host.command import write_json
 from kernels.model import Layout, ModelConfig, Parameter, costs, known, trained
 from kernels.model.operations import Numerics
@@ -228,7 +229,8 @@ def _compile(config: ModelConfig, shape: str, part: str) -> None:
 def prepare(config: ModelConfig, rows: list[Row]) -> None:
     """Compiles side by side what would otherwise be compiled one after the other, while it is timed."""
     jobs = [(config, row.shape, row.part) for row in rows if row.part != HEAD]
-    with ProcessPoolExecutor(min(len(jobs), 8), get_context("spawn")) as pool:
+    processes, told = min(len(jobs), 8), (chosen_family(),)
+    with ProcessPoolExecutor(processes, get_context("spawn"), choose_family, told) as pool:
         for job in [pool.submit(_compile, *job) for job in jobs]:
             job.result()
 

@@ -43,7 +43,8 @@ class Source:
 @dataclass(frozen=True)
 class Compiled:
     """Describes one variant of a kernel. `shared`: bytes of shared memory; `registers` of a thread; `stack`: bytes of
-    it that spill, -1 where the tool that tells is not there. `error`: why it does not compile."""
+    it that spill, -1 where the tool that tells is not there; `products`: kinds of matrix instruction in it. `error`: why it
+    does not compile."""
 
     kernel: str
     seconds: float
@@ -51,6 +52,7 @@ class Compiled:
     registers: int = -1
     stack: int = -1
     ptx: str = ""
+    products: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -127,7 +129,8 @@ def _gather(running: list[Any], folder: Path, report: Callable[[Compiled, int], 
         for file in folder.glob("*.json"):
             if file.name not in read:
                 read.add(file.name)
-                done.append(Compiled(**json.loads(file.read_text())))
+                row = json.loads(file.read_text())
+                done.append(Compiled(**{**row, "products": tuple(row["products"])}))
                 report(done[-1], sum(1 for _ in folder.glob("*.claim")))
 
     while any(process.poll() is None for process in running):
@@ -187,7 +190,15 @@ def _compiled(launch: Any) -> Compiled:
     text = kernel.asm["ptx"]
     ptx = hashlib.sha256(text.encode()).hexdigest()[:16]
     wrong = hasty(text) if launch.options.get("launch_pdl") else ""
-    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx, wrong)
+    found = products(text)
+    return Compiled(name_of(launch.kernel), seconds, kernel.metadata.shared, registers, stack, ptx, found, wrong)
+
+
+def products(ptx: str) -> tuple[str, ...]:
+    """Returns the kinds of matrix instruction in a kernel, in order: mma.sync and its shape, wgmma, tcgen05."""
+    shapes = re.findall(r"^\s*(?:@%p\d+ )?(mma\.sync)\S*?\.(m\d+n\d+k\d+)\.", ptx, re.M)
+    others = re.findall(r"\b(wgmma|tcgen05)\.mma", ptx)
+    return tuple(sorted({*map(".".join, shapes), *others}))
 
 
 def hasty(ptx: str) -> str:

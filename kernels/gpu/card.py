@@ -11,12 +11,14 @@ FAMILIES = {
     (8, 7): "portable",  # Orin
     (8, 9): "portable",  # L4, L40S, RTX 4090
     (9, 0): "hopper",  # H100, H200
+    (10, 0): "portable",  # B200, GB200
+    (10, 3): "portable",  # B300, GB300
     (12, 0): "portable",  # RTX 5090, RTX PRO 6000
     (12, 1): "portable",  # GB10
 }
 """By compute capability: the cards that have kernels. A family runs the modules of an op that `kernels.device` lists for it.
-Not here: cards before 8.0, whose tensor cores take no bfloat16, and 10.0 and 10.3 (B200, B300), for which the compiler chooses
-between two kinds of matrix instruction that nobody has shown to have the same bits."""
+Not here: cards before 8.0, whose tensor cores take no bfloat16, and 11.0 (Thor), which some of the Tritons that are accepted
+take for a card of the 10s and others do not."""
 ALL_FAMILIES = ("hopper", "portable")
 
 _chosen: list[str] = []
@@ -31,6 +33,11 @@ class Card:
     multiprocessors: int
     shared_memory: int
 
+    def warps(self, wanted: int, rows: int) -> int:
+        """Returns `wanted` warps for a product whose tile has so many rows, or, on the 10s, the number nearest to it for which
+        Triton takes mma.sync, as it does on other cards: there 4 or 8 warps and a multiple of 64 rows would give tcgen05."""
+        return {4: 2, 8: 16}.get(wanted, wanted) if self.capability[0] == 10 and rows % 64 == 0 else wanted
+
     @property
     def family(self) -> str | None:
         """Returns the name of its family; None for a card that has no kernels."""
@@ -44,6 +51,7 @@ KNOWN = {
     89: Card("L4", (8, 9), 58, 101_376),
     90: Card("H100", (9, 0), 132, 232_448),
     100: Card("B200", (10, 0), 148, 232_448),
+    103: Card("B300", (10, 3), 148, 232_448),
     120: Card("RTX 5090", (12, 0), 170, 101_376),
 }
 """One card of each compute capability, to compile for where it is not there. Multiprocessors are those of NVIDIA's data sheets;
@@ -60,6 +68,11 @@ def choose_family(name: str) -> None:
         raise ValueError(f"this process runs the kernels of family {_chosen[0]}: it cannot go on with those of {name}")
     if name != "auto" and not _chosen:
         _chosen.append(name)
+
+
+def chosen_family() -> str:
+    """Returns the family that this process was told to run, or auto."""
+    return _chosen[0] if _chosen else "auto"
 
 
 _stand_ins: dict[str, Card] = {}

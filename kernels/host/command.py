@@ -13,7 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from kernels.device import UnsupportedError, check_cards
+from kernels.device import UnsupportedError, choose_device
+from kernels.gpu.card import chosen_family
 from kernels.host.failures import shortage
 
 Row = TypeVar("Row")
@@ -124,12 +125,20 @@ class Parser(argparse.ArgumentParser):
         """Writes the message as one line, without the usage, and exits with 2."""
         fail(message, 2)
 
-    def require_card(self) -> None:
-        """Refuses --device cuda where no card can run the kernels."""
+    def add_family(self) -> None:
+        """Adds --family, of the kernels that a GPU runs; the default is what this process was told already, or auto."""
+        meaning = (
+            "of the kernels that a GPU runs: auto, the card's own; portable, plain Triton, of every card since 8.0"
+        )
+        self.add_argument("--family", choices=("auto", "portable"), default=chosen_family(), help=meaning)
+
+    def require(self, device: str, family: str = "auto") -> None:
+        """Refuses --device cuda where no card can run the kernels, and a family of them on a CPU; this process then runs those
+        of the family."""
         try:
-            check_cards()
+            choose_device(device, lambda _: None, family)
         except UnsupportedError as error:
-            self.error(f"--device cuda: {error}")
+            self.error(f"--device {device}: {error}")
 
 
 def progress(rows: Sequence[Row]) -> Iterable[Row]:

@@ -85,7 +85,7 @@ def load_merged(
 def write(directory: Path, config: ModelConfig, tensors: Mapping[str, torch.Tensor], base: str) -> None:
     """Writes the A and B that a trainer holds into a folder that `peft` loads. `base`: the model directory under them."""
     directory.mkdir(parents=True, exist_ok=True)
-    held = {}
+    held: dict[str, torch.Tensor] = {}
     for name, module in modules_of(config, tensors).items():
         held |= dict(zip((_key(name, end) for end in _ENDS), (module.a, module.b), strict=True))
     shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}

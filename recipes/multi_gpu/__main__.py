@@ -72,6 +72,7 @@ def main() -> None:
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if len(cards) < 2:
         fail(f"needs two GPUs or more, and there are {len(cards)}", 2)
+    parser.require("cuda")
     count = 1 << min(3, len(cards).bit_length() - 1)
     args.out.mkdir(parents=True, exist_ok=True)
     out, rows = args.out.absolute(), list[Row]()

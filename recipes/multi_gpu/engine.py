@@ -66,6 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     if not is_power_of_two(args.tp) or args.tp > torch.cuda.device_count():
         fail(f"--tp {args.tp}: must be a power of two, and there are {torch.cuda.device_count()} CUDA devices", 2)
+    parser.require("cuda")
     config = model(args.layers)
     most = max(args.batches)
     limits = Limits(most, 8192, 2048)

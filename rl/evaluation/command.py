@@ -21,6 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kernels.device import choose_device
 from kernels.host.command import Parser, fail, output, write_json
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
@@ -111,6 +112,7 @@ def evaluate(
     """Evaluates the model in `config.model.path`; keeps every sample in the file `samples`. Returns what was found on the sets
     of `eval.sets`, by their names, and, with `own`, under "" on the data's held-out problems."""
     assert config.model.path is not None
+    choose_device(config.device, console.print, config.kernels.family)
     hosts, rollout = open_hosts(config, {}), config.rollout
     source = open_source(config, console, hosts.about if hosts else None) if own else None
     tokenizer = source.tokenizer if source else from_model(config.model.path)
@@ -137,7 +139,7 @@ def evaluate(
         console.print(f"{served.name}: {set_line(name, one, config.eval.problems)}")
     if config.device == "cuda":
         serving = Serving(rollout.tp, rollout.page_size, rollout.limits.rows, served.config.max_positions)
-        prepare_kernels(served.config, served.dtype, serving, False, console.print)
+        prepare_kernels(served.config, served.dtype, serving, False, console.print, config.kernels.family)
     with Lockstep(served, rollout.engine(served.dtype, config.device), rollout.tp, rollout.threads) as ranks:
         found = {name: one(0, ranks.generate, _OwnCards(), lambda: None, console) for name, one in evaluators.items()}
     if samples:

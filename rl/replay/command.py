@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         kept = one(asked.folder)
         device = asked.device or kept.device
         if device == "cuda":
-            choose_device(device, console.print)
+            choose_device(device, console.print, kept.family)
         found = replay(replace(kept, device=device), console, asked.sequences)
     except (*BAD_INPUT, CheckpointError) as error:
         fail(error, 2)

@@ -2,7 +2,7 @@
 
 out_dir/batches/00000003/
     batch.npz    the columns of the batch; `trainer_logprobs` of the rows of the first update, where it was trained on
-    batch.json   step, numerics, dtype, device
+    batch.json   step, numerics, dtype, device, family of GPU kernels
     model/       a Hugging Face model directory in float32: the weights before the step's update, where they were asked for
 """
 
@@ -42,6 +42,7 @@ class Kept:
     numerics: str
     dtype: torch.dtype
     device: str
+    family: str = "auto"  # of the kernels that a GPU ran, as the config of the run said
 
     @property
     def differing(self) -> int:
@@ -125,7 +126,7 @@ def read(folder: Path) -> Kept:
         batch = Batch(**{name: held[name] for name in names if name in held})
         return Kept(
             folder, batch, held.get(_TRAINER), int(about["step"]), str(about["numerics"]),
-            DTYPES[about["dtype"]], str(about["device"]),
+            DTYPES[about["dtype"]], str(about["device"]), str(about.get("family", "auto")),
         )  # fmt: skip
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, BatchError, ConfigError) as error:
         raise UserError(f"{folder} holds a damaged batch: {' '.join(str(error).split())[:200]}") from None

@@ -116,7 +116,7 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:
     monkeypatch.setattr(cards, "rows", lambda: rows)
     monkeypatch.setattr(cards, "measure", outcome)
     monkeypatch.setattr(cards, "ceilings", lambda: {"copy TB/s": 3.0})
-    monkeypatch.setattr(Parser, "require_card", lambda parser: None)
+    monkeypatch.setattr(Parser, "require", lambda parser, device, family="auto": None)
     return specs.main(["--device", "cuda", "--workers", "0", "--json", str(path)])
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from kernels.collectives.rendezvous import address_of, connect, listen
+from kernels.gpu.card import choose_family, chosen_family
 
 PATIENCE = timedelta(seconds=60)
 START = "forkserver" if sys.platform == "linux" else "spawn"
@@ -30,7 +31,11 @@ def run_ranks(
     store = listen()
     with tempfile.TemporaryDirectory() as folder:
         ranks = mp.start_processes(
-            _rank, (world, address_of(store), folder, backend, work, args), nprocs=world, join=False, start_method=START
+            _rank,
+            (world, address_of(store), folder, backend, chosen_family(), work, args),
+            nprocs=world,
+            join=False,
+            start_method=START,
         )
         until = time.monotonic() + seconds
         while not ranks.join(timeout=1):
@@ -42,9 +47,17 @@ def run_ranks(
 
 
 def _rank(
-    rank: int, world: int, address: str, folder: str, backend: str, work: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world: int,
+    address: str,
+    folder: str,
+    backend: str,
+    family: str,
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    choose_family(family)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = None

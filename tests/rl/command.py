@@ -17,10 +17,12 @@ from unittest import mock
 
 import pytest
 
+from kernels.gpu.card import chosen_family
 from rl.command import Prepare, Train
 
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = Path(os.path.relpath(ROOT.parent / "shared" / "data" / "gsm8k"))
+ON_CARD = ("device=cuda", f"kernels.family={chosen_family()}")
 SHORT = ("steps=2", "warmup.steps=3", "eval.problems=32", "logger=none", "rollout.top_p=0.95", "rollout.min_p=0.001")
 
 

@@ -7,6 +7,7 @@ python -m tests.rl.recorded small       those of `tests.rl.small_run`; likewise
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,14 @@ def problems(device: str) -> str:
     return str(identity(config, open_source(config))[CONTENT])
 
 
-def assert_recorded(device: str, dtype: str, sha256: str) -> None:
-    known, name = recorded(), f"{device} {dtype}"
+def name_of(row: Mapping[str, Any]) -> str:
+    """What the hash of a row of `rl.prove --json` is recorded under."""
+    family = "" if row["family"] in ("", "hopper") else f", {row['family']}"
+    return f"{row['device']} {row['layout']['dtype']}{family}"
+
+
+def assert_recorded(name: str, sha256: str) -> None:
+    known = recorded()
     assert name in known, f"nothing is recorded of {name}; this run has {sha256}"
     assert sha256 == known[name], f"{name}: weights {sha256}, recorded {known[name]}"
 
@@ -52,7 +59,7 @@ def main(what: str) -> None:
             known[f"small run, {dtype}"] = {name: h for name, h in stages.items() if name != OWN}
     else:
         for row in json.loads(Path(what).read_text()):
-            known[f"{row['device']} {row['layout']['dtype']}"] = row["sha256"]
+            known[name_of(row)] = row["sha256"]
     known |= {"problems": problems("cpu"), "reasoning-gym": version("reasoning-gym")}
     RECORDED.write_text(json.dumps(known, indent=1) + "\n")
 

@@ -15,9 +15,9 @@ from rl.memory import OutOfMemory
 from rl.prepare import prepare
 from rl.prove import main
 from tests.model.shapes import TINY
-from tests.rl.command import SHORT, command
+from tests.rl.command import ON_CARD, SHORT, command
 from tests.rl.faults import break_in
-from tests.rl.recorded import assert_recorded
+from tests.rl.recorded import assert_recorded, name_of
 from tests.trainer.batches import random_batch
 from trainer.loss import LikelihoodLoss
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def run(folder: Path, *more: str) -> dict:
-    with command("device=cuda", *SHORT, f"out_dir={folder}", *more, cwd=folder.parent) as running:
+    with command(*ON_CARD, *SHORT, f"out_dir={folder}", *more, cwd=folder.parent) as running:
         outcome = running.finish(timeout=240)
         assert outcome.code == 0, outcome
         running.assert_nothing_left()
@@ -45,17 +45,17 @@ def test_the_main_job_is_one_hash(tmp_path: Path) -> None:
 
 def test_every_layout_has_the_recorded_hash(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """`python -m rl.prove device=cuda`: ranks share the cards there are; one run is killed and resumed."""
-    main(["device=cuda", "--json", str(tmp_path / "rows.json")])
+    main([*ON_CARD, "--json", str(tmp_path / "rows.json")])
     assert "all equal: the layout changed no bit" in capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert any(row["layout"]["killed"] for row in rows) and {row["layout"]["tp"] for row in rows} == {1, 2, 4}
-    assert_recorded("cuda", "bfloat16", rows[0]["sha256"])
+    assert_recorded(name_of(rows[0]), rows[0]["sha256"])
 
 
 def test_pages_that_do_not_fit(tmp_path: Path) -> None:
     """Refused before a process starts, with what the card has and what the plan needs."""
     more = ("rollout.tp=1", "trainer.world_size=1", "rollout.pages=200000000", f"out_dir={tmp_path / 'run'}")
-    with command("device=cuda", *SHORT, *more, cwd=tmp_path) as running:
+    with command(*ON_CARD, *SHORT, *more, cwd=tmp_path) as running:
         outcome = running.finish(120)
         running.assert_nothing_left()
     line = outcome.err.splitlines()[-1]
@@ -67,7 +67,7 @@ def test_pages_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_an_allocation_that_fails_in_a_step() -> None:
     """On one of two trainer ranks, while the other waits in a collective."""
-    config = check([*SHORT, "device=cuda", "rollout.tp=1", "trainer.micro_leaves=1", "out_dir=unused"])[0]
+    config = check([*SHORT, *ON_CARD, "rollout.tp=1", "trainer.micro_leaves=1", "out_dir=unused"])[0]
     with cluster(config, prepare(config).model) as (_, trainer):
         break_in(trainer.ranks[1].actor, "trainer", "_backward", 2, "allocates on the card")
         start = time.monotonic()

@@ -20,7 +20,7 @@ PLAIN = Layout("float32", 1, 4, "none", "none", 1, 1, "colocated", False)
 
 
 def row(layout: Layout, sha256: str = "a" * 64, differing: int = 0) -> Row:
-    return Row(layout, "cpu", sha256, 10, differing, 1.0, "" if sha256 else "trainer rank 0 failed")
+    return Row(layout, "cpu", sha256, 10, differing, 1.0, "" if sha256 else "trainer rank 0 failed", "")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_two_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert all(r["differing"] == 0 and r["compared"] > 100 for r in rows)
     assert rows[0]["sha256"] == rows[1]["sha256"]
-    assert_recorded("cpu", "float32", rows[0]["sha256"])
+    assert_recorded("cpu float32", rows[0]["sha256"])
 
 
 def test_a_signal_ends_it_as_an_interrupt_does(tmp_path: Path) -> None:

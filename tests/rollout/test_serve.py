@@ -16,6 +16,7 @@ import httpx
 import pytest
 import torch
 
+from kernels.gpu.card import chosen_family
 from kernels.model import costs
 from kernels.model.known import QWEN3_8B
 from kernels.weights.files import save
@@ -331,7 +332,7 @@ def test_a_second_sigterm_ends_at_once() -> None:
 def test_on_a_gpu() -> None:
     """Alone, from the cache and in company, with filters: one answer; SIGTERM ends it."""
     asked = {"text": "some text", "sampling_params": {"max_new_tokens": 20, "top_p": 0.9}, "return_logprob": True}
-    with running("device=cuda") as server:
+    with running("device=cuda", f"family={chosen_family()}") as server:
         answers: list[str] = []
 
         def ask(prompt: str = "some text") -> None:

@@ -19,9 +19,11 @@ from kernels.collectives.fold_kernel import fold_rows
 from kernels.contract import outputs_and_gradients
 from kernels.model import Layout
 from kernels.ops import (
+    Mixture,
     adamw,
     attention,
     combine,
+    combine_add_norm,
     dispatch,
     embedding,
     exp,
@@ -47,6 +49,7 @@ from kernels.ops import (
     vocab_nodes,
 )
 from kernels.ops.experts import STRIPE
+from kernels.ops.norm_rope import Stored
 from kernels.ops.rms_norm import add_rms_norm
 from kernels.ops.sample import portable as sample_gpu
 from kernels.spec import Case, OpSpec, all_specs, spread
@@ -70,6 +73,12 @@ def integers(g: torch.Generator, high: int, count: int) -> torch.Tensor:
 
 def ends(*at: int) -> torch.Tensor:
     return torch.tensor([0, *at], device=CUDA)
+
+
+def agree(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    """Compares two ways to the same values, where a GPU computed them."""
+    if CUDA.type == "cuda" and not all(map(torch.equal, ours, theirs)):
+        raise AssertionError("two ways to the same values differ")
 
 
 def with_gradients(
@@ -162,11 +171,17 @@ def normed_and_turned(rows: int, heads: int, kv_heads: int, D: int, *at: int) ->
     def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         cosine, sine = (t.to(CUDA) for t in rope_table(1000, D, 1e6))
         positions = integers(g, 1000, rows).int()
+        x, *weights = numbers(g, rows, heads + kv_heads, D), *(numbers(g, D, octaves=1) for _ in range(2))
+        keys, values = (torch.zeros(rows, kv_heads, D, dtype=bf16, device=CUDA) for _ in range(2))
+        slots, given = torch.arange(rows, device=CUDA).flip(0), x[:, heads:]
+        where = ((cosine, sine), positions, kv_heads)
+        _, k = norm_rope(x, tuple(weights), 1e-6, *where, stored=Stored(keys, values, slots, given))
+        agree((keys.flip(0), values.flip(0)), (k, given))
         return with_gradients(
-            lambda x, q, k: norm_rope(x, (q, k), 1e-6, (cosine, sine), positions, kv_heads, groups=ends(*at)),
+            lambda x, q, k: norm_rope(x, (q, k), 1e-6, *where, groups=ends(*at)),
             g,
-            numbers(g, rows, heads + kv_heads, D),
-            *(numbers(g, D, octaves=1) for _ in range(2)),
+            x,
+            *weights,
         )
 
     return call
@@ -210,8 +225,11 @@ def mixed(tokens: int, experts: int, k: int, n: int, inner: int, leaves: int, al
         if not at:
             with torch.no_grad():
                 ids, share, slots = route_and_dispatch(logits, k, True, 0, experts, align)
-                y = expert_matmul(gated_experts(x, up, slots), down, slots)
-                return ids, share, combine(y, share, ids, slots, leaves)
+                mixture = Mixture(expert_matmul(gated_experts(x, up, slots), down, slots), share, ids, slots, leaves)
+                out, weight = combine(*mixture), x[0].contiguous()
+                together = combine_add_norm(x, mixture, weight, 1e-6)
+                agree(together, add_rms_norm(x, out, weight, 1e-6))
+                return ids, share, out
 
         def run(logits: torch.Tensor, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
             ids, share = route(logits, k, True)
@@ -304,9 +322,11 @@ SMALL: dict[str, Call] = {
     "matmul gradients, odd": product_gradients(7, 30, 18, 2, 3, 3, 7),
     "attention, packed": packed_attention((1, 65, 530), 4, 2, 128),
     "attention, packed, narrow heads": packed_attention((3, 70), 4, 2, 32),
+    "attention, packed, wide heads": packed_attention((3, 70), 4, 2, 256),
     "attention, chunks": paged_attention(((0, 70), (60, 131), (5, 6)), 16, 4, 2, 128),
     "attention, decode": paged_attention(((0, 1), (64, 65), (530, 531)), 16, 4, 2, 128),
     "attention, decode, pages of 64": paged_attention(((64, 65), (600, 601)), 64, 4, 2, 128),
+    "attention, decode, wide heads": paged_attention(((0, 1), (530, 531)), 16, 4, 2, 256),
     "log-prob": logprob(70, 512, 8 * 130, 8, 20, 70),
     "log-prob, odd": logprob(5, 20, 2 * 33, 2, 2, 5),
     "sampling": sampled(3, 1300, 2),

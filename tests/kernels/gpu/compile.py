@@ -1,9 +1,11 @@
 """Compiles every GPU kernel and every plan of the tuning tables for a card that need not be there:
 
-    python -m tests.kernels.gpu.compile [--quick] [--capability 90] [--triton FOLDER] [--workers N] [--json FILE]
+    python -m tests.kernels.gpu.compile [--quick] [--capability 90] [--family portable] [--triton FOLDER] [--workers N]
+        [--json FILE]
 
 --quick: one variant of each kernel. --triton: the folder of another Triton than the installed one, as `pip install --target`
-leaves it. Exits with 1 where a variant does not compile, needs more shared memory than the card has, or a kernel has no call.
+leaves it. Exits with 1 where a variant does not compile, needs more shared memory than the card has, spills more than STACK
+bytes of a thread, multiplies matrices by another instruction than the card's family has, or a kernel has no call.
 """
 
 import json
@@ -15,7 +17,24 @@ from pathlib import Path
 
 from kernels.device import family_of
 from kernels.gpu.ahead import Compiled, Source, compile_ahead
-from kernels.gpu.card import KNOWN
+from kernels.gpu.card import KNOWN, Card, choose_family
+
+STACK = 512
+"""Bytes of a thread that may spill."""
+PRODUCTS = {True: {"wgmma", "mma.sync.m16n8k16"}, False: {"mma.sync.m16n8k16"}}
+"""By whether the card is of 9.0: the kinds of matrix instruction that its kernels may have. Where there are two, the tests of
+tests/kernels/gpu compare them, on such a card, with one order; elsewhere there is one."""
+
+
+def faults(row: Compiled, card: Card) -> list[str]:
+    """Lists what is wrong with a variant for a card."""
+    others = set(row.products) - PRODUCTS[card.capability == (9, 0)]
+    return [
+        *([row.error] if row.error else []),
+        *([f"{row.shared} B of shared memory of {card.shared_memory}"] if row.shared > card.shared_memory else []),
+        *([f"{row.stack} B of stack of {STACK}"] if row.stack > STACK else []),
+        *([f"it multiplies by {', '.join(sorted(others))}"] if others else []),
+    ]
 
 
 def expected_of(family: str | None) -> Path:
@@ -127,6 +146,7 @@ def main() -> int:
     parser = ArgumentParser(prog="python -m tests.kernels.gpu.compile", description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--capability", type=int, default=90, choices=sorted(KNOWN))
+    parser.add_argument("--family", default="auto", choices=("auto", "portable"))
     parser.add_argument("--triton", type=Path)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
@@ -138,22 +158,29 @@ def main() -> int:
     from tests.kernels.gpu.calls import all_kernels
 
     card = KNOWN[args.capability]
+    choose_family(args.family)
     family = family_of(card)  # refuses one that has no kernels
 
     def report(row: Compiled, known: int) -> None:
-        state = row.error or f"{row.registers} registers, {row.stack} B of stack, {row.shared} B shared"
+        kinds = "".join(f", {kind}" for kind in row.products)
+        state = row.error or f"{row.registers} registers, {row.stack} B of stack, {row.shared} B shared{kinds}"
         print(f"{row.seconds:6.1f} s  {row.kernel.removeprefix('kernels.')}: {state}", flush=True)
 
     source = Source("tests.kernels.gpu.compile:calls", {"quick": args.quick, "family": family})
     path = str(args.triton.resolve()) if args.triton else ""
-    rows = compile_ahead(source, card, args.workers, report, args.quick, path)
+    rows = compile_ahead(source, card, args.workers, report, args.quick, path, args.family)
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    failed = [row.kernel for row in rows if row.error or row.shared > card.shared_memory]
+    failed = [row.kernel for row in rows if faults(row, card)]
+    for row in rows:
+        for fault in faults(row, card):
+            print(f"FAULT {row.kernel}: {fault}")
+    kinds = sorted({kind for row in rows for kind in row.products})
     missing = {n for n in all_kernels() if ".hopper" not in n or family == "hopper"} - {row.kernel for row in rows}
     print(
         f"triton {triton.__version__}, sm_{args.capability}: {len(rows)} variants of {len({r.kernel for r in rows})} kernels "
-        f"compiled, {len(failed)} failed {sorted(set(failed))}, no call for {sorted(missing)}"
+        f"compiled, {len(failed)} failed {sorted(set(failed))}, no call for {sorted(missing)}; at most "
+        f"{max(r.stack for r in rows)} B of stack and {max(r.shared for r in rows):,} B shared; products by {', '.join(kinds)}"
     )
     expected = expected_of(family)
     if unrecorded := entries() ^ json.loads(expected.read_text()).keys():

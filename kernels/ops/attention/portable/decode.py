@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import early, previous_done
@@ -107,9 +108,12 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=N
     T, heads, D = q.shape
     if warps is None:  # where blocks are many and short, two warps wait less for each other
         reach = pages.table.shape[1] * pages.size
-        warps = 2 if reach <= 2 * key_block and T * keys.shape[1] >= 256 and D <= 128 else 4
+        blocks = T * keys.shape[1]
+        short = (reach <= 2 * key_block and blocks >= 256) or (reach <= 8 * key_block and blocks >= 1024)
+        warps = 2 if short and D <= 128 else 4
     stages = stages or (1 if D > 128 else 2)  # shared memory holds one block of wide keys and values
     kv_heads = keys.shape[1]
+    rows = max(16, next_power_of_2(heads // kv_heads))
     splits = cdiv(pages.table.shape[1] * pages.size, key_split)
     parts = lse if splits == 1 else lse.new_empty(T, kv_heads, splits, heads // kv_heads, D + 2)
     run(
@@ -134,10 +138,10 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=N
         kv_heads,
         D,
         pages.size,
-        max(16, next_power_of_2(heads // kv_heads)),
+        rows,
         key_block,
         key_split,
         stages,
-        num_warps=warps,
+        num_warps=card_of(q.device).warps(warps, rows),
         enable_fp_fusion=False,
     )

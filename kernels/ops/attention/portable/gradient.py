@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention.portable.rows import tile_of
@@ -145,10 +146,11 @@ def dkv_kernel(
         tl.store(d_v + to, total_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
-def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, block=None, warps=8, stages=2):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, block=None, warps=8, stages=None):  # type: ignore[no-untyped-def]
     """Returns (d_q, d_k, d_v). The tile is free: no bit depends on it."""
     (T, heads, D), kv_heads = q.shape, keys.shape[1]
-    rows, block = rows or (128 if D <= 128 else 64), block or (64 if D <= 128 else 32)
+    wide = D > 128  # shared memory, and registers, hold fewer of such keys
+    rows, block, stages = rows or (64 if wide else 128), block or (16 if wide else 64), stages or (1 if wide else 2)
     sequences = starts.numel() - 1
     delta = torch.empty_like(lse)
     run(delta_kernel, (cdiv(T * heads, 32),), out, d_out, delta, T * heads, D, 32, enable_fp_fusion=False)
@@ -157,7 +159,7 @@ def launch(q, keys, values, out, lse, d_out, starts, scale, c, *, rows=None, blo
     tiles = cdiv(T, rows) + sequences
     sizes = (heads, kv_heads, D, next_power_of_2(sequences + 1), rows, block, stages)
     strides = (q.stride(0), keys.stride(0), values.stride(0))
-    more = {"num_warps": warps, "enable_fp_fusion": False}
+    more = {"num_warps": card_of(q.device).warps(warps, rows), "enable_fp_fusion": False}
     run(
         dkv_kernel,
         (kv_heads, tiles),

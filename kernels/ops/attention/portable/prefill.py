@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arithmetic import fold
+from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 from kernels.ops.attention.portable.rows import LANES, block, finish, half_block, merge, tile_of
@@ -36,6 +37,7 @@ def prefill_kernel(
     KEY_BLOCK: tl.constexpr,
     KEY_SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
     """Computes out and lse of a tile of one head's queries by walking their keys in ascending order."""
     head = tl.program_id(0)
@@ -55,19 +57,36 @@ def prefill_kernel(
         k = keys + kv * D
         v = values + kv * D
         mine = table + s.to(tl.int64) * width
-        for split in range(0, count, KEY_SPLIT):
-            m = tl.full((ROWS,), float("-inf"), tl.float32)
-            l = tl.zeros((ROWS, LANES), tl.float32)
-            o = tl.zeros((ROWS, D), tl.float32)
-            for first in tl.range(split, tl.minimum(split + KEY_SPLIT, count), KEY_BLOCK, num_stages=STAGES):
-                s0, v0 = half_block(
-                    x, k, v, mine, begin, first, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
-                )  # fmt: skip
+        m = tl.full((ROWS,), float("-inf"), tl.float32)
+        l = tl.zeros((ROWS, LANES), tl.float32)
+        o = tl.zeros((ROWS, D), tl.float32)
+        if FLAT:
+            for first in tl.range(0, count, KEY_BLOCK, num_stages=STAGES):
+                s0, v0 = half_block(x, k, v, mine, begin, first, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2)
                 s1, v1 = half_block(
                     x, k, v, mine, begin, first + KEY_BLOCK // 2, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
                 )  # fmt: skip
                 m, l, o = block(s0, s1, v0, v1, m, l, o, c)
-            M, L, O = merge(M, L, O, m, fold(l), o, c)
+                after = first + KEY_BLOCK
+                if (after % KEY_SPLIT == 0) | (after >= count):  # a split ends; loads go on across it
+                    M, L, O = merge(M, L, O, m, fold(l), o, c)
+                    m = tl.full((ROWS,), float("-inf"), tl.float32)
+                    l = tl.zeros((ROWS, LANES), tl.float32)
+                    o = tl.zeros((ROWS, D), tl.float32)
+        else:
+            for split in range(0, count, KEY_SPLIT):
+                m = tl.full((ROWS,), float("-inf"), tl.float32)
+                l = tl.zeros((ROWS, LANES), tl.float32)
+                o = tl.zeros((ROWS, D), tl.float32)
+                for first in tl.range(split, tl.minimum(split + KEY_SPLIT, count), KEY_BLOCK, num_stages=STAGES):
+                    s0, v0 = half_block(
+                        x, k, v, mine, begin, first, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
+                    )  # fmt: skip
+                    s1, v1 = half_block(
+                        x, k, v, mine, begin, first + KEY_BLOCK // 2, count, last, kt, vt, D, PAGE, PACKED, KEY_BLOCK // 2
+                    )  # fmt: skip
+                    m, l, o = block(s0, s1, v0, v1, m, l, o, c)
+                M, L, O = merge(M, L, O, m, fold(l), o, c)
         y, e = finish(M, L, O, c)
         tl.store(
             out + (token.to(tl.int64)[:, None] * HEADS + head) * D + d[None, :],
@@ -81,11 +100,11 @@ _SEQUENCES = tuple(32 << 4 * i for i in range(5))
 """Few sizes, so that a batch of another number of sequences compiles nothing."""
 
 
-def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=None, warps=None, stages=None):  # type: ignore[no-untyped-def]
+def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=None, warps=None, stages=None, flat=None):  # type: ignore[no-untyped-def]
     """Fills out and lse for packed queries q [T, H, D]; `rows`, `warps` and `stages` decide speed alone."""
     T, heads, D = q.shape
     wide = D > 128  # shared memory holds one block of such keys and values
-    rows, warps, stages = rows or (64 if wide else 128), warps or (4 if wide else 8), stages or (1 if wide else 2)
+    rows, warps, stages = rows or (32 if wide else 128), warps or 8, stages or (1 if wide else 2)
     sequences = pages.starts.numel() - 1
     grid = (heads, cdiv(T, rows) + sequences)
     run(
@@ -115,6 +134,7 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
         key_block,
         key_split,
         stages,
-        num_warps=warps,
+        not wide if flat is None else flat,
+        num_warps=card_of(q.device).warps(warps, rows),
         enable_fp_fusion=False,
     )

@@ -156,7 +156,8 @@ def product(
     [experts * K, N], both with contiguous rows -> [capacity, N], or, `gated`, [capacity, N / 2]. `slots.align` is the number of
     tokens of a block."""
     BN, BK, warps, stages = plan or _plan(slots)
-    stages = min(stages, (card_of(x.device).shared_memory - 1024) // ((BN + slots.align) * BK * 2))
+    card = card_of(x.device)
+    stages = min(stages, (card.shared_memory - 1024) // ((BN + slots.align) * BK * 2))
     K = x.shape[1]
     N = w.shape[1] if transposed else w.shape[0] // slots.experts
     y = x.new_empty(slots.capacity, N // 2 if gated else N)
@@ -185,7 +186,7 @@ def product(
         (cdiv(N, BN), blocks),
         *given,
         *tile,
-        num_warps=warps,
+        num_warps=card.warps(warps, BN),
         num_stages=stages,
         enable_fp_fusion=False,
     )

@@ -1,6 +1,6 @@
 """Log-probabilities in plain Triton. `nodes.py` says what is kept for the gradient, and in which order everything is summed.
 
-Logits are in memory, one leaf of the vocabulary and `ROWS` rows at a time. Rows that draw from a part of the vocabulary have
+Logits are in memory, one leaf of the vocabulary and `at_once` rows at a time. Rows that draw from a part of the vocabulary have
 all of theirs there, fewer rows at a time; those that are not kept become -inf, whose exponential is 0.
 """
 
@@ -18,8 +18,8 @@ from kernels.tree import leaf_bounds
 
 __all__ = ["backward", "linear", "logprob", "nodes"]
 
-ROWS = 4096
-"""Rows whose logits of one leaf of the vocabulary are in memory at once."""
+LOGITS = 80 * 2**20
+"""Of one leaf of the vocabulary, in memory at once."""
 Contract = Callable[..., torch.Tensor]
 
 
@@ -46,13 +46,19 @@ def linear(
     vocabulary = vocab if vocabulary is None else vocabulary
     kept = room(x, vocab, leaves, keep)
     if truncation is None or len(truncation) < rows:
-        for first in range(0, rows, ROWS):
-            part = slice(first, min(first + ROWS, rows))
+        step = at_once(vocab // leaves)
+        for first in range(0, rows, step):
+            part = slice(first, min(first + step, rows))
             whole_rows(contract, x, head, targets, temperature, leaves, vocabulary, kept, part)
     if truncation is not None:
         for some in truncation.parts():
             truncated_rows(contract, x, head, targets, temperature, leaves, some, vocabulary, kept)
     return *logprob(merged(kept.nodes, leaves), kept.picked, temperature), kept if keep else None
+
+
+def at_once(width: int) -> int:
+    """Returns the number of rows whose logits of a leaf of so many columns are in memory at once, 8,192 at most."""
+    return min(8192, max(128, LOGITS // width // 128 * 128))
 
 
 def room(x: torch.Tensor, vocab: int, leaves: int, keep: bool) -> Exponentials:

@@ -1,7 +1,7 @@
 """Matmul in plain Triton: any card that multiplies bfloat16 in 16-wide tensor-core steps.
 
-few_rows.py  equal leaves, any strides: forward and dX, of few rows and of many
-grouped.py   dW: leaves are groups of tokens at any offsets
+few_rows.py  up to 256 rows, any strides: forward and dX
+grouped.py   more rows, and dW, whose leaves are groups of tokens at any offsets
 order.py     the order as it reads, for tests and benchmarks
 """
 
@@ -30,5 +30,7 @@ def contract(
         grouped.launch_sums(a.T, b.T, bounds, y)
         return y.to(out_dtype)
     leaves = len(bounds) - 1
+    if M > 256:
+        return grouped.contract(a, b, leaves, out_dtype)
     plan = few_rows_plan(M, N, leaves, card_of(a.device).multiprocessors)
     return few_rows.contract(a, b, leaves, out_dtype, **plan._asdict())
