@@ -59,7 +59,7 @@ def base_of(config: RunConfig, checkpoint: Checkpoint | None) -> str | None:
 
 
 def given(config: RunConfig) -> str | None:
-    """The model directory that is frozen as it was given."""
+    """Returns the model directory that is frozen as it was given; None where there is none."""
     return config.model.path if config.model.path and not config.warmup.steps else None
 
 

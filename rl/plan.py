@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -113,24 +113,20 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
     )
     past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
+    policies, critic = _policies(config, model), [critic_model(model)] if config.algorithm.critic else []
     beside = [one.model for one in (frozen, paired) if one]
-    adapted = adapted_model(config, model)
-    trainer = memory(adapted, frozen=beside, past=past)
-    if adapted.adapter and config.warmup.steps:  # which trains the whole model
-        trainer = fuller(trainer, memory(model, frozen=beside, past=past))
-    critic = [critic_model(model)] if config.algorithm.critic else []
+    trainer = reduce(fuller, (memory(one, frozen=beside, past=past) for one in policies))
     for one in critic:
         trainer = together(trainer, memory(one))
     saved = _saved_models(config, frozen)
-    kept = [model if config.warmup.steps else adapted, *critic]
-    checkpoint = sum(map(costs.checkpoint_bytes, kept)) if config.checkpoint.every else 0
+    checkpoint = sum(map(costs.checkpoint_bytes, (policies[0], *critic))) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
         colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
         parameters=costs.parameter_count(model),
-        adapter_parameters=costs.adapter_count(adapted),
+        adapter_parameters=costs.adapter_count(policies[-1]),
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
         weights_bytes=costs.weight_bytes(model, rollout.tp, width),
@@ -145,6 +141,12 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
+
+
+def _policies(config: RunConfig, model: ModelConfig) -> list[ModelConfig]:
+    """Lists what is trained, one after the other: the whole model where there is a warm start, and what it is then."""
+    adapted = adapted_model(config, model)
+    return [model, adapted] if adapted.adapter and config.warmup.steps else [adapted]
 
 
 def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
