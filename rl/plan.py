@@ -118,7 +118,6 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     trainer = reduce(fuller, (memory(one, frozen=beside, past=past) for one in policies))
     for one in critic:
         trainer = together(trainer, memory(one))
-    saved = _saved_models(config, frozen)
     checkpoint = sum(map(costs.checkpoint_bytes, (policies[0], *critic))) if config.checkpoint.every else 0
     return Plan(
         model=model,
@@ -136,7 +135,8 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1)
+        + costs.weight_bytes(model, 1, 4) * _saved_models(config, frozen),
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
