@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,32 +100,20 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     _check_length(config, prompt_tokens, model, frozen)
     width = torch.finfo(config.dtype).bits // 8
     limits = rollout.limits
-    memory = partial(
-        trainer_memory,
-        dtype=config.dtype,
-        device=config.device,
-        world_size=section.world_size // section.replicas,
-        checkpointing=section.checkpointing,
-        offload=section.offload,
-        moments=getattr(torch, section.moments),
-        tokens=tokens,
-        rows=tokens * response // length,
-        micro_batches=micro_batches,
-    )
-    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
-    policies, critic = _policies(config, model), [critic_model(model)] if config.algorithm.critic else []
-    beside = [one.model for one in (frozen, paired) if one]
-    trainer = reduce(fuller, (memory(one, frozen=beside, past=past) for one in policies))
-    for one in critic:
-        trainer = together(trainer, memory(one))
-    checkpoint = sum(map(costs.checkpoint_bytes, (policies[0], *critic))) if config.checkpoint.every else 0
+    adapted = adapted_model(config, model)
+    critic = [critic_model(model)] if config.algorithm.critic else []
+    memory = partial(_memory, config, tokens=tokens, rows=tokens * response // length, micro_batches=micro_batches)
+    trainer = memory(adapted, model, [one.model for one in (frozen, paired) if one], critic)
+    saved = _saved_models(config, frozen)
+    kept = [model if config.warmup.steps else adapted, *critic]
+    checkpoint = sum(map(costs.checkpoint_bytes, kept)) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
         colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
         parameters=costs.parameter_count(model),
-        adapter_parameters=costs.adapter_count(policies[-1]),
+        adapter_parameters=costs.adapter_count(adapted),
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
         weights_bytes=costs.weight_bytes(model, rollout.tp, width),
@@ -135,18 +123,45 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1)
-        + costs.weight_bytes(model, 1, 4) * _saved_models(config, frozen),
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
     )
 
 
-def _policies(config: RunConfig, model: ModelConfig) -> list[ModelConfig]:
-    """Lists what is trained, one after the other: the whole model where there is a warm start, and what it is then."""
-    adapted = adapted_model(config, model)
-    return [model, adapted] if adapted.adapter and config.warmup.steps else [adapted]
+def _memory(
+    config: RunConfig,
+    adapted: ModelConfig,
+    model: ModelConfig,
+    frozen: Sequence[ModelConfig],
+    critics: Sequence[ModelConfig],
+    *,
+    tokens: int,
+    rows: int,
+    micro_batches: int,
+) -> TrainerMemory:
+    """Predicts the bytes of a trainer rank. `adapted`: the policy with its adapters; `frozen`: what is asked beside it."""
+    section = config.trainer
+    memory = partial(
+        trainer_memory,
+        dtype=config.dtype,
+        device=config.device,
+        world_size=section.world_size // section.replicas,
+        checkpointing=section.checkpointing,
+        offload=section.offload,
+        moments=getattr(torch, section.moments),
+        tokens=tokens,
+        rows=rows,
+        micro_batches=micro_batches,
+    )
+    past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
+    trainer = memory(adapted, frozen=frozen, past=past)
+    if adapted.adapter and config.warmup.steps:  # which trains the whole model
+        trainer = fuller(trainer, memory(model, frozen=frozen, past=past))
+    for one in critics:
+        trainer = together(trainer, memory(one))
+    return trainer
 
 
 def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:

@@ -52,8 +52,8 @@ def export(checkpoint: Checkpoint, out_dir: Path, dtype: torch.dtype, file_bytes
 
 
 def export_merged(checkpoint: Checkpoint, out_dir: Path, base: Path, file_bytes: int = 5 * 10**9) -> str:
-    """Writes `out_dir`, as `export` does, of a checkpoint of adapters on the model directory `base`: merged, in the dtype that
-    the run computed in. CheckpointError where the weights are not those that the run served."""
+    """Exports a checkpoint of adapters on the model directory `base` as `export` does: merged, in the dtype that the run
+    computed in. CheckpointError where the weights are not those that the run served."""
     beside = _beside(checkpoint)
     dtype, digests = DTYPES[beside.contract.dtype], Leaves()
     modules = modules_of(checkpoint.model, {p.name: _whole(checkpoint, p) for p in trained(checkpoint.model)})

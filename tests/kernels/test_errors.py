@@ -1,5 +1,6 @@
 """What an op refuses, and that the message names the numbers that do not fit."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,8 +156,9 @@ def test_every_public_op_is_under_a_spec() -> None:
     """A folder with a spec might still hide a function that no spec runs."""
     called: set[str] = set()
     for spec in all_specs():
-        for function in (spec.make, spec.run, *(s.run for s in spec.shardings if s.run), spec.timed):
+        for function in (spec.make, spec.run, *(s.run for s in spec.shardings), *spec.variants.values(), spec.timed):
             if function:
+                function = inspect.unwrap(function)
                 called |= _names(function.__code__, function.__globals__)
     assert {name for name, offered in vars(ops).items() if callable(offered)} <= called
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rl.compose import check
 from rl.config import RunConfig
-from rl.journal import Journal, Totals
+from rl.journal import Compared, Journal, Totals
 from rl.loop import told as of_a_step
 from rl.metrics import worst
 from rl.prepare import prepare
@@ -288,7 +288,8 @@ def test_the_worst_sample_of_all_steps_is_kept_as_it_happens(steps: list[list[in
     for number, lengths in enumerate(steps, 1):
         values = st.lists(log_probs, min_size=sum(lengths), max_size=sum(lengths))
         sampler, trainer = (np.array(data.draw(values), np.float32) for _ in "st")
-        journal.completions(number, *step(lengths, sampler, trainer), every=data.draw(st.booleans()))
+        groups, batch, report = step(lengths, sampler, trainer)
+        journal.completions(number, groups, Compared(batch, report.logprobs), every=data.draw(st.booleans()))
         at, rows = logged.pop()
         assert at == 100 + number
         seen.append(worst(trainer, sampler)[0])
