@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -182,8 +183,9 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return ", ".join(map(str, inside))
     if hasattr(annotation, "__metadata__"):
         return _values(inside[0], [*metadata, *annotation.__metadata__])
-    if type(None) in inside:
-        return " or ".join([*(_values(kind, metadata) for kind in inside if kind is not type(None)), "null"])
+    if origin in (Union, UnionType):
+        kinds = [_values(kind, metadata) for kind in inside if kind is not type(None)]
+        return " or ".join([*kinds, *(["null"] if type(None) in inside else [])])
     return "see its page"
 
 

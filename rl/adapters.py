@@ -47,9 +47,9 @@ def base_of(config: RunConfig, checkpoint: Checkpoint | None) -> str | None:
     """Returns the directory of the weights under the adapters of a checkpoint; None where it holds whole weights."""
     if checkpoint is None or checkpoint.model.adapter is None:
         return None
-    if path := given(config):
-        return path
-    folder, theirs = Path(config.out_dir) / BASE, checkpoint.folder.parent.parent / BASE
+    if given(config):
+        return base_folder(config)
+    folder, theirs = Path(base_folder(config)), checkpoint.folder.parent.parent / BASE
     if not folder.is_dir():
         if not theirs.is_dir():
             raise UserError(f"{theirs} is missing: it holds the weights under the adapters of {checkpoint.folder}")

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
-from rl.adapters import adapted_model, first_model, given
+from rl.adapters import adapted_model, base_folder, first_model, given
 from rl.checkpoints import Checkpoints, Progress
 from rl.config import RunConfig
 from rl.errors import UserError
 from rl.frozen import FrozenModel
 from rl.resume import REFERENCE, Start
-from trainer.checkpoint import BASE, Checkpoint
+from trainer.checkpoint import Checkpoint
 from trainer.folder import whole
 
 
@@ -107,7 +107,7 @@ def begin_adapters(
     if begun and begun.model.adapter:
         return state
     if not given(config):
-        trainer.save(str(Path(config.out_dir) / BASE), beside)
+        trainer.save(base_folder(config), beside)
     if first_model(config, model, begun).adapter is None:
         trainer.begin_adapters(adapted)
     return replace(state, base_sha256=trainer.digest())

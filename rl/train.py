@@ -217,7 +217,7 @@ class Parts:
 
     def _save(self, beside: Beside) -> str:
         """Saves what was trained, if it is to be saved: the model, or its adapters. Returns the digest of the weights."""
-        config, out_dir = self.config, Path(self.config.out_dir)
+        config, out_dir = self.config, Path(self.config.out_dir).absolute()
         if not config.adapter.ranks:
             return self.trainer.save(str(out_dir / "model") if config.save_model else "", beside)
         if config.save_model:

@@ -32,7 +32,8 @@ LR = 1e-2
 def trainer_of(name: str, world: int, source: Checkpoint | None = None) -> Trainer:
     config, weights, *_ = RUNS[name]
     mesh = init_device_mesh("cpu", (world,))
-    return Trainer(config, trainer_config(name, {}), mesh, source or weights(config))
+    base = weights(config) if source and config.adapter else None
+    return Trainer(config, trainer_config(name, {}), mesh, source or weights(config), base)
 
 
 def go(trainer: Trainer, name: str, steps: range) -> str:
