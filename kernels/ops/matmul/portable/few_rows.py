@@ -125,6 +125,11 @@ def few_rows_kernel(
             tl.store(counter, 0)
 
 
+def _side_by_side(t: torch.Tensor) -> bool:
+    """Says whether eight elements of a row are loaded at once."""
+    return t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0
+
+
 def contract(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -140,13 +145,15 @@ def contract(
     """Computes y = x w^T on the tree: x [M, K], w [N, K], of any strides; `leaves` equal leaves, a power of two."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
+    extent, card = K // leaves, card_of(x.device)
     BM = min(128, max(16, next_power_of_2(M)))
+    BK = next((step for step in (256, 128, 64, 32, 16) if step <= BK and extent % step == 0), 32)
+    if extent % 8 or not (_side_by_side(x) and _side_by_side(w)):
+        BN, BK = min(BN, 64), min(BK, 32)  # what is loaded otherwise stands in registers, or goes through them
     split = min(split, leaves)
     grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
     arrived = counters(x.device, grid[0] * grid[2]) if split > 1 else y
-    extent, card = K // leaves, card_of(x.device)
-    BK = next((step for step in (256, 128, 64, 32, 16) if step <= BK and extent % step == 0), 32)
     near = K // split % 8 == 0 and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
     stages = min(stages, (card.shared_memory - 1024) // ((BN + BM) * BK * 2))
     run(
