@@ -6,6 +6,8 @@ is ahead of training (`lag.py`) is a further forward pass needed.
 """
 
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
@@ -36,11 +38,13 @@ def check(
     tokens: NDArray[np.integer],
     policy: Policy,
     step: int,
+    by: Mapping[int, str] = MappingProxyType({}),
 ) -> Mismatch | None:
     """Returns None if all log-probabilities [R] have the same bits, else the first mismatch: raised (fail), printed (warn) or
     just returned (record: a run with numerics=fast, which is expected to differ).
 
-    `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token.
+    `sequence`, `positions`, `tokens` [R]: the sample, the absolute position and the id of each response token. `by`: the
+    trainer's rank that computed a sample.
     """
     if policy not in get_args(Policy):
         raise ValueError(f"align.policy={policy}: must be fail or warn (or record, of a contrast run)")
@@ -48,6 +52,8 @@ def check(
     if mismatch is None:
         return None
     line = describe(mismatch, step, int(np.count_nonzero(differs(trainer, rollout))), trainer.size)
+    if mismatch.sample in by:
+        line += f"; the trainer's is of {by[mismatch.sample]}"
     if policy == "fail":
         raise AlignmentError(line, mismatch)
     if policy == "warn":
@@ -67,7 +73,13 @@ def describe(mismatch: Mismatch, step: int, differing: int, compared: int) -> st
     )
 
 
-def check_batch(batch: Batch, logprobs: NDArray[np.float32], policy: Policy, step: int) -> Mismatch | None:
-    """Does `check` for a whole batch. `logprobs` [R]: the trainer's, of its loss rows."""
+def check_batch(
+    batch: Batch,
+    logprobs: NDArray[np.float32],
+    policy: Policy,
+    step: int,
+    by: Mapping[int, str] = MappingProxyType({}),
+) -> Mismatch | None:
+    """Does `check` for a whole batch. `logprobs` [R]: the trainer's, of its loss rows; `by` as of `check`."""
     where = batch.sequence, batch.positions, batch.token_ids[batch.rows]
-    return check(logprobs, batch.logprobs, *where, policy, step)
+    return check(logprobs, batch.logprobs, *where, policy, step, by)

@@ -34,6 +34,7 @@ class Progress:
     tokens_nonzero: int = 0
     accuracy: tuple[float, ...] = ()  # held out, before GRPO; empty before it is known
     frozen_sha256: str = ""  # of the frozen model's weights (`rl/frozen.py`), where there is one
+    base_sha256: str = ""  # of the weights under adapters (`rl/adapters.py`), where there are any
     seconds: float = 0.0
     log: dict[str, int] = field(default_factory=dict)  # bytes of each log file that belong to the steps above
 
@@ -63,7 +64,9 @@ class Checkpoints:
     ) -> None:
         """`since`: when the run began (time.perf_counter). `files`: what goes beside the shards. `facts`: what the manifest
         says of the run beside its progress."""
-        self._root, self._config, self._trainer, self._model = out_dir / "checkpoints", config, trainer, model
+        self._root, self._config, self._trainer = out_dir / "checkpoints", config, trainer
+        self.model = model
+        """What the trainer holds: with adapters, once it has any."""
         self._log, self._since, self._files, self._facts = log, since, files, facts
         self._pending: _Pending | None = None
 
@@ -98,7 +101,7 @@ class Checkpoints:
         self._pending = None
         run = {**self._facts, "progress": asdict(done.progress)}
         files = {**self._files, **done.files}
-        what = (self._model, done.optimizer_steps, done.weights_sha256, shards, files, run)
+        what = (self.model, done.optimizer_steps, done.weights_sha256, shards, files, run)
         nodes = self._trainer.writers_away()
         manifest = described(*what, {s.name: host for s, host in zip(shards, nodes, strict=True) if host})
         self._trainer.finish_away(done.folder, final, manifest)

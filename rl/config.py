@@ -1,17 +1,18 @@
 """Declares every key of a run with its type, range and meaning. `configs/*.yaml` holds the values."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from kernels.model.parameter import Target
 from rl.algorithms import AnyAlgorithmSection
 from rl.data.template import typed
 from rl.environments.section import EnvironmentSection
 from rl.errors import UserError
-from rl.keys import nearest
+from rl.keys import REFUSED, nearest
 from rl.rewards.section import OwnRewards, Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
 from rl.section import Decay, Folder, Fraction, Positive, Seconds, Section, Steps, Text, found_at_home
@@ -117,6 +118,46 @@ class TrainerSection(Section):
         ge=0, description="of a mixture of experts: coefficient of the load-balancing loss; 0: none"
     )
     threads: Threads
+
+
+ONE, EACH = "one", "each"  # of a value that may be a number or a number for each of several
+
+
+class AdapterSection(Section):
+    """Says whether low-rank adapters of frozen weights are trained in the place of the weights."""
+
+    rank: Annotated[
+        Annotated[int, Field(ge=0, lt=2**20), Tag(ONE)]
+        | Annotated[dict[Target, Annotated[int, Field(gt=0, lt=2**20)]], Tag(EACH)],
+        Discriminator(lambda value: EACH if isinstance(value, dict) else ONE),
+    ] = Field(
+        description="of B A, which is added to a weight that is frozen; 0: none, the weights themselves are trained. Or one a "
+        "target: {attention: 16, mlp: 32}"
+    )
+    alpha: float = Field(gt=0, description="the addition is alpha / rank times B A")
+    targets: tuple[Target, ...] = Field(
+        description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down)"
+    )
+    rslora: bool = Field(description="alpha / sqrt(rank) instead")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Refuses ranks that are not those of the targets."""
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise PydanticCustomError(
+                "targets", "targets must name each of attention, mlp at most once, and one at least"
+            )
+        if isinstance(self.rank, dict) and set(self.rank) != set(self.targets):
+            raise PydanticCustomError(
+                "ranks", "rank names {there}, targets {asked}", {"there": list(self.rank), "asked": list(self.targets)}
+            )
+        return self
+
+    @property
+    def ranks(self) -> tuple[tuple[Target, int], ...]:
+        """Returns the rank of every target; none where the weights are trained."""
+        one = self.rank
+        return tuple((t, one if isinstance(one, int) else one[t]) for t in self.targets if one)
 
 
 class WarmupSection(Section):
@@ -375,6 +416,7 @@ class RunConfig(Section):
     data: Annotated[AnyData, Field(discriminator="kind")]
     rollout: RolloutSection
     trainer: TrainerSection
+    adapter: AdapterSection
     algorithm: AnyAlgorithmSection
     warmup: WarmupSection
     eval: EvalSection
@@ -425,7 +467,7 @@ def _place(loc: Sequence[int | str], values: Any) -> list[str]:
     parts: list[str] = []
     for part in loc:
         chosen = (values.get("kind"), values.get("name")) if isinstance(values, dict) else ()
-        if part == "[key]" or (isinstance(values, dict) and part not in values and part in chosen):
+        if part in ("[key]", ONE, EACH) or (isinstance(values, dict) and part not in values and part in chosen):
             continue
         parts.append(str(part))
         if isinstance(values, list) and isinstance(part, int) and part < len(values):
@@ -438,6 +480,8 @@ def _place(loc: Sequence[int | str], values: Any) -> list[str]:
 def unknown_key(key: str, known: list[str], asked: str = "") -> str:
     """Says that `key` is unknown and which may have been meant. `key`: the part of `asked` that is not there; `known`: the
     keys beside it."""
+    if reason := REFUSED.get(asked or key):
+        return f"{asked or key} is not supported: {reason}"
     parent, everywhere = key.rpartition(".")[0], list(_all_keys(RunConfig))
     if key in everywhere:
         hint = f" (a key of another {parent}=NAME)"

@@ -1,4 +1,4 @@
-"""Brings frozen models (`frozen.py`) to the trainer's ranks, one at a time.
+"""Brings frozen models (`frozen.py`) to the trainer's ranks, one at a time, and freezes what adapters are trained on.
 
 The weights that RL begins with are the initial ones or, after a warm start, kept as a model directory in out_dir/reference. A
 checkpoint does not have the frozen weights but names their digest: a run that goes on with others is refused.
@@ -11,10 +11,13 @@ from typing import Protocol
 
 from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
-from rl.checkpoints import Progress
+from rl.adapters import adapted_model, first_model, given
+from rl.checkpoints import Checkpoints, Progress
+from rl.config import RunConfig
 from rl.errors import UserError
 from rl.frozen import FrozenModel
 from rl.resume import REFERENCE, Start
+from trainer.checkpoint import BASE, Checkpoint
 from trainer.folder import whole
 
 
@@ -26,6 +29,12 @@ class Trainer(Protocol):
 
     def thaw(self) -> None:
         """Lets the frozen model go."""
+
+    def begin_adapters(self, model: ModelConfig) -> None:
+        """Freezes what was trained so far, and trains adapters on it."""
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the weights as they are served."""
 
     def save(self, directory: str, beside: Beside) -> str:
         """Writes the policy as a model directory; returns the digest of its weights."""
@@ -77,3 +86,28 @@ def _bring(begin: Start, folder: Path) -> None:
         )
     with whole(folder) as made:
         shutil.copytree(theirs, made, dirs_exist_ok=True)
+
+
+def begin_adapters(
+    config: RunConfig,
+    model: ModelConfig,
+    trainer: Trainer,
+    begun: Checkpoint | None,
+    state: Progress,
+    checkpoints: Checkpoints,
+    beside: Beside,
+) -> Progress:
+    """Makes the trainer one of adapters, where the config asks for any, once the warm start is done; returns `state` with the
+    digest of the frozen weights. `begun`: the checkpoint that the run began at; `beside`: what stands beside weights that are
+    kept."""
+    adapted = adapted_model(config, model)
+    if adapted.adapter is None:
+        return state
+    checkpoints.model = adapted
+    if begun and begun.model.adapter:
+        return state
+    if not given(config):
+        trainer.save(str(Path(config.out_dir) / BASE), beside)
+    if first_model(config, model, begun).adapter is None:
+        trainer.begin_adapters(adapted)
+    return replace(state, base_sha256=trainer.digest())

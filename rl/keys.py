@@ -6,7 +6,16 @@ from typing import Any
 
 EARLIER = {"trainer.clip_low": "algorithm.clip_low", "trainer.clip_high": "algorithm.clip_high"}
 """Keys of an earlier version, as its checkpoints and config.yaml have them, and where they are now."""
+REFUSED: Mapping[str, str] = {
+    "adapter.dropout": "a weight that is merged has no dropout, and what is sampled must be what is trained; regularise by a "
+    "lower adapter.rank, or by trainer.weight_decay"
+}
+"""Keys that other systems have, and why there is none here."""
 ADDED: Mapping[str, Any] = {
+    "adapter.rank": 0,
+    "adapter.alpha": 32.0,
+    "adapter.targets": ["attention", "mlp"],
+    "adapter.rslora": False,
     "kernels.family": "auto",
     "mode": "full",
     "batches": None,
@@ -64,6 +73,10 @@ RENAMED = {("data.kind", "jsonl"): "dataset"}
 """Values that it called otherwise."""
 
 _CALLED = {  # by key: names that other systems have for it
+    "adapter.rank": "lora_r lora_rank",
+    "adapter.alpha": "lora_alpha",
+    "adapter.targets": "target_modules lora_target_modules",
+    "adapter.rslora": "use_rslora",
     "steps": "max_steps epochs",
     "algorithm.prompts_per_step": "batch_size train_batch_size",
     "algorithm.group_size": "num_generations n",

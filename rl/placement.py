@@ -82,13 +82,14 @@ def place(config: RunConfig, nodes: Sequence[Node], given: Sequence[Share] = ())
     for node, share in zip(nodes, given or shares(config, nodes), strict=True):
         ranks = share.engines * config.rollout.tp
         begin = share.trainer if config.cluster.placement == "split" else 0
-        trainer += _on(node, range(share.trainer))
-        rollout += _on(node, range(begin, begin + ranks))
+        cards = node.cards if config.device == "cuda" else ()
+        trainer += _on(node.host, cards, range(share.trainer))
+        rollout += _on(node.host, cards, range(begin, begin + ranks))
     return Placement(tuple(trainer), tuple(rollout))
 
 
-def _on(node: Node, numbers: Iterable[int]) -> list[Place]:
-    return [Place(node.host, node.cards[i % len(node.cards)] if node.cards else None) for i in numbers]
+def _on(host: str, cards: Sequence[int], numbers: Iterable[int]) -> list[Place]:
+    return [Place(host, cards[i % len(cards)] if cards else None) for i in numbers]
 
 
 def _slots(config: RunConfig, node: Node) -> int:

@@ -16,6 +16,7 @@ from rich.table import Table
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
 from kernels.tree import is_power_of_two
+from rl.adapters import adapted_model, given, shown
 from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
@@ -26,7 +27,7 @@ from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
 from trainer.checkpoint import folders
-from trainer.memory import TrainerMemory, together, trainer_memory
+from trainer.memory import TrainerMemory, fuller, together, trainer_memory
 
 _PROCESS = 450 * 2**20  # a Python process with torch and Ray, measured on Linux with the CPU build
 _CONTEXT = 600 * 2**20  # of a process on a GPU, beside its tensors
@@ -46,6 +47,7 @@ class Plan:
     colocated: bool
     prompt_tokens: int  # of the longest prompt
     parameters: int
+    adapter_parameters: int  # of adapters; 0 where the weights themselves are trained
     rollout_processes: int
     trainer_processes: int
     weights_bytes: int  # of one rollout process
@@ -110,18 +112,24 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         micro_batches=micro_batches,
     )
     past = [model] if config.algorithm.lag and config.cluster.placement == "split" else []  # that drew what is compared
-    trainer = memory(model, frozen=[one.model for one in (frozen, paired) if one], past=past)
+    beside = [one.model for one in (frozen, paired) if one]
+    adapted = adapted_model(config, model)
+    trainer = memory(adapted, frozen=beside, past=past)
+    if adapted.adapter and config.warmup.steps:  # which trains the whole model
+        trainer = fuller(trainer, memory(model, frozen=beside, past=past))
     critic = [critic_model(model)] if config.algorithm.critic else []
     for one in critic:
         trainer = together(trainer, memory(one))
-    saved = config.save_model + (frozen is not None and frozen.source is None)
-    checkpoint = sum(map(costs.checkpoint_bytes, (model, *critic))) if config.checkpoint.every else 0
+    saved = _saved_models(config, frozen)
+    kept = [model if config.warmup.steps else adapted, *critic]
+    checkpoint = sum(map(costs.checkpoint_bytes, kept)) if config.checkpoint.every else 0
     return Plan(
         model=model,
         on_cpu=config.device == "cpu",
         colocated=config.cluster.placement == "colocated",
         prompt_tokens=prompt_tokens,
         parameters=costs.parameter_count(model),
+        adapter_parameters=costs.adapter_count(adapted),
         rollout_processes=rollout.tp * rollout.replicas,
         trainer_processes=section.world_size,
         weights_bytes=costs.weight_bytes(model, rollout.tp, width),
@@ -138,11 +146,19 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
     )
 
 
+def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
+    """Counts the models that stay in out_dir in float32: the trained one, a kept reference, or what is under adapters."""
+    adapters = bool(config.adapter.ranks)
+    return (config.save_model if not adapters else given(config) is None) + (
+        frozen is not None and frozen.source is None
+    )
+
+
 def _check_replicas(section: TrainerSection) -> None:
     if not is_power_of_two(section.replicas) or section.world_size % section.replicas:
         raise UserError(
-            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of the "
-            f"gradient's tree; set 1 or a power of two up to trainer.world_size"
+            f"trainer.replicas={section.replicas} with trainer.world_size={section.world_size}: each replica is a subtree of "
+            f"the gradient's tree; set 1 or a power of two up to trainer.world_size"
         )
 
 
@@ -306,6 +322,11 @@ def _placement(config: RunConfig, plan: Plan) -> str:
     )
 
 
+def _trained(config: RunConfig, plan: Plan) -> str:
+    ranks = config.adapter.ranks
+    return f"; trained: {plan.adapter_parameters:,} of adapters, rank of {shown(ranks)}" if ranks else ""
+
+
 def print_plan(
     config: RunConfig,
     model: ModelConfig,
@@ -322,7 +343,8 @@ def print_plan(
     rows = [
         (
             "model",
-            f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}",
+            f"{plan.parameters:,} parameters, {model.layers} layers x {model.hidden_size}, vocabulary {model.vocab_size:,}"
+            + _trained(config, plan),
         ),
         (
             "numerics",

@@ -22,6 +22,9 @@ from rl.errors import RunError
 
 HALF = 256 * 2**20
 """Bytes of half a bucket: what a publication takes on a card is twice that for every trainer rank there."""
+FAR = 64 * 2**20
+"""The same where bytes cross a network: from 27 MB/s on, eight ranks' buckets take less than the 20 s after which an end is
+taken to be gone."""
 _LEAST = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -81,6 +84,8 @@ def _begin(trainer: TrainerFleet, rollout: RolloutFleet, half: int) -> tuple[Seq
         if found and found.relay
     }
     shards = 1 + max(to.shard for to in recipients)
+    if any(source.host != to.place.host for to, g in zip(recipients, by, strict=True) for source in replicas[g]):
+        half = min(half, FAR)
     if follow:  # who passes on holds its shard of a bucket of every rank elsewhere
         half = min(half, max(half * shards // size // 16 * 16, _LEAST))
     tickets, counts = zip(*trainer.begin_publication(name, companies, shards, half), strict=True)

@@ -4,20 +4,21 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kernels.model import ModelConfig
+from rl.adapters import ADAPTER
 from rl.checkpoints import Progress
 from rl.config import RunConfig, validate
 from rl.errors import FinishedError, UserError
 from rl.identity import difference, identity
 from rl.keys import renewed
 from rl.report import ReportError, read_lines
-from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, folders, read, verify
+from trainer.checkpoint import BASE, MANIFEST, Checkpoint, CheckpointError, folders, read, verify
 
 LOGS = ("metrics.jsonl", "completions.jsonl")
 REFERENCE = "reference"
@@ -27,7 +28,9 @@ LEFT = (
     "summary.json",
     "report.html",
     "model",
+    ADAPTER,
     REFERENCE,
+    BASE,
 )  # what a run writes once its config.yaml is there
 
 
@@ -154,7 +157,7 @@ def check_model(start: Start, model: ModelConfig) -> None:
     """Raises UserError where a model's folder now holds another shape."""
     if start.checkpoint is None:
         return
-    theirs, mine = asdict(start.checkpoint.model), asdict(model)
+    theirs, mine = asdict(replace(start.checkpoint.model, adapter=None)), asdict(model)  # adapters: by the identity
     for field, value in mine.items():
         if theirs[field] != value:
             where = start.checkpoint.folder

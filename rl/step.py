@@ -86,6 +86,11 @@ class Critic:
     lr: Callable[[int], float]  # of a step
 
 
+def crossed(published: int | None) -> dict[str, float]:
+    """Returns the metric of a publication of which so many bytes went to other hosts; none where nothing did."""
+    return {"network/published_gib": published / 2**30} if published else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """Takes steps. `phase(what)` shows what a step is at while it is open."""
@@ -100,7 +105,7 @@ class Step:
     trainer: Trainer
     cards: Cards
     journal: Journal
-    publish: Callable[[int], None]  # both sides hold the same bits after it, as this version, or the run stops
+    publish: Callable[[int], int | None]  # both sides hold the same bits after it, as this version, or the run stops
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
@@ -126,7 +131,7 @@ class Step:
         self.keeper.trained(step, batch, compared.logprobs)
         self.journal.completions(step, drawn.groups, compared, show)
         try:
-            mismatch = align.check_batch(first, compared.logprobs, self.policy, step)
+            mismatch = align.check_batch(first, compared.logprobs, self.policy, step, updates[0].report.by)
         except align.AlignmentError:
             failed = self.journal.measure(step, drawn.groups, batch, updates, compared)
             self.journal.step(step, failed | clock.seconds)
@@ -134,7 +139,7 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish"):
-            self.publish(step)
+            metrics |= crossed(self.publish(step))
         return metrics | clock.told(), batch
 
     def ahead(self) -> dict[str, bytes]:

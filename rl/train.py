@@ -17,8 +17,9 @@ from kernels.model import ModelConfig
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
 from kernels.packages import version_of
-from kernels.weights.beside import name_of
+from kernels.weights.beside import Beside, name_of
 from kernels.weights.bucket import remove_leftovers
+from rl.adapters import ADAPTER, base_folder, given
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
 from rl.checkpoints import Checkpoints, Progress, beside_files
@@ -29,9 +30,9 @@ from rl.config import RunConfig
 from rl.data import TRAIN, Problem, ProblemStream
 from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
-from rl.errors import RunError
+from rl.errors import RunError, UserError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
-from rl.frozen_weights import freeze, freeze_for_pairs
+from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
 from rl.lag import Lagging, drawn_ahead
@@ -123,11 +124,16 @@ def _begin(config: RunConfig, ready: Prepared, out_dir: Path, console: Screen) -
     logged(begin, out_dir)  # says what is missing of them
     for path, size in remove_leftovers():
         console.print(f"removed {path} ({size / 2**20:,.1f} MiB of memory), which a run that was killed left behind")
+    compile_kernels(config, ready.model, console.print)
+    return begin
+
+
+def compile_kernels(config: RunConfig, model: ModelConfig, say: Callable[[str], None]) -> None:
+    """Compiles what a run on a GPU needs; they are kept for the runs that follow."""
     if config.device == "cuda" and torch.cuda.is_available():  # the driver may be on a node without a card
         section = config.rollout
-        serving = Serving(section.tp, section.page_size, section.limits.rows, ready.model.max_positions)
-        prepare_kernels(ready.model, config.dtype, serving, True, console.print, config.kernels.family)
-    return begin
+        serving = Serving(section.tp, section.page_size, section.limits.rows, model.max_positions)
+        prepare_kernels(model, config.dtype, serving, True, say, config.kernels.family)
 
 
 def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_dir: Path, console: Screen) -> RunLog:
@@ -147,7 +153,9 @@ def _checkpoints(config: RunConfig, ready: Prepared, trainer: TrainerFleet, log:
     saved = beside(config, ready.model, ready.source.tokenizer)
     files = beside_files(saved, ready.model) if config.checkpoint.every else {}
     values = config.model_dump(mode="json")
-    facts = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    facts: dict[str, Any] = {"identity": ready.identity, "config": values, "versions": _versions(config.device)}
+    if config.adapter.ranks and (path := given(config)):
+        facts["base"] = str(Path(path).absolute())
     return Checkpoints(log.out_dir, config.checkpoint, trainer, ready.model, log, since, files, facts)
 
 
@@ -169,6 +177,10 @@ class Parts:
         config, ready, state = self.config, self.ready, begin.progress
         if begin.checkpoint:
             if self.trainer.digest() != begin.checkpoint.weights_sha256:
+                if begin.checkpoint.model.adapter:
+                    raise UserError(
+                        f"{base_folder(config)} has other weights than those under the adapters of {begin.checkpoint.folder}"
+                    )
                 raise RunError(f"{begin.checkpoint.folder} was restored, and its weights have another digest")
             self.console.print(f"resumed {begin.checkpoint.folder}")
         elif begin.continues:
@@ -176,8 +188,9 @@ class Parts:
         if config.numerics != "exact":
             self.console.print(f"numerics={config.numerics}: a contrast run, of which nothing is promised")
         state = self._warm_start(state)
+        kept = beside(config, ready.model, ready.source.tokenizer)
+        state = begin_adapters(config, ready.model, self.trainer, begin.checkpoint, state, self.checkpoints, kept)
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
-            kept = beside(config, ready.model, ready.source.tokenizer)
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
@@ -187,8 +200,7 @@ class Parts:
         with Waiting(self.console, "saving the last checkpoint and the model"):
             self.checkpoints.settle(wait=True)
             self.cards.to_trainer(weights_stay=False)
-            folder = str(Path(config.out_dir) / "model") if config.save_model else ""
-            weights = self.trainer.save(folder, beside(config, ready.model, ready.source.tokenizer))
+            weights = self._save(kept)
         return {
             "weights_sha256": weights,
             "eval_accuracy_before": before,
@@ -202,6 +214,15 @@ class Parts:
             "numerics": config.numerics,
             "versions": _versions(config.device),
         }
+
+    def _save(self, beside: Beside) -> str:
+        """Saves what was trained, if it is to be saved: the model, or its adapters. Returns the digest of the weights."""
+        config, out_dir = self.config, Path(self.config.out_dir)
+        if not config.adapter.ranks:
+            return self.trainer.save(str(out_dir / "model") if config.save_model else "", beside)
+        if config.save_model:
+            self.trainer.save_adapter(str(out_dir / ADAPTER), base_folder(config))
+        return self.trainer.save("", beside)
 
     def _demonstrate(self) -> Demonstrate | None:
         """Returns what plays conversations for the warm start; None where solutions are shown."""
@@ -341,10 +362,12 @@ class Parts:
         own = {n: set_environment(self.config, n, one.problems, one.reward, *how) for n, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
-    def _publish(self, version: int) -> None:
-        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops."""
+    def _publish(self, version: int) -> int:
+        """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops. Returns the bytes that
+        crossed the network."""
         publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
         self.checkpoints.settle()
+        return sum(self.rollout.crossed.values())
 
     def _memory(self) -> dict[str, float]:
         """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""

@@ -90,6 +90,9 @@ class Engine:
             pace = Pace(config.limits.rows, self.runner.of_first_rank if group.shard.size > 1 else None)
             chosen = [Lookup()] if drafters is None else drafters
             self.speculation = Speculation(chosen, pace, model.vocab_size, config.overlap)
+        self._unsaid: list[
+            tuple[Sequence, int, int]
+        ] = []  # whose last tokens, how many and of which version, are to be told
         self._captured = 0  # graphs when results were last taken
 
     @property
@@ -117,6 +120,7 @@ class Engine:
             while not self.scheduler.idle:
                 self._ended += self._batch()
         self._ended += self._settle()
+        self._tell()
         if in_flight == "abort":
             for request_id in list(self.scheduler.in_flight):
                 self._ended += self.abort(request_id)
@@ -198,9 +202,12 @@ class Engine:
             guess = self.speculation.guess
         before, spans = self._flying, self.scheduler.schedule(guess)
         self._flying = self.runner.launch(spans, before) if spans else None
+        self._tell()
         if not self.config.overlap:
-            return done + self._settle()
-        return done + (self._take(before) if before else [])
+            before, self._flying = self._flying, None
+        done += self._take(before) if before else []
+        self._tell()
+        return done
 
     def _settle(self) -> list[Completion]:
         """Waits for the batch whose results have not been read: what it finished."""
@@ -219,12 +226,17 @@ class Engine:
             self.pool.clear()  # the keys are no numbers either
             raise
         gained = [(sequence, len(sequence.tokens) - count) for sequence, count in zip(sequences, before, strict=True)]
-        for sequence, count in gained:
-            for token in sequence.last(count, self.version):
-                self.on_token(token)
+        self._unsaid += [(*one, self.version) for one in gained]
         if self.speculation:
             self._measure(launched, gained)
         return done
+
+    def _tell(self) -> None:
+        """Tells of tokens that were taken. Not before the next batch is launched: a card waits for nobody's ears."""
+        unsaid, self._unsaid = self._unsaid, []
+        for sequence, count, version in unsaid:
+            for token in sequence.last(count, version):
+                self.on_token(token)
 
     def _measure(self, launched: Launched, gained: list[tuple[Sequence, int]]) -> None:
         assert self.speculation

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ Step = Callable[
 [B] float32)."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):  # one is made for every row of every step
     """Holds what one sequence brings to a decode step: its last token, or one that is drafted after it."""
 
     token: int  # if its value is known
@@ -59,7 +58,12 @@ class PageTable:
         lines: list[int] = []
         at: list[int] = []  # places in the table that change
         new: list[int] = []  # what stands there then
+        last: list[int] | None = None
         for pages in tables:
+            if pages is last:
+                lines.append(lines[-1])
+                continue
+            last = pages
             line = self._lines.get(id(pages))
             if line is None:
                 line = self._lines[id(pages)] = _Line(self._free.pop(), pages)
@@ -110,22 +114,15 @@ class DecodeGraphs:
     def launch(self, rows: Sequence[Row], last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Launches a step and returns (tokens, log-probs) of the next token of each row, on the device until the next launch.
         `last`: the tokens of the step before, int64, which sources of rows refer to."""
-        key = (
-            padded(len(rows)),
-            self.width_of(max(row.position for row in rows) + 1),
-            any(r.sampling.truncated for r in rows),
-        )
+        samplings = {id(row.sampling): row.sampling for row in rows}
+        truncated = any(sampling.truncated for sampling in samplings.values())
+        key = padded(len(rows)), self.width_of(max(row.position for row in rows) + 1), truncated
         if key not in self.graphs:
             self._capture(*key)
         size = key[0]
         numbers = np.empty((size, 10), dtype=np.int64)
         lines = self.pages.update([row.pages for row in rows])
-        numbers[: len(rows), :7] = [
-            (r.token, r.source, r.position, r.seed, r.sampling.greedy, line, r.sampling.filters[0])
-            for r, line in zip(rows, lines, strict=True)
-        ]
-        reals = [(r.sampling.scale, *r.sampling.filters[1:]) for r in rows]
-        numbers[: len(rows), 7:] = np.array(reals, np.float32).view(np.int32)
+        numbers[: len(rows)] = _numbers(rows, lines)
         numbers[len(rows) :] = self._nobody()
         self.numbers[:size] = on_device(torch.from_numpy(numbers), self.numbers.device)
         if last is not None:
@@ -180,6 +177,17 @@ class DecodeGraphs:
             tokens, logprobs = self._body(size, width, truncated)
         self.pool = graph.pool()
         self.graphs[size, width, truncated] = graph, tokens, logprobs
+
+
+def _numbers(rows: Sequence[Row], lines: Sequence[int]) -> list[tuple[int, ...]]:
+    """The numbers of `DecodeGraphs.numbers`. Rows of a sequence stand side by side and are sampled alike."""
+    out, sampling = [], None
+    for (token, source, position, _, seed, mine), line in zip(rows, lines, strict=True):
+        if mine is not sampling:
+            sampling, (top_k, top_p, min_p), greedy = mine, mine.filters, mine.greedy
+            reals = np.array([mine.scale, top_p, min_p], np.float32).view(np.int32).tolist()
+        out.append((token, source, position, seed, greedy, line, top_k, *reals))
+    return out
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from rollout.memory import Reclaimable
 
 
 class Receiver:
-    """Receives publications on one rank of an engine. One publication at a time: `begin`; `follow` where another rank of the host
-    passes bytes on; `take` of every bucket; `received`, then `commit` or `abandon`.
+    """Receives publications on one rank of an engine. One publication at a time: `begin`; `follow` where another rank of the
+    host passes bytes on; `take` of every bucket; `received`, then `commit` or `abandon`.
 
     Atomic: an engine that has weights goes on with them until `commit`; the new ones gather in a second set of the shard's
     size, which is there for the publication only. An engine without weights (not loaded yet, or asleep at level 2) has nothing

@@ -89,7 +89,7 @@ class Launched:
     @cached_property
     def decodes(self) -> bool:
         """Says whether it is a step of decoding and nothing else."""
-        return all(span.decodes for span in self.spans)
+        return all(span.guess is not None or span.decodes for span in self.spans)
 
     def row(self, sequence: Sequence) -> int:
         """Finds which of `tokens` is a sequence's."""
@@ -173,7 +173,7 @@ class Runner:
     def launch(self, spans: list[Span], before: Launched | None = None) -> Launched:
         """Launches a batch. `before`: the batch launched before this one, if its results have not been read."""
         sampling = [s for s in spans if s.samples]
-        if self.graphs and all(_decodes(s) for s in spans):
+        if self.graphs and all(s.guess is not None or _decodes(s) for s in spans):
             last = before.tokens if before and any(s.pending for s in spans) else None
             tokens, logprobs = self.graphs.launch([_row(s, before) for s in spans], last)
             return self._launched(spans, sampling, tokens, [Scores(logprobs)])
@@ -364,6 +364,8 @@ def _decodes(span: Span) -> bool:
 
 def _row(span: Span, before: Launched | None) -> Row:
     sequence = span.sequence
+    if span.guess is not None:
+        return Row(span.guess, -1, span.start, sequence.pages, sequence.seed, sequence.request.sampling)
     source = before.row(sequence) if span.pending and before else -1
-    token = span.guess if span.guess is not None else sequence.tokens[span.start] if source < 0 else 0
+    token = sequence.tokens[span.start] if source < 0 else 0
     return Row(token, source, span.start, sequence.pages, sequence.seed, sequence.request.sampling)

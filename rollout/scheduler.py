@@ -250,8 +250,10 @@ class Scheduler:
 
     def _launched(self, span: Span) -> None:
         sequence = span.sequence
-        if span.guess is None:
-            sequence.computed = span.stop
+        if span.guess is not None:
+            sequence.pending += 1
+            return
+        sequence.computed = span.stop
         sequence.pending += span.samples
         sequence.scoring += len(span.scored)
         self._publish(sequence)

@@ -64,9 +64,12 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Holds the server's arguments; nothing here but `model`, `leaves` and `dtype` changes a bit of an answer."""
+    """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves` and `dtype` changes a bit of an answer."""
 
     model: Annotated[str | None, Key(description="a Hugging Face model directory")] = None
+    adapter: Annotated[
+        str | None, Key(description="a folder of LoRA adapters of it (peft), merged into its weights")
+    ] = None
     tp: Tp = 1
     leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
     dtype: Annotated[Dtype, Key(description="auto: as the model's contract says, or the dtype of its tensors")] = "auto"
@@ -203,7 +206,7 @@ def serve(config: ServeConfig) -> int:
         from rollout.server.service import Service, ServiceLimits
     except ImportError as error:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
-    source = Source.open(config.model, config.leaves, config.dtype, config.where)
+    source = Source.open(config.model, config.leaves, config.dtype, config.where, config.adapter)
     source.config.check_shards(config.tp, "tp", "leaves")
     for line in source.remarks:
         warn(line)

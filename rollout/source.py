@@ -9,6 +9,7 @@ import torch
 
 from kernels.model import ConfigError, ModelConfig, Parameter, saved
 from kernels.model.known import TINY_BYTES
+from kernels.weights import adapters
 from kernels.weights.beside import DTYPES
 from kernels.weights.files import load
 from kernels.weights.folder import ModelFolder
@@ -31,14 +32,24 @@ class Source:
     words: Tokenizer | None  # None: requests are ids, and so are answers
     end_ids: tuple[int, ...] = ()  # tokens that end a text unless a request ignores them
     remarks: tuple[str, ...] = ()  # from the contract of the directory: lines to be told
+    adapter: str | None = None  # a folder of `peft`, merged into the weights as they are read
 
     @classmethod
-    def open(cls, directory: str | None, leaves: int = 0, dtype: str = "auto", device: str = "cpu") -> "Source":
+    def open(
+        cls,
+        directory: str | None,
+        leaves: int = 0,
+        dtype: str = "auto",
+        device: str = "cpu",
+        adapter: str | None = None,
+    ) -> "Source":
         """Opens a model directory, or the tiny model. `leaves` 0 and `dtype` auto: those of the directory's contract, or else
         8 leaves and the dtype of its tensors; for the tiny model 8 leaves and the dtype of the device. ConfigError where the
-        directory holds no model to serve."""
+        directory holds no model to serve, or the folder `adapter` no adapters of it."""
         asked = None if dtype == "auto" else dtype
         if directory is None:
+            if adapter:
+                raise ConfigError(f"adapter={adapter} without a model: say which model directory it was trained on")
             name = asked or ("bfloat16" if device == "cuda" else "float32")
             if name not in DTYPES:
                 raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
@@ -48,12 +59,21 @@ class Source:
         contract = folder.asked(leaves or None, asked)
         config = folder.model(contract.leaves)
         folder.tensors(config)
+        if adapter:
+            adapters.read(adapter, config)
         name, told, words = folder.path.resolve().name, tuple(folder.remarks(contract)), Tokenizer.of(folder)
-        return cls(name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told)
+        return cls(
+            name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told, adapter
+        )
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Yields every parameter whole, one at a time."""
-        return initial(self.config, 0) if self.directory is None else load(self.config, self.directory)
+        if self.directory is None:
+            return initial(self.config, 0)
+        if self.adapter is None:
+            return load(self.config, self.directory)
+        modules = adapters.read(self.adapter, self.config)
+        return adapters.load_merged(self.config, self.directory, modules, self.dtype)
 
     @property
     def tensors(self) -> int:

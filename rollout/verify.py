@@ -221,6 +221,8 @@ class Verification:
             dtype = name_of(self.source.dtype)
             options = [f"--leaves={self.source.config.leaves}", f"--dtype={dtype}", f"--device={self.device}"]
             options += [f"--threads={self.threads}", f"--family={chosen_family()}"]
+            if self.source.adapter:
+                options.append(f"--adapter={self.source.adapter}")
             command = [sys.executable, "-m", "trainer.score", directory, str(batch), str(out), *options]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -273,6 +275,7 @@ class Arguments:
     mode: str
     trials: int
     model: str | None
+    adapter: str | None
     json: Path | None
     new: int
     leaves: int
@@ -291,6 +294,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument("--mode", choices=[*MODES, "all"], default="all")
     parser.add_argument("--trials", type=count, default=8)
     parser.add_argument("--model", help="a Hugging Face model directory; without it a tiny random model is verified")
+    parser.add_argument("--adapter", help="a folder of LoRA adapters of the model (peft), merged into its weights")
     parser.add_argument("--json", type=output, help="write the rows to this file")
     parser.add_argument("--new", type=count, default=16, help="tokens to sample for each request")
     parser.add_argument(
@@ -312,7 +316,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
         check_packages(("trainer",))  # of which a process is started
     try:
         device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True), asked.family)
-        source = source or Source.open(asked.model, asked.leaves, asked.dtype, device)
+        source = source or Source.open(asked.model, asked.leaves, asked.dtype, device, asked.adapter)
         for line in source.remarks:
             warn(line)
         if source.config.max_positions <= asked.new:

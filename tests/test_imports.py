@@ -70,6 +70,16 @@ def test_public_docstrings_say_what_the_thing_does() -> None:
     assert not found, found
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_readmes_draw_their_rooms(room: str) -> None:
+    """Every file and folder of a room, and every op, stands in its README."""
+    drawn = (ROOT / room / "README.md").read_text()
+    places = [*(ROOT / room).iterdir(), *((ROOT / "kernels" / "ops").iterdir() if room == "kernels" else ())]
+    names = [p.name for p in places if p.suffix == ".py" or (p / "__init__.py").exists()]
+    missing = [name for name in names if not name.startswith("__") and not re.search(rf"\b{re.escape(name)}", drawn)]
+    assert not missing, missing
+
+
 def test_contracts_of_pyproject() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -13,6 +13,7 @@ from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ConfigError, ModelConfig, Parameter
 from kernels.tree import WHOLE
+from kernels.weights.adapters import write as write_adapter
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket, remove_leftovers
 from kernels.weights.digest import Leaves, digest, slice_digests
@@ -46,12 +47,14 @@ class TrainerRank(PublishingRank):
         device: str,
         name: str,
         interface: str | None = None,
+        base: str | None = None,
     ) -> None:
         """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
-        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`)."""
+        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`).
+        `base`: the model directory under the adapters of a checkpoint."""
         self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
         self.config, self.training, self.source, self.device = model, config, source, device
-        self.name, self.interface = name, interface
+        self.name, self.interface, self.base = name, interface, base
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
@@ -61,7 +64,9 @@ class TrainerRank(PublishingRank):
         join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
-        self.trainer = Trainer(model, self.training, init_device_mesh(self.device, (self.size,)), weights)
+        mesh = init_device_mesh(self.device, (self.size,))
+        base = self._weights(model, self.base) if self.base else None
+        self.trainer = Trainer(model, self.training, mesh, weights, base)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
         self.shard, shards = self.trainer.shards.get_local_rank(), self.trainer.shards.size()
@@ -73,6 +78,21 @@ class TrainerRank(PublishingRank):
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Does one optimizer step on this rank's part of the batch."""
         return self.trainer.step(batch, loss, lr)
+
+    def begin_adapters(self, model: ModelConfig) -> None:
+        """Freezes what was trained so far, and trains the adapters of `model` on it from here on. A collective."""
+        whole, mesh = self.trainer.model, self.trainer.mesh
+        del self.trainer  # its moments go before there are others
+        self.trainer = Trainer(model, self.training, mesh, whole)
+
+    def save_adapter(self, directory: str, base: str) -> None:
+        """Writes the adapters, on rank 0, as a folder that `peft` loads, whole or not at all. `base`: the model directory under
+        them. A collective."""
+        held = self.trainer.adapter_tensors()
+        if self.rank == 0:
+            check_finite({f"weight.{parameter.name}": tensor for parameter, tensor in held})
+            with whole_folder(Path(directory)) as folder:
+                write_adapter(folder, self.trainer.model.config, {p.name: t for p, t in held}, base)
 
     def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
         """Makes a second trainer, of the values: with the body of the policy as it is and a head of zeros or, `restored`, with

@@ -1,7 +1,7 @@
 """Defines what a train step is given, what it reports, and how it is cut into micro-batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -210,6 +210,8 @@ class StepReport:
     peak_bytes: int  # most memory of the device in this step; on a CPU: of the process since it began
     host_peak_bytes: int  # most memory of the process since it began
     routing: RoutingReport | None = None  # of a mixture of experts
+    by: Mapping[int, str] = field(default_factory=dict)
+    """The rank that computed a sequence, by its position in the batch, where that is known."""
 
     @property
     def clip_fraction(self) -> float:
@@ -217,8 +219,8 @@ class StepReport:
         return self.clipped / max(1, len(self.logprobs))
 
     @staticmethod
-    def merge(parts: Sequence["StepReport"]) -> "StepReport":
-        """Joins all ranks' reports, in batch order."""
+    def merge(parts: Sequence["StepReport"], names: Sequence[str] = ()) -> "StepReport":
+        """Joins all ranks' reports, in batch order. `names` of the ranks."""
         rows = Rows.merge([Rows(p.logprobs, p.sequences, p.counts) for p in parts])
         return StepReport(
             logprobs=rows.values,
@@ -231,4 +233,5 @@ class StepReport:
             peak_bytes=max(p.peak_bytes for p in parts),
             host_peak_bytes=max(p.host_peak_bytes for p in parts),
             routing=RoutingReport.merge([p.routing for p in parts]),
+            by={int(s): name for name, p in zip(names, parts, strict=False) for s in p.sequences},
         )

@@ -2,15 +2,15 @@
 
     step-00000450/
         rank-0-of-2.safetensors    this rank's rows of every parameter: weight.NAME, first.NAME, second.NAME, float32
-        rank-1-of-2.safetensors    (master weights and both moments of AdamW)
+        rank-1-of-2.safetensors    (master weights and both moments of AdamW; of a run of adapters: of the adapters)
         model/...                  what a model directory holds beside its weights: config.json, tokenizer, ...
         checkpoint.json            shape of the model, step, what the run adds, and size and SHA-256 of every file above
 
 The folder appears by a rename when all of it is on the disk. Rows of a tensor are found in whichever files hold them, so
 another number of ranks reads the same bits. Nothing here is pickled.
 
-Where the nodes of a run do not share a folder, each has one of this name with the files of its own ranks and the manifest, which
-says who wrote what (`nodes`); before ranks read, what their node lacks is brought there (`rl/cluster/shelves.py`).
+Where the nodes of a run do not share a folder, each has one of this name with the files of its own ranks and the manifest,
+which says who wrote what (`nodes`); before ranks read, what their node lacks is brought there (`rl/cluster/shelves.py`).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from kernels.model import ModelConfig, trained
+from kernels.model import Adapter, ModelConfig, trained
 from kernels.model.experts import Experts
 from kernels.ops.norm_rope import RopeScaling
 from kernels.weights.reshard import fsdp_rows
@@ -35,6 +35,8 @@ from trainer.folder import publish
 MANIFEST = "checkpoint.json"
 PARTS = ("weight", "first", "second")
 BESIDE = "model"
+BASE = "base"
+"""The model directory beside a run's checkpoints that holds the weights under their adapters, where no other does."""
 _FORMAT = 1
 
 
@@ -141,6 +143,8 @@ def read(folder: Path) -> Checkpoint:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         if experts := fields.get("experts"):
             fields["experts"] = Experts(**experts | {"dense": tuple(experts["dense"])})
+        if adapter := fields.get("adapter"):
+            fields["adapter"] = Adapter(**adapter | {"ranks": tuple((t, r) for t, r in adapter["ranks"])})
         return Checkpoint(
             folder,
             ModelConfig(**fields),

@@ -15,7 +15,7 @@ from kernels.model import ModelConfig, Parameter, saved
 from trainer.batch import Batch, Rows
 from trainer.model import TrainerModel, batch_logprobs
 from trainer.parallelize import gather, parallelize
-from trainer.rows import Weights, load, local_rows
+from trainer.rows import Weights, load, tie
 
 
 class Frozen:
@@ -35,8 +35,7 @@ class Frozen:
         """Takes other weights in the place of those that are held."""
         load(self.model, self.mesh, weights)
         if self.model.config.tied:
-            local = local_rows(self.model)
-            local["head"].copy_(local["embed"])
+            tie(self.model)
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, start: int, stop: int, leaf_sequences: int) -> Rows:

@@ -6,13 +6,16 @@
                  FSDP2 packs them for the reduce-scatter, which it does last)
     asking       masters, moments, and of a frozen model the gathered weights, one block's activations and the head's
 
+With adapters (`trainer/adapters.py`) only these have masters, moments and gradients; all weights are there once in the dtype of
+activations, merged, and those that have an adapter a second time, frozen.
+
 One rank whose masters are on the device gathers and packs nothing: an op rounds the weight that it reads, and forgets it.
 
 Counted in tensors: a CUDA context (about 0.6 GiB), and what the allocator holds and does not use, come on top.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -54,14 +57,18 @@ def trainer_memory(
     rank; `micro_batches`: of one step; `frozen`: the models of which one at a time is asked
     beside the policy (`trainer.frozen`); `past`: those that are kept beside it besides."""
     width, table = dtype.itemsize, costs.table_elements(model)
-    own, held = costs.parameter_count(model), costs.trainer_elements(model)
+    whole = model.adapter is None
+    own, held = costs.parameter_count(model) if whole else costs.trained_elements(model), costs.trained_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
+    learned, outside = costs.layer_trained_elements(model), outer * whole  # of a layer, and outside, what has gradients
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
+    merged = 0 if whole else width * costs.trainer_elements(model) // world_size
+    under = width * costs.adapted_elements(model) // world_size
     sets = micro_batches.bit_length() - 1  # gradients that wait for their sibling
     beside = max((width * costs.trainer_elements(one) // world_size for one in frozen), default=0)
     beside += sum(width * costs.trainer_elements(one) // world_size for one in past)
-    on_device = {"none": masters + pair, "optimizer": masters, "all": 0}[offload] + beside
-    on_host = {"none": 0, "optimizer": pair, "all": masters + pair + (sets + 1) * masters}[offload]
+    on_device = {"none": masters + pair + merged + under, "optimizer": masters + merged, "all": 0}[offload] + beside
+    on_host = {"none": 0, "optimizer": pair + under, "all": (sets + 2) * masters + pair + merged + under}[offload]
     waiting = sets * masters if offload != "all" else 0
     reduced = masters if offload != "all" else 0
     fixed = on_device + waiting + costs.position_table_bytes(model)
@@ -72,17 +79,17 @@ def trainer_memory(
     alone = world_size == 1 and offload != "all"  # without FSDP2, which brings the next layer beforehand
     fetched = 0 if alone else width * layer
     gathered = _rounded(model, width) if alone else width * (outer + layer) + fetched
-    packed = 0 if alone else width * outer + fetched + 8 * layer  # once it is resharded
-    works = 4 * layer + width * costs.backward_elements(model, tokens)  # gradients of a layer, and of its inputs
+    packed = 0 if alone else width * outer + fetched + 8 * learned  # once it is resharded
+    works = 4 * learned + width * costs.backward_elements(model, tokens)  # gradients of a layer, and of its inputs
     if checkpointing == "layer":
         works += width * costs.layer_saved_elements(model, tokens)
-    backward = 4 * table + max(gathered + works, packed)
-    last = (4 if alone else 8) * outer
-    inner = reduced - 4 * outer // world_size if offload != "all" else 0
+    backward = 4 * table * whole + max(gathered + works, packed)
+    last = (4 if alone else 8) * outside
+    inner = reduced - 4 * outside // world_size if offload != "all" else 0
     staged = 0 if device == "cpu" else _DEPTH * PIECE
     passing = staged * {"none": 0, "optimizer": 2 * moments.itemsize, "all": 8 + 2 * moments.itemsize}[offload]
     peak = fixed + max(
-        gathered + saved + head + 4 * table,
+        gathered + saved + head + 4 * table * whole,
         saved + backward,
         inner + last,
         reduced + passing,
@@ -91,6 +98,11 @@ def trainer_memory(
     if device == "cpu":
         peak, on_host = peak + on_host, 0
     return TrainerMemory(on_device, reduced + waiting, saved + head, peak, on_host)
+
+
+def fuller(one: TrainerMemory, other: TrainerMemory) -> TrainerMemory:
+    """Returns the most bytes of two trainers of which one follows the other."""
+    return TrainerMemory(*(max(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)))
 
 
 def together(one: TrainerMemory, other: TrainerMemory) -> TrainerMemory:

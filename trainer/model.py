@@ -12,8 +12,10 @@ from kernels.model import (
     Layout,
     ModelConfig,
     OuterWeights,
+    Parameter,
     Recompute,
     Routed,
+    declared,
     decoder_layer,
     forward,
     layer_parameters,
@@ -22,7 +24,6 @@ from kernels.model import (
     position_table,
     token_logprobs,
     token_values,
-    trained,
 )
 from kernels.ops import Mixture, Truncation
 from trainer.batch import Batch
@@ -37,6 +38,11 @@ def gradients_in_float32(module: nn.Module) -> None:
             parameter.grad_dtype = torch.float32
 
 
+def _held(parameter: Parameter, dtype: torch.dtype) -> nn.Parameter:
+    held = torch.empty(parameter.shape, dtype=torch.float32 if parameter.trained else dtype)
+    return nn.Parameter(held, requires_grad=parameter.trained)
+
+
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """Returns a parameter as ops read it: what FSDP2 gathered, or the master itself where one rank holds all of it."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
@@ -45,11 +51,11 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
 class Block(nn.Module):
     """Holds one layer's weights."""
 
-    def __init__(self, config: ModelConfig, index: int, checkpointing: Checkpointing) -> None:
+    def __init__(self, config: ModelConfig, index: int, dtype: torch.dtype, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.config, self.index, self.checkpointing = config, index, checkpointing
         for parameter in layer_parameters(config, index):
-            self.register_parameter(parameter.name, nn.Parameter(torch.empty(parameter.shape)))
+            self.register_parameter(parameter.name, _held(parameter, dtype))
 
     def forward(
         self,
@@ -93,14 +99,14 @@ class TrainerModel(nn.Module):
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype = torch.float32, checkpointing: Checkpointing = "none"
     ) -> None:
-        """`dtype` of activations; the parameters are float32 masters, and so are their gradients."""
+        """`dtype` of activations, and of frozen weights; what is trained are float32 masters, and so are their gradients."""
         super().__init__()
         self.config, self.dtype = config, dtype
-        shapes = {p.name: p.shape for p in trained(config)}
-        self.embed = nn.Parameter(torch.empty(shapes["embed"]))
-        self.norm = nn.Parameter(torch.empty(shapes["norm"]))
-        self.head = nn.Parameter(torch.empty(shapes.get("head", shapes["embed"])))
-        self.layers = nn.ModuleList(Block(config, i, checkpointing) for i in range(config.layers))
+        outer = {p.name: p for p in declared(config)}
+        self.embed = _held(outer["embed"], dtype)
+        self.norm = _held(outer["norm"], dtype)
+        self.head = _held(outer.get("head", outer["embed"]), dtype)
+        self.layers = nn.ModuleList(Block(config, i, dtype, checkpointing) for i in range(config.layers))
         with torch.device("cpu"):
             self.table = position_table(config)
 

@@ -14,6 +14,7 @@ from kernels.scalars import sqrt_f32
 from kernels.tree import Counter, fold
 from trainer.host import Passage, clear, host_tensor
 from trainer.model import TrainerModel
+from trainer.rows import tie
 
 Offload = Literal["none", "optimizer", "all"]
 """What lives in host memory: nothing; the moments; the moments, the master weights, and gradients that wait. No bit changes."""
@@ -45,9 +46,13 @@ class Optimizer:
 
     def __init__(self, model: TrainerModel, config: AdamWConfig, device: str, offload: Offload = "none") -> None:
         self.config, self.device, self.offload = config, device, offload
-        self.tied = model.config.tied
+        self.model, self.tied = model, model.config.tied and model.config.adapter is None
         self._passage = Passage(device)
-        self._parameters: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
+        self._parameters: dict[str, DTensor] = {
+            name: parameter  # type: ignore[misc]
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reset()
 
@@ -115,7 +120,7 @@ class Optimizer:
                 return f"the weight {name} is not finite"
         order = ["head", "norm", *reversed([n for n in names if n.startswith("layers.")]), "embed"]
         of = {name: gradient for name, (_, gradient) in zip(names, everywhere, strict=True)}
-        bad = next((name for name in order if not of[name]), None)
+        bad = next((name for name in order if not of.get(name, True)), None)
         return f"its gradient is not finite from {bad} down" if bad else "every weight and gradient is finite"
 
     def step(self, lr: float) -> float:
@@ -138,13 +143,8 @@ class Optimizer:
             self._update(name, gradient, lr, scale)
         self._passage.finish()
         if self.tied:
-            self.tie()
+            tie(self.model)
         return norm
-
-    @torch.no_grad()
-    def tie(self) -> None:
-        """Makes the head the embedding."""
-        self._parameters["head"].to_local().copy_(self._parameters["embed"].to_local())
 
     def _update(self, name: str, gradient: torch.Tensor, lr: float, scale: float) -> None:
         weight, (first, second) = self._parameters[name].to_local(), self._moments[name]

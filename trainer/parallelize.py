@@ -17,8 +17,8 @@ from trainer.model import TrainerModel
 
 
 def divided(mesh: DeviceMesh, replicas: int) -> tuple[DeviceMesh, dist.ProcessGroup | None]:
-    """Divides the ranks of `mesh` into `replicas`, one after another, that hold the model each. Returns the mesh of the ranks of
-    this rank's replica, and the group of those that hold the rows it holds, in other replicas; None where there is one. So a
+    """Divides the ranks of `mesh` into `replicas`, one after another, that hold the model each. Returns the mesh of the ranks
+    of this rank's replica, and the group of those that hold the rows it holds, in other replicas; None where there is one. So a
     replica is a subtree of the gradient's tree, and the replicas are its upper levels: no bit depends on how many there are. A
     collective."""
     if replicas == 1:

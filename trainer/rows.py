@@ -8,7 +8,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from kernels.model import Parameter, trained
+from kernels.model import Parameter, declared
 from kernels.weights.files import find, read_rows
 from kernels.weights.reshard import fsdp_rows
 from trainer.model import TrainerModel
@@ -16,7 +16,7 @@ from trainer.parallelize import fill
 
 Weights = Iterable[tuple[Parameter, torch.Tensor]] | Path | TrainerModel
 """Whole parameters, one at a time; a Hugging Face model directory, of which each rank reads its rows alone; or a model that is
-sharded alike. What none of them has, a value head, begins at zero."""
+sharded alike. What none of them has, a value head or an adapter, begins at zero."""
 
 
 def local_rows(model: TrainerModel) -> dict[str, torch.Tensor]:
@@ -27,10 +27,17 @@ def local_rows(model: TrainerModel) -> dict[str, torch.Tensor]:
 def held_rows(model: TrainerModel, mesh: DeviceMesh) -> Iterator[tuple[Parameter, int, int, torch.Tensor]]:
     """Yields every parameter of which this rank holds rows start .. stop, and these, in place."""
     local = local_rows(model)
-    for parameter in trained(model.config):
+    for parameter in declared(model.config):
         mine = fsdp_rows(parameter.shape[0], mesh.get_local_rank(), mesh.size())
         if mine:
             yield parameter, mine.start, mine.stop, local[parameter.name]
+
+
+@torch.no_grad()
+def tie(model: TrainerModel) -> None:
+    """Makes the head the embedding."""
+    local = local_rows(model)
+    local["head"].copy_(local["embed"])
 
 
 @torch.no_grad()

@@ -21,10 +21,13 @@ from kernels.device import UnsupportedError
 from kernels.host.command import Parser, count, fail, interruptible, output, threads, warn
 from kernels.model import ConfigError
 from kernels.tree import TreeError
+from kernels.weights.adapters import load_merged
+from kernels.weights.adapters import read as read_adapter
 from kernels.weights.beside import DTYPES
 from kernels.weights.folder import ModelFolder
 from trainer.batch import COLUMNS, Batch, BatchError
 from trainer.model import batch_logprobs
+from trainer.rows import Weights
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -84,6 +87,9 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a Hugging Face model directory")
     parser.add_argument("batch", type=Path)
     parser.add_argument("out", type=output)
+    parser.add_argument(
+        "--adapter", type=Path, help="a folder of LoRA adapters of the model (peft), merged into its weights"
+    )
     parser.add_argument("--leaves", type=count, help="of every sum; default: as the model's contract says, or 8")
     parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: as the contract says, or float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -106,11 +112,13 @@ def run(args: argparse.Namespace) -> None:
         warn(line)
     config = folder.model(contract.leaves)
     folder.tensors(config)
+    modules = read_adapter(args.adapter, config) if args.adapter else {}
     batch = read(args.batch, config.vocab_size)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         how = TrainerConfig(1, 1, dtype=DTYPES[contract.dtype])
-        trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), args.model)
+        weights: Weights = load_merged(config, args.model, modules, how.dtype) if args.adapter else args.model
+        trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), weights)
         with open(args.out, "wb") as out:
             np.save(out, score(trainer, batch))
     finally:

@@ -1,7 +1,7 @@
 """Turns a batch into new weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from kernels.collectives import TreeGroup
 from kernels.gpu.card import choose_family, chosen_family
 from kernels.model import ModelConfig, Parameter, saved, served, trained
+from trainer.adapters import Adapters, adapter_tensors
 from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
@@ -21,7 +22,7 @@ from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
 from trainer.parallelize import divided, drop_gathered, gather, parallelize
 from trainer.recompute import Checkpointing
 from trainer.routing import Routing
-from trainer.rows import Weights, held_rows, load, local_rows
+from trainer.rows import Weights, held_rows, load, local_rows, tie
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainerConfig:
     prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
     replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
+    seed: int = 0  # of the noise that adapters begin with
     family: str = field(
         default_factory=chosen_family
     )  # of the kernels that a GPU runs; this process's own, if not said
@@ -48,8 +50,8 @@ class Trainer:
 
     The sum over sequences is one tree: leaves of `leaf_sequences` consecutive sequences; a micro-batch is an aligned subtree
     summed inside the kernels; ranks hold neighbouring subtrees, joined by the reduce-scatter; micro-batches are joined by a
-    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times its
-    ranks hold the model.
+    counter. The weights therefore depend on neither the cut into micro-batches, nor the size of the mesh, nor how many times
+    its ranks hold the model.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Trainer:
         config: TrainerConfig,
         mesh: DeviceMesh,
         weights: Weights | Checkpoint,
+        base: Weights | None = None,
     ) -> None:
-        """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it."""
+        """`weights`: as of `trainer.rows`, or a checkpoint of any world size, whose moments and step count come with it. With
+        adapters they are frozen; a checkpoint then holds the adapters alone, and `base` are the frozen ones."""
         self.config, self.mesh = config, mesh
         self.shards, replicas = divided(mesh, config.replicas)
         self.device = mesh.device_type
@@ -72,12 +76,28 @@ class Trainer:
         self.frozen: Frozen | None = None
         self.past: Frozen | None = None  # the policy as it was
         self._waiting = Waiting(self.device)
-        if isinstance(weights, Checkpoint):
+        self.adapters: Adapters | None = None
+        if model.adapter:
+            self._begin_adapters(weights, base)
+        elif isinstance(weights, Checkpoint):
             self._restore(weights)
         else:
             load(self.model, self.shards, weights)
         if model.tied:
-            self.optimizer.tie()
+            tie(self.model)
+
+    def _begin_adapters(self, weights: Weights | Checkpoint, base: Weights | None) -> None:
+        """Takes in the frozen weights, and adapters of a checkpoint or new ones."""
+        frozen = base if isinstance(weights, Checkpoint) else weights
+        if frozen is None:
+            raise TrainerError("a checkpoint of adapters does not hold the weights under them: say which they are")
+        load(self.model, self.shards, frozen)
+        self.adapters = Adapters(self.model, self.shards, on_host=self.config.offload != "none")
+        if isinstance(weights, Checkpoint):
+            self._restore(weights)
+        else:
+            self.adapters.begin(self.config.seed)
+        self.adapters.merge()
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Rows:
@@ -110,7 +130,8 @@ class Trainer:
         """Keeps the policy's weights, rounded as its forward pass rounds them, until the next call. A collective."""
         self._check_onloaded()
         if self.past is None:
-            self.past = Frozen(self.model.config, self.config.dtype, self.mesh, self.model)
+            plain = replace(self.model.config, adapter=None)  # merged
+            self.past = Frozen(plain, self.config.dtype, self.mesh, self.model)
         else:
             self.past.load(self.model)
 
@@ -149,6 +170,8 @@ class Trainer:
         all_logprobs = np.concatenate(logprobs)
         self._check_finite(all_logprobs, total)
         grad_norm = self.optimizer.step(lr)
+        if self.adapters:
+            self.adapters.merge()
         return StepReport(
             logprobs=all_logprobs,
             sequences=np.concatenate(sequences),
@@ -221,6 +244,7 @@ class Trainer:
         held: list[torch.Tensor] = []
         if self.config.offload == "none":
             held += self.optimizer.all_moments()
+            held += self.adapters.frozen if self.adapters else []
         if self.config.offload != "all":
             held += local_rows(self.model).values()
         for beside in filter(None, (self.frozen, self.past)):
@@ -250,6 +274,8 @@ class Trainer:
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
         for parameter, start, stop, weight in held_rows(self.model, self.shards):
+            if not parameter.trained:
+                continue
             for part, held in zip(PARTS, (weight, *self.optimizer.moments(parameter.name)), strict=True):
                 held.copy_(
                     checkpoint_rows(
@@ -259,14 +285,21 @@ class Trainer:
         self.optimizer.steps = checkpoint.optimizer_steps
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """Returns this rank's rows of all that is served, float32, in place."""
+        """Returns this rank's rows of all that is served, in place: float32 masters or, merged with their adapters, weights in
+        the dtype of activations."""
         self._check_onloaded()
         local = local_rows(self.model)
         return {p.name: local[p.name] for p in served(self.model.config)}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
-        """Yields all that is saved, whole, float32, one at a time, on every rank. A collective."""
+        """Yields all that is saved, whole, one at a time, on every rank: float32 masters or merged weights, as of `rows`. A
+        collective."""
         self._check_onloaded()
         named = dict(self.model.named_parameters())
         for parameter in saved(self.model.config):
             yield parameter, gather(named[parameter.name].detach())
+
+    def adapter_tensors(self) -> list[tuple[Parameter, torch.Tensor]]:
+        """Returns every A and B, whole, float32, on every rank. A collective."""
+        self._check_onloaded()
+        return adapter_tensors(self.model)

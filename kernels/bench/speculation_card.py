@@ -1,8 +1,8 @@
 """What drafted tokens bring on one GPU, as a function of how often they are right: an oracle knows what each sample will say,
-and says each token of it right with a given probability. Beside it the same samples without drafts, in the same engine.
+and says a given share of its tokens right, drawn at random. Beside it the same samples without drafts, in the same engine.
 
-A run decodes the same samples twice, of which the second is timed, from the first token of the last sample to the end of all:
-how much is drafted follows from what was measured before, as it does in an engine that has been running for a while.
+A run decodes the same samples twice, of which the second is timed while the batch is whole, until its first sample ends. How
+much is drafted follows from what was measured before, as it does in an engine that has been running for a while.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from kernels.bench.serving_card import MOST, Work, requests, seconds, start_engine
+from kernels.bench.serving_card import MOST, Work, requests, start_engine
 from kernels.bench.table import console, show
 from kernels.bench.timer import versions
 from kernels.host.command import progress
@@ -35,14 +35,16 @@ WORK = Work("speculate", "drafts", max(BATCHES), 128, 120)
 
 
 class Oracle:
-    """Drafts what will be said, each token right with probability `chance`, whatever is asked again."""
+    """Drafts what will be said, but for a share of 1 - `chance` of the tokens of each sample, the same whenever it is asked."""
 
     def __init__(self, truth: Sequence[Completion], chance: float, vocab: int) -> None:
-        generator = random.Random(0)
-        self.said = [[t if generator.random() < chance else (t + 1) % vocab for t in c.token_ids] for c in truth]
+        generator, self.said = random.Random(0), [list(c.token_ids) for c in truth]
+        for said in self.said:
+            for place in generator.sample(range(len(said)), round((1 - chance) * len(said))):
+                said[place] = (said[place] + 1) % vocab
 
     def draft(self, sequences: Sequence[Sample], most: int) -> list[Draft | None]:
-        """As `Drafter.draft`."""
+        """Proposes what it was given, as `Drafter.draft` asks."""
         asked = [(self.said[s.request.id], s.sampled) for s in sequences]
         return [Draft(said[at : at + most], "oracle") for said, at in asked]
 
@@ -67,23 +69,22 @@ class Result:
 
 
 def decoded(engine: Engine, batch: int) -> tuple[list[Completion], float]:
-    """Returns (completions, tokens a second) of a batch, prompts not counted."""
+    """Returns (completions, tokens a second) of a batch that has begun and is whole."""
     asked = requests(WORK, WORK.new)[:batch]
     for request in asked:
         engine.add(request)
     done: list[Completion] = []
     while len(engine.scheduler.running) < batch or min(s.sampled for s in engine.scheduler.running) < 1:
         done += engine.step()
-    left = sum(WORK.new - s.sampled for s in engine.scheduler.running)
-
-    def rest() -> None:
-        nonlocal done
-        while not engine.idle:
-            done += engine.step()
-
-    spent = seconds(rest)
+    before, begin = sum(s.sampled for s in engine.scheduler.running), time.perf_counter()
+    while not done:
+        done += engine.step()  # returns when tokens have arrived
+    spent = time.perf_counter() - begin
+    gained = sum(s.sampled for s in engine.scheduler.running) + sum(len(c.token_ids) for c in done) - before
+    while not engine.idle:
+        done += engine.step()
     engine.forget()
-    return sorted(done, key=lambda c: c.request_id), left / spent
+    return sorted(done, key=lambda c: c.request_id), gained / spent
 
 
 def measured(engine: Engine, batch: int, say: Callable[[str], None]) -> Result:

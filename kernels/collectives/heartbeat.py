@@ -45,17 +45,23 @@ class Heartbeat:
 
     def __init__(self, name: str, store: str) -> None:
         """`name`: of this rank, among all. `store`: tcp://host:port."""
-        self._key, self._store = key_of(name), connect(store)
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        self._key, self._store, self._over = key_of(name), connect(store), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beats no more."""
+        self._over.set()
+        self._thread.join()
 
     def _run(self) -> None:
-        pause = threading.Event()
         for number in itertools.count(1):
             try:
                 self._store.set(self._key, json.dumps(asdict(where(number))))
             except RuntimeError:  # the driver is gone, or out of reach: it will not hear of this rank
                 return
-            pause.wait(PERIOD)
+            if self._over.wait(PERIOD):
+                return
 
 
 class Heard:

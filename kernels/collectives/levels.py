@@ -16,8 +16,8 @@ from kernels.tree import Shard
 
 def by_levels(group: dist.ProcessGroup) -> Transport | None:
     """Chooses what moves bytes between the ranks of `group` as of `TreeGroup`: peer memory where they are on one host and it
-    serves, levels where several ranks of a host are a subtree, None where the collectives of the group are as good. A collective.
-    No bit depends on it."""
+    serves, levels where several ranks of a host are a subtree, None where the collectives of the group are as good. A
+    collective. No bit depends on it."""
     if dist.get_world_size(group) == 1:
         return None
     hosts = hosts_of(group)

@@ -8,8 +8,6 @@ import torch
 HOST = platform.node()
 """This host's name, where a run has one host."""
 
-_host = HOST  # as this process was told; two hosts may have one name, and no two the same address
-
 
 @dataclass(frozen=True)
 class Place:
@@ -19,15 +17,8 @@ class Place:
     host: str
     card: int | None = None
 
-    @classmethod
-    def here(cls, device: str) -> "Place":
-        """Returns the place of this process's tensors on `device` ("cpu", or "cuda": the current card)."""
-        return cls(_host, torch.cuda.current_device() if device == "cuda" else None)
-
     def enter(self) -> None:
-        """Makes this process one of this place: `here` answers with its host, and its card is the current one."""
-        global _host
-        _host = self.host
+        """Makes the card of this place, if it has one, the current one of this process."""
         if self.card is not None:
             torch.cuda.set_device(self.card)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kernels.model.adapter import Adapter
 from kernels.model.experts import Experts, experts_of, experts_to_hf
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
 from kernels.model.operations import OPERATIONS, Numerics, Operations
@@ -56,6 +57,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     numerics: Numerics = "exact"  # whose matmul, attention and log-prob: those on the tree, or the vendor's
     experts: Experts | None = None  # of the layers that are a mixture of experts; None: there is none
+    adapter: Adapter | None = None  # what is trained, of weights that are frozen; None: the weights are trained
     head: Literal["tokens", "value"] = "tokens"  # what it says of a position: the next token, or what the rest is worth
 
     def __post_init__(self) -> None:

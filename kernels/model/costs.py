@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from kernels.model.blocks import Costs, blocks_of
 from kernels.model.config import ModelConfig
-from kernels.model.parameters import layer_parameters, saved, served
+from kernels.model.parameters import layer_parameters, saved, served, trained
 from kernels.tree import Shard
 
 MASTER = 4
@@ -54,6 +54,32 @@ def trainer_elements(config: ModelConfig) -> int:
     return parameter_count(config) + table_elements(config) * config.tied
 
 
+def adapter_count(config: ModelConfig) -> int:
+    """Counts the numbers of a model's adapters, in a file of theirs; 0 where it has none."""
+    adapter, count = config.adapter, 0
+    for parameter in served(config):
+        if adapter and (rank := adapter.rank(parameter)):
+            count += rank * (len(parameter.sections) * parameter.columns + parameter.shape[0])
+    return count
+
+
+def adapted_elements(config: ModelConfig) -> int:
+    """Counts the numbers of the weights that have an adapter, of which a trainer keeps the frozen ones beside the merged."""
+    adapter = config.adapter
+    return sum(p.held for p in served(config) if adapter and adapter.rank(p))
+
+
+def trained_elements(config: ModelConfig) -> int:
+    """Counts what a trainer keeps in float32 with a gradient: all, with a tied head a second time, or the adapters as held."""
+    return sum(p.held for p in trained(config)) if config.adapter else trainer_elements(config)
+
+
+def layer_trained_elements(config: ModelConfig) -> int:
+    """Counts the numbers of the largest layer that have a gradient."""
+    layers = (layer_parameters(config, i) for i in range(config.layers))
+    return max(sum(p.held if config.adapter else p.elements for p in layer if p.trained) for layer in layers)
+
+
 # Operations -----------------------------------------------------------------------------------------------------------
 
 
@@ -81,8 +107,8 @@ def held_bytes(config: ModelConfig, tp: int, width: int) -> int:
 
 
 def checkpoint_bytes(config: ModelConfig) -> int:
-    """Counts the bytes of a checkpoint, all ranks together: master weights and two moments."""
-    return 3 * MASTER * parameter_count(config)
+    """Counts the bytes of a checkpoint, all ranks together: master weights and two moments of what is trained."""
+    return 3 * MASTER * (trained_elements(config) if config.adapter else parameter_count(config))
 
 
 def token_bytes(config: ModelConfig, tp: int, width: int) -> int:

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import torch
 
 from kernels.tree import Shard
+
+Target = Literal["attention", "mlp"]
+"""What adapters are asked for by: the matrices of a block."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Parameter:
     tensors: tuple[int, ...] = ()  # rows of each Hugging Face tensor, where they are not the sections
     stripe: int = 0
     to_stream: bool = False  # its product is added to the residual stream
+    target: Target | None = None  # by which an adapter is asked for; None: it can have none
     trained: bool = True
     served: bool = True
     saved: bool = True

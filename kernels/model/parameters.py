@@ -24,35 +24,38 @@ class OuterWeights:
 
 def trained(config: ModelConfig) -> list[Parameter]:
     """Lists what the optimizer changes: master weights, moments, gradients. A tied head is no parameter."""
-    return [p for p in _declared(config) if p.trained]
+    return [p for p in declared(config) if p.trained]
 
 
 def served(config: ModelConfig) -> list[Parameter]:
     """Lists what an engine holds, what is published to it, and what both sides' digest is of."""
-    return [p for p in _declared(config) if p.served]
+    return [p for p in declared(config) if p.served]
 
 
 def saved(config: ModelConfig) -> list[Parameter]:
     """Lists what a model directory holds."""
-    return [p for p in _declared(config) if p.saved]
+    return [p for p in declared(config) if p.saved]
 
 
 def layer_parameters(config: ModelConfig, layer: int) -> list[Parameter]:
     """Lists what the blocks of a layer declare, by their names inside it."""
-    return [parameter for block in blocks_of(config, layer) for parameter in block.parameters(config)]
+    own = [parameter for block in blocks_of(config, layer) for parameter in block.parameters(config)]
+    return config.adapter.added_to(own) if config.adapter else own
 
 
-def _declared(config: ModelConfig) -> list[Parameter]:
+def declared(config: ModelConfig) -> list[Parameter]:
+    """Lists what a trainer holds: what is trained, and what is frozen. A tied head is no parameter."""
     rows, padding = (config.vocab_rows,), config.vocab_rows - config.vocab_size
     H = config.hidden_size
-    out = [Parameter("embed", rows, H, ("model.embed_tokens.weight",), 0, padding)]
+    frozen = config.adapter is not None
+    out = [Parameter("embed", rows, H, ("model.embed_tokens.weight",), 0, padding, trained=not frozen)]
     for i in range(config.layers):
         out += [parameter.of_layer(i) for parameter in layer_parameters(config, i)]
-    out.append(Parameter("norm", (H,), 0, ("model.norm.weight",), None))
+    out.append(Parameter("norm", (H,), 0, ("model.norm.weight",), None, trained=not frozen))
     if config.head == "value":
         out.append(Parameter("head", (config.value_rows,), H, (), None, served=False, saved=False))
     elif not config.tied:
-        out.append(Parameter("head", rows, H, ("lm_head.weight",), 0, padding))
+        out.append(Parameter("head", rows, H, ("lm_head.weight",), 0, padding, trained=not frozen))
     return out
 
 

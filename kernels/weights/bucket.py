@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,8 +125,8 @@ def wait_for_wires() -> None:
 
 class Wire:
     """Carries bytes from one process to another on another card or host: a process group of two ranks, NCCL between cards and
-    gloo between the memory of hosts. Over NCCL sends and receives are queued on the device, in the order of the calls; the first
-    waits for the other end to make its own."""
+    gloo between the memory of hosts. Over NCCL sends and receives are queued on the device, in the order of the calls; the
+    first waits for the other end to make its own."""
 
     def __init__(self, name: str, address: str, sender: bool, place: Place) -> None:
         """`name`: the same on both ends, and new. `address`: of a TCPStore that both reach (tcp://host:port). `place`: of this
@@ -134,9 +135,7 @@ class Wire:
         store = dist.PrefixStore(name, connect(address))
         ends = (store, 1 - self._other, 2)
         if place.card is None:
-            self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL = dist.ProcessGroupGloo(
-                *ends, timedelta(seconds=_STALL)
-            )
+            self._group: Any = dist.ProcessGroupGloo(*ends, timedelta(seconds=_STALL))
         else:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = PATIENCE
@@ -144,11 +143,12 @@ class Wire:
 
     def send(self, x: torch.Tensor) -> dist.Work:
         """Sends `x`, which must stay as it is until the work is waited for."""
-        return self._group.send([x], self._other, 0)  # type: ignore[attr-defined]
+        work: dist.Work = self._group.send([x], self._other, 0)
+        return work
 
     def receive(self, x: torch.Tensor) -> None:
         """Fills x with what the other rank sends, and waits for it."""
-        self._group.recv([x], self._other, 0).wait()  # type: ignore[attr-defined]
+        self._group.recv([x], self._other, 0).wait()
 
     def cut(self) -> None:
         """Ends what the other end leaves unanswered."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from math import prod
 from pathlib import Path
@@ -48,13 +48,17 @@ def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
             raise ConfigError(f"{where[name]} holds {name}, which a {config.model_type} of this config has no use for")
 
 
-def load(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time."""
+def load(
+    config: ModelConfig, directory: str | Path, change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time. `change`: what is
+    done to each of its tensors, by name (`kernels.weights.adapters`)."""
     where = find(config, directory)
 
     def read(name: str) -> torch.Tensor:
         with safe_open(where[name], "pt") as file:
-            return file.get_tensor(name)
+            tensor = file.get_tensor(name)
+        return tensor if change is None else change(name, tensor)
 
     for parameter in saved(config):
         yield parameter, parameter.from_files(torch.cat([read(name) for name in parameter.hf_names]))

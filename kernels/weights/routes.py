@@ -25,7 +25,7 @@ class Recipient:
 
 @dataclass(frozen=True)
 class Way:
-    """Says from whom a recipient gets a rank's bytes: the rank itself, or a relay; from memory that both open, or over a wire."""
+    """Says from whom a recipient gets a rank's bytes, the rank itself or a relay, and whether from memory that both open."""
 
     relay: Recipient | None
     shared: bool

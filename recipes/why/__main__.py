@@ -1,8 +1,9 @@
 """`python -m recipes.why --out DIR [--seeds 0 1 2 3 4] [--jobs N] [--threads N] [key=value ...]`: exact and inexact.
 
 The small model of the main job learns to sort four numbers: responses of 32 tokens in place of 3, in bfloat16, with eight
-updates on each batch (four mini-batches, twice). Once with `numerics=exact`, once with `numerics=fast` (torch's matmul in
-sampler and trainer, its attention and log-prob in the trainer), with every seed. Keys of rl.train change both alike (steps=50).
+updates on each batch (four mini-batches, twice), on a CPU or with device=cuda on a GPU. Once with `numerics=exact`, once with
+`numerics=fast` (torch's matmul in sampler and trainer, its attention and log-prob in the trainer), with every seed. Keys of
+rl.train change both alike (steps=50).
 
 DIR holds a folder of each run, why.json (gap of log-probs, reward, entropy and gradient norm of every step) and why.svg (their
 means over the seeds), which are written anew after every run: a run that fails is named, and the others go on. The same command
@@ -22,7 +23,10 @@ from pathlib import Path
 from kernels.host.command import Parser, count, fail, interruptible, threads
 from recipes.why.record import ARMS, Run, write
 from rl.compose import ROOT, check
+from rl.data import open_source
 from rl.errors import BAD_INPUT
+from rl.model import model_config
+from rl.train import compile_kernels
 
 TASK = (
     "data=reasoning_gym",
@@ -101,9 +105,11 @@ def main(given: Sequence[str]) -> int:
     """Does all runs, and draws what they left; returns the exit code."""
     asked = arguments(given)
     try:
-        for arm in ARMS:
-            check(overrides(asked, arm, asked.seeds[0]))
+        configs = [check(overrides(asked, arm, asked.seeds[0]))[0] for arm in ARMS]
         asked.out.mkdir(parents=True, exist_ok=True)
+        if asked.jobs > 1 and configs[0].device == "cuda":  # once, and not by every run at the same time
+            for config in configs:
+                compile_kernels(config, model_config(config, len(open_source(config).tokenizer)), print)
     except (*BAD_INPUT, OSError) as error:
         fail(error, 2)
     wanted = [Run(arm, seed, folder(asked, arm, seed)) for seed in dict.fromkeys(asked.seeds) for arm in ARMS]

@@ -10,8 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from rl.algorithms.grpo import GroupSection, Grpo
-from rl.algorithms.regularisers import regularised
-from trainer.loss import Loss, WeightedLikelihoodLoss
+from trainer.loss import WeightedLikelihoodLoss
 
 
 class CispoSection(GroupSection):
@@ -21,9 +20,6 @@ class CispoSection(GroupSection):
 
 
 class Cispo(Grpo):
-    """Weighs each sample as GRPO does."""
+    """Weighs each sample as GRPO does, and trains on the log-prob under a clipped importance weight."""
 
-    @property
-    def loss(self) -> Loss:
-        """Returns the log-prob under a clipped importance weight."""
-        return regularised(WeightedLikelihoodLoss(self.section.clip_low, self.section.clip_high), self.section)
+    clipped = WeightedLikelihoodLoss

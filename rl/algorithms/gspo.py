@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from rl.algorithms.grpo import GroupSection, Grpo
-from rl.algorithms.regularisers import regularised
-from trainer.loss import Loss, SequencePolicyLoss
+from trainer.loss import SequencePolicyLoss
 
 
 class GspoSection(GroupSection):
@@ -21,7 +20,4 @@ class GspoSection(GroupSection):
 class Gspo(Grpo):
     """Weighs each sample as GRPO does, and clips by sequences."""
 
-    @property
-    def loss(self) -> Loss:
-        """Returns the policy loss of whole sequences."""
-        return regularised(SequencePolicyLoss(self.section.clip_low, self.section.clip_high), self.section)
+    clipped = SequencePolicyLoss

@@ -105,8 +105,8 @@ class RolloutFleet(_Fleet):
     def begin_publication(
         self, name: str, sources: Sequence[tuple[Sequence[Ticket], Sequence[Recipient]]], half: int
     ) -> dict[str, Ticket]:
-        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom it is
-        served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
+        """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom
+        it is served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
         begun = zip(self._ranks, sources, strict=True)
         calls = {rank.actor.begin_publication.remote(name, *source, half): rank for rank, source in begun}
         found = zip(self._ranks, gather(calls, patience=self.patience), strict=True)
@@ -159,7 +159,17 @@ class TrainerFleet(_Fleet):
         """Does one optimizer step on all of `batch`, of which each rank takes its part."""
         check_ray()
         shared = ray.put(batch)
-        return StepReport.merge(self._all(lambda rank: rank.step.remote(shared, loss, lr)))
+        return StepReport.merge(
+            self._all(lambda rank: rank.step.remote(shared, loss, lr)), [r.name for r in self.ranks]
+        )
+
+    def begin_adapters(self, model: ModelConfig) -> None:
+        """Freezes what was trained so far, and trains the adapters of `model` on it, as `TrainerRank.begin_adapters`."""
+        self._all(lambda rank: rank.begin_adapters.remote(model))
+
+    def save_adapter(self, directory: str, base: str) -> None:
+        """Writes the adapters in the format of `peft`; `base`: the model directory under them."""
+        self._all(lambda rank: rank.save_adapter.remote(directory, base))
 
     def begin_critic(self, model: ModelConfig, training: TrainerConfig, restored: bool) -> None:
         """Makes a second trainer on the same ranks, of the values, as `TrainerRank.begin_critic`."""

@@ -1,6 +1,6 @@
 """The files of a run on one node: what a Ray actor on each node answers, and what nodes give each other.
 
-Nothing here knows of Ray but that `source` is asked as an actor is.
+A node asks another's actor for pieces of a file, and hashes what came.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from kernels.weights.tensor_file import WrittenFile
 from trainer import checkpoint, folder
@@ -56,8 +58,6 @@ class Shelf:
 
     def bring(self, where: str, files: Sequence[WrittenFile], sources: Sequence[Any]) -> None:
         """Copies each of `files`, of the folder `where`, from the same path on another node (`sources`: its actor)."""
-        import ray
-
         for file, source in zip(files, sources, strict=True):
 
             def ask(path: str, offset: int, size: int, source: Any = source) -> bytes:
@@ -82,8 +82,6 @@ class Shelf:
 
     def copy_folder(self, where: str, source: Any) -> None:
         """Copies a folder from the same path on another node, whole or not at all."""
-        import ray
-
         files = ray.get(source.listing.remote(where))
         if self.listing(where) == files:
             return

@@ -1,7 +1,7 @@
 """The files of a run whose nodes do not share its folder: each keeps the shards of its own ranks, and gives what another lacks.
 
-Whether they share it is found out and not configured: the driver writes a file, and every node says whether it sees it. Where all
-do (a shared folder, NFS), or where there is one node, nothing of this is needed.
+Whether they share it is found out and not configured: the driver writes a file, and every node says whether it sees it. Where
+all do (a shared folder, NFS), or where there is one node, nothing of this is needed.
 """
 
 import contextlib
@@ -150,8 +150,8 @@ def lost(checkpoint: Checkpoint, names: Iterable[str], where: str) -> str:
     others = f" and {len(more)} more" if more else ""
     by = f"; {checkpoint.nodes[name]} wrote it" if name in checkpoint.nodes else ""
     return (
-        f"{checkpoint.folder / name}{others} is on {where}{by}: bring that node back (its address may be another), copy the file "
-        f"to any node, or name another checkpoint by resume=FOLDER"
+        f"{checkpoint.folder / name}{others} is on {where}{by}: bring that node back (its address may be another), copy the "
+        f"file to any node, or name another checkpoint by resume=FOLDER"
     )
 
 
@@ -162,8 +162,8 @@ def check_here(checkpoint: Checkpoint) -> None:
 
 
 def supplied(checkpoint: Checkpoint, shelves: Shelves | None, places: Sequence[Place], replicas: int) -> Checkpoint:
-    """Sees to it that each trainer rank (`places`, which hold the model `replicas` times) finds the files that it reads; returns
-    the checkpoint by its absolute path. UserError where one is nowhere."""
+    """Sees to it that each trainer rank (`places`, which hold the model `replicas` times) finds the files that it reads;
+    returns the checkpoint by its absolute path. UserError where one is nowhere."""
     found = replace(checkpoint, folder=checkpoint.folder.absolute())
     if shelves is None:
         check_here(found)

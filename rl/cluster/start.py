@@ -13,6 +13,7 @@ from kernels.collectives.heartbeat import Heard
 from kernels.collectives.rendezvous import LOOPBACK, address_of, listen
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
+from rl.adapters import base_of, first_model
 from rl.cluster.calls import gather
 from rl.cluster.fleets import RolloutFleet, TrainerFleet
 from rl.cluster.nodes import Reserved, own_address, reserved
@@ -45,7 +46,8 @@ def cluster(
         shelves = opened(folder, section.timeout) if section.address != "local" and folder.is_dir() else None
         if checkpoint:
             checkpoint = supplied(checkpoint, shelves, where.placement.trainer, config.trainer.replicas)
-        ranks = _trainer_ranks(config, model, where, address_of(stores[0]), checkpoint)
+        begun = first_model(config, model, checkpoint)
+        ranks = _trainer_ranks(config, begun, where, address_of(stores[0]), checkpoint)
         trains_only = config.mode == "train_only"
         engines = [] if trains_only else rollout_ranks(config, model, where, stores)
         patience, placement = section.patience, where.placement
@@ -114,13 +116,13 @@ def _trainer_ranks(
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
     path = config.model.path and str(Path(config.model.path).absolute())
     source = checkpoint or path or config.seed
-    places = where.placement.trainer
+    base, places = base_of(config, checkpoint), where.placement.trainer
     what = (places, address, section.threads, model, training, source, config.device)
     names, network = [named(f"trainer rank {r}", p) for r, p in enumerate(places)], config.cluster.interface
     return [
         Rank(
             name,
-            actor.options(**where.options(p.host)).remote(r, *what, name, network),
+            actor.options(**where.options(p.host)).remote(r, *what, name, network, base),
             host=where.elsewhere(p.host),
         )
         for r, (name, p) in enumerate(zip(names, places, strict=True))
@@ -170,6 +172,7 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         prefix,
         section.router_aux_loss_coef,
         section.replicas,
+        config.seed,
         config.kernels.family,
     )
 

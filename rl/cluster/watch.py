@@ -149,8 +149,8 @@ class Watch:
         self._since: dict[str, float] = {}
 
     def look(self, ranks: Iterable[Rank]) -> None:
-        """LostError names the rank that has been stopped or silent for too long, and ends it: nothing else would; or the node
-        that is lost."""
+        """Raises LostError, which names the rank that has been stopped or silent for too long, and ends it: nothing else would;
+        or the node that is lost."""
         waited = list(ranks)
         for pulse in {id(rank.pulse): rank.pulse for rank in waited if rank.pulse}.values():
             pulse.listen()

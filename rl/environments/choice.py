@@ -55,10 +55,10 @@ def open_environment(
     """Returns the environment, the run's reward and what is said to judge. An environment with a get_reward judges alone where
     the config names no reward, which is then None, and beside it where it does. `say` tells of the first sample that is left
     out; `objects`: rewards of this process, by what the config calls them."""
-    own = hosts.about.name if hosts and hosts.about.rewards else ""
-    reward = None if own and not config.reward else open_reward(config.reward, source, config.scoring, say, objects)
-    name = " + ".join(filter(None, (reward.name if reward else "", f"{own}.get_reward" if own else "")))
-    return _opened(config, source.tokenizer, source.train, reward, hosts, say), reward, name
+    alone = hosts and hosts.about.rewards and not config.reward
+    reward = None if alone else open_reward(config.reward, source, config.scoring, say, objects)
+    environment = _opened(config, source.tokenizer, source.train, reward, hosts, say)
+    return environment, reward, environment.judged_by
 
 
 def set_environment(

@@ -20,6 +20,10 @@ class Generate(Protocol):
 class Environment(Protocol):
     """Plays conversations between policy and problem, and judges them."""
 
+    @property
+    def judged_by(self) -> str:
+        """Says who judges."""
+
     def play(self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem]) -> list[Transcript]:
         """Returns what came of each request, which is the first turn of its conversation; the order is that of the requests,
         of which those of one problem stand side by side."""

@@ -20,6 +20,13 @@ class Judged:
     name: str  # of the environment
     reward: Reward | None  # None: the environment alone judges
     drop: Callable[[str], None] | None  # leaves out what fails, and tells of it; None: a failure is an error
+    rewards: bool = True  # the environment has a say
+
+    @property
+    def judged_by(self) -> str:
+        """Says who judges."""
+        own = f"{self.name}.get_reward" if self.rewards else ""
+        return " + ".join(filter(None, (self.reward.name if self.reward else "", own)))
 
     def judge(self, problems: Sequence[Problem], transcripts: Sequence[Transcript]) -> list[Sample]:
         """Gives each conversation what it earns; the text that is judged is that of its last completion."""

@@ -17,6 +17,11 @@ class SingleTurn:
     def __init__(self, tokenizer: Tokenizer, reward: Reward) -> None:
         self.tokenizer, self.reward = tokenizer, reward
 
+    @property
+    def judged_by(self) -> str:
+        """Says who judges."""
+        return self.reward.name
+
     def play(
         self, requests: Sequence[Request], generate: Generate, problems: Sequence[Problem] = ()
     ) -> list[Transcript]:

@@ -219,6 +219,7 @@ def open_tools(
     return Tools(
         tokenizer=tokenizer,
         name=hosts.about.name,
+        rewards=hosts.about.rewards,
         hosts=hosts,
         turns=turns,
         read=FORMATS[chosen(section.format, turns.template)],

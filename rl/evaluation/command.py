@@ -25,6 +25,7 @@ from kernels.device import choose_device
 from kernels.host.command import Parser, fail, output, write_json
 from kernels.model.ahead import Serving
 from kernels.model.ahead import prepare as prepare_kernels
+from rl.adapters import ADAPTER
 from rl.compose import check, filled
 from rl.config import RunConfig, validate
 from rl.data import open_source
@@ -85,6 +86,11 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     if not (model / "config.yaml").exists():
         (config,) = check([f"model.path='{model}'", "warmup.steps=0", *overrides])
         return config
+    if not (model / "model").is_dir() and (model / ADAPTER).is_dir():
+        raise UserError(
+            f"{model} trained adapters: `python -m trainer.export {model} {model / 'model'} --merge` makes the model that is "
+            f"evaluated"
+        )
     if not (model / "model").is_dir():
         raise UserError(f"{model} is a run without a model: it is not finished, or had save_model=false")
     if bare := next((o for o in overrides if "=" not in o), None):
@@ -96,6 +102,7 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{model / 'config.yaml'}: {' '.join(str(error).split())}") from None
     values["model"] |= {"path": str(model / "model"), "hf": {}}
+    values["adapter"] |= {"rank": 0}  # merged
     return validate(values | {"out_dir": str(model)})
 
 

@@ -113,7 +113,7 @@ def make_set_evaluator(
     requests = _requests(config, problems, of.samples, ends)
     stated = str.strip if of.plain else _marked(of.marker)
     keep = keep or _keep(config, f"evaluations/{name}")
-    return Evaluator(problems, requests, environment, of.reward.name, stated, keep, name)
+    return Evaluator(problems, requests, environment, environment.judged_by, stated, keep, name)
 
 
 def _requests(config: RunConfig, problems: Sequence[Problem], samples: int, ends: Sequence[int]) -> list[Request]:

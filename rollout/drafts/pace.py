@@ -12,6 +12,9 @@ from rollout.scheduler import MOST_DRAFTED
 GAIN = 1.02
 """A step with drafts must bring at least so many times the tokens a second of one without."""
 
+LEAST = 1 / 64
+"""Chance that a drafted token is taken, below which it is not worth a thought."""
+
 LONGEST_REST = 32
 """Steps without drafts, at most, before it is tried again whether they pay."""
 
@@ -94,7 +97,12 @@ class Pace:
         """Returns how many drafted tokens of each sequence to check. `chances`: of each, (how likely each next token of its
         draft is right, tokens that it has); `room`: rows for them all. Takes the likeliest, as many as bring the most tokens a
         second, by whole sizes of a graph; none where that is no more than without drafts."""
-        gains = [(p ** (j + 1), i) for i, (p, length) in enumerate(chances) for j in range(length)]
+        gains = []
+        for i, (p, length) in enumerate(chances):
+            gain = p
+            while length and gain > LEAST:
+                gains.append((gain, i))
+                gain, length = gain * p, length - 1
         gains = sorted(gains, reverse=True)[:room]
         best, chosen, expected = GAIN * running / (self.costs.plain(running) or 1.0), 0, float(running)
         for count, (gain, _) in enumerate(gains, 1):

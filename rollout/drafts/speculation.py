@@ -129,7 +129,11 @@ class Speculation:
     def _cut(self, draft: Draft, sequence: Sequence) -> Draft:
         """Without what cannot be checked: more than may follow, and all from the first id on that the model does not have."""
         tokens = draft.tokens[: max(0, sequence.most - len(sequence.tokens) - 1)]
-        return Draft(tuple(takewhile(lambda t: 0 <= t < self.vocab, tokens)), draft.source, draft.grade)
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocab:
+            tokens = tuple(takewhile(lambda t: 0 <= t < self.vocab, tokens))
+        elif len(tokens) == len(draft.tokens):
+            return draft
+        return Draft(tokens, draft.source, draft.grade)
 
     def _score(self, sequence: Sequence) -> None:
         opened = self._open.pop(sequence, None)

@@ -16,7 +16,7 @@ from trainer.checkpoint import folders, read
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 OWN = "/tmp/run"  # a path that is another folder on every host
-EVERY = ("checkpoint.every=1", "checkpoint.keep=2")
+EVERY = ("checkpoint.every=1", "checkpoint.keep=2", "cluster.timeout=1500")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 Random weights, a warm start whose gradients are clipped at every step, then two updates on each batch, so that the ratio of
 the second is not 1: python -m tests.rl.small_run float32
-`test_vector_paths.py` starts it on one path of torch's vector libraries after another.
+`test_vector_paths.py` starts it on one path of torch's vector libraries after another. With a second argument, "drafts", the
+rollout checks drafted tokens in most steps.
 """
 
 import hashlib
@@ -34,8 +35,10 @@ from rl.requests import requests_for, train_sampling
 from rl.rewards.reward import Part, Reward, WeightedSum
 from rl.run.screen import Screen
 from rl.warm_start import Demonstrations, warm_start
+from rollout.drafts.lookup import Lookup
 from rollout.engine import Engine, EngineConfig
 from tests.bits import sha256
+from tests.rollout.liars import speculate
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -44,18 +47,18 @@ SQUARES = torch.arange(2500, 7500) / 2500
 OVERRIDES = (*SMALL, "seed=3", "steps=4", "warmup.steps=30", "trainer.grad_clip=0.01")
 
 
-def main(dtype: str) -> None:
+def main(dtype: str, drafts: str = "") -> None:
     (config,) = check([*OVERRIDES, f"model.dtype={dtype}"])
     source = open_source(config)
     model = model_config(config, len(source.tokenizer))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        print(json.dumps(dict(stages(config, source, model))))
+        print(json.dumps(dict(stages(config, source, model, drafts == "drafts"))))
     finally:
         dist.destroy_process_group()
 
 
-def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tuple[str, str]]:
+def stages(config: RunConfig, source: Source, model: ModelConfig, drafts: bool) -> Iterable[tuple[str, str]]:
     """(what, SHA-256) of one stage after another."""
     yield OWN, sha256([SQUARES.sqrt()])
     yield "roundings", roundings()
@@ -69,9 +72,10 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
     yield "weights after the warm start", of_weights(model, trainer.weights())
 
     serving = config.rollout
-    engine = Engine(
-        model, EngineConfig(serving.pages, serving.page_size, serving.prefix_cache, serving.limits, config.dtype)
-    )
+    shape = serving.pages, serving.page_size, serving.prefix_cache, serving.limits
+    engine = Engine(model, EngineConfig(*shape, config.dtype, speculate="auto" if drafts else "off"))
+    if drafts:
+        speculate(engine, Lookup())
     stream, sampling = (
         ProblemStream(source.train, config.seed, TRAIN),
         train_sampling(config.rollout, source.tokenizer.ends),
@@ -92,6 +96,7 @@ def stages(config: RunConfig, source: Source, model: ModelConfig) -> Iterable[tu
         assert np.array_equal(first.logprobs.view("u4"), batch.logprobs.view("u4")), "sampler and trainer disagree"
         again = trainer.step(batch, algorithm.loss, section.lr * 10)
         assert not np.array_equal(again.logprobs, batch.logprobs) and again.grad_norm > section.grad_clip
+    assert not drafts or 0 < engine.drafts.accepted < engine.drafts.drafted
     yield "tokens and log-probs", sampled.hexdigest()
     yield "trained weights", of_weights(model, trainer.weights())
 
@@ -135,4 +140,4 @@ def roundings() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

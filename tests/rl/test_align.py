@@ -41,6 +41,12 @@ def test_the_line_says_where_what_and_how_many():
     )
 
 
+def test_the_line_names_the_rank_that_computed_the_sample():
+    by = {2: "trainer rank 0 (10.0.0.1)", 3: "trainer rank 1 (10.0.0.2)"}
+    with pytest.raises(AlignmentError, match=r"tokens differ; the trainer's is of trainer rank 1 \(10.0.0.2\)$"):
+        check(VALUES, flipped(3, 0), *LAYOUT, "fail", 12, by)
+
+
 def test_warn_prints_the_same_line_and_returns_the_mismatch(capsys):
     mismatch = check(VALUES, flipped(3, 0), *LAYOUT, "warn", 12)
     with pytest.raises(AlignmentError) as caught:

@@ -11,6 +11,7 @@ import yaml
 from rl.compose import check
 from rl.config import RunConfig, validate
 from rl.data import open_source
+from rl.environments.choice import open_hosts, set_environment
 from rl.environments.single_turn import SingleTurn
 from rl.errors import UserError
 from rl.evaluation import Evaluators, make_evaluator, make_set_evaluator, open_sets
@@ -19,6 +20,7 @@ from rl.identity import difference, identity
 from rl.keys import renewed
 from rl.prepare import prepare
 from rl.run.screen import Screen
+from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from tests.rl.rewards.opening import opened
 from tests.weights.folders import write_folder
@@ -144,6 +146,49 @@ def test_each_is_evaluated_by_its_own_reward_and_named(
     assert "sums accuracy 0.333" in said and "long accuracy 1.000" in said and "by math-verify" in said
     kept = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "evaluations").rglob("*.jsonl"))
     assert kept == ["evaluations/00000005.jsonl", "evaluations/long/00000005.jsonl", "evaluations/sums/00000005.jsonl"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_sets_are_played_in_the_runs_environment(own: bool, file: Path) -> None:
+    """With its tools; judged by the set's reward, and by the environment's own beside it, or alone where nobody names one."""
+    game = "environment.factory=tests.rl.environments.games:Counted"
+    config = config_with(
+        *("+recipe=calculator", "eval.problems=3", *([game] if own else [])),
+        f"eval.sets={{sums: {{path: {file}}}, long: {{path: {file}, reward: tests.rl.command:length, samples: 2}}}}",
+    )
+    hosts = open_hosts(config, {})
+    assert hosts
+    source = open_source(config, None, hosts.about)
+    sets, tokenizer = open_sets(config, source.tokenizer, ()), source.tokenizer
+    prompts: dict[int, list[str]] = {}
+
+    def generate(requests: list[Request], replies: Replies) -> list[Completion]:
+        assert not requests
+        prompts.clear()
+        while new := replies.requests(idle=True):
+            for request in new:
+                text = tokenizer.decode(request.prompt_ids)
+                prompts.setdefault(request.id, []).append(text)
+                said = tokenizer.completion("c(1+1)" if "c(" not in text else "2")
+                replies.take([Completion(request.id, said, (0.0,) * len(said), "stop", 0, request.sampling)])
+        return []
+
+    how: dict[str, Any] = {
+        "cards": SimpleNamespace(to_rollout=lambda: None),
+        "compare": lambda: None,
+        "console": Screen(),
+    }
+    for name in ("sums", "long"):
+        environment = set_environment(config, name, sets[name], tokenizer, hosts)
+        found = make_set_evaluator(config, name, sets[name], tokenizer.ends, environment)(5, generate=generate, **how)
+        assert len(prompts) == 3 * (config.eval.sets[name].samples or 1)
+        assert all(len(turns) == 2 and turns[1] == f"{turns[0]}c(1+1)\n2\n" for turns in prompts.values())
+        metrics = found.metrics(f"eval/{name}")
+        expected = {"sums": 1.0 if own else 0.0, "long": 2.0 if own else 1.0}
+        assert metrics[f"eval/{name}/reward"] == expected[name], name
+        names = {"sums": "" if own else "math-verify", "long": "length"}[name], "Counted.get_reward" if own else ""
+        assert environment.judged_by == " + ".join(filter(None, names))
+    hosts.close()
 
 
 def test_the_command_takes_several(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_replicas_serve_their_own_hosts(monkeypatch: pytest.MonkeyPatch) -> None
         assert rollout.crossed == {} and served(rollout) != before
         ray.get(trainer.ranks[1].actor.__ray_call__.remote(spoil))
         with pytest.raises(
-            RunError, match="replica 1 of the trainer holds other weights than replica 0: layers.0.down"
+            RunError, match=r"replica 1 of the trainer holds other weights than replica 0: layers.0.down"
         ):
             publish(trainer, rollout, 3, half=HALF)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kernels.model import costs
-from rl.speed import PEAK_FLOPS, speeds
+from rl.speed import PEAK_FLOPS, Drafting, speeds
+from rollout.drafts.speculation import Counts
 from tests.model.shapes import SHAPES
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch
@@ -23,6 +24,20 @@ def test_flops_are_those_of_the_products(name: str) -> None:
 
 
 SECONDS = {"time/sample": 2.0, "time/train": 0.5, "time/step": 4.0}
+
+
+def test_drafts_of_a_step_are_what_is_new() -> None:
+    counts = [Counts(10, 5, 4, 8, 13, 0.5), Counts(10, 5, 4, 8, 13, 0.5), Counts(30, 20, 8, 16, 36, 2.0)]
+    drafting = Drafting(lambda: counts.pop(0))
+    names = [f"speed/{n}" for n in ("drafted_tokens", "drafts_accepted_frac", "drafted_step_tokens", "drafts_saved_s")]
+    assert drafting() == dict(zip(names, (10, 0.5, 13 / 8, 0.5), strict=True))
+    assert drafting() == dict(zip(names, (0, 0.0, 1.0, 0.0), strict=True))
+    assert drafting() == dict(zip(names, (20, 0.75, 23 / 8, 1.5), strict=True))
+
+
+def test_counts_of_two_engines_add_up() -> None:
+    one, other = Counts(1, 2, 3, 4, 5, 6.0, {"own": 1, "sibling": 4}), Counts(10, 20, 30, 40, 50, 60.0, {"own": 2})
+    assert one.plus(other) == other.plus(one) == Counts(11, 22, 33, 44, 55, 66.0, {"own": 3, "sibling": 4})
 
 
 def test_speeds() -> None:

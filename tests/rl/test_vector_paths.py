@@ -60,11 +60,15 @@ def test_every_path_has_the_recorded_hash(name: str, tmp_path: Path) -> None:
     assert not first, f"{name}: {first[0]} are {found[first[0]]}, recorded {expected[first[0]]}"
 
 
-def stages(dtype: str, path: dict[str, str]) -> dict[str, str]:
+def test_drafted_tokens_leave_the_recorded_hash() -> None:
+    assert recorded()["small run, float32"].items() <= stages("float32", {}, "drafts").items()
+
+
+def stages(dtype: str, path: dict[str, str], *further: str) -> dict[str, str]:
     """What `tests.rl.small_run` prints, in a process that starts on this path."""
     chosen = {variable for _, p in PATHS.values() for variable in p}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.rl.small_run", dtype],
+        [sys.executable, "-m", "tests.rl.small_run", dtype, *further],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k not in chosen} | {"OMP_WAIT_POLICY": "passive"} | path,
         capture_output=True,

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from rollout.drafts.drafter import Draft
+from rollout.drafts.drafter import Draft, Drafter
 from rollout.drafts.speculation import Speculation
 from rollout.engine import Engine
 from rollout.sampling import Completion
@@ -73,8 +73,8 @@ class Rash:
         return None
 
 
-def speculate(engine: Engine, drafter: Liar, reach: int = 5, pause: int = 4) -> Speculation:
-    """Lets a liar guess in an engine that speculates."""
+def speculate(engine: Engine, drafter: Drafter, reach: int = 5, pause: int = 4) -> Speculation:
+    """Lets a drafter guess in an engine that speculates, and checks what it says."""
     vocab = engine.runner.config.vocab_size
     engine.speculation = Speculation([drafter], Rash(reach, pause), vocab, engine.config.overlap)
     return engine.speculation

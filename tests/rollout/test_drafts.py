@@ -16,9 +16,12 @@ from rollout.drafts.lookup import Lookup
 from rollout.drafts.model import ModelDrafter
 from rollout.drafts.pace import LONGEST_REST, Costs, Pace
 from rollout.drafts.suffixes import GRAM, LATEST, REACH, Match, Suffixes
-from rollout.engine import Engine
+from rollout.engine import Engine, EngineConfig
+from rollout.lockstep import Lockstep
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams, Token
+from rollout.scheduler import Limits
+from rollout.source import Source
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.rollout.liars import LIES, Liar, Rash, speculate
 from tests.rollout.scenarios import LIMITS, alone, bits, engine, requests
@@ -220,6 +223,20 @@ def test_another_model_is_right_at_times_and_changes_nothing(reference: list[Com
     served.speculation.drafters, served.speculation.pace = [ModelDrafter(small)], Rash()
     assert bits(served.generate(requests(TINY))) == bits(reference)
     assert 0 < served.drafts.drafted > served.drafts.accepted
+
+
+def test_ranks_that_measure_for_themselves_stay_in_step() -> None:
+    """By their own clocks they would not decide alike; a rank that drafts otherwise hangs or fails."""
+    source = Source.open(None)
+    limits = Limits(8, 256, 64)
+    asked = [Request(i, tuple(b"one two one two" * (1 + i)), SamplingParams(60, i % 2 / 2, seed=i)) for i in range(5)]
+    plain = Engine(source.config, EngineConfig(200, 4, True, limits))
+    plain.load(source.weights(), 0)
+    expected = plain.generate(asked)
+    with Lockstep(source, EngineConfig(200, 4, True, limits, speculate="auto"), 2, 1) as ranks:
+        for _ in range(2):
+            assert bits(ranks.generate(asked)) == bits(expected)
+        assert ranks.engine.drafts.drafted > 0
 
 
 # What was said before ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from kernels.model import Adapter
 from kernels.model.experts import Experts
 from kernels.weights.initial import initial
 from tests.bits import sha256
@@ -55,6 +56,20 @@ RUNS: dict[str, tuple] = {
     "experts, a dense layer, 8 leaves of 2": (MIXED, lambda c: random_weights(c), 2, 16, torch.float32),
     "experts, bfloat16, 8 leaves of 1": (SHAPES["experts"], lambda c: random_weights(c), 1, 8, torch.bfloat16),
     "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
+    "adapters, 8 leaves of 2": (
+        replace(TINY, adapter=Adapter((("attention", 4), ("mlp", 3)), 8.0)),
+        lambda c: random_weights(c),
+        2,
+        16,
+        torch.float32,
+    ),
+    "adapters, tied, bfloat16, 8 leaves of 1": (
+        replace(TINY, tied=True, adapter=Adapter((("attention", 4),), 8.0, True)),
+        lambda c: random_weights(c),
+        1,
+        8,
+        torch.bfloat16,
+    ),
 }
 LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),

@@ -28,13 +28,14 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     projections = [f"self_attn.{x}_proj" for x in "qkv"]
     out = [
         Parameter("attn_norm", (H,), 0, ("input_layernorm.weight",), None),
-        Parameter("qkv", (q, kv, kv), H, tuple(f"{name}.weight" for name in projections), 0),
+        Parameter("qkv", (q, kv, kv), H, tuple(f"{name}.weight" for name in projections), 0, target="attention"),
     ]
     if config.family.qkv_bias:
         out.append(Parameter("qkv_bias", (q, kv, kv), 0, tuple(f"{name}.bias" for name in projections), 0))
     if config.family.qk_norm:
         out += [Parameter(f"{x}_norm", (D,), 0, (f"self_attn.{x}_norm.weight",), None) for x in "qk"]
-    return [*out, Parameter("o", (H,), q, ("self_attn.o_proj.weight",), 1, to_stream=True)]
+    o = Parameter("o", (H,), q, ("self_attn.o_proj.weight",), 1, to_stream=True, target="attention")
+    return [*out, o]
 
 
 def costs(config: ModelConfig) -> Costs:
@@ -57,7 +58,9 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
     heads, kv_heads = config.heads // run.group.shard.size, config.kv_heads // run.group.shard.size
     h, x = run.add_and_norm(x, delta, weights["attn_norm"])
     run.seen("attn_norm", h)
-    qkv = _project(run, weights, h).view(-1, heads + 2 * kv_heads, config.head_dim)
+    qkv = run.adapted(parameters, weights, "qkv", h, _project(run, weights, h)).view(
+        -1, heads + 2 * kv_heads, config.head_dim
+    )
     norms = (weights["q_norm"], weights["k_norm"]) if config.family.qk_norm else None
     run.seen("qkv", qkv)
     qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
@@ -70,7 +73,8 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
         x, q, layout = x[layout.wanted], q[layout.wanted], layout.ends(layout.wanted)
     a = attend(config.ops.attention, q, (k, v), held or (k, v), layout, math.sqrt(1 / config.head_dim))
     run.seen("attention", a)
-    out = run.row_parallel(a.reshape(-1, heads * config.head_dim), weights["o"])
+    a = a.reshape(-1, heads * config.head_dim)
+    out = run.adapted(parameters, weights, "o", a, run.row_parallel(a, weights["o"]))
     run.seen("o", out)
     return x, out
 

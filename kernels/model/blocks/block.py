@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 
 from kernels.collectives import TreeGroup
+from kernels.model.adapter import A, B
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameter import Parameter
-from kernels.ops import Mixture, add_rms_norm, combine_add_norm, rms_norm
+from kernels.ops import Mixture, add_rms_norm, combine_add_norm, rms_norm, with_low_rank_gradient
 
 Delta = torch.Tensor | Mixture | None
 """What the next norm adds to the residual stream: [T, H]; one that is summed only then; or nothing, before the first block."""
@@ -76,6 +77,24 @@ class Pass:
         matmul, leaves = self.config.ops.matmul, self.config.leaves // self.group.shard.size
         partial = matmul(y, weight, leaves, groups=self.layout.groups, out_dtype=self.partial_dtype(y.dtype))
         return self.group.all_reduce(partial, y.dtype)
+
+    def adapted(
+        self,
+        declared: Callable[[ModelConfig], list[Parameter]],
+        weights: Weights,
+        name: str,
+        x: torch.Tensor,
+        y: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns y, which is x times the weight `name` with its adapter merged, as it is; `declared`: the block's parameters.
+        In training its backward pass gives the adapter, if there is one, its gradient
+        (`kernels.ops.with_low_rank_gradient`)."""
+        adapter = self.config.adapter
+        if adapter is None or name + A not in weights or not torch.is_grad_enabled():
+            return y
+        of = next(p for p in declared(self.config) if p.name == name)
+        given = (weights[name + A], weights[name + B], adapter.scale(of), of.sections, self.config.leaves)
+        return with_low_rank_gradient(y, x, *given, self.layout.groups)
 
     def partial_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Returns what a rank computes its part of a sum in whose root is rounded to `dtype`: on one rank the kernel rounds."""

@@ -17,8 +17,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     gate_up = tuple(f"mlp.{x}_proj.weight" for x in ("gate", "up"))
     return [
         Parameter("mlp_norm", (H,), 0, ("post_attention_layernorm.weight",), None),
-        Parameter("gate_up", (I, I), H, gate_up, 0),
-        Parameter("down", (H,), I, ("mlp.down_proj.weight",), 1, to_stream=True),
+        Parameter("gate_up", (I, I), H, gate_up, 0, target="mlp"),
+        Parameter("down", (H,), I, ("mlp.down_proj.weight",), 1, to_stream=True, target="mlp"),
     ]
 
 
@@ -39,12 +39,13 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
     run.seen("mlp_norm", h)
     matmul = run.config.ops.matmul
     gate_up = matmul(h, weights["gate_up"], run.config.leaves, groups=run.layout.groups)
+    gate_up = run.adapted(parameters, weights, "gate_up", h, gate_up)
     run.seen("gate_up", gate_up)
     y = swiglu(gate_up)
     run.seen("swiglu", y)
     run.recompute((y,), _gated, gate_up)
     del gate_up  # the largest activation: a server has no use for it any more
-    out = run.row_parallel(y, weights["down"])
+    out = run.adapted(parameters, weights, "down", y, run.row_parallel(y, weights["down"]))
     run.seen("down", out)
     return x, out
 

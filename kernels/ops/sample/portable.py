@@ -2,8 +2,8 @@
 
 Two exact logarithms an id are much work for a vocabulary, and few ids can win. So a block first finds what each score is at
 most, with the device's fast logarithm: -ln(-ln(1 - u)) <= -ln u, of which the error is below 1e-4, and SLACK far above that.
-The exact score of the id for which that is highest is a bar. Then it computes the exact scores of the ids that may reach it,
-four at a time (they share a call of Philox).
+One block a row does the rest: the exact score of the id for which that is highest is a bar, and it computes the exact scores of
+the ids that may reach it, four at a time (they share a call of Philox), in the few chunks that have any.
 """
 
 import torch
@@ -73,26 +73,53 @@ def scores(logits, temperature, seed, position, noisy, v, first_four, n, first_i
 
 
 @triton.jit
+def most_scores(row, t, seed, position, chunk, n, first_id, CHUNK: tl.constexpr):
+    """Returns (ids of a chunk, what their scores are at most; -inf where there is no number or no id)."""
+    v = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = tl.load(row + v, mask=v < n, other=float("-inf"))
+    most = x * tl.div_rn(1.0, t) + most_gumbel(words_of(seed, position, (first_id + chunk * CHUNK) // 4, CHUNK // 4))
+    return v, tl.where((most == most) & (v < n), most, float("-inf"))
+
+
+@triton.jit
 def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, stride, first_id, CHUNK: tl.constexpr):
-    """Finds the best exact score of a row's CHUNK ids, and the lowest id that has it."""
+    """Finds, of a row's CHUNK ids, what the best score is at most. Of a greedy row, which has no noise: the best score, and the
+    lowest id that has it."""
     r = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * CHUNK
-    v = first + tl.arange(0, CHUNK)
+    chunk = tl.program_id(0)
     t = tl.load(temperature + r)
     seed, position = tl.load(seeds + r), tl.load(positions + r)
     row = logits + r * stride
+    at = r * tl.num_programs(0) + chunk
+    if tl.load(greedy + r) == 0:
+        _, most = most_scores(row, t, seed, position, chunk, n, first_id, CHUNK)
+        tl.store(best + at, tl.max(most, 0))
+    else:
+        v = chunk * CHUNK + tl.arange(0, CHUNK)
+        score = scores(row, t, seed, position, False, v, 0, n, first_id, CHUNK // 4)
+        top = tl.max(score, 0)
+        tl.store(best + at, top)
+        tl.store(ids + at, tl.min(tl.where((score == top) & (score > float("-inf")), v, 0x7FFFFFFF), 0))
+
+
+@triton.jit
+def exact_best(row, t, seed, position, high, chunks, n, first_id, CHUNK: tl.constexpr):
+    """Returns (the best exact score of a row, the lowest id that has it). high: of each of its chunks, what that is at most."""
     top = float("-inf")
     lowest = 0x7FFFFFFF
-    if tl.load(greedy + r) == 0:
-        x = tl.load(row + v, mask=v < n, other=float("-inf"))
-        most = x * tl.div_rn(1.0, t) + most_gumbel(words_of(seed, position, first_id // 4 + first // 4, CHUNK // 4))
-        most = tl.where((most == most) & (v < n), most, float("-inf"))
-        high = tl.max(most, 0)
-        four = tl.min(tl.where(most == high, v, 0x7FFFFFFC), 0) // 4
-        w = four * 4 + tl.arange(0, 4)
-        bar = tl.max(scores(row, t, seed, position, True, w, four, n, first_id, 1), 0)
-        least = bar - (SLACK + ROUNDING * tl.abs(bar))
-        may = ((most >= least) | (most == high)) & (most > float("-inf"))
+    i = tl.arange(0, high.shape[0])
+    most_high = tl.max(high, 0)
+    chunk = tl.min(tl.where(high == most_high, i, chunks - 1), 0)
+    v, most = most_scores(row, t, seed, position, chunk, n, first_id, CHUNK)
+    four = tl.min(tl.where(most == most_high, v, 0x7FFFFFFC), 0) // 4
+    w = four * 4 + tl.arange(0, 4)
+    bar = tl.max(scores(row, t, seed, position, True, w, four, n, first_id, 1), 0)
+    least = bar - (SLACK + ROUNDING * tl.abs(bar))
+    may_be = ((high >= least) | (high == most_high)) & (high > float("-inf"))
+    chunk = tl.min(tl.where(may_be, i, chunks), 0)
+    while chunk < chunks:
+        v, most = most_scores(row, t, seed, position, chunk, n, first_id, CHUNK)
+        may = ((most >= least) | (most == most_high)) & (most > float("-inf"))
         four = tl.min(tl.where(may, v, 0x7FFFFFFC), 0) // 4
         while four < 0x1FFFFFFF:
             w = four * 4 + tl.arange(0, 4)
@@ -102,27 +129,46 @@ def best_of_chunk(logits, temperature, seeds, positions, greedy, best, ids, n, s
                 top = m
                 lowest = tl.min(tl.where(score == m, w, 0x7FFFFFFF), 0)
             four = tl.min(tl.where(may & (v >= four * 4 + 4), v, 0x7FFFFFFC), 0) // 4
-    else:
-        score = scores(row, t, seed, position, False, v, 0, n, first_id, CHUNK // 4)
-        top = tl.max(score, 0)
-        lowest = tl.min(tl.where((score == top) & (score > float("-inf")), v, 0x7FFFFFFF), 0)
-    tl.store(best + r * tl.num_programs(0) + tl.program_id(0), top)
-    tl.store(ids + r * tl.num_programs(0) + tl.program_id(0), lowest)
+        chunk = tl.min(tl.where(may_be & (i > chunk), i, chunks), 0)
+    return top, lowest
 
 
 @triton.jit
-def best_of_row(logits, best, ids, score, token, picked, chunks, stride, first_id, CHUNKS: tl.constexpr):
+def best_of_row(
+    logits,
+    temperature,
+    seeds,
+    positions,
+    greedy,
+    best,
+    ids,
+    score,
+    token,
+    picked,
+    n,
+    chunks,
+    stride,
+    first_id,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Finds the best of a row's chunks, and stores its score, id and logit; the lowest id wins a tie."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, CHUNKS)
+    row = logits + r * stride
     b = tl.load(best + r * chunks + i, mask=i < chunks, other=float("-inf"))
-    v = tl.load(ids + r * chunks + i, mask=i < chunks, other=0x7FFFFFFF)
-    top = tl.max(b, 0)
-    lowest = tl.min(tl.where(b == top, v, 0x7FFFFFFF), 0)
+    if tl.load(greedy + r) == 0:
+        t = tl.load(temperature + r)
+        seed, position = tl.load(seeds + r), tl.load(positions + r)
+        top, lowest = exact_best(row, t, seed, position, b, chunks, n, first_id, CHUNK)
+    else:
+        v = tl.load(ids + r * chunks + i, mask=i < chunks, other=0x7FFFFFFF)
+        top = tl.max(b, 0)
+        lowest = tl.min(tl.where(b == top, v, 0x7FFFFFFF), 0)
     found = lowest != 0x7FFFFFFF
     tl.store(score + r, top)
     tl.store(token + r, tl.where(found, first_id + lowest.to(tl.int64), -1))
-    tl.store(picked + r, tl.load(logits + r * stride + lowest, mask=found, other=0.0))
+    tl.store(picked + r, tl.load(row + lowest, mask=found, other=0.0))
 
 
 def gumbel_argmax(
@@ -140,38 +186,11 @@ def gumbel_argmax(
     best, ids = logits.new_empty(rows, chunks), logits.new_empty(rows, chunks, dtype=torch.int32)
     score, token, picked = logits.new_empty(rows), logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows)
     if rows:
-        launch(
-            best_of_chunk,
-            (chunks, rows),
-            logits,
-            temperature,
-            seeds,
-            positions,
-            greedy,
-            best,
-            ids,
-            n,
-            logits.stride(0),
-            first_id,
-            CHUNK,
-            num_warps=8,
-            enable_fp_fusion=False,
-        )
-        launch(
-            best_of_row,
-            (rows,),
-            logits,
-            best,
-            ids,
-            score,
-            token,
-            picked,
-            chunks,
-            logits.stride(0),
-            first_id,
-            next_power_of_2(chunks),
-            num_warps=1,
-        )
+        given, how = (logits, temperature, seeds, positions, greedy), {"num_warps": 8, "enable_fp_fusion": False}
+        where = logits.stride(0), first_id
+        launch(best_of_chunk, (chunks, rows), *given, best, ids, n, *where, CHUNK, **how)
+        drawn = (best, ids, score, token, picked)
+        launch(best_of_row, (rows,), *given, *drawn, n, chunks, *where, next_power_of_2(chunks), CHUNK, **how)
     return score, token, picked
 
 

@@ -1,5 +1,6 @@
 """Keeps the process that has the environment, and hears of its episodes."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,16 +89,21 @@ class VerifiersHost:
         return said
 
     def play(self, scene: Scene, parts: list[Part]) -> None:
-        """Begins episodes; starts the process again where it was lost."""
+        """Begins episodes; starts the process again where it was lost. Where it ends at this moment, `heard` says so."""
+        if self._process and self._process.has_ended:
+            self.close()
         if self._process is None:
             self._start()
-        assert self._process
-        self._process.tell((tuple(scene), [tuple(part) for part in parts]))
+        self._tell((tuple(scene), [tuple(part) for part in parts]))
 
     def cancel(self, number: int) -> None:
         """Ends an episode, of which nothing more is heard."""
+        self._tell(number)
+
+    def _tell(self, message: Any) -> None:
         if self._process:
-            self._process.tell(number)
+            with contextlib.suppress(JudgeError):
+                self._process.tell(message)
 
     def heard(self, patience: float) -> list[tuple[int, Episode]]:
         """Returns the episodes that have ended, waiting up to `patience` seconds for the first. JudgeError where the process

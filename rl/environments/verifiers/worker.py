@@ -73,17 +73,24 @@ async def _serve(pipe: Connection, environment: Any, tasks: Sequence[Any]) -> No
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
-                os._exit(0)
+                message = None
             here.call_soon_threadsafe(inbox.put_nowait, message)
+            if message is None:
+                return
 
     threading.Thread(target=read, daemon=True).start()
     running: dict[int, asyncio.Task[None]] = {}
     async with environment.serving():
         while True:
             message = await inbox.get()
-            if isinstance(message, int):
-                if task := running.pop(message, None):
+            if message is None:
+                for task in running.values():
                     task.cancel()
+                await asyncio.gather(*running.values(), return_exceptions=True)
+                return
+            if isinstance(message, int):
+                if message in running:
+                    running.pop(message).cancel()
                 continue
             scene = Scene(*message[0])
             os.environ[_KEY] = scene.key

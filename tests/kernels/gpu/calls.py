@@ -19,9 +19,11 @@ from kernels.collectives.fold_kernel import fold_rows
 from kernels.contract import outputs_and_gradients
 from kernels.model import Layout
 from kernels.ops import (
+    Mixture,
     adamw,
     attention,
     combine,
+    combine_add_norm,
     dispatch,
     embedding,
     exp,
@@ -31,7 +33,9 @@ from kernels.ops import (
     gumbel_argmax,
     kept_tokens,
     linear_logprob,
+    low_rank_gradients,
     matmul,
+    merge_low_rank,
     norm_rope,
     rms_norm,
     rope_table,
@@ -45,6 +49,7 @@ from kernels.ops import (
     vocab_nodes,
 )
 from kernels.ops.experts import STRIPE
+from kernels.ops.norm_rope import Stored
 from kernels.ops.rms_norm import add_rms_norm
 from kernels.ops.sample import portable as sample_gpu
 from kernels.spec import Case, OpSpec, all_specs, spread
@@ -68,6 +73,12 @@ def integers(g: torch.Generator, high: int, count: int) -> torch.Tensor:
 
 def ends(*at: int) -> torch.Tensor:
     return torch.tensor([0, *at], device=CUDA)
+
+
+def agree(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    """Compares two ways to the same values, where a GPU computed them."""
+    if CUDA.type == "cuda" and not all(map(torch.equal, ours, theirs)):
+        raise AssertionError("two ways to the same values differ")
 
 
 def with_gradients(
@@ -160,11 +171,17 @@ def normed_and_turned(rows: int, heads: int, kv_heads: int, D: int, *at: int) ->
     def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         cosine, sine = (t.to(CUDA) for t in rope_table(1000, D, 1e6))
         positions = integers(g, 1000, rows).int()
+        x, *weights = numbers(g, rows, heads + kv_heads, D), *(numbers(g, D, octaves=1) for _ in range(2))
+        keys, values = (torch.zeros(rows, kv_heads, D, dtype=bf16, device=CUDA) for _ in range(2))
+        slots, given = torch.arange(rows, device=CUDA).flip(0), x[:, heads:]
+        where = ((cosine, sine), positions, kv_heads)
+        _, k = norm_rope(x, tuple(weights), 1e-6, *where, stored=Stored(keys, values, slots, given))
+        agree((keys.flip(0), values.flip(0)), (k, given))
         return with_gradients(
-            lambda x, q, k: norm_rope(x, (q, k), 1e-6, (cosine, sine), positions, kv_heads, groups=ends(*at)),
+            lambda x, q, k: norm_rope(x, (q, k), 1e-6, *where, groups=ends(*at)),
             g,
-            numbers(g, rows, heads + kv_heads, D),
-            *(numbers(g, D, octaves=1) for _ in range(2)),
+            x,
+            *weights,
         )
 
     return call
@@ -208,8 +225,11 @@ def mixed(tokens: int, experts: int, k: int, n: int, inner: int, leaves: int, al
         if not at:
             with torch.no_grad():
                 ids, share, slots = route_and_dispatch(logits, k, True, 0, experts, align)
-                y = expert_matmul(gated_experts(x, up, slots), down, slots)
-                return ids, share, combine(y, share, ids, slots, leaves)
+                mixture = Mixture(expert_matmul(gated_experts(x, up, slots), down, slots), share, ids, slots, leaves)
+                out, weight = combine(*mixture), x[0].contiguous()
+                together = combine_add_norm(x, mixture, weight, 1e-6)
+                agree(together, add_rms_norm(x, out, weight, 1e-6))
+                return ids, share, out
 
         def run(logits: torch.Tensor, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
             ids, share = route(logits, k, True)
@@ -236,6 +256,19 @@ def updated(n: int) -> Call:
         v = v.square()
         adamw(w, grad, m, v, step=3, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, grad_scale=0.37)
         return w, m, v
+
+    return call
+
+
+def low_rank(tokens: int, N: int, K: int, rank: int, leaves: int, *at: int) -> Call:
+    """A merge, and the gradients of an adapter of two sections."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        w, a, b = numbers(g, N, K), numbers(g, 2 * rank, K, dtype=f32), numbers(g, N, rank, dtype=f32)
+        merged = merge_low_rank(w, a[:rank], b, 0.3, bf16), merge_low_rank(w.float(), a[rank:], b, 0.3, f32)
+        dy, x = numbers(g, tokens, N), numbers(g, tokens, K)
+        sections = N // 4, N - N // 4
+        return *merged, *low_rank_gradients(dy, x, a.to(bf16), b.to(bf16), 0.3, sections, leaves, ends(*at))
 
     return call
 
@@ -311,6 +344,8 @@ SMALL: dict[str, Call] = {
     "experts, odd": mixed(20, 6, 2, 40, 24, 2, 16, 20),
     "embedding": embedded(40, 16, 33, 10, 10, 40),
     "adamw": updated(1100),
+    "low rank": low_rank(150, 256, 128, 16, 4, 10, 140, 150),
+    "low rank, odd": low_rank(7, 40, 24, 5, 2, 3, 7),
     "sums": sums(150, 33, 10, 140, 150),
     "fold": folded(8, 3001),
     "noise": noise(1100),

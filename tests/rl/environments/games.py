@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rl.environments.games.calculator import Calculator
+
 
 class Notes:
     """Answers by what it was told so far; takes its time, or waits for a file, where a row says so."""
@@ -42,6 +44,13 @@ class Notes:
 
     def get_reward(self) -> float:
         return float(sum(map(len, self.told)))
+
+
+class Counted(Calculator):
+    """Rewards that the tool was used."""
+
+    def get_reward(self) -> float:
+        return float(self.calls)
 
 
 class Bad(Notes):

@@ -108,7 +108,9 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, warps=N
     T, heads, D = q.shape
     if warps is None:  # where blocks are many and short, two warps wait less for each other
         reach = pages.table.shape[1] * pages.size
-        warps = 2 if reach <= 2 * key_block and T * keys.shape[1] >= 256 and D <= 128 else 4
+        blocks = T * keys.shape[1]
+        short = (reach <= 2 * key_block and blocks >= 256) or (reach <= 8 * key_block and blocks >= 1024)
+        warps = 2 if short and D <= 128 else 4
     stages = stages or (1 if D > 128 else 2)  # shared memory holds one block of wide keys and values
     kv_heads = keys.shape[1]
     rows = max(16, next_power_of_2(heads // kv_heads))

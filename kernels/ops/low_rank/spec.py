@@ -1,0 +1,110 @@
+"""Specs of the merge of a low-rank addition, and of its gradient."""
+
+import torch
+
+from kernels.ops.low_rank import low_rank_gradients, merge_low_rank
+from kernels.spec import Inputs, OpSpec, Work, offsets, spread
+
+_SCALE = 0.3
+
+
+def _make_merge(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    N, K, rank = case["rows"], case["n"], case["rank"]
+    return {
+        "w": spread((N, K), generator, device, dtype),
+        "a": spread((rank, K), generator, device, torch.float32),
+        "b": spread((N, rank), generator, device, torch.float32),
+        "dtype": dtype,
+    }
+
+
+MERGE = OpSpec(
+    name="merge_low_rank",
+    make=_make_merge,
+    run=lambda i: merge_low_rank(i["w"], i["a"], i["b"], _SCALE, i["dtype"]),
+    reference=lambda i: i["w"] + _SCALE * i["b"] @ i["a"],
+    scale=lambda i: i["w"].abs() + _SCALE * i["b"].abs() @ i["a"].abs(),
+    cases=({"rows": 1, "n": 1, "rank": 1}, {"rows": 21, "n": 100, "rank": 16}, {"rows": 40, "n": 300, "rank": 33}),
+    space={"rows": (1, 2, 7, 20, 33), "n": (1, 2, 15, 17, 100), "rank": (1, 2, 3, 8, 16, 48)},
+    claims=("batch", "position", "padding", "columns", "threads", "alignment", "strides"),
+    accuracy=4.0,
+    row_inputs=("w", "b"),
+    columns=lambda i, k: {**i, "w": i["w"][:, k], "a": i["a"][:, k]},
+    width=lambda i: i["w"].shape[1],
+    work=lambda c, size: Work(
+        2.0 * c["rows"] * c["n"] * c["rank"], 2.0 * size * c["rows"] * c["n"], backward=0, by_flops=False
+    ),
+    vendor=lambda i: (i["w"].float() + _SCALE * (i["b"] @ i["a"])).to(i["dtype"]),
+    bench=({"rows": 1024, "n": 1024, "rank": 32},),
+)
+
+
+def _make_gradient(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    leaves, rank, rows = case["leaves"], case["rank"], case["rows"]
+    sections = [case["columns"] * leaves * (i + 1) for i in range(case["sections"])]
+    N, K = sum(sections), case["leaf"] * leaves
+    return {
+        "dy": spread((rows, N), generator, device, dtype),
+        "x": spread((rows, K), generator, device, dtype),
+        "a": spread((len(sections) * rank, K), generator, device, dtype),
+        "b": spread((N, rank), generator, device, dtype),
+        "sections": sections,
+        "leaves": leaves,
+        "groups": offsets(rows, case["groups"], generator).to(device),
+        "rounding": torch.finfo(dtype).eps / torch.finfo(torch.float32).eps,
+    }
+
+
+def _products(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """da and db by way of the gradient of the whole weight."""
+    da, db = [], []
+    whole = i["dy"].T @ i["x"]
+    for a, b, dw in zip(
+        i["a"].split(i["b"].shape[1]), i["b"].split(i["sections"]), whole.split(i["sections"]), strict=True
+    ):
+        da.append(_SCALE * b.T @ dw)
+        db.append(_SCALE * dw @ a.T)
+    return torch.cat(da), torch.cat(db)
+
+
+def _magnitude(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what is added up; u and v were rounded to the dtype of x."""
+    da, db = _products({**i, **{name: i[name].abs() for name in ("dy", "x", "a", "b")}})
+    return da * i["rounding"], db * i["rounding"]
+
+
+def _flops(case) -> float:  # type: ignore[no-untyped-def]
+    N = case["columns"] * case["leaves"] * sum(range(1, case["sections"] + 1))
+    K = case["leaf"] * case["leaves"] * case["sections"]
+    return 4.0 * case["rows"] * case["rank"] * (N + K)
+
+
+GRADIENT = OpSpec(
+    name="low_rank_gradients",
+    make=_make_gradient,
+    run=lambda i: low_rank_gradients(i["dy"], i["x"], i["a"], i["b"], _SCALE, i["sections"], i["leaves"], i["groups"]),
+    reference=_products,
+    scale=_magnitude,
+    cases=(
+        {"rows": 1, "columns": 1, "leaf": 1, "leaves": 1, "rank": 1, "sections": 1, "groups": 1},
+        {"rows": 21, "columns": 2, "leaf": 5, "leaves": 4, "rank": 16, "sections": 3, "groups": 5},
+        {"rows": 40, "columns": 3, "leaf": 16, "leaves": 8, "rank": 32, "sections": 2, "groups": 7},
+    ),
+    space={
+        "rows": (1, 2, 7, 20, 33),
+        "columns": (1, 2, 5),
+        "leaf": (1, 2, 7, 16),
+        "leaves": (1, 2, 8),
+        "rank": (1, 2, 8, 16),
+        "sections": (1, 2, 3),
+        "groups": (1, 2, 3, 5, 8),
+    },
+    claims=("groups", "threads", "alignment", "strides"),
+    accuracy=4.0,
+    row_inputs=("dy", "x"),
+    group_sums=("output",),
+    work=lambda c, size: Work(_flops(c), size * _flops(c) / c["rank"], backward=0),
+    vendor=_products,
+    bench=({"rows": 512, "columns": 64, "leaf": 32, "leaves": 8, "rank": 32, "sections": 2, "groups": 8},),
+)
+SPECS = (MERGE, GRADIENT)
