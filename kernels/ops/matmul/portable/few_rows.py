@@ -148,8 +148,8 @@ def contract(
     extent, card = K // leaves, card_of(x.device)
     BM = min(128, max(16, next_power_of_2(M)))
     BK = next((step for step in (256, 128, 64, 32, 16) if step <= BK and extent % step == 0), 32)
-    if extent % 8 or not (_side_by_side(x) and _side_by_side(w)):
-        BN, BK = min(BN, 64), min(BK, 32)  # what is loaded otherwise stands in registers, or goes through them
+    if extent % 8 or N % 16 or not (_side_by_side(x) and _side_by_side(w)):
+        BN, BK = min(BN, 64), min(BK, 32)  # single elements are loaded and stored, and their addresses take registers
     split = min(split, leaves)
     grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
