@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kernels.device import check_cards
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
 from kernels.tree import is_power_of_two
@@ -242,8 +241,6 @@ def _micro_batches(section: TrainerSection, sequences: int, length: int) -> tupl
 def check_machine(config: RunConfig, plan: Plan, nodes: Sequence[Node]) -> None:
     """Raises UserError where there is no such device, or too little disk or memory. `nodes`: that ranks can run on."""
     _check_disk(config, plan)
-    if config.device == "cuda" and config.cluster.address == "local":
-        check_cards()
     chosen = choose(config, nodes)
     given = shares(config, chosen)
     placement = place(config, chosen, given)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kernels.device import check_cards
 from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.alone import check_alone
@@ -55,6 +56,8 @@ def prepare(
         raise UserError(
             f"kernels.family={config.kernels.family} is of GPU kernels: set device=cuda, or leave it at auto"
         )
+    if config.device == "cuda" and config.cluster.address == "local" and not config.dry_run:
+        check_cards()
     for kind in config.logger:
         check_installed(kind)
     hosts = open_hosts(config, objects)

@@ -13,7 +13,7 @@ import torch
 import kernels
 from kernels import device
 from kernels.device import MODULES, UnsupportedError, check_cards, choose_device, family_of
-from kernels.gpu.card import Card
+from kernels.gpu.card import KNOWN, Card
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,14 @@ def show(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    ("name", "capability"), [("Tesla T4", (7, 5)), ("NVIDIA B200", (10, 0)), ("NVIDIA R100", (13, 0))]
+    ("name", "capability"),
+    [
+        ("Tesla T4", (7, 5)),
+        ("NVIDIA H300", (9, 1)),
+        ("NVIDIA B20", (10, 1)),
+        ("Thor", (11, 0)),
+        ("NVIDIA R100", (13, 0)),
+    ],
 )
 def test_a_card_without_kernels_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]
@@ -72,11 +79,24 @@ def test_a_card_without_kernels_is_named(
 
 
 @pytest.mark.parametrize(
-    ("capability", "family"), [((8, 0), "portable"), ((8, 9), "portable"), ((9, 0), "hopper"), ((12, 0), "portable")]
+    ("capability", "family"),
+    [((8, 0), "portable"), ((8, 9), "portable"), ((9, 0), "hopper"), ((10, 0), "portable"), ((12, 0), "portable")],
 )
 def test_a_card_runs_the_kernels_of_its_family(capability: tuple[int, int], family: str) -> None:
     assert family_of(Card("a card", capability, 1, 1)) == family
     assert MODULES[family][-1] == "portable"
+
+
+@pytest.mark.parametrize("known", KNOWN.values(), ids=lambda card: card.name)
+def test_no_tile_of_a_b200_is_one_that_triton_gives_tcgen05(known: Card) -> None:
+    """Which it does for 4 or 8 warps and a multiple of 64 rows; other cards have the warps that were asked for."""
+    for rows in (16, 32, 64, 128, 192):
+        for warps in (1, 2, 4, 8, 16):
+            given = known.warps(warps, rows)
+            if known.capability[0] == 10 and rows % 64 == 0:
+                assert given not in (4, 8) and given in (warps, warps // 2, 2 * warps)
+            else:
+                assert given == warps
 
 
 def test_a_process_stays_with_a_family() -> None:
@@ -86,7 +106,7 @@ from kernels.gpu.card import Card, choose_family
 choose_family("auto")
 choose_family("portable")
 choose_family("portable")
-print(*(Card("a card", capability, 1, 1).family for capability in ((7, 5), (8, 6), (9, 0), (10, 0))))
+print(*(Card("a card", capability, 1, 1).family for capability in ((7, 5), (8, 6), (9, 0), (11, 0))))
 for name in ("hopper", "auto", "ampere"):
     try:
         choose_family(name)

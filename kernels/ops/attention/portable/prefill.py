@@ -104,7 +104,10 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
     """Fills out and lse for packed queries q [T, H, D]; `rows`, `warps` and `stages` decide speed alone."""
     T, heads, D = q.shape
     wide = D > 128  # shared memory holds one block of such keys and values
-    rows, warps, stages = rows or (32 if wide else 128), warps or 8, stages or (1 if wide else 2)
+    card = card_of(q.device)
+    if stages is None:
+        stages = 1 if wide else 3 if D < 128 or card.shared_memory >= 229_376 else 2
+    rows, warps = rows or (32 if wide else 128), warps or 8
     sequences = pages.starts.numel() - 1
     grid = (heads, cdiv(T, rows) + sequences)
     run(
@@ -135,6 +138,6 @@ def launch(q, keys, values, pages, out, lse, c, key_block, key_split, *, rows=No
         key_split,
         stages,
         not wide if flat is None else flat,
-        num_warps=card_of(q.device).warps(warps, rows),
+        num_warps=card.warps(warps, rows),
         enable_fp_fusion=False,
     )

@@ -14,46 +14,50 @@ from kernels.gpu.launch import cdiv, next_power_of_2
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import bring_near, early, previous_done
 from kernels.gpu.workspace import counters
-from kernels.ops.matmul.portable.leaves import MOST, meet, root_of
 
 _NEAR = 2048
 """Bytes of a row of w that a block brings near while it waits for the kernel before."""
 
 
 @triton.jit
+def leaf(x, w, first, extent, xk, wk, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, TAIL: tl.constexpr):
+    """Computes one chain over first <= k < first + extent -> float32 [BN, BM]. x [1, BM], w [BN, 1]: where rows begin.
+    TAIL: the last step has fewer than BK."""
+    total = tl.zeros((BN, BM), tl.float32)
+    k = tl.arange(0, BK)
+    for k0 in range(0, extent, BK):
+        at = (first + k0 + k).to(tl.int64)
+        if TAIL:
+            inside = k0 + k < extent
+            b = tl.load(w + at[None, :] * wk, mask=inside[None, :], other=0.0)
+            a = tl.load(x + at[:, None] * xk, mask=inside[:, None], other=0.0)
+        else:
+            b = tl.load(w + at[None, :] * wk, eviction_policy="evict_first")
+            a = tl.load(x + at[:, None] * xk)
+        total = tl.dot(b, a, total)
+    return total
+
+
+@triton.jit
 def subtree(
-    x, w, first, extent, steps, xk, wk, LEAVES: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    TAIL: tl.constexpr
-):  # fmt: skip
-    """Computes the root of LEAVES adjacent leaves from k = `first` on, `steps` of BK each: -> float32 [BN, BM]. x [1, BM],
-    w [BN, 1]: where rows begin. TAIL: the last step of a leaf has fewer than BK."""
-    if LEAVES > MOST:
-        left = subtree(x, w, first, extent, steps, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
-        middle = first + LEAVES // 2 * extent
-        return left + subtree(x, w, middle, extent, steps, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
+    x,
+    w,
+    first,
+    extent,
+    xk,
+    wk,
+    LEAVES: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Computes the root of LEAVES adjacent leaves from `first` on: -> float32 [BN, BM]."""
+    if LEAVES == 1:
+        return leaf(x, w, first, extent, xk, wk, BN, BM, BK, TAIL)
     else:
-        zero = tl.zeros((BN, BM), tl.float32)
-        total, n0, n1, n2 = zero, zero, zero, zero
-        leaf, step = 0, 0
-        k = tl.arange(0, BK)
-        for s in range(0, LEAVES * steps):
-            if TAIL:
-                inside = step * BK + k < extent
-                at = (first + leaf * extent + step * BK + k).to(tl.int64)
-                b = tl.load(w + at[None, :] * wk, mask=inside[None, :], other=0.0)
-                a = tl.load(x + at[:, None] * xk, mask=inside[:, None], other=0.0)
-            else:
-                at = (first + s * BK + k).to(tl.int64)
-                b = tl.load(w + at[None, :] * wk, eviction_policy="evict_first")
-                a = tl.load(x + at[:, None] * xk)
-            total = tl.dot(b, a, total)
-            step += 1
-            if (step == steps) & (leaf < LEAVES - 1):
-                n0, n1, n2 = meet(leaf, total, n0, n1, n2, LEAVES)
-                total = zero
-                leaf += 1
-                step = 0
-        return root_of(total, n0, n1, n2, LEAVES)
+        left = subtree(x, w, first, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
+        return left + subtree(x, w, first + LEAVES // 2 * extent, extent, xk, wk, LEAVES // 2, BN, BM, BK, TAIL)
 
 
 @triton.jit
@@ -81,7 +85,6 @@ def few_rows_kernel(
     wn,
     wk,
     extent,
-    steps,
     LEAVES: tl.constexpr,
     SPLIT: tl.constexpr,
     BM: tl.constexpr,
@@ -105,7 +108,7 @@ def few_rows_kernel(
     previous_done()
     mine_m = x + tl.minimum(m, M - 1) * xm
     root = subtree(
-        mine_m[None, :], mine_n[:, None], part * mine * extent, extent, steps, xk, wk, mine, BN, BM, BK, TAIL
+        mine_m[None, :], mine_n[:, None], part * mine * extent, extent, xk, wk, mine, BN, BM, BK, TAIL
     )  # fmt: skip
     at = m[None, :] * N + n[:, None]
     mask = (m[None, :] < M) & (n[:, None] < N)
@@ -120,6 +123,11 @@ def few_rows_kernel(
             tl.debug_barrier()
             tl.store(y + at, parked(nodes + at, step, mask, SPLIT).to(y.dtype.element_ty), mask=mask)
             tl.store(counter, 0)
+
+
+def _side_by_side(t: torch.Tensor) -> bool:
+    """Says whether eight elements of a row are loaded at once."""
+    return t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0
 
 
 def contract(
@@ -137,13 +145,15 @@ def contract(
     """Computes y = x w^T on the tree: x [M, K], w [N, K], of any strides; `leaves` equal leaves, a power of two."""
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty(M, N, dtype=out_dtype)
+    extent, card = K // leaves, card_of(x.device)
     BM = min(128, max(16, next_power_of_2(M)))
+    BK = next((step for step in (256, 128, 64, 32, 16) if step <= BK and extent % step == 0), 32)
+    if extent % 8 or N % 16 or not (_side_by_side(x) and _side_by_side(w)):
+        BN, BK = min(BN, 64), min(BK, 32)  # single elements are loaded and stored, and their addresses take registers
     split = min(split, leaves)
     grid = (cdiv(N, BN), split, cdiv(M, BM))
     nodes = x.new_empty(split, M, N, dtype=torch.float32) if split > 1 else y
     arrived = counters(x.device, grid[0] * grid[2]) if split > 1 else y
-    extent, card = K // leaves, card_of(x.device)
-    BK = next((step for step in (256, 128, 64, 32, 16) if step <= BK and extent % step == 0), 32)
     near = K // split % 8 == 0 and w.stride(1) == 1 and w.data_ptr() % 16 == 0 and w.stride(0) % 8 == 0
     stages = min(stages, (card.shared_memory - 1024) // ((BN + BM) * BK * 2))
     run(
@@ -159,7 +169,6 @@ def contract(
         *x.stride(),
         *w.stride(),
         extent,
-        cdiv(extent, BK),
         leaves,
         split,
         BM,

@@ -12,7 +12,6 @@ import triton.language as tl
 
 from kernels.gpu.card import card_of
 from kernels.gpu.launch import cdiv, launch
-from kernels.ops.matmul.portable.leaves import meet, root_of
 from kernels.ops.matmul.portable.plans import ManyRows, many_rows_plan
 
 _BAND = 8
@@ -47,42 +46,12 @@ def chain(
 
 
 @triton.jit
-def equal_leaves(
-    a, b, first, extent, ak, bk, inside_m, inside_n, COUNT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, WHOLE: tl.constexpr
-):  # fmt: skip
-    """Computes the root of COUNT leaves of whole steps from k = `first` on, as `chain` does each: -> float32 [BM, BN]."""
-    zero = tl.zeros((BM, BN), tl.float32)
-    total, n0, n1, n2 = zero, zero, zero, zero
-    leaf, left = 0, extent
-    k = tl.arange(0, BK)
-    for k0 in range(first, first + COUNT * extent, BK):
-        at = (k0 + k).to(tl.int64)
-        if WHOLE:
-            x = tl.load(a + at[None, :] * ak)
-            w = tl.load(b + at[:, None] * bk)
-        else:
-            x = tl.load(a + at[None, :] * ak, mask=inside_m[:, None], other=0.0)
-            w = tl.load(b + at[:, None] * bk, mask=inside_n[None, :], other=0.0)
-        total = tl.dot(x, w, total)
-        left -= BK
-        if (left == 0) & (leaf < COUNT - 1):
-            n0, n1, n2 = meet(leaf, total, n0, n1, n2, COUNT)
-            total = zero
-            leaf += 1
-            left = extent
-    return root_of(total, n0, n1, n2, COUNT)
-
-
-@triton.jit
 def unit(
     a, b, bounds, leaf, leaves, extent, ak, bk, inside_m, inside_n, COUNT: tl.constexpr, EQUAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr
 ):  # fmt: skip
     """Computes the root of COUNT leaves from `leaf` on, of which those past the last are empty: -> float32 [BM, BN]."""
-    if EQUAL and EVEN:
-        return equal_leaves(a, b, leaf * extent, extent, ak, bk, inside_m, inside_n, COUNT, BM, BN, BK, WHOLE)
-    elif COUNT == 1:
+    if COUNT == 1:
         if EQUAL:
             first = leaf * extent
             last = first + extent

@@ -16,11 +16,15 @@ class FewRows(NamedTuple):
 
 
 def few_rows_plan(M: int, N: int, leaves: int, multiprocessors: int) -> FewRows:
-    """Chooses a plan for a shape that TABLE does not have: tiles wide enough to load well, and enough to keep the card busy."""
+    """Chooses a plan: tiles wide enough to load well, and enough to keep the card busy. Chosen on an H200."""
     if M > 256:
         return FewRows(64, 64, 1, 8, 3)  # three levels of the tree and a leaf of 64 x 128 in registers
     if M > 64:
         return FewRows(128, 64, min(leaves, 8), 8, 3)
+    wanted = 2 * multiprocessors * 64 // N  # blocks of a tile of columns, for two on each multiprocessor
+    split = 1 << (max(1 if M <= 32 else 2, min(leaves, wanted)).bit_length() - 1)
+    if leaves > 1 and N // 64 * split >= multiprocessors:
+        return FewRows(64, 128, split, 4, 4 if M <= 32 else 3)
     if leaves == 1:
         BN = next((n for n in (64, 32) if N // n >= multiprocessors), 16)
         return FewRows(BN, 128, 1, 4 if 32 * multiprocessors <= N else 2, 4)
