@@ -217,7 +217,9 @@ def loop(
 ) -> Loop:
     accuracies, step = iter(found), fake.steps(rounds=rounds)
     checkpoints: Any = SimpleNamespace(
-        settle=lambda: None, due=lambda step, last: step == save_at, save=lambda state, digest: saved.append(state)
+        settle=lambda: None,
+        due=lambda step, last: step == save_at,
+        save=lambda state, digest, files: saved.append(state),
     )
     return Loop(
         step=step,

@@ -183,9 +183,18 @@ def main() -> int:
         f"{max(r.stack for r in rows)} B of stack and {max(r.shared for r in rows):,} B shared; products by {', '.join(kinds)}"
     )
     expected = expected_of(family)
-    if unrecorded := entries() ^ json.loads(expected.read_text()).keys():
+    if unrecorded := (entries() ^ json.loads(expected.read_text()).keys()) ^ AWAITED:
         print(f"{expected.name} lacks, or has too many: {sorted(unrecorded)}")
     return 1 if failed or missing or unrecorded else 0
+
+
+AWAITED = frozenset(
+    {
+        "spec low_rank_gradients: rows 40, columns 3, leaf 16, leaves 8, rank 32, sections 2, groups 7, bfloat16",
+        "spec merge_low_rank: rows 40, n 300, rank 33, bfloat16",
+    }
+)
+"""Entries that no card has run since their ops came: `hashes --write` records them, and then they leave this list."""
 
 
 def entries() -> set[str]:
