@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.ops.low_rank import low_rank_gradients, merge_low_rank
+from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 _SCALE = 0.3
@@ -55,6 +55,14 @@ def _make_gradient(case, generator, device, dtype) -> Inputs:  # type: ignore[no
     }
 
 
+def _by_autograd(i: Inputs, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = (i[name].float().requires_grad_() for name in ("a", "b"))
+    y = with_low_rank_gradient(torch.zeros_like(i["dy"]), i["x"], a, b, _SCALE, i["sections"], i["leaves"], i["groups"])
+    y.backward(i["dy"])
+    assert a.grad is not None and b.grad is not None
+    return a.grad, b.grad
+
+
 def _products(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """da and db by way of the gradient of the whole weight."""
     da, db = [], []
@@ -83,6 +91,7 @@ GRADIENT = OpSpec(
     name="low_rank_gradients",
     make=_make_gradient,
     run=lambda i: low_rank_gradients(i["dy"], i["x"], i["a"], i["b"], _SCALE, i["sections"], i["leaves"], i["groups"]),
+    variants={"the backward pass": _by_autograd},
     reference=_products,
     scale=_magnitude,
     cases=(
@@ -99,7 +108,7 @@ GRADIENT = OpSpec(
         "sections": (1, 2, 3),
         "groups": (1, 2, 3, 5, 8),
     },
-    claims=("groups", "threads", "alignment", "strides"),
+    claims=("groups", "threads", "alignment", "strides", "the backward pass"),
     accuracy=4.0,
     row_inputs=("dy", "x"),
     group_sums=("output",),
