@@ -58,7 +58,7 @@ class Flipping(TrainerFleet):
     """The same ranks. The lowest bit of one of their log-probs is another one in GRPO step 2; `place` says where that is."""
 
     def __init__(self, fleet: TrainerFleet) -> None:
-        super().__init__(fleet.ranks)
+        super().__init__(fleet.ranks, fleet.places)
         self.policy_steps = 0
         self.place: dict[str, Any] = {}
 
