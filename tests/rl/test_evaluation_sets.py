@@ -179,14 +179,14 @@ def test_sets_are_played_in_the_runs_environment(own: bool, file: Path) -> None:
         "console": Screen(),
     }
     for name in ("sums", "long"):
-        environment = set_environment(config, name, sets[name], tokenizer, hosts)
+        environment = set_environment(config, name, sets[name].problems, sets[name].reward, tokenizer, hosts)
         found = make_set_evaluator(config, name, sets[name], tokenizer.ends, environment)(5, generate=generate, **how)
         assert len(prompts) == 3 * (config.eval.sets[name].samples or 1)
         assert all(len(turns) == 2 and turns[1] == f"{turns[0]}c(1+1)\n2\n" for turns in prompts.values())
         metrics = found.metrics(f"eval/{name}")
         expected = {"sums": 1.0 if own else 0.0, "long": 2.0 if own else 1.0}
         assert metrics[f"eval/{name}/reward"] == expected[name], name
-        names = {"sums": "" if own else "math-verify", "long": "length"}[name], "Counted.get_reward" if own else ""
+        names = {"sums": "" if own else "math-verify", "long": "reward=tests.rl.command:length"}[name], "Counted.get_reward" if own else ""
         assert environment.judged_by == " + ".join(filter(None, names))
     hosts.close()
 
