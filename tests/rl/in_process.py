@@ -106,7 +106,7 @@ class Run:
             trainer=self.fleet,
             cards=cards,
             journal=Journal(log, source.tokenizer, "exact", 0, Totals()),
-            publish=lambda version: self.engine.load(self.trainer.weights(), version),
+            publish=self.publish,
             phase=lambda what: contextlib.nullcontext(),
             prompts=algorithm.prompts_per_step,
             rounds=algorithm.sampling_rounds,
@@ -116,6 +116,9 @@ class Run:
             lr=Schedule(section.lr, section.lr_schedule, section.lr_warmup_steps, STEPS),
             policy="fail",
         )
+
+    def publish(self, version: int) -> None:
+        self.engine.load(self.trainer.weights(), version)
 
     def steps(self, first: int, last: int) -> list[Row]:
         self.step.publish(first - 1)
