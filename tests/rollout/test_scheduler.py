@@ -225,10 +225,12 @@ class Schedule(RuleBasedStateMachine):
             versions = (*before[key], *[self.version] * max(new, 1))
             assert completion == expected(self.requests[key[0]], self.version, key[1], versions)
             self.done[key] = completion
+        guesses = any(span.guess is not None for span in spans)
+        for sequence in (span.sequence for span in spans if guesses and not span.sequence.ended):
+            self.truth[sequence] = list(sequence.tokens)
         for span in spans:
             if span.guess is not None and not span.sequence.ended:
                 sequence = span.sequence
-                self.truth[sequence] = list(sequence.tokens)
                 assert sequence.computed == len(sequence.tokens) - 1 and sequence.pending == 0
                 assert len(sequence.pages) == self.pool.needed(sequence.computed), "a page of wrong guesses is held"
         if self.scheduler.idle:

@@ -38,7 +38,7 @@ SHORT = {"text": "some text", "sampling_params": {"max_new_tokens": 20, "n": 2},
     ("argument", "reason"),
     [
         ("tp", "'tp' is not of the form key=value"),
-        ("tpp=2", "unknown key 'tpp'; keys: model, tp,"),
+        ("tpp=2", "unknown key 'tpp'; keys: model, adapter, tp,"),
         ("tp=two", "tp=two must be an integer"),
         ("tp=3", "tp=3 must be a power of two"),
         ("tp=16", "tp=16 is more than leaves=8: set leaves to at least 16"),
@@ -89,7 +89,7 @@ def test_batches_are_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatc
     source = Source.open(None)
     assert ServeConfig(device="cpu").engine(source).limits == Limits(64, 2048, 512)
     assert ServeConfig(device="cpu", max_batch_tokens=7).engine(source).limits == Limits(64, 7, 2)
-    monkeypatch.setattr("rollout.serve._device", lambda asked: asked)
+    monkeypatch.setattr("rollout.serve._device", lambda asked, family: asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (80 << 30, 80 << 30))
     assert ServeConfig(device="cuda").engine(source).limits == Limits(256, 8192, 8192)
@@ -121,7 +121,7 @@ def test_pages_take_no_more_than_the_memory_that_is_free(monkeypatch: pytest.Mon
 def test_pages_take_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     source = replace(Source.open(None), config=QWEN3_8B, dtype=torch.bfloat16)
     free = [80 << 30] * 8
-    monkeypatch.setattr("rollout.serve._device", lambda asked: asked)
+    monkeypatch.setattr("rollout.serve._device", lambda asked, family: asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 80 << 30))
 
