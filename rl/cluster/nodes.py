@@ -52,7 +52,7 @@ def this_node(device: str) -> Node:
 
 
 def asked(nodes: Sequence[Node], config: RunConfig) -> list[Node]:
-    """Asks each node for its free memory, and whether it has this program and these versions."""
+    """Asks each node for its free memory, and whether it has this program and these versions; leaves out what is lost."""
 
     def look() -> dict[str, Any]:  # by value: a node that lacks the program can be asked too
         import importlib.metadata as metadata
@@ -83,16 +83,18 @@ def asked(nodes: Sequence[Node], config: RunConfig) -> list[Node]:
     if late:
         silent = ", ".join(n.host for n, call in zip(nodes, calls, strict=True) if call in late)
         raise RunError(f"node(s) {silent} did not answer within cluster.timeout={config.cluster.timeout:.0f} s")
-    try:
-        answers = ray.get(calls)
-    except RayError as error:
-        raise RunError(f"a node of the cluster was lost: {' '.join(str(error).split())[:300]}") from None
-    for node, answer in zip(nodes, answers, strict=True):
+    answered, lost = [], ""
+    for node, call in zip(nodes, calls, strict=True):
+        try:
+            answer = ray.get(call)
+        except RayError as error:  # it died a moment ago, which Ray had not noticed: the others may be enough
+            lost = f"node {node.host} was lost: {' '.join(str(error).split())[:300]}"
+            continue
         _check_versions(node, answer)
-    return [
-        replace(n, memory=a["memory"], card_bytes=tuple(a["sizes"][: len(n.cards)]))
-        for n, a in zip(nodes, answers, strict=True)
-    ]
+        answered.append(replace(node, memory=answer["memory"], card_bytes=tuple(answer["sizes"][: len(node.cards)])))
+    if not answered:
+        raise RunError(lost)
+    return answered
 
 
 def _check_versions(node: Node, answer: Mapping[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """The small run whose hash is recorded, on hosts."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from rl.prove import SMALL
 from tests.hosts.namespaces import SHARED, Host, Hosts
@@ -19,6 +22,9 @@ RUN = (
     "cluster.timeout=900",
 )
 LONG = (*RUN, "warmup.steps=5000")
+LONG_ONES = pytest.mark.skipif(
+    os.environ.get("SAMEBIT_HOSTS") != "all", reason="takes minutes: SAMEBIT_HOSTS=all runs it too"
+)
 PATIENCE = 1800.0  # seconds for a whole run: this machine may be busy
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.hosts.conftest import Make
 from tests.hosts.namespaces import SHARED, Host, Hosts
-from tests.hosts.runs import PATIENCE, RECORDED, RUN, begun, ended
+from tests.hosts.runs import LONG, LONG_ONES, PATIENCE, RECORDED, RUN, begun, ended
 from tests.rl.command import Outcome
 from trainer.checkpoint import folders, read
 
@@ -61,6 +61,7 @@ def resumed(host: Host, *overrides: str) -> Outcome:
     return ended(host.train(*RUN, *EVERY, f"out_dir={OWN}", *overrides))
 
 
+@LONG_ONES
 def test_disks_of_their_own(two: Hosts) -> None:
     """Each keeps the shards of its ranks and the manifest; the run goes on where they were, on one host, and where a shard is
     lost says which and whose."""
@@ -84,6 +85,7 @@ def test_disks_of_their_own(two: Hosts) -> None:
     assert json.loads((seen(two[1]) / "summary.json").read_text())["weights_sha256"] == RECORDED
 
 
+@LONG_ONES
 def test_a_run_begun_on_one_host_goes_on_on_two(two: Hosts) -> None:
     """The other host lacks all of it. The model, which rank 0 writes, comes to the driver, wherever that rank is."""
     for host in two.hosts:
@@ -111,8 +113,8 @@ def test_a_full_disk_of_one_host(two: Hosts) -> None:
 
 
 def test_one_driver_at_a_time_in_a_shared_folder(two: Hosts) -> None:
-    running = begun(two[1], "taken", "cluster.nodes=1", "trainer.world_size=1", "rollout.replicas=1")
-    second = ended(two[2].train(*RUN, "cluster.nodes=1", f"out_dir={SHARED}/taken"))
+    one_host = ("cluster.nodes=1", "trainer.world_size=1", "rollout.replicas=1")
+    running = begun(two[1], "taken", *one_host)
+    second = ended(two[2].train(*LONG, *one_host, f"out_dir={SHARED}/taken"))
     assert second.code == 2 and "is in use by another process" in second.err, second
-    running.terminate()
-    ended(running)
+    kill(running)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.hosts.conftest import Make
 from tests.hosts.namespaces import Hosts
-from tests.hosts.runs import RECORDED, run, sha256
+from tests.hosts.runs import LONG_ONES, RECORDED, run, sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
@@ -56,6 +56,7 @@ def test_an_interface_that_is_not_there(two: Hosts) -> None:
     assert "eth0 (10.77.0.1)" in line
 
 
+@LONG_ONES
 def test_four_hosts(make_hosts: Make) -> None:
     net = make_hosts(4)
     net.ray()

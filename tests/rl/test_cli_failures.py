@@ -232,7 +232,9 @@ def test_a_rank_that_is_stopped(tmp_path: Path, name: str) -> None:
         line = running.finish(timeout=120).error(code=1)
         assert time.monotonic() - start < 60
         who = "rollout engine 0" if name == "RolloutRank" else "trainer"
-        assert re.match(rf"step \d+: {who} rank \d \(pid {pid}\) was stopped, .* go on within cluster.patience=5 s", line), line
+        assert re.match(
+            rf"step \d+: {who} rank \d \(pid {pid}\) was stopped, .* go on within cluster.patience=5 s", line
+        ), line
         running.assert_nothing_left()
 
 

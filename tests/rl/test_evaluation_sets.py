@@ -186,7 +186,8 @@ def test_sets_are_played_in_the_runs_environment(own: bool, file: Path) -> None:
         metrics = found.metrics(f"eval/{name}")
         expected = {"sums": 1.0 if own else 0.0, "long": 2.0 if own else 1.0}
         assert metrics[f"eval/{name}/reward"] == expected[name], name
-        names = {"sums": "" if own else "math-verify", "long": "reward=tests.rl.command:length"}[name], "Counted.get_reward" if own else ""
+        of_set = {"sums": "" if own else "math-verify", "long": "reward=tests.rl.command:length"}[name]
+        names = of_set, "Counted.get_reward" if own else ""
         assert environment.judged_by == " + ".join(filter(None, names))
     hosts.close()
 

@@ -172,7 +172,7 @@ def test_the_writer_waits_and_tells(tmp_path: Path) -> None:
     writer.start(tmp_path / "far" / "c", big)  # on a node that does not see the driver's folder
     assert writer.result(wait=True) is not None and (tmp_path / "far" / "c").stat().st_size > 8_000_000
     writer.start(tmp_path / "a" / "c", big)  # below a file
-    with pytest.raises(CheckpointError, match="could not be written: (File exists|Not a directory)"):
+    with pytest.raises(CheckpointError, match=r"could not be written: (File exists|Not a directory)"):
         writer.result(wait=True)
     writer.start(tmp_path / "a" / "c", big)
     with pytest.raises(CheckpointError, match="could not be written"):
