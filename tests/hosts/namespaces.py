@@ -24,7 +24,7 @@ PROBE = (
     "--mount-proc",
     "sh",
     "-c",
-    "ip link add v0 type veth peer name v1 && mount -t tmpfs x /mnt",
+    "ip link add v0 type veth peer name v1 && ip link add b0 type bridge && mount -t tmpfs x /mnt",
 )
 LIVE = "while :; do sleep 600 & wait; done"  # bash as process 1 buries orphans; sleep would not
 RAY = str(Path(sys.executable).with_name("ray"))
