@@ -19,7 +19,7 @@ from kernels.device import family_of
 from kernels.gpu.ahead import Compiled, Source, compile_ahead
 from kernels.gpu.card import KNOWN, Card, choose_family
 
-STACK = 512
+STACK = 640
 """Bytes of a thread that may spill."""
 PRODUCTS = {True: {"wgmma", "mma.sync.m16n8k16"}, False: {"mma.sync.m16n8k16"}}
 """By whether the card is of 9.0: the kinds of matrix instruction that its kernels may have. Where there are two, the tests of
