@@ -96,9 +96,8 @@ class Lagging:
         compared = None if mine.logprobs is None else Compared(batch, mine.logprobs)
         if compared:
             self.step.journal.completions(step, mine.drawn.groups, compared, show)
-        return self.step.measured(step, mine.drawn, batch, updates, compared) | found(
-            mine.mismatch
-        ) | mine.seconds, batch
+        metrics = self.step.measured(step, mine.drawn, batch, updates, compared)
+        return metrics | found(mine.mismatch) | mine.seconds, batch
 
     def _wanted(self, step: int) -> bool:
         return step not in self._ready and (self._last is None or step <= self._last)

@@ -7,13 +7,11 @@ no moments, no gradients. A checkpoint does not have them; whoever goes on bring
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.model import ModelConfig, Parameter, saved
-from trainer.batch import Batch, Rows
-from trainer.model import TrainerModel, batch_logprobs
+from trainer.model import TrainerModel
 from trainer.parallelize import gather, parallelize
 from trainer.rows import Weights, load, tie
 
@@ -23,7 +21,6 @@ class Frozen:
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype, mesh: DeviceMesh, weights: Weights) -> None:
         """`dtype` of activations and of the weights that are held."""
-        self.device = mesh.device_type
         with torch.device("meta"):
             self.model = TrainerModel(model, dtype).to(dtype).requires_grad_(False)
         self.mesh = mesh
@@ -36,14 +33,6 @@ class Frozen:
         load(self.model, self.mesh, weights)
         if self.model.config.tied:
             tie(self.model)
-
-    @torch.no_grad()
-    def logprobs(self, batch: Batch, start: int, stop: int, leaf_sequences: int) -> Rows:
-        """Computes the log-probs of the loss rows of sequences start .. stop of `batch`, float32, under each row's own
-        temperature and filters."""
-        part = batch.take(start, stop)
-        values = batch_logprobs(self.model, part, leaf_sequences, self.device).cpu().numpy()
-        return Rows(values, np.arange(start, stop), part.counts)
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Yields every parameter, whole, one at a time, on every rank."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,12 @@ class Outcome:
         lines = self.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("samebit: error: "), self.err
         return lines[0].removeprefix("samebit: error: ")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a run says of itself at its end."""
+    read: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return read
 
 
 def call(*arguments: str, train: Train | None = None, prepare: Prepare | None = None) -> Outcome:

@@ -24,8 +24,7 @@ from rl.schedule import Schedule
 from rl.step import Step
 from rollout.engine import Engine, EngineConfig
 from tests.bits import sha256
-from trainer.batch import Batch, StepReport
-from trainer.loss import Loss
+from trainer.batch import Batch
 from trainer.optimizer import AdamWConfig
 from trainer.trainer import Trainer, TrainerConfig
 
@@ -60,12 +59,6 @@ class Fleet:
     def past_logprobs(self, batch: Batch) -> np.ndarray:
         return self.trainer.past_logprobs(batch).values
 
-    def critic_values(self, batch: Batch) -> np.ndarray:
-        raise NotImplementedError
-
-    def step_critic(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
-        raise NotImplementedError
-
 
 class Run:
     """The parts of a run, from weights that another one may have left."""
@@ -80,7 +73,7 @@ class Run:
         self.stream = ProblemStream(source.train, config.seed, TRAIN)
         if algorithm.frozen:
             self.trainer.freeze(self.model, initial(self.model, 3))
-        self.fleet = Fleet(self.trainer)
+        self.fleet: Any = Fleet(self.trainer)  # without a critic
         if left:
             self.stream.cursor, self.trainer.optimizer.steps = left.stream.cursor, left.trainer.optimizer.steps
             for mine, theirs in zip(

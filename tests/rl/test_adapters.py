@@ -1,9 +1,7 @@
 """Runs of adapters: what the section says, what a plan counts, and that a run stopped and gone on with ends in one hash."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from rl.model import model_config
 from rl.plan import make_plan
 from rl.report import read_lines
 from tests.bits import assert_same_bits
-from tests.rl.command import Outcome, call, command
+from tests.rl.command import Outcome, call, command, summary
 from trainer.export import main as export
 
 RUN = (
@@ -124,11 +122,6 @@ def test_the_plan_says_it() -> None:
 def finish(folder: Path, *keys: str) -> Outcome:
     with command(*RUN, *keys, cwd=folder) as running:
         return running.finish()
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return read
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rl.config import validate
 from rl.metrics import FORMULAS
-from tests.rl.command import GSM8K, SHORT, call, command
+from tests.rl.command import GSM8K, SHORT, call, command, summary
 from tests.rl.documented import undocumented
 
 pytestmark = pytest.mark.slow
@@ -42,10 +42,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert outcome.code == 0, outcome
         running.assert_nothing_left()
     yield folder / "runs"
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def lines(path: Path) -> list[dict]:

@@ -4,7 +4,6 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from rl.frozen import FrozenModel, check_tokenizer, frozen_model
 from rl.model import model_config
 from rl.plan import make_plan
 from rl.report import read_lines
-from tests.rl.command import Outcome, command
+from tests.rl.command import Outcome, command, summary
 from tests.rl.documented import undocumented
 
 RUN = (
@@ -39,11 +38,6 @@ RUN = (
 def finish(folder: Path, *keys: str) -> Outcome:
     with command(*RUN, *keys, cwd=folder) as running:
         return running.finish()
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return read
 
 
 @pytest.mark.slow
