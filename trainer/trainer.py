@@ -99,19 +99,12 @@ class Trainer:
             self.adapters.begin(self.config.seed)
         self.adapters.merge()
 
-    @torch.no_grad()
     def forward(self, batch: Batch) -> Rows:
         """Returns what the model says of this rank's loss rows of `batch`, float32: no bit depends on the micro-batches or on
         the other ranks. Nothing is kept for a backward pass. A collective."""
-        self._check_onloaded()
-        rank, leaf, parts = self.mesh.get_local_rank(), self.config.leaf_sequences, []
-        for micro_batch in self.cut(batch):
-            start, stop = micro_batch.sequences(rank, leaf)
-            part = batch.take(start, stop)
-            values = batch_logprobs(self.model, part, leaf, self.device).cpu().numpy()
-            parts.append(Rows(values, np.arange(start, stop), part.counts))
+        rows = self._rows_of(self.model, batch)
         drop_gathered(self.model)
-        return Rows.merge(parts)
+        return rows
 
     def freeze(self, model: ModelConfig, weights: Weights) -> None:
         """Takes in a model that is never trained, sharded beside the other, in the dtype of activations: a reference, a
@@ -124,14 +117,14 @@ class Trainer:
         them: no bit depends on the micro-batches or on the other ranks. A collective."""
         if self.frozen is None:
             raise TrainerError("there is no frozen model: call freeze() first")
-        return self._logprobs_of(self.frozen, batch)
+        return self._rows_of(self.frozen.model, batch)
 
     def remember(self) -> None:
         """Keeps the policy's weights, rounded as its forward pass rounds them, until the next call. A collective."""
         self._check_onloaded()
         if self.past is None:
             plain = replace(self.model.config, adapter=None)  # merged
-            self.past = Frozen(plain, self.config.dtype, self.mesh, self.model)
+            self.past = Frozen(plain, self.config.dtype, self.shards, self.model)
         else:
             self.past.load(self.model)
 
@@ -140,13 +133,20 @@ class Trainer:
         collective."""
         if self.past is None:
             raise TrainerError("no weights were remembered: call remember() first")
-        return self._logprobs_of(self.past, batch)
+        return self._rows_of(self.past.model, batch)
 
-    def _logprobs_of(self, model: Frozen, batch: Batch) -> Rows:
+    @torch.no_grad()
+    def _rows_of(self, model: TrainerModel, batch: Batch) -> Rows:
+        """Returns what `model` says of this rank's loss rows, micro-batch by micro-batch, each under its own temperature and
+        filters."""
         self._check_onloaded()
-        rank, leaf = self.mesh.get_local_rank(), self.config.leaf_sequences
-        parts = [micro_batch.sequences(rank, leaf) for micro_batch in self.cut(batch)]
-        return Rows.merge([model.logprobs(batch, start, stop, leaf) for start, stop in parts])
+        rank, leaf, parts = self.mesh.get_local_rank(), self.config.leaf_sequences, []
+        for micro_batch in self.cut(batch):
+            start, stop = micro_batch.sequences(rank, leaf)
+            part = batch.take(start, stop)
+            values = batch_logprobs(model, part, leaf, self.device).cpu().numpy()
+            parts.append(Rows(values, np.arange(start, stop), part.counts))
+        return Rows.merge(parts)
 
     def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
         """Takes one optimizer step on `batch`. Raises TrainerError on all ranks, with weights and moments untouched, where a
