@@ -128,7 +128,12 @@ def train(name: str, world: int, way: dict[str, Any]) -> tuple[str, list[dict[st
             batch = replace(batch, values=said + batch.logprobs / 100, returns=batch.advantages)
         if trainer.frozen:
             batch = replace(batch, reference=in_order(trainer.frozen_logprobs(batch), world))
+        remembers = step == 1 and config.head != "value"  # of a policy
+        if remembers:
+            trainer.remember()
         report = merged(trainer.step(batch, loss, lr=1e-2), world)
+        if remembers:  # by now the weights are others
+            assert in_order(trainer.past_logprobs(batch), world).tobytes() == report.logprobs.tobytes(), (name, way)
         told.append(
             {
                 "logprobs": hashlib.sha256(report.logprobs.tobytes()).hexdigest(),
