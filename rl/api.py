@@ -11,12 +11,12 @@ summary = run("model.path=DIR", "warmup.steps=0", "logger=none", reward=reward, 
 ```
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernels.scratch import scratch
 from rl.command_line import quoted
 from rl.compose import check
 from rl.config import validate
@@ -52,8 +52,8 @@ def run(
     Raises UserError for bad input, before anything is started, and RunError or AlignmentError where the run has to stop. The
     trained weights are those of the same run by the command line. A run goes on (`out_dir`) when it is given the same objects.
     """
-    with tempfile.TemporaryDirectory(prefix="samebit-data-") as folder:
-        given = () if data is None else ("data=dataset", f"data.path={_save(data, held_out, Path(folder) / 'data')}")
+    with scratch() as folder:
+        given = () if data is None else ("data=dataset", f"data.path={_save(data, held_out, folder / 'data')}")
         if held_out is not None and data is None:
             raise UserError("held_out without data: name it by data.held_out, or give both")
         objects = dict[str, Any]()

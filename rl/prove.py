@@ -12,7 +12,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ import torch
 from rich.table import Table
 
 from kernels.host.command import Parser, count, fail, interruptible, output
+from kernels.scratch import scratch
 from rl.align import AlignmentError
 from rl.cluster import left_at_once, session
 from rl.compose import ROOT, check
@@ -254,12 +254,12 @@ def main(arguments: Sequence[str]) -> None:
         if args.sample:
             chosen = random.sample(whole, args.sample)
         console.print(f"{len(chosen)} of {len(whole)} layouts")
-        with tempfile.TemporaryDirectory() as folder, Bar(console, "layouts") as bar:
+        with scratch() as folder, Bar(console, "layouts") as bar:
             for layout in {_shape(layout) for layout in chosen}:
                 from rl.prepare import prepare
 
-                prepare(check([*SMALL, *args.overrides, *layout.overrides(Path(folder) / "run", budget)])[0])
-            for row in prove(chosen, args.overrides, Path(folder), budget):
+                prepare(check([*SMALL, *args.overrides, *layout.overrides(folder / "run", budget)])[0])
+            for row in prove(chosen, args.overrides, folder, budget):
                 rows.append(row)
                 if args.json:
                     write_atomic(args.json, json.dumps([asdict(r) for r in rows], indent=2) + "\n")

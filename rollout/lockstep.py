@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ import torch.distributed as dist
 
 from kernels.collectives import TreeGroup, backend_of, peer_memory
 from kernels.host.failures import shortage
+from kernels.scratch import scratch
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.replies import STEPS, Replies
 from rollout.runner import RunnerError
@@ -90,21 +90,22 @@ class Lockstep:
         self.source = source
         self.pipes: list[Connection] = []
         self.peers: list[multiprocessing.process.BaseProcess] = []
-        self.folder = tempfile.TemporaryDirectory()
+        self.held = contextlib.ExitStack()
+        folder = str(self.held.enter_context(scratch()))
         context: Any = multiprocessing.get_context(START)
         plain = replace(source)  # without what was derived from it here
         try:
             for rank in range(1, size):
                 here, there = context.Pipe()
                 peer = context.Process(
-                    target=_follow, args=(there, rank, size, self.folder.name, plain, config, threads), daemon=True
+                    target=_follow, args=(there, rank, size, folder, plain, config, threads), daemon=True
                 )
                 peer.start()
                 there.close()
                 self.pipes.append(here)
                 self.peers.append(peer)
             self._await(_HERE)  # the rendezvous waits for a rank that ended, and hears no signal meanwhile
-            self.engine = _engine(0, size, self.folder.name, source, config, threads, progress)
+            self.engine = _engine(0, size, folder, source, config, threads, progress)
             self._await(_READY)
         except BaseException:
             self.close(patience=0)
@@ -183,7 +184,7 @@ class Lockstep:
         if self.peers and dist.is_initialized():
             dist.destroy_process_group()
         self.pipes, self.peers = [], []
-        self.folder.cleanup()
+        self.held.close()
 
 
 def _turn(engine: Engine, source: Source, news: News) -> list[Completion]:

@@ -1,13 +1,12 @@
 """Text to ids, ids to text, and which ids end a text: one definition for whoever samples and whoever trains."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels.model import ConfigError
+from kernels.scratch import scratch
 from kernels.weights.folder import GENERATION, VOCABULARIES, ModelFolder
 
 if TYPE_CHECKING:
@@ -122,9 +121,9 @@ def _completed(fields: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str,
 
 
 def _saved(words: "PreTrainedTokenizerBase") -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        words.save_pretrained(folder)
-        paths = [p for p in sorted(Path(folder).rglob("*")) if p.is_file()]
+    with scratch() as folder:
+        words.save_pretrained(str(folder))
+        paths = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 

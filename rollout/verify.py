@@ -19,7 +19,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from kernels.host.command import Parser, count, interruptible, output, report, t
 from kernels.host.failures import shortage
 from kernels.model import costs
 from kernels.packages import check_packages
+from kernels.scratch import scratch
 from kernels.weights.beside import name_of
 from kernels.weights.files import save
 from rollout.arguments import ArgumentError
@@ -202,12 +202,12 @@ class Verification:
         """Returns what the trainer's own process says of these texts."""
         texts = [r.prompt_ids + c.token_ids for r, c in zip(requests, completions, strict=True)]
         asked = [r.sampling for r in requests]
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             directory = self.source.directory
             if directory is None:
-                directory = str(Path(folder, "model"))
+                directory = str(folder / "model")
                 save(self.source.config, self.source.weights(), directory)
-            batch, out = Path(folder, "batch.npz"), Path(folder, "out.npy")
+            batch, out = folder / "batch.npz", folder / "out.npy"
             np.savez(
                 batch,
                 token_ids=np.concatenate(texts),

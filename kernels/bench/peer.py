@@ -3,7 +3,6 @@ beside ours."""
 
 import platform
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from kernels.bench.timer import Call, samples
 from kernels.host.command import Parser, count, output, threads, write_json
 from kernels.model import costs
 from kernels.model.known import BENCH, ON_CARDS
+from kernels.scratch import scratch
 from kernels.weights.files import save
 from kernels.weights.initial import initial
 
@@ -39,7 +39,7 @@ def peer() -> Any:
     """Returns BENCH with the weights of seed 0 in `transformers`, with SDPA."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         save(BENCH, initial(BENCH, 0), folder)
         return transformers.Qwen3ForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
 

@@ -4,6 +4,7 @@ The key of the cache is everything that goes in: sources, flags, compiler versio
 temporary name and renamed, so processes that start together do not read half a library.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -11,13 +12,13 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from kernels.device import UnsupportedError
+from kernels.scratch import scratch
 
 _ROOT = Path(__file__).resolve().parent.parent
 # What makes bits independent of compiler and machine is -ffp-contract=off and the absence of -ffast-math; the rest is speed.
@@ -68,20 +69,19 @@ def build(target: tuple[str, ...] = ("-march=native",)) -> Path:
     library = folder / f"kernels-{digest.hexdigest()[:20]}.so"
     if library.exists():
         return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
-    except OSError as error:
-        raise BuildError(f"cannot write the kernel cache {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
-    os.close(handle)
-    command = [compiler, *_FLAGS, *target, f"-I{_ROOT / 'cpu'}", *map(str, _sources()), "-o", temporary, "-lm"]
-    # Apple's clang has no OpenMP; threads decide no bit, so the library is then built for one.
-    for attempt in ((*command, "-fopenmp"), command):
-        result = subprocess.run(attempt, capture_output=True, text=True)
-        if result.returncode == 0:
-            os.replace(temporary, library)
-            return library
-    os.unlink(temporary)
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = held.enter_context(scratch(folder)) / library.name
+        except OSError as error:
+            raise BuildError(f"cannot write the kernel cache {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
+        command = [compiler, *_FLAGS, *target, f"-I{_ROOT / 'cpu'}", *map(str, _sources()), "-o", str(made), "-lm"]
+        # Apple's clang has no OpenMP; threads decide no bit, so the library is then built for one.
+        for attempt in ((*command, "-fopenmp"), command):
+            result = subprocess.run(attempt, capture_output=True, text=True)
+            if result.returncode == 0:
+                os.replace(made, library)
+                return library
     reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip()[:200])
     raise BuildError(f"{compiler} could not build the CPU kernels: {reason}")
 

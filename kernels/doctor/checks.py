@@ -4,13 +4,12 @@ import hashlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from kernels import contract
+from kernels.scratch import scratch
 from kernels.spec import OpSpec, all_specs
 
 Say = Callable[[str], None]
@@ -53,8 +52,8 @@ def of_sampler(device: str, family: str, say: Say) -> list[str]:
 def of_run(device: str, family: str, say: Say) -> tuple[list[str], str]:
     """Does a small run, from its warm start to its last step, and returns the hash of the trained weights."""
     say("a small run: a minute or two")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.json"
+    with scratch() as folder:
+        rows = folder / "rows.json"
         asked = [f"device={device}", f"kernels.family={family}", "--first=1", f"--json={rows}"]
         wrong = _run(["rl.prove", *asked])
         return wrong, json.loads(rows.read_text())[0]["sha256"] if not wrong else ""

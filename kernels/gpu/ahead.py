@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kernels.gpu.card import Card, choose_family
+from kernels.scratch import scratch
 
 
 class CompileError(RuntimeError):
@@ -95,19 +96,19 @@ def compile_ahead(
     """Compiles what `source` launches on `card`, which need not be there, in `workers` processes, and returns a row for each
     variant. `report(row, known)` is called as each is done; `known`: variants found so far.
     `each_kernel_once`: the first variant of each kernel alone. `path`: folders to put before PYTHONPATH (another Triton)."""
-    with tempfile.TemporaryDirectory() as folder:
-        order = {"source": asdict(source), "card": asdict(card), "once": each_kernel_once, "folder": folder}
+    with scratch() as folder:
+        order = {"source": asdict(source), "card": asdict(card), "once": each_kernel_once, "folder": str(folder)}
         order["family"] = family
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         paths = [path, *(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
         command = [sys.executable, "-m", "kernels.gpu.ahead", json.dumps(order)]
-        log = (Path(folder) / "log").open("w+")
+        log = (folder / "log").open("w+")
         running = [
             subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) for _ in range(workers)
         ]
         try:
-            done = _gather(running, Path(folder), report)
+            done = _gather(running, folder, report)
             if any(process.returncode for process in running):
                 log.seek(0)
                 lines = log.read().splitlines()

@@ -9,7 +9,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from kernels.host.command import Parser, fail, interruptible
 from kernels.packages import version_of
+from kernels.scratch import scratch
 from recipes.multi_gpu.command import ROOT
 from recipes.multi_gpu.parts import PARTS, STAGES, Row, Setting
 from recipes.multi_gpu.problems import write_problems
@@ -76,16 +76,16 @@ def main() -> None:
     count = 1 << min(3, len(cards).bit_length() - 1)
     args.out.mkdir(parents=True, exist_ok=True)
     out, rows = args.out.absolute(), list[Row]()
-    with tempfile.TemporaryDirectory(prefix="multi_gpu") as folder:
-        write_problems(Path(folder))
+    with scratch() as folder:
+        write_problems(folder)
         layers, steps, prompts, new_tokens = (4, 3, 8, 64) if args.quick else (36, 3, 16, 512)
         sizes = (args.layers or layers, steps, prompts, new_tokens)
-        data, fast = (args.data or Path(folder)).absolute(), not args.no_fast
+        data, fast = (args.data or folder).absolute(), not args.no_fast
         limit = 60 * (args.minutes or (5 if args.quick else 60))
         until = time.monotonic() + limit
         gib = min(torch.cuda.get_device_properties(i).total_memory for i in range(count)) / 2**30
         most = limit if len(chosen) == 1 else limit / 2  # a command that hangs leaves the other parts their time
-        setting = Setting(out, Path(folder), count, *sizes, data, most, until, fast, args.quick, gib)
+        setting = Setting(out, folder, count, *sizes, data, most, until, fast, args.quick, gib)
         about = {"command": " ".join(["python -m recipes.multi_gpu", *sys.argv[1:]]), **facts(cards[:count])}
         lock = threading.Lock()
 

@@ -124,4 +124,4 @@ def test_a_signal_ends_it_as_an_interrupt_does(tmp_path: Path) -> None:
     finally:
         running.kill()
     assert (running.returncode, err.splitlines()[-1]) == (143, "samebit: error: ended by SIGTERM")
-    assert not list(tmp_path.glob("tmp*"))
+    assert not list(tmp_path.glob("samebit-*"))
