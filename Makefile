@@ -13,7 +13,7 @@ train: setup
 	$(BIN)/python -m rl.train $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu" -n 2 $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -n 8 --dist loadgroup $(ARGS)
