@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rl import align
+from rl.clock import Clock
 from rl.config import RunConfig
 from rl.errors import UserError
 from rl.journal import Compared, compare, found, rewards
 from rl.replay import kept
 from rl.run.screen import Bar
-from rl.step import Clock, Step
+from rl.step import Step
 from rl.updates import measure, parts
 from trainer.batch import check_batch_arithmetic
 

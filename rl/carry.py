@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rl.algorithms.advantages import has_signal
+from rl.clock import Clock
 from rl.config import RunConfig
 from rl.data import Problem
 from rl.dynamic_sampling import Drawn
@@ -27,7 +28,7 @@ from rl.environments.environment import score
 from rl.errors import UserError
 from rl.journal import Compared
 from rl.samples import Group, Transcript
-from rl.step import Clock, Step
+from rl.step import Step
 from rollout.sampling import Completion, Request
 from trainer.batch import COLUMNS, Batch
 
@@ -111,7 +112,7 @@ class Carrying:
 
     def drawn(self, step: int, clock: Clock) -> Taken:
         """Draws until as many groups are done as step `step` trains on, and takes these."""
-        with clock("handover"):
+        with clock("handover", of="both"):
             self._step.cards.to_rollout()
         pool, wanted = self.pool, self._step.prompts
         pool.under_way = [_waited(under) for under in pool.under_way]
@@ -162,14 +163,14 @@ class Carrying:
         """Draws on with every sample under way; returns, judged and put aside, what is done then."""
         pool = self.pool
         asked = [request for under in pool.under_way for request in self._requests(under)]
-        with clock("sample"), self._step.phase("sampling"):
+        with clock("sample", of="sampler"), self._step.phase("sampling"):
             numbered = [replace(request, id=i) for i, request in enumerate(asked)]
             told = iter(self._step.rollout.generate(numbered))
         drawn = [_went_on(under, told) for under in pool.under_way]
         done = [under for under in drawn if not any(map(_left, under.first, under.drawn))]
         pool.under_way = [under for under in drawn if any(map(_left, under.first, under.drawn))]
         if done:
-            with clock("score"), self._step.phase("scoring"):
+            with clock("score", of="sampler"), self._step.phase("scoring"):
                 problems, transcripts = [under.problem for under in done], [t for u in done for t in _transcripts(u)]
                 groups = score(problems, transcripts, self._step.environment)
             pool.done += [(under.number, group) for under, group in zip(done, groups, strict=True)]

@@ -24,13 +24,14 @@ import numpy as np
 from rl import align
 from rl.carry import FILE as CARRIED
 from rl.carry import Carrying, Pool, Taken
+from rl.clock import Clock, Span
 from rl.dynamic_sampling import Drawn
 from rl.errors import UserError
 from rl.journal import Compared, found
 from rl.metrics import Mismatch
 from rl.pack import pack
 from rl.resume import Start
-from rl.step import Clock, Step, crossed
+from rl.step import Step, crossed
 from trainer.batch import Batch
 
 FILE = "ahead.pickle"
@@ -79,7 +80,7 @@ class Lagging:
         clock, ahead = Clock(), step + self._lag
         if self._at_once:
             self._draw_all(range(step, ahead), clock)
-            drawing = _Drawing(partial(self._draw, ahead)) if self._wanted(ahead) else None
+            drawing = _Drawing(partial(self._draw, ahead, clock.spans)) if self._wanted(ahead) else None
             self._prove_remembered(clock)
             if drawing and self._compared(ahead):
                 self.step.trainer.remember()
@@ -89,11 +90,11 @@ class Lagging:
             drawing = None
         metrics, batch = self._learn(step, clock, show)
         if drawing:
-            with clock("wait"):
+            with clock("wait", of="none"):
                 self._ready[ahead] = drawing.result()
-        with clock("publish"):
+        with clock("publish", of="both"):
             metrics |= crossed(self.publish(step))
-        return metrics | _added(metrics, clock.told()), batch
+        return metrics | _added(metrics, clock.seconds) | clock.whole(), batch
 
     def ahead(self) -> dict[str, bytes]:
         """Returns what a checkpoint needs beside the weights, by file name. The trainer has the cards."""
@@ -124,14 +125,15 @@ class Lagging:
         """Draws what is missing of `steps`, and compares it with the trainer, which has the same weights still."""
         missing = [number for number in steps if self._wanted(number)]
         for number in missing:
-            self._ready[number] = self._draw(number)
-        with clock("handover"):
+            self._ready[number] = self._draw(number, clock.spans)
+        with clock("handover", of="both"):
             self.step.cards.to_trainer(weights_stay=False)
         for number in filter(self._compared, missing):
             self._prove(number, self.step.trainer.logprobs, clock)
 
-    def _draw(self, step: int) -> Ahead:
-        clock = Clock()
+    def _draw(self, step: int, spans: list[Span]) -> Ahead:
+        """`spans`: of the step in which that is done."""
+        clock = Clock(spans)
         return Ahead((self._carrying or self.step).drawn(step, clock), clock.seconds)
 
     def _prove_remembered(self, clock: Clock) -> None:

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from rl.align import AlignmentError
 from rl.carry import FILE, Carrying, Pool
+from rl.clock import Clock
 from rl.compose import check
 from rl.errors import UserError
 from rl.lag import Lagging, carried, drawn_ahead
@@ -23,7 +24,6 @@ from rl.prove import SMALL, Layout, against, prove
 from rl.report import read_lines
 from rl.resume import Start
 from rl.samples import Sample
-from rl.step import Clock
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.rl.in_process import Run, plain
 from tests.rl.test_lag import Slow, begin
