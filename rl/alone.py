@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rl import align
+from rl.clock import Clock
 from rl.config import RunConfig
 from rl.errors import UserError
 from rl.journal import Compared, compare, found, rewards
 from rl.replay import kept
 from rl.run.screen import Bar
-from rl.step import Clock, Step
+from rl.step import Step
 from rl.updates import measure, parts
 from trainer.batch import check_batch_arithmetic
 
@@ -23,13 +24,15 @@ def check_alone(config: RunConfig, vocabulary: int) -> None:
     if (config.mode == "train_only") != (config.batches is not None):
         said = "trains on what a run kept: set batches=RUN" if config.batches is None else "does not read batches"
         raise UserError(f"mode={config.mode} {said}")
-    if config.algorithm.lag and (config.mode != "full" or config.align.keep_batches):
+    older = {"algorithm.lag": config.algorithm.lag, "rollout.carry": config.rollout.carry}
+    by = next((name for name, value in older.items() if value), None)
+    if by and (config.mode != "full" or config.align.keep_batches):
         key = (
             f"mode={config.mode}" if config.mode != "full" else f"align.keep_batches={list(config.align.keep_batches)}"
         )
         raise UserError(
-            f"{key} with algorithm.lag={config.algorithm.lag}: a batch is drawn by older weights than it is trained with, and "
-            f"can be replayed with neither; set algorithm.lag=0"
+            f"{key} with {by}={older[by]}: a batch is drawn by older weights than it is trained with, and can be replayed "
+            f"with neither; set {by}=0"
         )
     if config.batches is None:
         return

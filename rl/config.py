@@ -15,7 +15,7 @@ from rl.errors import UserError
 from rl.keys import REFUSED, nearest
 from rl.rewards.section import OwnRewards, Rewards, ScoringSection
 from rl.run.trackers import TRACKERS
-from rl.section import Decay, Folder, Fraction, Positive, Seconds, Section, Steps, Text, found_at_home
+from rl.section import Decay, Folder, Fraction, Natural, Positive, Seconds, Section, Steps, Text, found_at_home
 from rollout.engine import EngineConfig
 from rollout.keys import (
     Dtype,
@@ -61,6 +61,11 @@ class RolloutSection(Section):
     top_p: float = Field(gt=0, le=1, description="draw from the likeliest tokens that together have this probability")
     min_p: Fraction = Field(description="draw from tokens of at least this times the probability of the likeliest")
     max_new_tokens: Positive = Field(description="tokens of a completion at most, also in an evaluation")
+    carry: Natural = Field(
+        description="tokens that a sample draws in a round before it waits: a step takes rounds, each with prompts_per_step "
+        "further problems, until as many groups are done, and carries the rest to the next, whose weights go on with them; 0: "
+        "a step draws its samples whole"
+    )
     pages: Pages
     page_size: PageSize
     prefix_cache: PrefixCache
@@ -181,8 +186,8 @@ class AlignSection(Section):
 
     policy: Literal["fail", "warn"] = Field(description="what one differing bit does")
     every: Positive = Field(
-        description="of algorithm.lag above 0: steps between those whose samples are compared, by a further forward pass with "
-        "the weights that drew them; without lag every step is compared, for nothing"
+        description="of algorithm.lag or rollout.carry above 0: steps between those whose samples are compared, by a further "
+        "forward pass with the weights that drew them; else every step is compared, for nothing"
     )
     keep_batches: tuple[Positive, ...] = Field(
         description="steps whose batch stays in out_dir/batches, with the weights that sampled it: `python -m rl.replay` "

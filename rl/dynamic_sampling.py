@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rl.algorithms.advantages import has_signal
-from rl.samples import Group
+from rl.samples import Group, Transcript
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,10 @@ class Drawn:
     def metrics(self) -> dict[str, int]:
         """Names the counts as a log does."""
         return {"sampling/rounds": self.rounds, "sampling/groups_dropped": self.dropped}
+
+    def transcripts(self) -> list[Transcript]:
+        """Returns what the weights of the step drew of these groups, in the order in which it is trained on."""
+        return [sample.transcript for group in self.groups for sample in group.samples]
 
 
 def draw_groups(draw: Callable[[int, int], list[Group]], wanted: int, rounds: int) -> Drawn:

@@ -34,6 +34,9 @@ class Compared:
 
     batch: Batch
     logprobs: np.ndarray
+    places: np.ndarray | None = (
+        None  # int64 [R], of each row among the sampled tokens of its sequence; None: all are rows
+    )
 
 
 class Journal:
@@ -69,6 +72,7 @@ class Journal:
         metrics = {"grpo/step": step} | describe(groups, batch, updates[0].report)
         lag = int(step - 1 - batch.versions.min(initial=step - 1))
         metrics["policy/version_lag"] = lag
+        metrics["policy/version_lag_mean"] = float(step - 1 - batch.versions.mean())
         self.totals.peak_bytes = max(self.totals.peak_bytes, *(u.report.peak_bytes for u in updates))
         if compared:
             metrics |= compare(compared)
@@ -81,7 +85,8 @@ class Journal:
         both sides' log-probs of each token. What is compared: all groups or the first ones."""
         batch, logprobs = compared.batch, compared.logprobs
         samples = [(group, sample) for group in groups for sample in group.samples][: batch.sequences]
-        firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0]]
+        counts = batch.counts
+        firsts = [i for i, (group, sample) in enumerate(samples) if sample is group.samples[0] and counts[i]]
         chosen = firsts[:_SHOWN] if every else []
         if len(batch.rows):
             badness, row = worst(logprobs, batch.logprobs)
@@ -129,9 +134,10 @@ def found(mismatch: Mismatch | None) -> dict[str, Any]:
 
 def compare(compared: Compared) -> dict[str, Any]:
     """Measures how far the two sides' log-probs are apart, and where."""
-    batch, logprobs = compared.batch, compared.logprobs
+    batch, logprobs, place = compared.batch, compared.logprobs, compared.places
     sequence = batch.sequence
-    place = np.arange(len(sequence)) - (np.cumsum(batch.counts) - batch.counts)[sequence]  # among the sampled tokens
+    if place is None:
+        place = np.arange(len(sequence)) - (np.cumsum(batch.counts) - batch.counts)[sequence]
     return {**divergence(logprobs, batch.logprobs, sequence), **profile(logprobs, batch.logprobs, place)}
 
 

@@ -22,13 +22,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rl import align
+from rl.carry import FILE as CARRIED
+from rl.carry import Carrying, Pool, Taken
+from rl.clock import Clock, Span
 from rl.dynamic_sampling import Drawn
 from rl.errors import UserError
 from rl.journal import Compared, found
 from rl.metrics import Mismatch
 from rl.pack import pack
 from rl.resume import Start
-from rl.step import Clock, Step, crossed
+from rl.step import Step, crossed
 from trainer.batch import Batch
 
 FILE = "ahead.pickle"
@@ -44,21 +47,30 @@ class Ahead:
     logprobs: np.ndarray | None = None  # the trainer's, by the weights that drew them; None: not compared
     mismatch: Mismatch | None = None  # where the run went on
 
-    def batch(self) -> Batch:
-        """Packs the samples in the order in which they are trained on."""
-        return pack([sample.transcript for group in self.drawn.groups for sample in group.samples])
+    def batch(self) -> Batch | None:
+        """Packs what the weights of the step drew; None where that is nothing."""
+        transcripts = self.drawn.transcripts()
+        return pack(transcripts) if transcripts else None
 
 
 class Lagging:
-    """Takes the steps of a run whose sampling is `lag` steps ahead, by the parts of a `Step`."""
+    """Takes the steps of a run whose sampling is `lag` steps ahead, or carries samples over, by the parts of a `Step`."""
 
     def __init__(
-        self, step: Step, lag: int, every: int, last: int | None, at_once: bool, ready: Mapping[int, Ahead] | None
+        self,
+        step: Step,
+        lag: int,
+        every: int,
+        last: int | None,
+        at_once: bool,
+        ready: Mapping[int, Ahead] | None,
+        carrying: Carrying | None = None,
     ) -> None:
         """`every`: steps between those that are compared. `last`: the last step that is drawn; None: as many as are asked
-        for. `at_once`: the two sides have memory of their own. `ready`: what a checkpoint holds."""
-        self.step, self.publish = step, step.publish
-        self._lag, self._every, self._last, self._at_once = lag, every, last, at_once
+        for. `at_once`: the two sides have memory of their own. `ready`: what a checkpoint holds. `carrying`: draws the steps
+        where samples may be carried over."""
+        self.step, self.publish, self._carrying = step, step.publish, carrying
+        self._lag, self._every, self._last, self._at_once = lag, every, last, at_once and lag > 0
         self._ready = dict(ready or {})
         self._remembered: int | None = None  # the step whose samples the remembered weights drew
 
@@ -68,7 +80,7 @@ class Lagging:
         clock, ahead = Clock(), step + self._lag
         if self._at_once:
             self._draw_all(range(step, ahead), clock)
-            drawing = _Drawing(partial(self._draw, ahead)) if self._wanted(ahead) else None
+            drawing = _Drawing(partial(self._draw, ahead, clock.spans)) if self._wanted(ahead) else None
             self._prove_remembered(clock)
             if drawing and self._compared(ahead):
                 self.step.trainer.remember()
@@ -78,22 +90,26 @@ class Lagging:
             drawing = None
         metrics, batch = self._learn(step, clock, show)
         if drawing:
-            with clock("wait"):
+            with clock("wait", of="none"):
                 self._ready[ahead] = drawing.result()
-        with clock("publish"):
+        with clock("publish", of="both"):
             metrics |= crossed(self.publish(step))
-        return metrics | _added(metrics, clock.told()), batch
+        return metrics | _added(metrics, clock.seconds) | clock.whole(), batch
 
     def ahead(self) -> dict[str, bytes]:
         """Returns what a checkpoint needs beside the weights, by file name. The trainer has the cards."""
         self._prove_remembered(Clock())
-        return {FILE: pickle.dumps(self._ready)}
+        carried = {CARRIED: pickle.dumps(self._carrying.pool)} if self._carrying else {}
+        return {FILE: pickle.dumps(self._ready)} | carried
 
     def _learn(self, step: int, clock: Clock, show: bool) -> tuple[dict[str, Any], Batch]:
         """Trains on the samples of a step."""
         mine = self._ready.pop(step)
         updates, batch = self.step.off_policy(step, mine.drawn, clock)
         compared = None if mine.logprobs is None else Compared(batch, mine.logprobs)
+        if self._carrying:
+            assert isinstance(mine.drawn, Taken)
+            compared = self._carrying.compared(mine.drawn, mine.logprobs, batch)
         if compared:
             self.step.journal.completions(step, mine.drawn.groups, compared, show)
         metrics = self.step.measured(step, mine.drawn, batch, updates, compared)
@@ -109,15 +125,16 @@ class Lagging:
         """Draws what is missing of `steps`, and compares it with the trainer, which has the same weights still."""
         missing = [number for number in steps if self._wanted(number)]
         for number in missing:
-            self._ready[number] = self._draw(number)
-        with clock("handover"):
+            self._ready[number] = self._draw(number, clock.spans)
+        with clock("handover", of="both"):
             self.step.cards.to_trainer(weights_stay=False)
         for number in filter(self._compared, missing):
             self._prove(number, self.step.trainer.logprobs, clock)
 
-    def _draw(self, step: int) -> Ahead:
-        clock = Clock()
-        return Ahead(self.step.drawn(step, clock), clock.seconds)
+    def _draw(self, step: int, spans: list[Span]) -> Ahead:
+        """`spans`: of the step in which that is done."""
+        clock = Clock(spans)
+        return Ahead((self._carrying or self.step).drawn(step, clock), clock.seconds)
 
     def _prove_remembered(self, clock: Clock) -> None:
         """Compares the samples that were drawn while the last step was trained."""
@@ -127,6 +144,8 @@ class Lagging:
 
     def _prove(self, step: int, ask: Callable[[Batch], np.ndarray], clock: Clock) -> None:
         batch = self._ready[step].batch()
+        if batch is None:
+            return
         with clock("prove"), self.step.phase("comparing"):
             logprobs = ask(batch)
         mismatch = align.check_batch(batch, logprobs, self.step.policy, step)
@@ -163,12 +182,21 @@ class _Drawing(threading.Thread):
 def drawn_ahead(begin: Start) -> dict[int, Ahead]:
     """Returns what `Lagging.ahead` wrote into the checkpoint that a run begins at; nothing before its first step. UserError
     where it holds anything but plain data."""
+    return _held(begin, FILE) or {}
+
+
+def carried(begin: Start) -> Pool | None:
+    """Returns, likewise, the samples that were carried over it."""
+    return _held(begin, CARRIED)
+
+
+def _held(begin: Start, name: str) -> Any:
     if begin.checkpoint is None or not begin.progress.step:
-        return {}
-    path = begin.checkpoint.folder / FILE
+        return None
+    path = begin.checkpoint.folder / name
     try:
         with open(path, "rb") as file:
-            return _Plain(file).load()  # type: ignore[no-any-return]
+            return _Plain(file).load()
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, TypeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
@@ -195,6 +223,7 @@ class _Plain(pickle.Unpickler):
         "numpy._core.numeric": ("_frombuffer",),
         "numpy.core.multiarray": ("_reconstruct", "scalar"),
         "numpy.core.numeric": ("_frombuffer",),
+        "rl.carry": ("Part", "Pool", "Taken", "Under"),
         "rl.environments.conversation": ("Outcome", "Played"),
     }
 

@@ -43,7 +43,7 @@ class Loop:
     step: Steps
     stream: ProblemStream
     evaluate: Callable[[int], Evaluation]  # after so many steps
-    speeds: Callable[[Batch, dict[str, float]], dict[str, float]]  # of a step's batch and seconds
+    speeds: Callable[[Batch, dict[str, Any]], dict[str, float]]  # of a step's batch and metrics
     trainer: Trainer
     cards: Cards
     journal: Journal
@@ -76,7 +76,7 @@ class Loop:
         """Takes a step, and evaluates and saves where that is due; returns the last accuracy that is known."""
         show = step == self.steps or (step - 1) % 10 == 0
         metrics, batch = self.step(step, show)
-        metrics |= self.speeds(batch, {name: x for name, x in metrics.items() if name.startswith("time/")})
+        metrics |= self.speeds(batch, metrics)
         if self.eval_every and step % self.eval_every == 0 and step < self.steps:
             last = self.evaluate(step)
             metrics |= last.metrics()

@@ -12,6 +12,7 @@ from kernels.device import check_cards
 from kernels.host.command import warn
 from kernels.model import ModelConfig
 from rl.alone import check_alone
+from rl.carry import check_carry
 from rl.cluster.nodes import another_ray, available
 from rl.config import RunConfig
 from rl.data import Source, open_source
@@ -60,6 +61,7 @@ def prepare(
         check_cards()
     for kind in config.logger:
         check_installed(kind)
+    check_carry(config)
     hosts = open_hosts(config, objects)
     source = open_source(config, console, hosts.about if hosts else None)
     check_preferences(config, source.train)

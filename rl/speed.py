@@ -2,6 +2,7 @@
 for."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from kernels.model import ModelConfig, costs
 from rollout.drafts.speculation import Counts
@@ -12,17 +13,19 @@ PEAK_FLOPS = 989.4e12
 
 
 def speeds(
-    model: ModelConfig, batch: Batch, seconds: Mapping[str, float], epochs: int, ranks: int, on_gpu: bool
+    model: ModelConfig, batch: Batch, metrics: Mapping[str, Any], epochs: int, ranks: int, on_gpu: bool
 ) -> dict[str, float]:
-    """Returns `speed/*` of a step. `seconds`: of it, and of its phases `time/sample` and `time/train`; `epochs`: in which the
-    batch was trained on; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix B) on a GPU alone."""
-    flops = epochs * costs.training_flops(model, batch.lengths) / (seconds["time/train"] * ranks)
+    """Returns `speed/*` of a step. `metrics`: the seconds of it (`time/step`) and of its phases `time/train` and, where it
+    sampled, `time/sample`, and how many tokens it drew where these are not those of its batch; `epochs`: in which the batch
+    was trained on; `ranks`: of the trainer. MFU (Chowdhery et al. 2022, appendix B) on a GPU alone."""
+    flops = epochs * costs.training_flops(model, batch.lengths) / (metrics["time/train"] * ranks)
     out = {
-        "speed/sample_tokens_per_s": len(batch.rows) / seconds["time/sample"],
-        "speed/train_tokens_per_s": epochs * len(batch.token_ids) / seconds["time/train"],
-        "speed/step_tokens_per_s": len(batch.token_ids) / seconds["time/step"],  # of prompts and responses
+        "speed/train_tokens_per_s": epochs * len(batch.token_ids) / metrics["time/train"],
+        "speed/step_tokens_per_s": len(batch.token_ids) / metrics["time/step"],  # of prompts and responses
         "speed/train_tflops_per_rank": flops / 1e12,
     }
+    if seconds := metrics.get("time/sample"):
+        out["speed/sample_tokens_per_s"] = metrics.get("sampling/tokens_drawn", len(batch.rows)) / seconds
     return out | ({"speed/train_mfu": flops / PEAK_FLOPS} if on_gpu else {})
 
 

@@ -4,8 +4,7 @@ It names no engine, no algorithm and no file: what it works with is passed in (`
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy as np
 
 from rl import align
 from rl.algorithms.algorithm import Algorithm
+from rl.clock import Clock
 from rl.data import Problem
 from rl.dynamic_sampling import Drawn, draw_groups
 from rl.environments.environment import Environment, score
@@ -138,7 +138,7 @@ class Step:
             raise
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
-        with clock("publish"):
+        with clock("publish", of="both"):
             metrics |= crossed(self.publish(step))
         return metrics | clock.told(), batch
 
@@ -146,7 +146,7 @@ class Step:
         """Returns nothing: a checkpoint between two steps needs no more than the weights."""
         return {}
 
-    def off_policy(self, step: int, drawn: Drawn, clock: "Clock") -> tuple[list[Update], Batch]:
+    def off_policy(self, step: int, drawn: Drawn, clock: Clock) -> tuple[list[Update], Batch]:
         """Does the updates of a step whose samples older weights drew; returns them and the batch."""
         batch = self.packed(drawn.groups, clock, weights_stay=False)
         return self._train(step, clock, list(parts(batch, self.mini_batches, self.epochs))), batch
@@ -160,30 +160,30 @@ class Step:
         metrics |= from_reference(batch) if self.frozen else {}
         return metrics | (from_critic(batch, updates) if self.critic else {})
 
-    def drawn(self, step: int, clock: "Clock") -> Drawn:
+    def drawn(self, step: int, clock: Clock) -> Drawn:
         """Samples and judges the problems of step `step`."""
-        with clock("handover"):
+        with clock("handover", of="both"):
             self.cards.to_rollout()
         return draw_groups(partial(self._draw, step, clock), self.prompts, self.rounds)
 
-    def packed(self, groups: Sequence[Group], clock: "Clock", weights_stay: bool) -> Batch:
+    def packed(self, groups: Sequence[Group], clock: Clock, weights_stay: bool) -> Batch:
         """Makes the batch of a step; the trainer has the cards then. `weights_stay`: the engines keep their weights."""
-        with clock("handover"):
+        with clock("handover", of="both"):
             self.cards.to_trainer(weights_stay)
         said = self.ask(groups, clock)
         with clock("score"), self.phase("scoring"):
             return self.algorithm.batch(groups, **said)
 
-    def _draw(self, step: int, clock: "Clock", first: int, count: int) -> list[Group]:
+    def _draw(self, step: int, clock: Clock, first: int, count: int) -> list[Group]:
         """Samples and judges the next `count` problems of the stream, in the step those from number `first` on."""
         problems = self.stream.take(count)
         requests = self.requests_for(problems, step, first)
-        with clock("sample"), self.phase("sampling"):
+        with clock("sample", of="sampler"), self.phase("sampling"):
             transcripts = self.environment.play(requests, self.rollout.generate, problems)
-        with clock("score"), self.phase("scoring"):
+        with clock("score", of="sampler"), self.phase("scoring"):
             return score(problems, transcripts, self.environment)
 
-    def ask(self, groups: Sequence[Group], clock: "Clock") -> dict[str, np.ndarray]:
+    def ask(self, groups: Sequence[Group], clock: Clock) -> dict[str, np.ndarray]:
         """Returns what the models beside the policy say of all sampled tokens."""
         said: dict[str, np.ndarray] = {}
         if not self.frozen and not self.critic:
@@ -197,7 +197,7 @@ class Step:
                 said["values"] = self.trainer.critic_values(sampled)
         return said
 
-    def _train(self, step: int, clock: "Clock", batches: Sequence[Batch]) -> list[Update]:
+    def _train(self, step: int, clock: Clock, batches: Sequence[Batch]) -> list[Update]:
         """Does an update on each of `batches`."""
         with clock("train"), self.phase("training"):
             return [self.update(step, part) for part in batches]
@@ -206,21 +206,3 @@ class Step:
         """Does one update on `part`, of the critic too where there is one."""
         report, critic = self.trainer.step(part, self.algorithm.loss, self.lr(step)), self.critic
         return Update(part, report, self.trainer.step_critic(part, critic.loss, critic.lr(step)) if critic else None)
-
-
-class Clock:
-    """Adds up the seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._begun = time.perf_counter()
-
-    def told(self) -> dict[str, float]:
-        """Returns the seconds of every phase, and those since the clock began as `time/step`."""
-        return self.seconds | {"time/step": time.perf_counter() - self._begun}
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start, name = time.perf_counter(), f"time/{phase}"
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

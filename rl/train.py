@@ -22,6 +22,7 @@ from kernels.weights.bucket import remove_leftovers
 from rl.adapters import ADAPTER, base_folder, given
 from rl.algorithms import Algorithm, open_algorithm
 from rl.alone import Alone
+from rl.carry import Carrying
 from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
 from rl.cluster.nodes import available
@@ -35,7 +36,7 @@ from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evalua
 from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
 from rl.handover import Handover
 from rl.journal import Journal, Totals
-from rl.lag import Lagging, drawn_ahead
+from rl.lag import Lagging, carried, drawn_ahead
 from rl.loop import Loop
 from rl.memory import advised
 from rl.model import beside, critic_model, model_config, remarks
@@ -279,12 +280,12 @@ class Parts:
         """Returns the problems in the run's order."""
         return self.ready.source.stream(self.config.seed, TRAIN)
 
-    def _speeds(self) -> Callable[[Batch, dict[str, float]], dict[str, float]]:
+    def _speeds(self) -> Callable[[Batch, dict[str, Any]], dict[str, float]]:
         config, drafting = self.config, Drafting(self.rollout.drafts)
         epochs, ranks, on_gpu = config.algorithm.update_epochs, config.trainer.world_size, config.device == "cuda"
 
-        def measure(batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
-            out = speeds(self.ready.model, batch, seconds, epochs, ranks, on_gpu)
+        def measure(batch: Batch, metrics: dict[str, Any]) -> dict[str, float]:
+            out = speeds(self.ready.model, batch, metrics, epochs, ranks, on_gpu)
             return out | drafting() if config.rollout.speculate == "auto" else out
 
         return measure
@@ -324,18 +325,20 @@ class Parts:
         )
 
     def _lagging(self, step: Step, begin: Start) -> Lagging:
-        """Lets sampling be ahead. Where the run may go on after its last step, what that one needs is drawn too."""
-        config = self.config
+        """Lets sampling be ahead, or carry samples over. Where the run may go on after its last step, what that one needs is
+        drawn too."""
+        config, tokens = self.config, self.config.rollout.carry
         last = None if config.checkpoint.every else config.steps
         at_once = config.cluster.placement == "split"
-        return Lagging(step, config.algorithm.lag, config.align.every, last, at_once, drawn_ahead(begin))
+        carrying = Carrying(step, tokens, carried(begin)) if tokens else None
+        return Lagging(step, config.algorithm.lag, config.align.every, last, at_once, drawn_ahead(begin), carrying)
 
     def loop(self, step: Step, begin: Start) -> Loop:
         """Builds the loop over GRPO steps."""
         config, ready = self.config, self.ready
         own = make_evaluator(config, ready.source, ready.environment, ready.judged_by)
         return Loop(
-            step=self._lagging(step, begin) if config.algorithm.lag else step,
+            step=self._lagging(step, begin) if config.algorithm.lag or config.rollout.carry else step,
             stream=self.stream,
             evaluate=partial(
                 Evaluators(own, self._set_evaluators()),

@@ -14,6 +14,7 @@ from rl.report.chart import BOX, number
 from rl.report.curves import charts
 from rl.report.folder import MACHINE, ReportError, Row, Run, flat, read_run
 from rl.report.sample import token_view
+from rl.report.timeline import HEIGHT, timelines
 from rl.run.files import write_atomic
 
 SHOWN = 4  # completions of the first logged step, and of the last
@@ -52,7 +53,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= BOX
+    environment.globals |= BOX | {"strip": HEIGHT}
     environment.filters |= {"number": number}
     return environment.get_template("page.html").render(
         runs=runs,
@@ -61,6 +62,7 @@ def render(runs: Sequence[Run]) -> str:
         facts=[facts(run) for run in runs],
         compared=_first_difference(*runs) if len(runs) == 2 else "",
         charts=charts(runs),
+        timelines=timelines(runs),
         formulas=[
             (name, formula, ideal, [_against(run, name, ideal) for run in runs])
             for name, (formula, ideal) in FORMULAS.items()

@@ -61,8 +61,8 @@ class RunLog:
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends {"step": step, **metrics} as one line of strict JSON: NaN and ±inf become null."""
         self._write(self._metrics, {"step": step} | {k: v for k, v in metrics.items() if k != "step"})
-        # no curves: counts by class
-        shown = {k: v for k, v in metrics.items() if not k.startswith("divergence/by_")}
+        # no curves: counts by class, and from when to when a phase went on
+        shown = {k: v for k, v in metrics.items() if not k.startswith(("divergence/by_", "time/spans"))}
         self._tell("stopped", lambda tracker: tracker.step(step, shown))
 
     def alert(self, title: str, text: str) -> None:

@@ -20,6 +20,7 @@ from rl.report.__main__ import main
 from rl.report.chart import BOX, Chart, Series, thin, ticks
 from rl.report.folder import merged, read_run
 from rl.report.sample import WINDOW
+from rl.report.timeline import timelines
 from rl.run.files import strict
 
 VOID = {"meta", "br", "line", "path", "circle", "rect", "polyline", "input", "link", "img"}
@@ -449,3 +450,55 @@ def test_lines_up_to_a_byte(tmp_path):
     assert [row["step"] for row in read_lines(tmp_path / "f", 24)] == [1, 2]
     assert [row["step"] for row in read_lines(tmp_path / "f", 23)] == [1]
     assert read_lines(tmp_path / "absent") == []
+
+
+def with_spans(rows: list[dict], overlap: bool) -> list[dict]:
+    """Steps of 2 s of sampling and 1 s of training, 0.2 of publishing: beside each other, or one after the other."""
+    begin = 1_700_000_000.0
+    for row in (row for row in rows if "grpo/step" in row):
+        train = begin if overlap else begin + 2
+        end = max(begin + 2, train + 1)
+        spans = [
+            ["sampler", "sample", begin, begin + 2],
+            ["none", "wait", train + 1, end],
+            ["trainer", "train", train, train + 1],
+            ["both", "publish", end, end + 0.2],
+        ]
+        row |= {
+            "time/step": end + 0.2 - begin,
+            "time/step_over_longer_half": (end + 0.2 - begin) / 2,
+            "time/spans": spans,
+        }
+        begin = end + 0.5
+    return rows
+
+
+@pytest.mark.parametrize(("overlap", "mean"), [(True, "1.10"), (False, "1.60")])
+def test_time_lines_of_both_sides(overlap: bool, mean: str, tmp_path: Path) -> None:
+    rows = with_spans(metrics_rows(6), overlap)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(strict(row)) + "\n" for row in rows))
+    (line,) = timelines([read_run(tmp_path)])
+    bars = {
+        said: [b for b in line.bars() if said in b.text] for said in ("sampler samples", "trainer trains", "publishes")
+    }
+    assert [len(found) for found in bars.values()] == [4, 4, 8] and len(line.bars()) == 16
+    assert [text for _, text in line.steps()] == ["3", "4", "5", "6"]
+    for sample, train in zip(bars["sampler samples"], bars["trainer trains"], strict=True):
+        assert sample.y < train.y and sample.width == pytest.approx(2 * train.width, abs=0.3)
+        assert train.x == pytest.approx(sample.x if overlap else sample.x + sample.width, abs=0.3)
+    edges = [(b.x, b.x + b.width) for b in line.bars()]
+    assert min(x for x, _ in edges) == BOX["left"] and max(x for _, x in edges) == pytest.approx(BOX["right"], abs=0.2)
+    page = Page(write_report(tmp_path).read_text())
+    assert f"A step took {mean} of the longer" in page.text and "Both sides at work" in page.text
+    assert len([1 for tag, a in page.tags if tag == "rect" and "fill" in a.get("style", "")]) >= 16
+
+
+def test_a_time_line_ends_where_a_run_was_resumed_or_logged_none(tmp_path: Path) -> None:
+    rows = with_spans(metrics_rows(6), True)
+    del next(row for row in rows if row.get("grpo/step") == 4)["time/spans"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(strict(row)) + "\n" for row in rows))
+    (line,) = timelines([read_run(tmp_path)])
+    assert [text for _, text in line.steps()] == ["5", "6"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(strict(row)) + "\n" for row in metrics_rows(3)))
+    assert not timelines([read_run(tmp_path)])
+    assert "Both sides at work" not in write_report(tmp_path).read_text()

@@ -340,6 +340,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
     known = {k for k in identity(config) if not k.startswith(("data.", "model.", "reward", "device", "seed"))}
     assert known == {
         "mode", "numerics", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "rollout.max_new_tokens",
+        "rollout.carry",
         "trainer.leaf_sequences", "trainer.lr", "trainer.lr_schedule", "trainer.lr_warmup_steps",
         "trainer.betas", "trainer.eps", "trainer.weight_decay", "trainer.moments",
         "trainer.grad_clip", "trainer.router_aux_loss_coef",

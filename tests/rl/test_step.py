@@ -119,6 +119,7 @@ def test_a_step_samples_trains_and_publishes_in_this_order() -> None:
     assert batch.sequences == 6 and metrics["divergence/tokens_nonzero"] == 0 and metrics["reward/mean"] == 1
     assert metrics["policy/version_lag"] == 0 and "divergence/first_mismatch" not in metrics
     phases = {f"time/{name}" for name in ("handover", "sample", "score", "train", "publish", "step")}
+    phases |= {"time/sampler_busy", "time/trainer_busy", "time/step_over_longer_half", "time/spans"}
     assert {name for name in metrics if name.startswith("time/")} == phases
     _, batch = fake.steps()(2, show=False)
     assert set(batch.versions.tolist()) == {1} and fake.calls[-2 - 1] == ("train", fake.loss, 0.25)
