@@ -223,8 +223,15 @@ class ClusterSection(Section):
     port: Annotated[int, Field(ge=0, le=65000)] = Field(description="first port of the rendezvous; 0: any free ones")
     timeout: Seconds = Field(description="seconds to wait for Ray and for all processes to start")
     patience: Seconds = Field(
-        description="seconds for which a rank may give no sign of life (a signal or a debugger stopped it) before the run ends"
+        description="seconds for which a rank may give no sign of life (a signal or a debugger stopped it) before the run "
+        "ends; the others wait twice as long for it in a collective, and `timeout` at least"
     )
+
+    @property
+    def collective_seconds(self) -> int:
+        """Returns the seconds that a rank waits in a collective: longer than the driver takes to name who did not come,
+        and no less than they may take to start."""
+        return max(2 * self.patience, self.timeout)
 
 
 class ReasoningGymSection(Section):

@@ -1,7 +1,7 @@
 """The model that an algorithm asks beside the policy, and that no step changes: the reference of a KL term, a teacher.
 
 It lives in the trainer's ranks (`trainer/frozen.py`; `frozen_weights.py` brings it there). It is a model directory, or the
-weights that RL begins with.
+weights that RL begins with. One that transformers computes is another thing: `hosted/`.
 """
 
 from collections.abc import Mapping
@@ -25,26 +25,45 @@ class FrozenModel:
 
 
 def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
-    """Returns what the algorithm asks for; None where it asks for nothing. `model`: the policy's. Raises UserError where it
-    cannot be used."""
+    """Returns what the algorithm asks the exact kernels for; None where it asks them for nothing. `model`: the policy's. Raises
+    UserError where it cannot be used."""
     asked = config.algorithm.frozen
-    if asked is None:
+    if asked is None or asked.device_map is not None:
         return None
-    for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
-        if (value := getattr(config.rollout, name)) != off:
-            raise UserError(
-                f"rollout.{name}={value} with {asked.key}: the other model's own {name} may leave out a token that was "
-                f"sampled, whose log-prob is then -inf; set rollout.{name}={off:g}"
-            )
+    check_filters(config, asked.key)
     if asked.path is None:
         initial = config.model.path or config.seed
         return FrozenModel(asked.key, model, None if config.warmup.steps else initial)
     if not Path(asked.path).is_dir():
         raise UserError(f"{asked.key}={asked.path} is no folder")
     folder = ModelFolder(asked.path)
-    other = replace(folder.model(model.leaves), numerics=config.numerics)
+    try:
+        other = replace(folder.model(model.leaves), numerics=config.numerics)
+    except ConfigError as error:
+        raise UserError(
+            f"{asked.key}={asked.path}: {error}; with algorithm.device_map=auto transformers computes it, in its own arithmetic"
+        ) from None
     folder.tensors(other)
+    check_vocabulary(f"{asked.key}={asked.path}", other.vocab_size, model.vocab_size)
     return FrozenModel(asked.key, other, asked.path)
+
+
+def check_filters(config: RunConfig, key: str) -> None:
+    """Raises UserError where sampling is filtered and another model is asked, by `key`, for log-probs."""
+    for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        if (value := getattr(config.rollout, name)) != off:
+            raise UserError(
+                f"rollout.{name}={value} with {key}: the other model's own {name} may leave out a token that was sampled, "
+                f"whose log-prob is then -inf; set rollout.{name}={off:g}"
+            )
+
+
+def check_vocabulary(where: str, theirs: int, mine: int) -> None:
+    """Raises UserError where the policy may sample an id that the other model, at `where`, does not have."""
+    if theirs < mine:
+        raise UserError(
+            f"{where}: its vocabulary of {theirs} is smaller than the policy's of {mine}, which may sample an id beyond it"
+        )
 
 
 def preference_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
@@ -59,13 +78,12 @@ def preference_model(config: RunConfig, model: ModelConfig) -> FrozenModel | Non
     return FrozenModel("warmup.kind=dpo", model, config.model.path or config.seed)
 
 
-def check_tokenizer(frozen: FrozenModel, mine: Tokenizer) -> None:
-    """Raises UserError where an id stands for another token than in the run's tokenizer, `mine`."""
-    if not isinstance(frozen.source, str):
-        return
-    where = f"{frozen.key}={frozen.source}"
+def check_tokenizer(key: str, folder: str, mine: Tokenizer, exact: bool = True) -> None:
+    """Raises UserError where an id stands for another token in the model directory that `key` names than in `mine`, the run's
+    tokenizer. `exact`: the exact kernels are to compute that model."""
+    where = f"{key}={folder}"
     try:
-        theirs = Tokenizer.of(ModelFolder(frozen.source))
+        theirs = Tokenizer.of(ModelFolder(folder), known=exact)
     except ConfigError as error:
         raise UserError(f"{where}: {error}") from None
     if theirs is None:

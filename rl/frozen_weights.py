@@ -67,10 +67,15 @@ def freeze_for_pairs(paired: FrozenModel, trainer: Trainer, state: Progress) -> 
 
 def _freeze(frozen: FrozenModel, source: str | int, trainer: Trainer, state: Progress, begun: bool) -> Progress:
     """`begun`: a step was taken with what the state names."""
-    found = trainer.freeze(frozen.model, source)
+    return same(frozen.key, source, trainer.freeze(frozen.model, source), state, begun)
+
+
+def same(key: str, source: str | int, found: str, state: Progress, begun: bool) -> Progress:
+    """Returns `state` with the digest `found` of the weights that are asked, from `source`. UserError, which names `key`, where
+    a step was taken (`begun`) with others."""
     if begun and state.frozen_sha256 not in ("", found):
         raise UserError(
-            f"{frozen.key}: {source} has other weights than the run began with: sha256 {found[:12]}, the checkpoint says "
+            f"{key}: {source} has other weights than the run began with: sha256 {found[:12]}, the checkpoint says "
             f"{state.frozen_sha256[:12]}"
         )
     return replace(state, frozen_sha256=found)

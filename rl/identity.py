@@ -13,6 +13,7 @@ from kernels.gpu.card import card_of
 from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
+from rl.hosted.asked import by_transformers
 from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
@@ -64,6 +65,7 @@ ROWS = "the other fields of the data (sha256)"
 ENDS = "the ids that end a completion"
 ARITHMETIC = "the version of the arithmetic"
 FAMILY = "the family of the GPU kernels"
+BY_OTHERS = "what transformers computes"
 
 
 def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
@@ -79,6 +81,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
     if config.device == "cuda" and not config.dry_run and (family := family_of_run(config)) != "hopper":
         flat[FAMILY] = family
+    if versions := by_transformers(config):
+        flat[BY_OTHERS] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 
@@ -99,7 +103,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
             return f"{key}={_short(theirs[key])} there, {key}={_short(mine[key])} here"
     for key in sorted(set(mine) ^ set(theirs)):
         # A checkpoint of an earlier version may lack these
-        if key not in (CONTENT, ROWS, ENDS, ARITHMETIC) and not is_free(key):
+        if key not in (CONTENT, ROWS, ENDS, ARITHMETIC, BY_OTHERS) and not is_free(key):
             there, here = (_short(v[key]) if key in v else "unknown" for v in (theirs, mine))
             return f"{key}={there} there, {key}={here} here"
     return ""

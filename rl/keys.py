@@ -33,6 +33,7 @@ ADDED: Mapping[str, Any] = {
     "algorithm.kl_estimator": "k3",
     "algorithm.kl_in": "loss",
     "algorithm.reference": None,
+    "algorithm.device_map": None,
     "algorithm.entropy_coef": 0.0,
     "warmup.kind": "sft",
     "warmup.beta": 0.1,

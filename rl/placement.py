@@ -1,7 +1,7 @@
 """Which node and which card each process has."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.host.place import Place
 from rl.config import RunConfig
@@ -86,6 +86,28 @@ def place(config: RunConfig, nodes: Sequence[Node], given: Sequence[Share] = ())
         trainer += _on(node.host, cards, range(share.trainer))
         rollout += _on(node.host, cards, range(begin, begin + ranks))
     return Placement(tuple(trainer), tuple(rollout))
+
+
+def cards_of(config: RunConfig, node: Node, share: Share) -> int:
+    """Counts the cards of a node that its ranks have; on a CPU the ranks."""
+    trainer, rollout = share.trainer, share.engines * config.rollout.tp
+    count = trainer + rollout if config.cluster.placement == "split" else max(trainer, rollout)
+    return min(count, len(node.cards)) if config.device == "cuda" else count
+
+
+def beside(config: RunConfig, nodes: Sequence[Node], asked: str) -> Node:
+    """Finds the node with the most cards that no rank has, and these alone. UserError, which begins with what `asked`, where
+    none has any."""
+    chosen = choose(config, nodes)
+    taken = {n.host: cards_of(config, n, s) for n, s in zip(chosen, shares(config, chosen), strict=True)}
+    left = [replace(n, cards=n.cards[taken.get(n.host, 0) :], card_bytes=()) for n in nodes]
+    most = max(left, key=lambda node: len(node.cards))
+    if most.cards:
+        return most
+    raise UserError(
+        f"{asked} spreads a model over the cards that no rank has, and there are none ({_have(config, nodes)}): name devices "
+        f"(cpu; cuda:0 of the driver's node, which it then shares), or lower trainer.world_size, rollout.tp or rollout.replicas"
+    )
 
 
 def _on(host: str, cards: Sequence[int], numbers: Iterable[int]) -> list[Place]:

@@ -21,8 +21,9 @@ from rl.config import RunConfig, TrainerSection
 from rl.data import Source
 from rl.errors import UserError
 from rl.frozen import FrozenModel, frozen_model, preference_model
+from rl.hosted.asked import needs_cards
 from rl.model import critic_model
-from rl.placement import Node, Placement, Share, choose, place, shares
+from rl.placement import Node, Placement, Share, beside, choose, place, shares
 from rl.requests import check_sampling
 from rollout.capacity import ENGINE_PROCESS, serving_bytes
 from trainer.batch import BatchError, check_batch_arithmetic, cut_by_tokens
@@ -244,6 +245,8 @@ def check_machine(config: RunConfig, plan: Plan, nodes: Sequence[Node]) -> None:
     chosen = choose(config, nodes)
     given = shares(config, chosen)
     placement = place(config, chosen, given)
+    if asked := needs_cards(config):
+        beside(config, nodes, asked)
     for node, share in zip(chosen, given, strict=True):
         _check_cards(config, plan, placement, node)
         short = _host_shortage(config, plan, node, share)

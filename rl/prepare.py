@@ -21,6 +21,7 @@ from rl.environments.environment import Environment
 from rl.errors import UserError
 from rl.evaluation.sets import EvaluationSet, open_sets
 from rl.frozen import FrozenModel, check_tokenizer, frozen_model, preference_model
+from rl.hosted.asked import HostedModel, check_hosted, hosted_model
 from rl.identity import identity
 from rl.model import model_config
 from rl.out_dir import check_out_dir
@@ -28,6 +29,8 @@ from rl.plan import Plan, check_machine, make_plan
 from rl.preferences import check_preferences
 from rl.resume import check_model, find_start
 from rl.rewards.golds import check_golds
+from rl.rewards.placed import Placed, PlacedModels
+from rl.rewards.section import MODEL
 from rl.run.screen import Screen, Waiting
 from rl.run.trackers import check_installed
 
@@ -46,6 +49,8 @@ class Prepared:
     frozen: FrozenModel | None = None  # of RL
     paired: FrozenModel | None = None  # of the warm start
     sets: Mapping[str, EvaluationSet] = field(default_factory=dict)  # of `eval.sets`
+    hosted: HostedModel | None = None  # what RL asks in the place of `frozen`
+    rewards: Mapping[str, Placed] = field(default_factory=dict)  # reward models that wait for their actors, by name
 
 
 def prepare(
@@ -62,6 +67,8 @@ def prepare(
     for kind in config.logger:
         check_installed(kind)
     check_carry(config)
+    models = PlacedModels()
+    objects = {**objects, MODEL: models}
     hosts = open_hosts(config, objects)
     source = open_source(config, console, hosts.about if hosts else None)
     check_preferences(config, source.train)
@@ -71,8 +78,10 @@ def prepare(
     asked = (*source.train, *source.held_out, *(p for one in sets.values() for p in one.problems))
     longest = max(len(p.prompt_ids) for p in asked)
     plan = make_plan(config, model, longest)
-    if frozen := frozen_model(config, model):
-        check_tokenizer(frozen, source.tokenizer)
+    if (frozen := frozen_model(config, model)) and isinstance(frozen.source, str):
+        check_tokenizer(frozen.key, frozen.source, source.tokenizer)
+    if hosted := hosted_model(config):
+        check_hosted(hosted, source.tokenizer, model.vocab_size, longest + config.response_tokens)
     if not config.dry_run:
         check_machine(config, plan, available(config))
         check_out_dir(Path(config.out_dir))
@@ -88,4 +97,4 @@ def prepare(
     of_sets = (f"eval.sets.{name}: {line}" for name, one in sets.items() for line in one.warnings)
     warnings = tuple(filter(None, (another_ray(config), *source.warnings, golds, *of_sets)))
     paired = preference_model(config, model)
-    return Prepared(source, environment, name, model, plan, mine, warnings, frozen, paired, sets)
+    return Prepared(source, environment, name, model, plan, mine, warnings, frozen, paired, sets, hosted, models.found)

@@ -29,8 +29,8 @@ from rl.compose import ROOT, check
 from rl.config import RunConfig
 from rl.data import open_source
 from rl.errors import BAD_INPUT, RunError, UserError
+from rl.hosted.asked import elsewhere
 from rl.identity import family_of_run
-from rl.rewards.section import OF_OTHERS
 from rl.run.files import write_atomic
 from rl.run.screen import Bar, Screen
 
@@ -245,8 +245,8 @@ def main(arguments: Sequence[str]) -> None:
             if override.lstrip("+").partition("=")[0] in CHOSEN:
                 raise UserError(f"{override}: the proof itself chooses {', '.join(CHOSEN)}")
         base = check([*SMALL, *args.overrides])[0]
-        if other := next((r.function for r in base.reward if r.function in OF_OTHERS), None):
-            raise UserError(f"reward={other}: its values are those of another program, and no proof of these layouts")
+        if others := elsewhere(base):
+            raise UserError(f"{others[0]}: its values are those of another program, and no proof of these layouts")
         whole, budget = product(base.device), budget_of(base)
         if args.sample is not None and not 0 < args.sample <= len(whole):
             raise UserError(f"--sample={args.sample}: must be in 1 .. {len(whole)}, the layouts there are")

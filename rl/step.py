@@ -51,9 +51,6 @@ class Trainer(Protocol):
     def past_logprobs(self, batch: Batch) -> np.ndarray:
         """Returns the log-probs of all loss rows by the weights that were remembered."""
 
-    def frozen_logprobs(self, batch: Batch) -> np.ndarray:
-        """Returns the frozen model's log-probs of all loss rows."""
-
     def critic_values(self, batch: Batch) -> np.ndarray:
         """Returns what the critic says before each loss row."""
 
@@ -111,9 +108,10 @@ class Step:
     rounds: int  # of sampling, at most
     mini_batches: int  # of a batch, an update on each
     epochs: int  # passes over a batch
-    frozen: bool  # the algorithm asks a frozen model too
     lr: Callable[[int], float]  # of a step
     policy: align.Policy
+    reference: Callable[[Batch], np.ndarray] | None = None
+    """The log-probs of all loss rows by the frozen model that the algorithm asks."""
     critic: Critic | None = None  # that the algorithm asks and trains
     keeper: Keeping = field(default_factory=KeepsNothing)  # of batches
 
@@ -157,7 +155,7 @@ class Step:
         """Returns the metrics of a step, but for its seconds."""
         metrics = self.journal.measure(step, drawn.groups, batch, updates, compared) | drawn.metrics()
         metrics["policy/lr"] = self.lr(step)
-        metrics |= from_reference(batch) if self.frozen else {}
+        metrics |= from_reference(batch) if self.reference else {}
         return metrics | (from_critic(batch, updates) if self.critic else {})
 
     def drawn(self, step: int, clock: Clock) -> Drawn:
@@ -186,12 +184,12 @@ class Step:
     def ask(self, groups: Sequence[Group], clock: Clock) -> dict[str, np.ndarray]:
         """Returns what the models beside the policy say of all sampled tokens."""
         said: dict[str, np.ndarray] = {}
-        if not self.frozen and not self.critic:
+        if not self.reference and not self.critic:
             return said
         sampled = pack([s.transcript for group in groups for s in group.samples])
-        if self.frozen:
+        if self.reference:
             with clock("reference"), self.phase("asking the frozen model"):
-                said["reference"] = self.trainer.frozen_logprobs(sampled)
+                said["reference"] = self.reference(sampled)
         if self.critic:
             with clock("critic"), self.phase("asking the critic"):
                 said["values"] = self.trainer.critic_values(sampled)

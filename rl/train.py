@@ -4,12 +4,13 @@ import contextlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -25,6 +26,7 @@ from rl.alone import Alone
 from rl.carry import Carrying
 from rl.checkpoints import Checkpoints, Progress, beside_files
 from rl.cluster import RolloutFleet, TrainerFleet, cluster, left_at_once, training_of
+from rl.cluster.hosted import Hosted, hosting
 from rl.cluster.nodes import available
 from rl.command import main
 from rl.config import RunConfig
@@ -33,8 +35,9 @@ from rl.environments.choice import set_environment
 from rl.environments.tools import Tools
 from rl.errors import RunError, UserError
 from rl.evaluation import Evaluator, Evaluators, make_evaluator, make_set_evaluator
-from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs
+from rl.frozen_weights import begin_adapters, freeze, freeze_for_pairs, same
 from rl.handover import Handover
+from rl.hosted.asked import elsewhere
 from rl.journal import Journal, Totals
 from rl.lag import Lagging, carried, drawn_ahead
 from rl.loop import Loop
@@ -96,6 +99,7 @@ def train(
         begin = _begin(config, ready, out_dir, console)
         with Waiting(console, f"starting {ready.plan.rollout_processes + ready.plan.trainer_processes} processes"):
             fleets = stack.enter_context(start(config, ready.model, begin.checkpoint))
+        hosted = _host(stack, config, ready, fleets, console)
         log = _open_log(stack, config, begin, out_dir, console)
         totals = Totals(begin.progress.tokens_compared, begin.progress.tokens_nonzero)
         parts = Parts(
@@ -107,6 +111,7 @@ def train(
             journal=Journal(log, ready.source.tokenizer, config.numerics, config.warmup.steps, totals),
             checkpoints=_checkpoints(config, ready, fleets[1], log, begun - begin.progress.seconds),
             console=console,
+            hosted=hosted,
         )
         summary = parts.run(begin, algorithm)
         summary["seconds"] = round(time.perf_counter() - begun + begin.progress.seconds, 1)
@@ -135,6 +140,20 @@ def compile_kernels(config: RunConfig, model: ModelConfig, say: Callable[[str], 
         section = config.rollout
         serving = Serving(section.tp, section.page_size, section.limits.rows, model.max_positions)
         prepare_kernels(model, config.dtype, serving, True, say, config.kernels.family)
+
+
+def _host(
+    stack: contextlib.ExitStack, config: RunConfig, ready: Prepared, fleets: Fleets, console: Screen
+) -> Mapping[str, Hosted]:
+    """Starts the actors of the models that transformers computes, by the key that asks for each."""
+    if not ready.hosted and not ready.rewards:
+        return {}
+    ranks = (*fleets[1].places, *(recipient.place for recipient in fleets[0].recipients))
+    with Waiting(console, "loading the models that transformers computes"):
+        hosted = stack.enter_context(hosting(config, ready.hosted, ready.rewards, ranks))
+    for key, one in hosted.items():
+        console.print(f"{key}: transformers computes it, on {one.placed}")
+    return hosted
 
 
 def _open_log(stack: contextlib.ExitStack, config: RunConfig, begin: Start, out_dir: Path, console: Screen) -> RunLog:
@@ -172,6 +191,7 @@ class Parts:
     journal: Journal
     checkpoints: Checkpoints
     console: Screen
+    hosted: Mapping[str, Hosted]  # models that transformers computes, by the key that asks for them
 
     def run(self, begin: Start, algorithm: Algorithm) -> dict[str, Any]:
         """Does the warm start and the loop, and saves the model; returns the summary."""
@@ -193,6 +213,9 @@ class Parts:
         state = begin_adapters(config, ready.model, self.trainer, begin.checkpoint, state, self.checkpoints, kept)
         with Waiting(self.console, "bringing the frozen model") if ready.frozen else contextlib.nullcontext():
             state = freeze(ready.frozen, self.trainer, begin, state, Path(config.out_dir), kept)
+        if ready.hosted:
+            found = self.hosted[ready.hosted.key].ask("digest")
+            state = same(ready.hosted.key, ready.hosted.path, found, state, begun=state.step > 0)
         if config.algorithm.critic:
             training = training_of(config, prefix="critic.")
             self.trainer.begin_critic(critic_model(ready.model), training, restored=state.step > 0)
@@ -213,6 +236,7 @@ class Parts:
             "memory": self._memory(),
             "device": config.device,
             "numerics": config.numerics,
+            "elsewhere": elsewhere(config),
             "versions": _versions(config.device),
         }
 
@@ -317,12 +341,18 @@ class Parts:
             rounds=section.sampling_rounds,
             mini_batches=section.mini_batches,
             epochs=section.update_epochs,
-            frozen=self.ready.frozen is not None,
+            reference=self._reference(),
             lr=schedule(trainer.lr),
             critic=Critic(asked.loss, schedule(asked.lr)) if asked else None,
             policy=config.align.policy if config.numerics == "exact" else "record",
             keeper=self._keeper(),
         )
+
+    def _reference(self) -> Callable[[Batch], np.ndarray] | None:
+        """Returns what computes the log-probs of the frozen model; None where the algorithm asks none."""
+        if self.ready.hosted:
+            return partial(self.hosted[self.ready.hosted.key].ask, "logprobs")
+        return self.trainer.frozen_logprobs if self.ready.frozen else None
 
     def _lagging(self, step: Step, begin: Start) -> Lagging:
         """Lets sampling be ahead, or carry samples over. Where the run may go on after its last step, what that one needs is

@@ -36,13 +36,15 @@ class RolloutRank:
         trainer: str,
         asleep: bool,
         interface: str | None = None,
+        patience: float | None = None,
     ) -> None:
         """Only remembers; `start` does the work, so that what goes wrong there is told as of any other method. `places`
         of the engine's ranks. `name`: of this rank, among all. `store`, `trainer`: the rendezvous of the engine and of the
-        trainer. `asleep`: others begin with the card's memory. `interface`: of the network to talk over (`join`)."""
+        trainer. `asleep`: others begin with the card's memory. `interface`: of the network to talk over,
+        `patience`: seconds in a collective (both as of `join`)."""
         self.rank, self.places, self.size, self.stores = rank, places, len(places), (store, trainer)
         self.model, self.config, self.threads, self.name, self.asleep = model, config, threads, name, asleep
-        self.interface = interface
+        self.interface, self.patience = interface, patience
 
     def start(self) -> int:
         """Meets the other ranks of the engine, and builds it; returns the id of this process. A collective."""
@@ -51,7 +53,8 @@ class RolloutRank:
         Heartbeat(self.name, self.stores[1])
         group, (store, trainer) = TreeGroup(), self.stores
         if self.size > 1:
-            ranks = join(store, self.config.device, self.rank, self.size, len(set(self.places)), self.interface)
+            cards, how = len(set(self.places)), (self.interface, self.patience)
+            ranks = join(store, self.config.device, self.rank, self.size, cards, *how)
             group = TreeGroup(ranks, peer_memory(ranks))
         self.engine = Engine(self.model, self.config, group)
         if self.asleep:

@@ -34,11 +34,13 @@ class Tokenizer:
         """The one that a text which is taught ends with; None where there is none."""
 
     @classmethod
-    def of(cls, folder: ModelFolder) -> "Tokenizer | None":
-        """Reads the tokenizer of a directory: None where it has none; ConfigError for one that cannot be read."""
+    def of(cls, folder: ModelFolder, known: bool = True) -> "Tokenizer | None":
+        """Reads the tokenizer of a directory: None where it has none; ConfigError for one that cannot be read. Where the model
+        must be `known`, also for one of no family that the exact kernels compute."""
         if not any((folder.path / name).exists() for name in VOCABULARIES):
             return None
-        folder.model(leaves=1)  # `transformers` reads the config too, and makes a list of as many layers as it says
+        if known:
+            folder.model(leaves=1)  # `transformers` reads the config too, and makes a list of as many layers as it says
         return cls(_loaded(folder), folder)
 
     def __getstate__(self) -> dict[str, Any]:

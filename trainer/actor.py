@@ -48,20 +48,22 @@ class TrainerRank(PublishingRank):
         name: str,
         interface: str | None = None,
         base: str | None = None,
+        patience: float | None = None,
     ) -> None:
         """Only remembers; `start` does the work. `places` of all ranks. `source`: a Hugging Face model directory, the seed of
-        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over (`join`).
-        `base`: the model directory under the adapters of a checkpoint."""
+        random weights, or a checkpoint. `name`: of this rank, among all. `interface`: of the network to talk over,
+        `patience`: seconds in a collective (both as of `join`). `base`: the model directory under a checkpoint's adapters."""
         self.rank, self.places, self.size, self.store, self.threads = rank, places, len(places), store, threads
         self.config, self.training, self.source, self.device = model, config, source, device
-        self.name, self.interface, self.base = name, interface, base
+        self.name, self.interface, self.base, self.patience = name, interface, base, patience
 
     def start(self) -> int:
         """Meets the other ranks, and loads or draws the weights; returns the id of this process. A collective."""
         torch.set_num_threads(self.threads)
         self.places[self.rank].enter()
         Heartbeat(self.name, self.store)
-        join(self.store, self.device, self.rank, self.size, len(set(self.places)), self.interface)
+        cards = len(set(self.places))
+        join(self.store, self.device, self.rank, self.size, cards, self.interface, self.patience)
         model, source = self.config, self.source
         weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
         mesh = init_device_mesh(self.device, (self.size,))

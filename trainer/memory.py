@@ -20,8 +20,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from kernels.model import ModelConfig, costs, trained
+from trainer.config import Offload
 from trainer.host import PIECE
-from trainer.optimizer import Offload
 from trainer.recompute import Checkpointing
 
 _DEPTH = 3  # pieces that pass through the device at once

@@ -2,8 +2,6 @@
 
 import math
 import operator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -12,12 +10,10 @@ from kernels.collectives import TreeGroup
 from kernels.ops import adamw, fold_rows, square_rows
 from kernels.scalars import sqrt_f32
 from kernels.tree import Counter, fold
+from trainer.config import AdamWConfig, Offload
 from trainer.host import Passage, clear, host_tensor
 from trainer.model import TrainerModel
 from trainer.rows import tie
-
-Offload = Literal["none", "optimizer", "all"]
-"""What lives in host memory: nothing; the moments; the moments, the master weights, and gradients that wait. No bit changes."""
 
 Node = dict[str, torch.Tensor]
 """A set of gradients, by name: this rank's rows of each."""
@@ -25,19 +21,6 @@ Node = dict[str, torch.Tensor]
 
 class TrainerError(RuntimeError):
     """Says that a step must not touch the weights; one line that says what was not finite."""
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """Holds AdamW's settings, of which every one decides bits."""
-
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    moments: torch.dtype = (
-        torch.float32
-    )  # or bfloat16: rounded to nearest even after every step. Part of the run's identity
 
 
 class Optimizer:

@@ -1,48 +1,28 @@
 """Turns a batch into new weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
-from kernels.gpu.card import choose_family, chosen_family
+from kernels.gpu.card import choose_family
 from kernels.model import ModelConfig, Parameter, saved, served, trained
 from trainer.adapters import Adapters, adapter_tensors
 from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
 from trainer.checkpoint import read_rows as checkpoint_rows
+from trainer.config import TrainerConfig
 from trainer.frozen import Frozen
 from trainer.host import Waiting, process_peak
 from trainer.loss import Loss, LossRows
 from trainer.model import TrainerModel, batch_logprobs
-from trainer.optimizer import AdamWConfig, Offload, Optimizer, TrainerError
+from trainer.optimizer import Optimizer, TrainerError
 from trainer.parallelize import divided, drop_gathered, gather, parallelize
-from trainer.recompute import Checkpointing
 from trainer.routing import Routing
 from trainer.rows import Weights, held_rows, load, local_rows, tie
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Holds a trainer's settings; what decides bits, and what only memory and speed, is said beside each."""
-
-    leaf_sequences: int  # sequences of one leaf of the gradient's tree: part of the run's identity, like its seed
-    micro_leaves: int  # leaves of one micro-batch: changes memory and speed, and no bit
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    dtype: torch.dtype = torch.float32  # of activations
-    micro_tokens: int | None = None  # most tokens of a micro-batch, in the place of micro_leaves; likewise
-    offload: Offload = "none"  # what lives in host memory; likewise
-    checkpointing: Checkpointing = "none"  # what a layer computes again in the backward pass; likewise
-    prefix: str = ""  # of its tensors in a checkpoint, where another trainer's stand beside them
-    router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
-    replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
-    seed: int = 0  # of the noise that adapters begin with
-    family: str = field(
-        default_factory=chosen_family
-    )  # of the kernels that a GPU runs; this process's own, if not said
 
 
 class Trainer:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.collectives.group import hosts_of, peer_memory
-from kernels.collectives.rendezvous import PATIENCE
+from kernels.collectives.rendezvous import patience
 from kernels.collectives.transport import Collectives, Transport
 from kernels.tree import Shard
 
@@ -37,7 +37,7 @@ def together(hosts: Sequence[str]) -> int:
 
 def subgroup(ranks: Sequence[int]) -> dist.ProcessGroup:
     """Makes a group of some ranks (numbers of the default group), which alone call this."""
-    made = dist.new_group(list(ranks), timeout=PATIENCE, use_local_synchronization=True)
+    made = dist.new_group(list(ranks), timeout=patience(), use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)
     return made
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from kernels.collectives.group import backend_of
 
 LOOPBACK = "127.0.0.1"
-PATIENCE = timedelta(seconds=120)  # for the other ranks to arrive
+PATIENCE = timedelta(seconds=120)
+"""For the other ranks to arrive, and in a collective, where `join` is not told another."""
 _ANSWER = 30.0  # seconds for the store to accept: it is there before any rank
 
 
@@ -48,7 +49,7 @@ def connect(address: str) -> dist.TCPStore:
             f"the rendezvous at {host}:{port} does not answer from {socket.gethostname()} ({error}): open the ports between "
             f"the nodes, or name another network by cluster.interface"
         ) from None
-    return dist.TCPStore(host, int(port), None, False, PATIENCE)
+    return dist.TCPStore(host, int(port), None, False, patience())
 
 
 def interface_of(address: str) -> str:
@@ -95,15 +96,31 @@ def choose_network(address: str, interface: str | None = None) -> None:
     talk_over(interface or interface_of(_toward(address)))
 
 
+_patience = [PATIENCE]  # of this process's groups
+
+
+def patience() -> timedelta:
+    """Returns how long this process waits for other ranks in a collective."""
+    return _patience[0]
+
+
 def join(
-    address: str, device: str, rank: int, size: int, cards: int | None = None, interface: str | None = None
+    address: str,
+    device: str,
+    rank: int,
+    size: int,
+    cards: int | None = None,
+    interface: str | None = None,
+    seconds: float | None = None,
 ) -> dist.ProcessGroup:
     """Makes this process's default group: rank `rank` of the `size` that meet at `address`. A collective. `cards`: of all
     ranks together, which are on several hosts (None: on this one). `interface`: to talk over; None: the one of the network on
-    which `address` is."""
+    which `address` is. `seconds`: for the others to arrive, and in every collective from here on, of any group that this
+    process makes; None: PATIENCE."""
+    _patience[0] = PATIENCE if seconds is None else timedelta(seconds=seconds)
     choose_network(address, interface)
     backend = backend_of(device, size, cards)
-    dist.init_process_group(backend, store=connect(address), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=connect(address), rank=rank, world_size=size, timeout=patience())
     assert dist.group.WORLD is not None
     return dist.group.WORLD
 

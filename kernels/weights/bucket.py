@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kernels.collectives.rendezvous import PATIENCE, connect
+from kernels.collectives.rendezvous import connect, patience
 from kernels.host.place import Place
 
 _MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
@@ -138,7 +138,7 @@ class Wire:
             self._group: Any = dist.ProcessGroupGloo(*ends, timedelta(seconds=_STALL))
         else:
             nccl = dist.ProcessGroupNCCL.Options()
-            nccl._timeout = PATIENCE
+            nccl._timeout = patience()
             self._group = dist.ProcessGroupNCCL(*ends, nccl)
 
     def send(self, x: torch.Tensor) -> dist.Work:

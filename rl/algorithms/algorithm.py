@@ -1,14 +1,14 @@
 """Says what an algorithm is: the keys that all have, and the two things that a step asks of it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from rl.errors import UserError
 from rl.samples import Group
-from rl.section import Folder, Natural, Positive, Section
+from rl.section import Folder, Natural, Positive, Section, Text
 from trainer.batch import Batch
 from trainer.loss import KlEstimator, Loss
 
@@ -20,6 +20,7 @@ class FrozenAsked(NamedTuple):
 
     key: str  # that says where it is
     path: str | None  # None: the weights that RL begins with
+    device_map: Any = None  # None: the exact kernels compute it, in the trainer's ranks
 
 
 class CriticAsked(NamedTuple):
@@ -70,6 +71,11 @@ class AlgorithmSection(Section):
     reference: Folder | None = Field(
         description="model directory of the reference; null: the weights that RL begins with, after the warm start"
     )
+    device_map: Text | dict[str, int | Text] | None = Field(
+        description="of the reference or teacher: null: the exact kernels compute it, in the trainer's ranks; else "
+        "transformers does, in its own arithmetic, placed by accelerate: auto (the cards of a node that no rank has), cpu, "
+        "cuda:1, {...}"
+    )
 
     entropy_coef: float = Field(
         ge=0, description="of the entropy that is added to the objective, as the sampled tokens estimate it; 0: none"
@@ -78,7 +84,7 @@ class AlgorithmSection(Section):
     @property
     def frozen(self) -> FrozenAsked | None:
         """Returns which model beside the policy is asked for log-probs; None where none is."""
-        return FrozenAsked("algorithm.reference", self.reference) if self.kl_coef else None
+        return FrozenAsked("algorithm.reference", self.reference, self.device_map) if self.kl_coef else None
 
     @property
     def critic(self) -> CriticAsked | None:
@@ -90,6 +96,12 @@ class AlgorithmSection(Section):
         if self.reference and not self.kl_coef:
             raise UserError(
                 f"algorithm.reference={self.reference} with algorithm.kl_coef=0: nothing would ask it; set algorithm.kl_coef"
+            )
+        if self.device_map is not None and (self.frozen is None or self.frozen.path is None):
+            key = self.frozen.key if self.frozen else "algorithm.reference"
+            raise UserError(
+                f"algorithm.device_map={self.device_map} with {key}=null: it places a model directory that transformers "
+                f"computes; set {'' if self.frozen else 'algorithm.kl_coef and '}{key}, or leave it null"
             )
         if self.kl_coef and self.kl_in == "reward" and self.sampling_rounds > 1:
             raise UserError(

@@ -30,13 +30,13 @@ class DistillationSection(AlgorithmSection):
     @property
     def frozen(self) -> FrozenAsked:
         """Returns the teacher."""
-        return FrozenAsked("algorithm.teacher", self.teacher)
+        return FrozenAsked("algorithm.teacher", self.teacher, self.device_map)
 
     def check(self, max_new_tokens: int) -> None:
         """Raises UserError where keys do not combine."""
-        super().check(max_new_tokens)
         if self.teacher is None:
             raise UserError("algorithm.teacher is null: set it to the model directory of the teacher")
+        super().check(max_new_tokens)
         if self.kl_coef:
             raise UserError(
                 f"algorithm.kl_coef={self.kl_coef:g} with algorithm=distillation: the KL from the teacher is all that it "

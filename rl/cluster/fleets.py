@@ -23,9 +23,9 @@ from rollout.drafts.speculation import Counts
 from rollout.replies import Replies
 from rollout.sampling import Completion, Request
 from trainer.batch import Batch, Rows, StepReport
+from trainer.config import TrainerConfig
 from trainer.loss import Loss
 from trainer.publisher import Sent
-from trainer.trainer import TrainerConfig
 
 
 class _Fleet:

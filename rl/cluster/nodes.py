@@ -21,7 +21,7 @@ from kernels.host.place import HOST
 from rl.cluster.ray_processes import session
 from rl.config import RunConfig
 from rl.errors import RunError, UserError
-from rl.placement import Node, Placement, Share, choose, place, shares
+from rl.placement import Node, Placement, Share, cards_of, choose, place, shares
 
 
 def available(config: RunConfig) -> list[Node]:
@@ -192,11 +192,8 @@ def _raylets(hosts: Iterable[str]) -> dict[str, tuple[str, int]]:
 
 def _bundle(config: RunConfig, node: Node, share: Share) -> dict[str, float]:
     """What is reserved of a node: whole cards, or cores, which may be fewer than its ranks where they take turns."""
-    trainer, rollout = share.trainer, share.engines * config.rollout.tp
-    count = trainer + rollout if config.cluster.placement == "split" else max(trainer, rollout)
-    if config.device == "cuda":
-        return {"GPU": min(count, len(node.cards))}
-    return {"CPU": min(count, max(1, node.cpus))}
+    count = cards_of(config, node, share)
+    return {"GPU": count} if config.device == "cuda" else {"CPU": min(count, max(1, node.cpus))}
 
 
 def _given(config: RunConfig, group: PlacementGroup, asked: Sequence[Node]) -> list[Node]:
@@ -213,22 +210,32 @@ def _given(config: RunConfig, group: PlacementGroup, asked: Sequence[Node]) -> l
 def _cards(group: PlacementGroup, timeout: float) -> list[tuple[int, ...]]:
     """The cards of each bundle, as a process of its node numbers them, which sees all that the node gave to Ray."""
 
-    def names() -> list[str]:
-        return [str(name) for name in ray.get_gpu_ids()]
-
     def visible() -> str:
         import os
 
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
-    names_of, visible_of = [], []
-    for i, bundle in enumerate(group.bundle_specs):
-        there = PlacementGroupSchedulingStrategy(group, i)
-        how: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        names_of.append(ray.remote(names).options(num_gpus=bundle["GPU"], **how).remote())
-        visible_of.append(ray.remote(visible).options(num_gpus=0, **how).remote())
-    mine, all_ = ray.get(names_of, timeout=timeout), ray.get(visible_of, timeout=timeout)
-    return [card_numbers(*pair) for pair in zip(mine, all_, strict=True)]
+    every = [
+        ray.remote(visible).options(num_gpus=0, **_there(group, i)).remote() for i in range(len(group.bundle_specs))
+    ]
+    names = card_names(group, timeout)
+    return [card_numbers(*pair) for pair in zip(names, ray.get(every, timeout=timeout), strict=True)]
+
+
+def card_names(group: PlacementGroup, timeout: float) -> list[list[str]]:
+    """Returns the cards of each bundle, as CUDA_VISIBLE_DEVICES would name them on its node."""
+
+    def names() -> list[str]:
+        return [str(name) for name in ray.get_gpu_ids()]
+
+    bundles = enumerate(group.bundle_specs)
+    asked = [ray.remote(names).options(num_gpus=bundle["GPU"], **_there(group, i)).remote() for i, bundle in bundles]
+    return list(ray.get(asked, timeout=timeout))
+
+
+def _there(group: PlacementGroup, i: int) -> dict[str, Any]:
+    """Options of a task in bundle `i`."""
+    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, i)}
 
 
 def card_numbers(names: Sequence[str], visible: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,14 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from rl.cluster.family import TAG, end, family, guarded
+from rl.cluster.probe import check_address, token_hint
 from rl.config import ClusterSection
 from rl.errors import RunError, UserError
 
 _OBJECT_STORE = 256 * 2**20
-_ANSWER = 5.0  # seconds for a server to accept, and to speak
+_ANSWER = 5.0  # seconds for a server to accept
 _GONE = 25.0  # seconds without an answer, after which a server is lost
 _END = 20.0  # seconds for Ray to end by itself
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
-    [0, 0, 0, 4, 0, 0, 0, 0, 0]
-)  # RFC 9113: what a client begins with
-_SETTINGS = 4  # the type of the frame that a server of HTTP/2 begins with, as every server of Ray is
-
 
 _half_ended = threading.Event()  # Ray was interrupted while it started, or did not end: its servers have been killed
 
@@ -41,13 +37,16 @@ class RayLost(RunError):
 
 
 @contextlib.contextmanager
-def session(config: ClusterSection, processes: int, log: Path) -> Iterator[None]:
-    """Starts Ray; on the way out, however that is, ends all its processes, and where that is a kill, `log` says so. UserError
-    where it cannot start here, RunError where it does not within `config.timeout` seconds."""
+def session(
+    config: ClusterSection, processes: int, log: Path, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Starts Ray, and does `meanwhile` while its servers begin; on the way out, however that is, ends all its processes, and
+    where that is a kill, `log` says so. UserError where it cannot start here, RunError where it takes above `config.timeout`
+    seconds."""
     tag, over, started = uuid.uuid4().hex, threading.Event(), False
     with guarded(tag, log):
         try:
-            _start_ray(config, processes, tag, over)
+            _start_ray(config, processes, tag, over, meanwhile)
             started = True
             yield
         finally:
@@ -98,7 +97,9 @@ def _servers(node: str) -> tuple[tuple[str, str, int], ...]:
     return *found, *(("raylet", n["NodeManagerAddress"], n["NodeManagerPort"]) for n in here)
 
 
-def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading.Event) -> None:
+def _start_ray(
+    config: ClusterSection, processes: int, tag: str, over: threading.Event, meanwhile: Callable[[], object]
+) -> None:
     """Until `over`, a thread stays from which Ray was started: Linux ends Ray's processes with that thread."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
@@ -127,7 +128,8 @@ def _start_ray(config: ClusterSection, processes: int, tag: str, over: threading
     try:
         # In a thread: Ray sets no handlers of signals there, and what waits here hears them, and a clock.
         threading.Thread(target=start, name="ray.init", daemon=True).start()
-        in_time = started.wait(config.timeout)
+        meanwhile()
+        in_time = started.wait(deadline - time.monotonic())
     finally:
         del os.environ[TAG]
     at = f"(cluster.address={config.address})"
@@ -176,11 +178,7 @@ def _about_token(error: Exception) -> str:
     """Hints at the token where Ray says that it is wrong, or says only that it could not connect to a server that answers."""
     if not isinstance(error, AuthenticationError) and "Failed to connect to Ray cluster" not in str(error):
         return ""
-    held = os.environ.get("RAY_AUTH_MODE") == "token"
-    return (
-        f": a cluster that asks for a token wants RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) here "
-        f"too; {'the token here is another' if held else 'this process has no RAY_AUTH_MODE'}"
-    )
+    return f": {token_hint()}"
 
 
 def _end_ray(tag: str, started: bool) -> None:
@@ -194,32 +192,3 @@ def _end_ray(tag: str, started: bool) -> None:
         _half_ended.set()
     _servers.cache_clear()
     _silent.clear()
-
-
-def check_address(address: str) -> None:
-    """Raises UserError where no server of Ray's answers at once; Ray itself tries for minutes, and fills stderr."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not port.isdigit():
-        if address != "auto":
-            raise UserError(f"cluster.address={address}: write auto, local or HOST:PORT")
-        return
-    try:
-        with socket.create_connection((host, int(port)), timeout=_ANSWER) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
-                connection.sendall(_PREFACE)
-                said = connection.recv(9)
-                if len(said) < 4 or said[3] != _SETTINGS:
-                    raise UserError(
-                        f"cluster.address={address}: a server answers there that is not Ray's; 'local' starts Ray"
-                    )
-        if address.startswith("ray://"):
-            raise UserError(
-                f"cluster.address={address}: a run is not driven through Ray's client; give the command on a node of the "
-                f"cluster with cluster.address=auto, or by `ray job submit`"
-            )
-    except TimeoutError:
-        raise UserError(
-            f"cluster.address={address}: no server of Ray's answers there within {_ANSWER:.0f} s; 'local' starts Ray"
-        ) from None
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cluster.address={address}: nothing answers there ({error}); 'local' starts Ray") from None

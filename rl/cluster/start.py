@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -23,10 +24,8 @@ from rl.cluster.watch import Nodes, Pulse, Rank
 from rl.config import RunConfig
 from rl.errors import UserError
 from rollout.actor import RolloutRank
-from trainer.actor import TrainerRank
 from trainer.checkpoint import Checkpoint
-from trainer.optimizer import AdamWConfig
-from trainer.trainer import TrainerConfig
+from trainer.config import AdamWConfig, TrainerConfig
 
 
 @contextlib.contextmanager
@@ -39,7 +38,7 @@ def cluster(
     stores = open_stores(config) if section.address == "local" else []  # a port in use is told before Ray starts
     processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
     log = Path(config.out_dir) / "train.log"
-    connected = contextlib.nullcontext() if ray.is_initialized() else session(section, processes, log)
+    connected = contextlib.nullcontext() if ray.is_initialized() else session(section, processes, log, _rank_class)
     with connected, reserved(config) as where:
         stores = stores or open_stores(config)
         folder = Path(config.out_dir).absolute()
@@ -90,7 +89,8 @@ def rollout_ranks(
     engine = section.engine(config.dtype, config.device, config.kernels.family)
     actor = ray.remote(num_cpus=0, max_restarts=0)(RolloutRank)
     trainer, *addresses = [address_of(store) for store in stores]
-    asleep, network = config.cluster.placement == "colocated", config.cluster.interface
+    asleep = config.cluster.placement == "colocated"
+    network = config.cluster.interface, config.cluster.collective_seconds
     engines = []
     for i, address in enumerate(addresses):
         places = where.placement.rollout[i * section.tp : (i + 1) * section.tp]
@@ -100,7 +100,7 @@ def rollout_ranks(
             [
                 Rank(
                     name,
-                    actor.options(**where.options(p.host)).remote(r, *what, name, trainer, asleep, network),
+                    actor.options(**where.options(p.host)).remote(r, *what, name, trainer, asleep, *network),
                     host=where.elsewhere(p.host),
                 )
                 for r, (name, p) in enumerate(zip(names, places, strict=True))
@@ -109,11 +109,18 @@ def rollout_ranks(
     return engines
 
 
+def _rank_class() -> type:
+    """Imports the class of a trainer rank, and with it FSDP2: a second or two in which Ray can start."""
+    from trainer.actor import TrainerRank
+
+    return TrainerRank
+
+
 def _trainer_ranks(
     config: RunConfig, model: ModelConfig, where: Reserved, address: str, checkpoint: Checkpoint | None
 ) -> list[Rank]:
     section, training = config.trainer, training_of(config)
-    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainerRank)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_rank_class())
     path = config.model.path and str(Path(config.model.path).absolute())
     source = checkpoint or path or config.seed
     base, places = base_of(config, checkpoint), where.placement.trainer
@@ -122,7 +129,9 @@ def _trainer_ranks(
     return [
         Rank(
             name,
-            actor.options(**where.options(p.host)).remote(r, *what, name, network, base),
+            actor.options(**where.options(p.host)).remote(
+                r, *what, name, network, base, config.cluster.collective_seconds
+            ),
             host=where.elsewhere(p.host),
         )
         for r, (name, p) in enumerate(zip(names, places, strict=True))

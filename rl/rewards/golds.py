@@ -10,7 +10,10 @@ _TRIED = 64  # golds that a user's reward judges: it may be slow
 
 def check_golds(source: Source, reward: Reward, by_tokens: bool) -> str:
     """Returns what to warn of, or "". UserError where no gold earns 1 by the data's own verifier; a user's reward has a scale
-    of its own, and is only warned of. `by_tokens`: judges what the tokenizer makes of each solution, as of a completion."""
+    of its own, and is only warned of; one that waits for a model is not asked yet. `by_tokens`: judges what the tokenizer makes
+    of each solution, as of a completion."""
+    if reward.waits:
+        return ""
     golds = list({p.id: p for p in (*source.train, *source.held_out)}.values())
     if reward.of_user:
         golds = golds[:: -(-len(golds) // _TRIED)]

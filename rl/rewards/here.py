@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
 
+from rl.errors import RunError
 from rl.rewards.claim import Claim, Found, raised
 from rl.rewards.pool import Pool
 from rl.rewards.styles import Function
@@ -44,6 +45,8 @@ def _called(function: Function, claims: Sequence[Claim]) -> list[Found]:
     try:
         result, read = function.start(claims)
         return read(asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result)
+    except RunError:  # an actor of the run, which this asks, is lost
+        raise
     except Exception as error:  # and not an interrupt, which is the user's
         return [Found(error=f"raised {raised(error)}")] * len(claims)
 

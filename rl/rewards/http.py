@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
+from rl.lines import short
+
 _PASSES = (408, 429, 500, 502, 503, 504)  # statuses of a server that may do better in a moment
 
 
@@ -68,9 +70,3 @@ def post(url: str, body: Mapping[str, Any], timeout: float, retries: int, key: s
         if attempt < retries:
             time.sleep(1 << attempt)
     raise ConnectionError(f"{url} gave no answer in {retries + 1} attempts ({how})")
-
-
-def short(value: Any) -> str:
-    """Returns the first 200 characters of what a message shows, on one line."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."

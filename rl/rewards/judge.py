@@ -4,7 +4,8 @@ import asyncio
 import re
 
 from rl.data.problem import Problem
-from rl.rewards.http import post, short
+from rl.lines import short
+from rl.rewards.http import post
 
 _TEMPLATE = (
     "Question:\n{prompt}\n\nReference answer:\n{answer}\n\nResponse:\n{text}\n\n"

@@ -1,18 +1,16 @@
 """Rewards the score of a reward model in Hugging Face's form (AutoModelForSequenceClassification)."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from rl.rewards.http import short
+from rl.hosted.loading import loaded, placed
 
 
 class RewardModel:
     """Scores completions after their prompts: the logit of one label, in the model's own arithmetic.
 
-    It is loaded once, in the one process that then judges (`rl.rewards.reward`), by transformers and, with `device_map`, placed
-    by accelerate. Its sums are torch's: another machine, another library or other threads may give other last bits, and where a
-    score decides what is trained on, the run's hash is as good as that.
+    It is loaded once, by transformers: in the one process that then judges (`rl.rewards.reward`) or, placed by `device_map`, in
+    an actor of the run (`rl.cluster.hosted`). Its sums are torch's: another machine, another library or other threads may give
+    other last bits, and where a score decides what is trained on, the run's hash is as good as that.
     """
 
     def __init__(
@@ -40,7 +38,12 @@ class RewardModel:
         if max_length < 1 or batch < 1 or threads < 1:
             raise ValueError(f"max_length={max_length}, batch={batch}, threads={threads}: each must be at least 1")
         torch.set_num_threads(threads)
-        self._model, self._words = _loaded(path, dtype, device_map)
+        self._model, self._words, told = loaded("AutoModelForSequenceClassification", path, dtype, device_map)
+        if missing := sorted(told["missing_keys"]):  # its head would be random
+            raise ValueError(
+                f"{path} is no reward model: it has no {', '.join(missing[:3])} (a language model has no such head)"
+            )
+        self.placed = placed(self._model)
         labels = self._model.config.num_labels
         if not 0 <= label < labels:
             raise ValueError(f"label={label}: {path} has {labels} label(s), numbered from 0")
@@ -53,15 +56,7 @@ class RewardModel:
         else:
             self._batch = 1
 
-    def __call__(
-        self,
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids: list[list[int]],
-        trainer_state: None,
-        log_metric: Callable[..., None],
-        log_extra: Callable[..., None],
-    ) -> list[float]:
+    def __call__(self, prompts: list[Any], completions: list[Any]) -> list[float]:
         """Returns the scores of the completions of one problem, as TRL calls for them. A conversation is written by the chat
         template of the reward model."""
         import torch
@@ -85,32 +80,3 @@ class RewardModel:
     def _encoded(self, texts: list[str]) -> Any:
         how: dict[str, Any] = {"truncation": True, "max_length": self._max, "return_tensors": "pt"}
         return self._words(texts, padding=len(texts) > 1, **how)
-
-
-def _loaded(path: str, dtype: str, device_map: Any) -> tuple[Any, Any]:
-    """Loads the model and its tokenizer. A language model without a head for scores is refused: its head would be random."""
-    import torch
-    import transformers
-
-    known = ("auto", "float32", "bfloat16", "float16")
-    if dtype not in known:
-        raise ValueError(f"dtype={dtype}: must be one of {', '.join(known)}")
-    folder = str(Path(path).expanduser())
-    if (("/" in path and path.count("/") > 1) or path.startswith((".", "~"))) and not Path(folder).is_dir():
-        raise ValueError(f"{path} is no folder")
-    transformers.logging.set_verbosity_error()
-    asked = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "output_loading_info": True}
-    if device_map is not None:
-        asked["device_map"] = device_map
-    try:
-        model, told = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **asked)
-        words = transformers.AutoTokenizer.from_pretrained(folder)
-    except ImportError as error:
-        raise ValueError(f"device_map={device_map} needs accelerate: pip install accelerate ({short(error)})") from None
-    except Exception as error:  # of several libraries, for what the folder lacks
-        raise ValueError(f"{path} is no reward model that transformers loads: {short(error)}") from None
-    if missing := sorted(told["missing_keys"]):
-        raise ValueError(
-            f"{path} is no reward model: it has no {', '.join(missing[:3])} (a language model has no such head)"
-        )
-    return model.eval(), words

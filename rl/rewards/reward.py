@@ -11,6 +11,7 @@ from rl.data.problem import Judge, Source
 from rl.errors import UserError
 from rl.rewards.claim import Claim, Found, Verdict, found, raised
 from rl.rewards.here import Here
+from rl.rewards.placed import is_placed
 from rl.rewards.pool import ImportFailed, Pool
 from rl.rewards.section import BUILT_IN, MODEL, VERIFIER, RewardSection, ScoringSection
 from rl.rewards.styles import Function
@@ -88,6 +89,7 @@ class Reward:
     name: str  # what is said to judge
     judge: WeightedSum
     of_user: bool  # what a user chose has a scale of its own
+    waits: bool = False  # a model of it is not there before the run's processes are
 
 
 def open_reward(
@@ -98,24 +100,31 @@ def open_reward(
     objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Reward:
     """Opens what the config names; UserError where that cannot be imported or called. `say` tells of the first failure that
-    leaves a sample out. `objects`: functions that are called in this process, by what the config calls them."""
+    leaves a sample out. `objects`: functions that are called in this process, by what the config calls them; as MODEL what
+    stands for the reward models that actors of the run have."""
     name, of_user = judged_by(rewards, source), bool(rewards)
     rewards = rewards or (RewardSection(function=VERIFIER),)
     parts = [Part(r.called, r.weight, source.judge if r.function == VERIFIER else None) for r in rewards]
     chosen = [r for r in rewards if r.function != VERIFIER]
     pool = _open_calls(chosen, scoring, objects) if chosen else None
     drop = say if scoring.errors == "drop" else None
-    return Reward(name, WeightedSum(parts, pool, drop), of_user)
+    return Reward(name, WeightedSum(parts, pool, drop), of_user, MODEL in objects and any(map(is_placed, chosen)))
 
 
 def _open_calls(rewards: Sequence[RewardSection], scoring: ScoringSection, objects: Mapping[str, Any]) -> Pool | Here:
-    mine, others = {}, [r for r in rewards if r.function not in objects]
+    mine, others = {}, []
     for i, reward in enumerate(rewards):
-        if reward.function in objects:
-            try:
-                mine[i] = Function(objects[reward.function], reward.args)
-            except TypeError as error:
-                raise UserError(f"reward={reward.function!r}: {error}") from None
+        if reward.function == MODEL:
+            function = objects[MODEL].of(reward) if MODEL in objects and is_placed(reward) else None
+        else:
+            function = objects.get(reward.function)
+        if function is None:
+            others.append(reward)
+            continue
+        try:
+            mine[i] = Function(function, {} if reward.function == MODEL else reward.args)
+        except TypeError as error:
+            raise UserError(f"reward={reward.function!r}: {error}") from None
     pool = _open_pool(others, scoring) if others else None
     return Here(mine, pool) if mine or not pool else pool
 

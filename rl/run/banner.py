@@ -12,6 +12,7 @@ from kernels.weights.beside import name_of
 from rl.config import AnyData, DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
 from rl.data import Source, left_out
 from rl.evaluation.sets import EvaluationSet
+from rl.hosted.asked import elsewhere
 from rl.plan import Plan, gib
 
 
@@ -25,7 +26,7 @@ def banner(
 ) -> list[str]:
     """Says in one line each: the run, model, data, further sets, steps, layout, device and folder. `reward`: what judges."""
     section, data, algorithm = config.model, config.data, config.algorithm
-    path = _named(data)
+    path, others = _named(data), elsewhere(config)
     rows = {
         f"samebit {version_of('samebit') or ''}": f"{config.numerics} numerics, seed {config.seed}",
         "model": f"{section.path or 'random weights'}: {plan.parameters:,} parameters, {model.layers} layers x "
@@ -36,6 +37,7 @@ def banner(
         **({"environment": _environment(config)} if config.environment.name != "single_turn" else {}),
         "algorithm": f"{algorithm.name}, {algorithm.loss_mean} mean, clip {algorithm.clip_low:g} / {algorithm.clip_high:g}, "
         f"{algorithm.mini_batches * algorithm.update_epochs} update(s) a step",
+        "elsewhere": f"{', '.join(others)}: by another program, with the same bits on the same machine and versions alone",
         "steps": f"{config.warmup.steps} supervised, {config.steps} GRPO of {algorithm.prompts_per_step} prompts x "
         f"{algorithm.group_size}; {min(config.eval.problems, len(source.held_out))} problems an evaluation",
         "layout": f"{config.rollout.replicas} rollout engine(s) x tp {config.rollout.tp}, {config.trainer.world_size} trainer "
@@ -45,6 +47,8 @@ def banner(
     }
     if not sets:
         del rows["sets"]
+    if not others:
+        del rows["elsewhere"]
     return [f"{name:<{len('samebit 0.0.0')}}  {text}" for name, text in rows.items()]
 
 

@@ -105,7 +105,7 @@ class Run:
             rounds=algorithm.sampling_rounds,
             mini_batches=algorithm.mini_batches,
             epochs=algorithm.update_epochs,
-            frozen=algorithm.frozen is not None,
+            reference=self.fleet.frozen_logprobs if algorithm.frozen else None,
             lr=Schedule(section.lr, section.lr_schedule, section.lr_warmup_steps, STEPS),
             policy="fail",
         )

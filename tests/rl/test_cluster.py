@@ -1,11 +1,13 @@
 """Which failure is the cause, and which ports are taken, without starting Ray."""
 
+import contextlib
 import http.server
 import os
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +23,12 @@ from kernels.collectives.rendezvous import address_of, connect
 from kernels.host.command import Terminated
 from kernels.host.failures import RankLost
 from kernels.host.place import HOST, Place
+from recipes.cluster.wait import main as wait
 from rl.cluster import RolloutFleet, TrainerFleet, rendezvous
 from rl.cluster.calls import gather, root_cause, settle
 from rl.cluster.family import WORDLESS
-from rl.cluster.ray_processes import RayLost, _hush_threads, check_address, check_ray, unstarted
+from rl.cluster.probe import TokenError, check_address
+from rl.cluster.ray_processes import RayLost, _hush_threads, check_ray, unstarted
 from rl.cluster.watch import Rank
 from rl.errors import RunError, UserError
 from rollout.sampling import Completion, Request, RequestError, SamplingParams
@@ -101,6 +105,80 @@ def test_another_server_at_the_address(prefix: str) -> None:
         with pytest.raises(UserError, match=r"a server answers there that is not Ray's"):
             check_address(f"{prefix}127.0.0.1:{server.server_port}")
         server.shutdown()
+
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+REFUSED = b"\x88@\x0ccontent-type\x10application/grpc\x00\x0bgrpc-status\x0216\x00\x0cgrpc-message\x01x"
+"""What Ray 2.60 answers a call whose token is missing or wrong."""
+
+
+@contextlib.contextmanager
+def ray_that_answers(headers: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Its address, and what it is asked."""
+    asked = list[bytes]()
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(33)
+        connection.sendall(SETTINGS)
+        while b"NodeInfoGcsService" not in b"".join(asked):
+            asked.append(connection.recv(4096))
+        connection.sendall(bytes([0, 0, len(headers), 1, 5, 0, 0, 0, 1]) + headers)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+@pytest.mark.parametrize("by", ["address", "auto"])
+@pytest.mark.parametrize("held", ["", "x" * 200])
+def test_a_token_that_ray_refuses_is_told_at_once(by: str, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own client asks for twenty seconds, with a warning a second."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if held:
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", held)
+    says = "the token here is another" if held else "this process has no RAY_AUTH_MODE"
+    with ray_that_answers(REFUSED) as (address, asked):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(TokenError, match=f"^cluster.address={address}: Ray refuses this process: .*{says}$"):
+            check_address(address if by == "address" else "auto")
+    bearer = b"\x0dauthorization\x7f\x50Bearer " + held.encode()  # 207 bytes: 127 and 80
+    assert (bearer in b"".join(asked)) == bool(held)
+
+
+def test_a_token_in_a_file_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("of a file\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with ray_that_answers(b"\x88@\x0bgrpc-status\x010") as (address, asked):
+        check_address(address)
+    assert b"\x10Bearer of a file" in b"".join(asked)
+
+
+def test_what_auto_stands_for_may_be_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file of a Ray that has ended: Ray itself looks for another."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    check_address("auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    check_address("auto")
+
+
+def test_who_waits_for_a_cluster_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with ray_that_answers(REFUSED) as (address, _):
+        assert wait(address, 1) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "Ray refuses this process" in line
+    assert wait("127.0.0.1:1", 1, seconds=1) == 1
+    assert "0 of 1 nodes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("says", [b"", b"-ERR unknown command\r\n", b"\0"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels.weights.files import save
+from kernels.weights.initial import initial
 from rl.compose import check
 from rl.data.tokenizer import of_characters
 from rl.errors import UserError
@@ -91,7 +93,7 @@ def test_a_policy_comes_near_its_teacher(tmp_path: Path) -> None:
 
 def asked(*keys: str) -> FrozenModel | None:
     config = check([*RUN, "model.hf.vocab_size=64", *keys])[0]
-    return frozen_model(config, model_config(config, 40))
+    return frozen_model(config, model_config(config, 20))
 
 
 def test_which_model_it_is() -> None:
@@ -114,20 +116,28 @@ def test_what_it_cannot_be(keys: tuple[str, ...], line: str) -> None:
         asked(*keys)
 
 
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    """The policy may sample any id of its own; the other model would read past its embeddings."""
+    theirs = model_config(check([*RUN, "model.hf.vocab_size=32"])[0], 20)
+    save(theirs, initial(theirs, 0), tmp_path)
+    with pytest.raises(UserError, match="its vocabulary of 32 is smaller than the policy's of 64"):
+        asked(f"algorithm.reference={tmp_path}")
+    assert asked(f"algorithm.reference={tmp_path}", "model.hf.vocab_size=32") is not None
+
+
 def test_its_ids_are_the_runs(tmp_path: Path) -> None:
     """Each id must stand for the same token; what else a tokenizer says is not asked of the other model."""
     config = check([*RUN, "model.hf.vocab_size=64"])[0]
     model, mine = model_config(config, 40), of_characters(["0123 and"])
     (tmp_path / "config.json").write_text(json.dumps(model.to_hf("float32")))
-    theirs = FrozenModel("algorithm.reference", model, str(tmp_path))
+    theirs = ("algorithm.reference", str(tmp_path), mine)
     with pytest.raises(UserError, match=r"algorithm.reference=.* holds no tokenizer"):
-        check_tokenizer(theirs, mine)
+        check_tokenizer(*theirs)
     for texts, line in ((["0123 and more"], "id 10 is 'e' there and 'n' here"), (["0123 and"], "")):
         for name, content in of_characters(texts).files.items():
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=line) if line else nullcontext():
-            check_tokenizer(theirs, mine)
-    check_tokenizer(FrozenModel("algorithm.reference", model, 3), mine)  # weights of a seed are the run's own
+            check_tokenizer(*theirs)
 
 
 def test_the_plan_counts_it() -> None:

@@ -98,7 +98,7 @@ class Fake:
         return Step(
             stream=self, requests_for=self.requests_for, environment=self, algorithm=self, rollout=self, trainer=self,
             cards=self, journal=journal, publish=self.publish, phase=self.phase, prompts=3, rounds=rounds,
-            mini_batches=mini_batches, epochs=epochs, frozen=False,
+            mini_batches=mini_batches, epochs=epochs,
             lr=lambda step: 0.5 / step, policy=policy,  # type: ignore[arg-type]
         )  # fmt: skip
 

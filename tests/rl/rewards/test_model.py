@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def called(model: RewardModel, prompt: Any, completions: list[Any]) -> list[float]:
-    return model([prompt] * len(completions), completions, [], None, print, print)
+    return model([prompt] * len(completions), completions)
 
 
 def test_its_scores_are_those_of_transformers(folder: Path) -> None:
@@ -87,8 +87,8 @@ def language_model(path: Path) -> Path:
     ("args", "said"),
     [
         ("path: /no/where", "/no/where is no folder"),
-        ("path: EMPTY", "is no reward model that transformers loads"),
-        ("path: BROKEN", "is no reward model that transformers loads"),
+        ("path: EMPTY", "is no model that transformers loads as AutoModelForSequenceClassification"),
+        ("path: BROKEN", "is no model that transformers loads as AutoModelForSequenceClassification"),
         ("path: LM", "it has no score.weight (a language model has no such head)"),
         ("path: RM, label: 2", "has 2 label(s), numbered from 0"),
         ("path: RM, dtype: float8", "dtype=float8: must be one of"),
