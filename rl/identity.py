@@ -10,12 +10,14 @@ import torch
 
 from kernels.device import family_of
 from kernels.gpu.card import card_of
+from kernels.weights.adapters import adapter_sha256
 from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
 from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
+    "adapter.path",  # ADAPTER says what is there
     "algorithm.reference",  # the digest of the weights is compared, as is the next one's (`rl/frozen_weights.py`)
     "algorithm.teacher",
     "align",
@@ -61,6 +63,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
 _SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # the keys of a mixture's sources are those of `data`
 CONTENT = "the data's content (sha256)"
 ROWS = "the other fields of the data (sha256)"
+ADAPTER = "the adapters that are trained further (sha256)"
 ENDS = "the ids that end a completion"
 ARITHMETIC = "the version of the arithmetic"
 FAMILY = "the family of the GPU kernels"
@@ -79,6 +82,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     rows = {ROWS: source.rows_sha256} if source.rows_sha256 else {}
     if config.device == "cuda" and not config.dry_run and (family := family_of_run(config)) != "hopper":
         flat[FAMILY] = family
+    if config.adapter.path:
+        flat[ADAPTER] = adapter_sha256(config.adapter.path)
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 

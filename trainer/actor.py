@@ -66,6 +66,8 @@ class TrainerRank(PublishingRank):
         weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
         mesh = init_device_mesh(self.device, (self.size,))
         base = self._weights(model, self.base) if self.base else None
+        if self.training.adapter:
+            self._there(self.training.adapter)
         self.trainer = Trainer(model, self.training, mesh, weights, base)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
@@ -214,7 +216,10 @@ class TrainerRank(PublishingRank):
     def _weights(self, model: ModelConfig, source: str | int) -> Weights:
         if isinstance(source, int):
             return initial(model, source, soonest=True)
-        if not Path(source).is_dir():
+        return self._there(source)
+
+    def _there(self, folder: str) -> Path:
+        if not Path(folder).is_dir():
             where = self.places[self.rank].host
-            raise ConfigError(f"{source} is no folder on {where}: copy it there, or name one that all nodes share")
-        return Path(source)
+            raise ConfigError(f"{folder} is no folder on {where}: copy it there, or name one that all nodes share")
+        return Path(folder)

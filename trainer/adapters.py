@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from kernels.model import Adapter, Parameter, served, trained
 from kernels.model.adapter import A, B
 from kernels.ops import merge_low_rank, normal
+from kernels.weights.adapters import held, read
 from kernels.weights.reshard import fsdp_rows
 from trainer.host import host_tensor
 from trainer.model import TrainerModel
@@ -61,6 +62,13 @@ class Adapters:
             whole[:, :rank] = drawn
             fill(named[a.name], whole.view(a.shape))
             cast(torch.Tensor, local_rows(self._model)[parameter.name + B]).zero_()
+
+    @torch.no_grad()
+    def load(self, directory: str) -> None:
+        """Takes A and B from a folder of `peft`, in the place of `begin`."""
+        named, config = dict(self._model.named_parameters()), self._model.config
+        for name, whole in held(config, read(directory, config)):
+            fill(named[name], whole)
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -173,6 +173,7 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         section.router_aux_loss_coef,
         section.replicas,
         config.seed,
+        config.adapter.path and str(Path(config.adapter.path).absolute()),
         config.kernels.family,
     )
 

@@ -1,6 +1,7 @@
 """Adapters: the merged weights are what is computed with, what is trained are A and B, and nothing else moves."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.model import Adapter, ConfigError, ModelConfig, saved, served, trained
 from kernels.ops import merge_low_rank
+from kernels.weights.adapters import adapter_of, write
 from tests.bits import assert_same_bits, sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
@@ -80,6 +82,18 @@ def test_before_the_first_step_it_is_the_frozen_model(mesh: DeviceMesh) -> None:
     trainer = trainer_of(adapted(), mesh)
     for (parameter, held), (_, whole) in zip(trainer.weights(), random_weights(TINY), strict=True):
         assert_same_bits(held, whole, parameter.name)
+
+
+def test_a_folder_is_trained_further(mesh: DeviceMesh, tmp_path: Path) -> None:
+    """With A and B as they were written: the same merged weights, and other moments."""
+    first = trainer_of(adapted(), mesh, steps=2)
+    held = {p.name: t for p, t in first.adapter_tensors()}
+    write(tmp_path, first.model.config, held, "")
+    second = trainer_of(adapted(), mesh, adapter=str(tmp_path))
+    for parameter, tensor in second.adapter_tensors():
+        assert_same_bits(tensor, held[parameter.name], parameter.name)
+    assert sha256(w for _, w in second.weights()) == sha256(w for _, w in first.weights())
+    assert adapter_of(tmp_path, TINY) == BOTH
 
 
 @pytest.mark.parametrize("rslora", [False, True])
