@@ -59,7 +59,8 @@ class Adapter:
         there = [target for target in get_args(Target) if any(p.target == target for p in parameters)]
         for target, rank in self.ranks:
             if target not in there:
-                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}")
+                why = " (its head is its embedding, which no adapter changes)" if target == "head" else ""
+                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}{why}")
             if not isinstance(rank, int) or rank < 1:
                 raise ConfigError(f"adapter of {target}: rank {rank} must be a positive integer")
             for p in parameters:

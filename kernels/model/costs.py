@@ -80,6 +80,11 @@ def layer_trained_elements(config: ModelConfig) -> int:
     return max(sum(p.held if config.adapter else p.elements for p in layer if p.trained) for layer in layers)
 
 
+def outer_trained_elements(config: ModelConfig) -> int:
+    """Counts the numbers of adapters outside the layers: the head's."""
+    return sum(p.held for p in trained(config) if config.adapter and not p.name.startswith("layers."))
+
+
 # Operations -----------------------------------------------------------------------------------------------------------
 
 

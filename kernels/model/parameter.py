@@ -8,8 +8,8 @@ import torch
 
 from kernels.tree import Shard
 
-Target = Literal["attention", "mlp"]
-"""What adapters are asked for by: the matrices of a block."""
+Target = Literal["attention", "mlp", "head"]
+"""What adapters are asked for by: the matrices of a block, or the head."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def modules_of(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Modu
     for parameter in served(config):
         if rank := adapter.rank(parameter):
             of_a = tensors[parameter.name + A].chunk(len(parameter.sections))
-            of_b = tensors[parameter.name + B].split(parameter.sections)
+            of_b = tensors[parameter.name + B][: sum(parameter.stored)].split(parameter.stored)
             for name, a, b in zip(parameter.hf_names, of_a, of_b, strict=True):
                 out[name] = Module(a[:rank], b[:, :rank], adapter.scale(parameter))
     return out

@@ -19,6 +19,7 @@ from trainer.rows import local_rows
 from trainer.trainer import Trainer, TrainerConfig
 
 BOTH = Adapter((("attention", 4), ("mlp", 3)), 8.0)
+ALL = Adapter((("attention", 4), ("mlp", 3), ("head", 5)), 8.0)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -41,11 +42,11 @@ def trainer_of(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts", "61 ids"])
 def test_a_full_run_with_the_merged_weights_says_the_same(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
     """The forward pass and dX are those of a full model whose weights are W'."""
     config = SHAPES[name]
-    adapter = Adapter((("attention", 4),), 8.0) if config.experts else BOTH
+    adapter = Adapter((("attention", 4),), 8.0) if config.experts else BOTH if config.tied else ALL
     trainer = trainer_of(adapted(config, adapter), mesh, dtype, steps=3)
     full = Trainer(config, TrainerConfig(1, 2, dtype=dtype), mesh, trainer.weights())
     batch = random_batch(config, 4, seed=9)
@@ -99,7 +100,7 @@ def test_a_folder_is_trained_further(mesh: DeviceMesh, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_gradient_is_that_of_float64(rslora: bool, mesh: DeviceMesh) -> None:
     """dA = scale B^T dW', dB = scale dW' A^T, by the gradient of a full model at W'."""
-    adapter = replace(BOTH, rslora=rslora)
+    adapter = replace(ALL, rslora=rslora)
     config = adapted(adapter=adapter)
     trainer = trainer_of(config, mesh, steps=2)
     full = Trainer(TINY, TrainerConfig(1, 2), mesh, trainer.weights())
@@ -128,7 +129,7 @@ def test_the_gradient_is_that_of_float64(rslora: bool, mesh: DeviceMesh) -> None
             error = ((got - value).abs().max() / value.abs().max()).item()
             assert error < 64 * torch.finfo(torch.float32).eps, f"{parameter.name}{end}: {error}"
             seen += 1
-    assert seen == 2 * 4 * TINY.layers
+    assert seen == 2 * (4 * TINY.layers + 1)
 
 
 def test_frozen_weights_have_no_master_no_moment_and_no_gradient(mesh: DeviceMesh) -> None:
@@ -155,5 +156,7 @@ def test_what_no_adapter_can_be_is_refused() -> None:
     width = min(TINY.hidden_size, TINY.kv_heads * TINY.head_dim)
     with pytest.raises(ConfigError, match=f"rank {width + 1} is above {width}, the width of layers.0.qkv"):
         Adapter((("attention", width + 1),), 1.0).check(served(TINY))
+    with pytest.raises(ConfigError, match=r"head: this model has attention and mlp \(its head is its embedding"):
+        Adapter((("head", 1),), 1.0).check(served(SHAPES["tied"]))
     with pytest.raises(ConfigError, match="adapter of mlp: this model has attention"):
         Adapter((("mlp", 1),), 1.0).check(served(SHAPES["experts"]))
