@@ -144,6 +144,10 @@ class AdapterSection(Section):
     targets: tuple[Target, ...] | None = Field(
         description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down), head; null: else attention and mlp"
     )
+    publish: Literal["auto", "weights", "factors"] = Field(
+        description="what goes to the engines after a step: the merged weights; A and B, which they merge themselves into the "
+        "frozen weights, which each keeps in host memory; auto: these where they are less and an engine is elsewhere"
+    )
     rslora: bool | None = Field(description="alpha / sqrt(rank) instead; null: else false")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
     "adapter.path",  # ADAPTER says what is there
+    "adapter.publish",
     "algorithm.reference",  # the digest of the weights is compared, as is the next one's (`rl/frozen_weights.py`)
     "algorithm.teacher",
     "align",

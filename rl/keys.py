@@ -13,6 +13,7 @@ REFUSED: Mapping[str, str] = {
 """Keys that other systems have, and why there is none here."""
 ADDED: Mapping[str, Any] = {
     "adapter.path": None,
+    "adapter.publish": "auto",
     "adapter.rank": 0,
     "adapter.alpha": 32.0,
     "adapter.targets": ["attention", "mlp"],

@@ -28,7 +28,7 @@ from rl.journal import Compared, found
 from rl.metrics import Mismatch
 from rl.pack import pack
 from rl.resume import Start
-from rl.step import Clock, Step, crossed
+from rl.step import Clock, Step, sent
 from trainer.batch import Batch
 
 FILE = "ahead.pickle"
@@ -81,7 +81,7 @@ class Lagging:
             with clock("wait"):
                 self._ready[ahead] = drawing.result()
         with clock("publish"):
-            metrics |= crossed(self.publish(step))
+            metrics |= sent(self.publish(step))
         return metrics | _added(metrics, clock.told()), batch
 
     def ahead(self) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from kernels.tree import WHOLE
 from kernels.weights.adapters import write as write_adapter
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket, remove_leftovers
+from kernels.weights.cargo import Kind, cargo
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
@@ -160,10 +161,14 @@ class TrainerRank(PublishingRank):
             trainer.onload()
 
     def begin_publication(
-        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int, kind: Kind = "weights"
     ) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.trainer.rows(), recipients, shards, half)
+        to = (recipients, shards, half)
+        if kind != "factors":
+            return self.publisher.begin(name, self.trainer.rows(kind), *to)
+        factors = cargo(kind, self.trainer.model.config, self.training.dtype)
+        return self.publisher.begin(name, self.trainer.rows() | self.trainer.rows(kind), *to, factors)
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""

@@ -9,22 +9,23 @@ comes from the activations (`kernels.ops.with_low_rank_gradient`): nothing of th
 
 import math
 import zlib
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from kernels.host.pinned import host_tensor
 from kernels.model import Adapter, Parameter, served, trained
 from kernels.model.adapter import A, B
-from kernels.ops import merge_low_rank, normal
+from kernels.ops import normal
 from kernels.weights.adapters import held, read
+from kernels.weights.cargo import merge_rows
 from kernels.weights.reshard import fsdp_rows
-from trainer.host import host_tensor
 from trainer.model import TrainerModel
 from trainer.parallelize import fill, gather
 from trainer.rows import local_rows
-
-_ROWS = 1 << 13  # of a weight that are merged at once: bounds what the merge holds beside it
 
 
 class Adapters:
@@ -44,9 +45,9 @@ class Adapters:
             self._frozen[parameter.name] = kept.copy_(rows)
 
     @property
-    def frozen(self) -> list[torch.Tensor]:
-        """Returns the frozen rows of all weights that have an adapter, in place."""
-        return list(self._frozen.values())
+    def frozen(self) -> Mapping[str, torch.Tensor]:
+        """Returns the frozen rows of all weights that have an adapter, by name, in place."""
+        return self._frozen
 
     @torch.no_grad()
     def begin(self, seed: int) -> None:
@@ -79,15 +80,11 @@ class Adapters:
             self._merge_rows(parameter, a, local[parameter.name + B], local[parameter.name])
 
     def _merge_rows(self, parameter: Parameter, a: torch.Tensor, b: torch.Tensor, merged: torch.Tensor) -> None:
-        frozen, scale, device = self._frozen[parameter.name], self._adapter.scale(parameter), self._mesh.device_type
         mine = fsdp_rows(parameter.shape[0], self._mesh.get_local_rank(), self._mesh.size())
-        stop = 0
-        for rows, of_section in zip(parameter.sections, a.chunk(len(parameter.sections)), strict=True):
-            first, stop = stop, stop + rows
-            for start in range(max(first, mine.start), min(stop, mine.stop), _ROWS):
-                here = slice(start - mine.start, min(start + _ROWS, stop, mine.stop) - mine.start)
-                given = frozen[here].to(device), of_section, b[here].to(device)
-                merged[here].copy_(merge_low_rank(*given, scale, merged.dtype))
+        ends = accumulate(parameter.sections, initial=0)
+        bounds = [max(min(end, mine.stop) - mine.start, 0) for end in ends]  # of the sections, among this rank's rows
+        sections = [range(first, stop) for first, stop in pairwise(bounds)]
+        merge_rows(merged, self._frozen[parameter.name], a, b, sections, self._adapter.scale(parameter))
 
 
 def adapter_tensors(model: TrainerModel) -> list[tuple[Parameter, torch.Tensor]]:

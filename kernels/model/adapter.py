@@ -39,10 +39,11 @@ class Adapter:
         return -(-self.rank(parameter) // _UNIT) * _UNIT
 
     def tensors(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
-        """Describes A and B of a weight that has an adapter."""
-        rank = self.held_rank(parameter)
-        a = Parameter(parameter.name + A, (len(parameter.sections) * rank,), parameter.columns, (), None)
-        b = Parameter(parameter.name + B, (parameter.shape[0],), rank, (), None)
+        """Describes A and B of a weight that has an adapter. Shards of the weight need its rows of B, or its columns of A."""
+        rank, axis = self.held_rank(parameter), parameter.axis
+        a_axis, b_axis = 1 if axis == 1 else None, 0 if axis == 0 else None
+        a = Parameter(parameter.name + A, (len(parameter.sections) * rank,), parameter.columns, (), a_axis)
+        b = Parameter(parameter.name + B, parameter.sections, rank, (), b_axis)
         return replace(a, served=False, saved=False), replace(b, served=False, saved=False)
 
     def added_to(self, parameters: Sequence[Parameter]) -> list[Parameter]:

@@ -53,6 +53,7 @@ def cluster(
         patience, placement = section.patience, where.placement
         rollout = RolloutFleet(engines, model, () if trains_only else placement.rollout, patience)
         trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
+        trainer.model, trainer.dtype, trainer.sends = begun, config.dtype, config.adapter.publish
         trainer.shelves = shelves
         try:
             every = [*ranks, *(rank for engine in engines for rank in engine)]

@@ -119,6 +119,9 @@ def test_the_plan_counts_adapters_alone() -> None:
     assert costs.trained_elements(adapted) == sum(p.held for p in trained(adapted)) == plan.adapter_parameters
     assert plan.trainer.state < 30 * 2**30 and plan.trainer_bytes < 62 * 2**30 < 100 * 2**30 < full.trainer_bytes
     assert plan.checkpoint_bytes == 12 * plan.adapter_parameters
+    apart = make_plan(config_of("+recipe=lora_qwen3_8b", "data.path=unused", "adapter.publish=factors"), model, 512)
+    assert plan.frozen_bytes == 0 and apart.frozen_bytes == plan.weights_bytes, "in host memory"
+    assert apart.rollout_bytes == plan.rollout_bytes
     warm = make_plan(config_of("+recipe=lora_qwen3_8b", "data.path=unused", "warmup.steps=1"), model, 512)
     assert warm.trainer_bytes == full.trainer_bytes, "a warm start trains the whole model"
 
@@ -229,13 +232,17 @@ def test_a_run_of_adapters_is_one_hash_and_leaves_what_peft_loads(
     assert "base is missing: it holds the weights under the adapters of " in missing.error(2)
     shutil.move(tmp_path / "kept", tmp_path / "parts" / "base")
     resumed = finish(
-        tmp_path, "steps=3", "out_dir=other", "resume=parts", "rollout.tp=1", "trainer.checkpointing=layer"
+        *(tmp_path, "steps=3", "out_dir=other", "resume=parts", "rollout.tp=1", "trainer.checkpointing=layer"),
+        "adapter.publish=factors",
     )
     assert resumed.code == 0, resumed
     digests = [summary(tmp_path / name)["weights_sha256"] for name in ("whole", "other")]
     assert digests[0] == digests[1]
     rows = [r for r in read_lines(tmp_path / "whole" / "metrics.jsonl") if "align/differing_tokens" in r]
     assert all(row["align/differing_tokens"] == 0 for row in rows)
+    logs = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "other")]
+    carried = [[row["publish/carried_gib"] for row in log if "publish/carried_gib" in row][-1] for log in logs]
+    assert carried[1] < carried[0] / 2, "A and B are less than the weights"
 
     on = (f"model.path={tmp_path / 'whole/base'}", "warmup.steps=0", "adapter.rank=null")
     on = (
