@@ -5,7 +5,7 @@ own, so that a file of adapters has them apart: A [sections r, K], B [N, r]; row
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -15,6 +15,12 @@ from kernels.model.parameter import Parameter, Target
 A, B = "_A", "_B"
 """What the names of the two end in, after that of the weight."""
 _UNIT = 16  # a tensor core's step: ranks are held as multiples, filled up with zeros that stay zeros
+_WITHOUT: Mapping[Target, str] = {
+    "attention": "",
+    "mlp": " (the gradients of experts come from an op that knows no adapters)",
+    "head": " (its head is its embedding, which is read by rows and has none)",
+}
+"""Why a model has not what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,7 @@ class Adapter:
         there = [target for target in get_args(Target) if any(p.target == target for p in parameters)]
         for target, rank in self.ranks:
             if target not in there:
-                why = " (its head is its embedding, which no adapter changes)" if target == "head" else ""
-                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}{why}")
+                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}{_WITHOUT[target]}")
             if not isinstance(rank, int) or rank < 1:
                 raise ConfigError(f"adapter of {target}: rank {rank} must be a positive integer")
             for p in parameters:

@@ -52,7 +52,9 @@ def config_of(*keys: str) -> RunConfig:
 
 
 def test_the_ranks_of_the_targets() -> None:
-    assert config_of().adapter.ranks == ()
+    none, model = config_of("adapter.rank=0"), model_config(config_of(), VOCABULARY)
+    assert none.adapter == config_of().adapter and none.adapter.ranks == ()
+    assert adapted_model(none, model) is model, "a run of rank 0 is one without adapters"
     assert config_of("adapter.rank=4").adapter.ranks == (("attention", 4), ("mlp", 4))
     assert config_of("adapter.rank={attention:4}").adapter.ranks == (("attention", 4),)
     one = config_of("adapter.rank={attention:2,mlp:8}", "adapter.rslora=true", "adapter.alpha=3")

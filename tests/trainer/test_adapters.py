@@ -152,6 +152,20 @@ def test_any_rank_up_to_the_width(rank: int, mesh: DeviceMesh) -> None:
     assert sha256(w for _, w in trainer.weights()) != sha256(w for _, w in random_weights(TINY))
 
 
+def test_a_rank_of_the_width_reaches_every_weight(mesh: DeviceMesh) -> None:
+    """With A = 1 and scale 1 the merged weight is W + B, to the bit, whatever B is."""
+    width = TINY.hidden_size
+    trainer = trainer_of(adapted(adapter=Adapter((("attention", width),), float(width))), mesh)
+    local = local_rows(trainer.model)
+    a, b, merged = (local[f"layers.1.qkv{end}"] for end in ("_A", "_B", ""))
+    frozen = merged.clone()
+    a.copy_(torch.eye(width).repeat(3, 1))
+    b.normal_(generator=torch.Generator().manual_seed(3))
+    assert trainer.adapters
+    trainer.adapters.merge()
+    assert_same_bits(merged, frozen + b, "layers.1.qkv")
+
+
 def test_what_no_adapter_can_be_is_refused() -> None:
     width = min(TINY.hidden_size, TINY.kv_heads * TINY.head_dim)
     with pytest.raises(ConfigError, match=f"rank {width + 1} is above {width}, the width of layers.0.qkv"):
