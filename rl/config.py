@@ -142,7 +142,8 @@ class AdapterSection(Section):
         description="the addition is alpha / rank times B A; null: else 32"
     )
     targets: tuple[Target, ...] | None = Field(
-        description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down), head; null: else attention and mlp"
+        description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down), experts (the same of each), head; "
+        "null: else attention and mlp"
     )
     publish: Literal["auto", "weights", "factors"] = Field(
         description="what goes to the engines after a step: the merged weights; A and B, which they merge themselves into the "
@@ -155,7 +156,7 @@ class AdapterSection(Section):
         """Refuses ranks that are not those of the targets."""
         if self.targets is not None and not 0 < len(set(self.targets)) == len(self.targets):
             raise PydanticCustomError(
-                "targets", "targets must name each of attention, mlp, head at most once, and one at least"
+                "targets", "targets must name each of attention, mlp, experts, head at most once, and one at least"
             )
         if isinstance(self.rank, dict) and self.targets is not None and set(self.rank) != set(self.targets):
             raise PydanticCustomError(

@@ -10,7 +10,6 @@ comes from the activations (`kernels.ops.with_low_rank_gradient`): nothing of th
 import math
 import zlib
 from collections.abc import Mapping
-from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -55,11 +54,11 @@ class Adapters:
         first W' is W. The noise is keyed by (seed, name), and so independent of how A is sharded."""
         named = dict(self._model.named_parameters())
         for parameter in self._adapted:
-            rank, sections = self._adapter.rank(parameter), len(parameter.sections)
+            rank, matrices = self._adapter.rank(parameter), len(parameter.matrices)
             a = self._adapter.tensors(parameter)[0]
             key, deviation = zlib.crc32(a.name.encode()), 1 / math.sqrt(3 * a.columns)
-            drawn = normal((sections * rank, a.columns), seed, key, deviation).view(sections, rank, -1)
-            whole = torch.zeros(sections, a.shape[0] // sections, a.columns)
+            drawn = normal((matrices * rank, a.columns), seed, key, deviation).view(matrices, rank, -1)
+            whole = torch.zeros(matrices, a.shape[0] // matrices, a.columns)
             whole[:, :rank] = drawn
             fill(named[a.name], whole.view(a.shape))
             cast(torch.Tensor, local_rows(self._model)[parameter.name + B]).zero_()
@@ -77,14 +76,9 @@ class Adapters:
         named, local = dict(self._model.named_parameters()), local_rows(self._model)
         for parameter in self._adapted:
             a = gather(named[parameter.name + A].detach())
-            self._merge_rows(parameter, a, local[parameter.name + B], local[parameter.name])
-
-    def _merge_rows(self, parameter: Parameter, a: torch.Tensor, b: torch.Tensor, merged: torch.Tensor) -> None:
-        mine = fsdp_rows(parameter.shape[0], self._mesh.get_local_rank(), self._mesh.size())
-        ends = accumulate(parameter.sections, initial=0)
-        bounds = [max(min(end, mine.stop) - mine.start, 0) for end in ends]  # of the sections, among this rank's rows
-        sections = [range(first, stop) for first, stop in pairwise(bounds)]
-        merge_rows(merged, self._frozen[parameter.name], a, b, sections, self._adapter.scale(parameter))
+            mine = fsdp_rows(parameter.shape[0], self._mesh.get_local_rank(), self._mesh.size())
+            given = local[parameter.name], self._frozen[parameter.name], a, local[parameter.name + B]
+            merge_rows(parameter, mine, *given, self._adapter.scale(parameter))
 
 
 def adapter_tensors(model: TrainerModel) -> list[tuple[Parameter, torch.Tensor]]:

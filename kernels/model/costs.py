@@ -59,7 +59,7 @@ def adapter_count(config: ModelConfig) -> int:
     adapter, count = config.adapter, 0
     for parameter in served(config):
         if adapter and (rank := adapter.rank(parameter)):
-            count += rank * (len(parameter.sections) * parameter.columns + parameter.shape[0])
+            count += rank * (len(parameter.matrices) * parameter.columns + parameter.shape[0])
     return count
 
 

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kernels.model import Adapter, ConfigError, ModelConfig, Parameter, served
-from kernels.model.adapter import A, B
 from kernels.model.parameter import Target
 from kernels.ops import merge_low_rank
 from kernels.weights.beside import read_json
@@ -60,8 +59,9 @@ def modules_of(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Modu
     assert adapter is not None
     for parameter in served(config):
         if rank := adapter.rank(parameter):
-            of_a = tensors[parameter.name + A].chunk(len(parameter.sections))
-            of_b = tensors[parameter.name + B][: sum(parameter.stored)].split(parameter.stored)
+            a_held, b_held = adapter.tensors(parameter)
+            of_a = tensors[a_held.name].chunk(len(parameter.matrices))
+            of_b = b_held.to_files(tensors[b_held.name]).split(parameter.stored)
             for name, a, b in zip(parameter.hf_names, of_a, of_b, strict=True):
                 out[name] = Module(a[:rank], b[:, :rank], adapter.scale(parameter))
     return out
@@ -111,7 +111,9 @@ def _fields(config: ModelConfig, base: str) -> dict[str, Any]:
             for name in parameter.hf_names:
                 module = name.removesuffix(".weight")
                 ranks[module.removeprefix("model.") if config.experts else module.rpartition(".")[2]] = rank
-    first = next(iter(ranks.values()))
+    first = dict(adapter.ranks).get("experts") or next(
+        iter(ranks.values())
+    )  # `peft` fuses experts, by r and no pattern
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -184,16 +186,13 @@ def held(config: ModelConfig, modules: Modules) -> Iterator[tuple[str, torch.Ten
     for parameter in served(config):
         if not adapter.rank(parameter):
             continue
-        of_a, of_b = (torch.zeros(p.shape) for p in adapter.tensors(parameter))
-        parts = zip(
-            parameter.hf_names, of_a.chunk(len(parameter.sections)), of_b.split(parameter.sections), strict=True
-        )
-        for name, a, b in parts:
-            module = modules[name]
-            a[: len(module.a)] = module.a
-            b[: len(module.b), : len(module.a)] = module.b
-        yield parameter.name + A, of_a
-        yield parameter.name + B, of_b
+        a_held, b_held = adapter.tensors(parameter)
+        of_a, rank = torch.zeros(a_held.shape), b_held.columns
+        for name, a in zip(parameter.hf_names, of_a.chunk(len(parameter.matrices)), strict=True):
+            a[: len(modules[name].a)] = modules[name].a
+        files = [torch.nn.functional.pad(b, (0, rank - b.shape[1])) for b in (modules[n].b for n in parameter.hf_names)]
+        yield a_held.name, of_a
+        yield b_held.name, b_held.from_files(torch.cat(files)).contiguous()
 
 
 def adapter_sha256(directory: str | Path) -> str:
@@ -228,12 +227,7 @@ def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torc
     for module in names:
         name = module.removeprefix(_PREFIX) + ".weight"
         parameter = there.get(name)
-        if (
-            parameter is None
-            or not module.startswith(_PREFIX)
-            or parameter.stripe
-            or name == "model.embed_tokens.weight"
-        ):
+        if parameter is None or not module.startswith(_PREFIX) or name == "model.embed_tokens.weight":
             raise ConfigError(f"{path} holds an adapter of {module}, which the model has no matrix for that takes one")
         both = [found.get(module + end) for end in _ENDS]
         rows = parameter.stored[parameter.hf_names.index(name)]

@@ -1,14 +1,13 @@
 """What a publication carries: all weights as they are served or, where these are frozen weights with adapters merged into them,
 the frozen ones once, and from then on A and B alone, which every receiver merges by the trainer's own op."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from kernels.model import ModelConfig, Parameter, served
-from kernels.model.adapter import A, B
 from kernels.ops import merge_low_rank
 from kernels.tree import Shard
 from kernels.weights.reshard import shard_rows
@@ -49,20 +48,33 @@ def factors_are_less(config: ModelConfig, dtype: torch.dtype) -> bool:
 
 
 def merge_rows(
+    parameter: Parameter,
+    rows: range,
     merged: torch.Tensor,
     frozen: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
-    sections: Sequence[range],
     scale: float,
+    first: int = 0,
 ) -> None:
-    """Writes frozen + scale b a, rounded once, into `merged`. frozen, b and merged hold the same rows of a weight, a [sections
-    r, K] is whole; `sections`: which of these rows are of which section."""
-    for rows, of_section in zip(sections, a.chunk(len(sections)), strict=True):
-        for start in range(rows.start, rows.stop, _ROWS):
-            here = slice(start, min(start + _ROWS, rows.stop))
-            given = frozen[here].to(merged.device), of_section, b[here].to(merged.device)
-            merged[here].copy_(merge_low_rank(*given, scale, merged.dtype))
+    """Writes frozen + scale b a, rounded once, into `merged`: each of `rows` of a weight, which frozen, b and merged hold, by
+    the a of its matrix. a [matrices r, K] has those from number `first` on."""
+    rank = b.shape[1]
+    for number, where in parameter.owners(rows):
+        of_matrix = a[(number - first) * rank : (number - first + 1) * rank]
+        if isinstance(where, torch.Tensor):  # rows of two matrices stand in turns
+            here = where.to(merged.device)
+            given = (
+                frozen[where.to(frozen.device)].to(merged.device),
+                of_matrix,
+                b[where.to(b.device)].to(merged.device),
+            )
+            merged[here] = merge_low_rank(*given, scale, merged.dtype)
+            continue
+        for start in range(where.start, where.stop, _ROWS):
+            some = slice(start, min(start + _ROWS, where.stop))
+            given = frozen[some].to(merged.device), of_matrix, b[some].to(merged.device)
+            merged[some].copy_(merge_low_rank(*given, scale, merged.dtype))
 
 
 def merge_shard(
@@ -78,6 +90,10 @@ def merge_shard(
         if not (config.adapter and config.adapter.rank(parameter)):
             out.copy_(under)
             continue
-        sections = [range(at, at + len(rows)) for rows, at in shard_rows(parameter, shard)]
-        both = factors[parameter.name + A], factors[parameter.name + B]
-        merge_rows(out, under, *both, sections, config.adapter.scale(parameter))
+        of_a, of_b = (factors[p.name] for p in config.adapter.tensors(parameter))
+        cut = config.adapter.tensors(parameter)[0].axis == 0  # of an A that is cut a shard has the part of its experts
+        first = shard.rank * len(parameter.matrices) // shard.size if cut else 0
+        for rows, at in shard_rows(parameter, shard):
+            here = slice(at, at + len(rows))
+            given = out[here], under[here], of_a, of_b[here], config.adapter.scale(parameter)
+            merge_rows(parameter, rows, *given, first)

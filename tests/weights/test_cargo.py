@@ -17,7 +17,8 @@ from tests.model.shapes import SHAPES, random_weights
 TARGETS = {
     "attention": ("wide heads, odd widths", "experts", "61 ids", "qwen2"),
     "mlp": ("61 ids", "qwen2"),
-    "head": ("61 ids",),
+    "experts": ("experts", "experts, dense layers"),
+    "head": ("61 ids", "experts"),
 }
 
 
@@ -29,8 +30,11 @@ def adapted(name: str, rank: int) -> ModelConfig:
 
 def factors_of(config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     """A and B of every weight, whole."""
-    noise = torch.Generator().manual_seed(seed)
-    return {p.name: torch.randn(p.shape, generator=noise) for p in cargo("factors", config, torch.float32).parameters}
+    noise, out = torch.Generator().manual_seed(seed), {}
+    for p in cargo("factors", config, torch.float32).parameters:
+        out[p.name] = torch.randn(p.shape, generator=noise)
+        out[p.name][len(out[p.name]) - p.padding :] = 0
+    return out
 
 
 def merged_whole(config: ModelConfig, factors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -40,9 +44,14 @@ def merged_whole(config: ModelConfig, factors: dict[str, torch.Tensor], dtype: t
     for p, w in random_weights(config):
         out[p.name] = held = w.to(dtype)
         if adapter.rank(p):
-            of_a, of_b = factors[f"{p.name}_A"], factors[f"{p.name}_B"].split(p.sections)
-            parts = zip(held.split(p.sections), of_a.chunk(len(p.sections)), of_b, strict=True)
-            out[p.name] = torch.cat([merge_low_rank(w, a, b, adapter.scale(p), dtype) for w, a, b in parts])
+            b_held = adapter.tensors(p)[1]
+            of_a, of_b = (
+                factors[f"{p.name}_A"].chunk(len(p.stored)),
+                b_held.to_files(factors[b_held.name]).split(p.stored),
+            )
+            parts = zip(p.to_files(held).split(p.stored), of_a, of_b, strict=True)
+            files = torch.cat([merge_low_rank(w, a, b, adapter.scale(p), dtype) for w, a, b in parts])
+            out[p.name] = p.from_files(files)
     return out
 
 
@@ -66,13 +75,14 @@ def test_a_shard_merges_to_its_part_of_the_whole(name: str, shards: int, rank: i
             assert_same_bits(got[p.name], p.shard(want[p.name], shard), f"{p.name}, {shard}")
 
 
-def test_a_shard_gets_no_more_than_it_needs() -> None:
-    config = adapted("61 ids", 4)
+@pytest.mark.parametrize("name", ["61 ids", "experts"])
+def test_a_shard_gets_no_more_than_it_needs(name: str) -> None:
+    config = adapted(name, 4)
     carried, by_name = cargo("factors", config, torch.bfloat16), {p.name: p for p in served(config)}
     assert carried.dtype == torch.float32
     for p in carried.parameters:
         weight, part = by_name[p.name[:-2]], p.part(Shard(1, 2))
-        cut = p.name.endswith("_A") == (weight.axis == 1)
+        cut = p.name.endswith("_A") == (weight.axis == 1) or "experts" in p.name
         assert part.held == (p.held // 2 if cut else p.held), p.name
 
 
