@@ -27,7 +27,7 @@ def with_expert_low_rank_gradient(
             f"experts: y {tuple(y.shape)}, x {tuple(x.shape)}, a {tuple(a.shape)} and b {tuple(b.shape)} do not fit "
             f"{slots.experts} experts of {matrices} matrices"
         )
-    return _ExpertLowRank.apply(y, x, a, b, nearest(scale), stripe, slots)  # type: ignore[no-any-return]
+    return _ExpertLowRank.apply(y, x, a, b, scale, stripe, slots)  # type: ignore[no-any-return]
 
 
 class _ExpertLowRank(torch.autograd.Function):
@@ -40,19 +40,24 @@ class _ExpertLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        x, a, b = ctx.saved_tensors
-        scale, stripe, slots = ctx.how
-        op, rank = same_device("experts", dy, x), b.shape[1]
-
-        def scaled(rows: torch.Tensor) -> torch.Tensor:
-            return (rows.float() * scale).to(x.dtype)
-
-        of_dy, of_b = _apart(dy.to(x.dtype), stripe, 1), _apart(b.to(x.dtype), stripe, 0)
-        u = [part.contiguous() for part in scaled(op.product(x, a.to(x.dtype), slots)).split(rank, 1)]
-        v = [scaled(op.input_gradient(d, part, slots)) for d, part in zip(of_dy, of_b, strict=True)]
-        db = _together([op.weight_gradient(d, part, slots) for d, part in zip(of_dy, u, strict=True)], stripe)
-        da = op.weight_gradient(torch.cat(v, 1), x, slots)
+        da, db = expert_low_rank_gradients(dy, *ctx.saved_tensors, *ctx.how)
         return dy, None, da.to(ctx.dtypes[0]), db.to(ctx.dtypes[1]), None, None, None
+
+
+def expert_low_rank_gradients(
+    dy: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, stripe: int, slots: Slots
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes (da, db), float32, as `with_expert_low_rank_gradient` says."""
+    op, rank, scale = same_device("experts", dy, x), b.shape[1], nearest(scale)
+
+    def scaled(rows: torch.Tensor) -> torch.Tensor:
+        return (rows.float() * scale).to(x.dtype)
+
+    of_dy, of_b = _apart(dy.to(x.dtype), stripe, 1), _apart(b.to(x.dtype), stripe, 0)
+    u = [part.contiguous() for part in scaled(op.product(x, a.to(x.dtype), slots)).split(rank, 1)]
+    v = [scaled(op.input_gradient(d, part, slots)) for d, part in zip(of_dy, of_b, strict=True)]
+    db = _together([op.weight_gradient(d, part, slots) for d, part in zip(of_dy, u, strict=True)], stripe)
+    return op.weight_gradient(torch.cat(v, 1), x, slots), db
 
 
 def _apart(x: torch.Tensor, stripe: int, axis: int) -> list[torch.Tensor]:
