@@ -125,34 +125,45 @@ class TrainerSection(Section):
     threads: Threads
 
 
-ONE, EACH = "one", "each"  # of a value that may be a number or a number for each of several
+ONE, EACH, UNSAID = "one", "each", "unsaid"  # of a value that may be a number or a number for each of several
 
 
 class AdapterSection(Section):
     """Says whether low-rank adapters of frozen weights are trained in the place of the weights."""
 
+    path: str | None = Field(
+        description="a folder of LoRA adapters (peft) of model.path, which are trained further; null: new ones"
+    )
     rank: Annotated[
         Annotated[int, Field(ge=0, lt=2**20), Tag(ONE)]
-        | Annotated[dict[Target, Annotated[int, Field(gt=0, lt=2**20)]], Tag(EACH)],
-        Discriminator(lambda value: EACH if isinstance(value, dict) else ONE),
+        | Annotated[dict[Target, Annotated[int, Field(gt=0, lt=2**20)]], Tag(EACH)]
+        | Annotated[None, Tag(UNSAID)],
+        Discriminator(lambda value: UNSAID if value is None else EACH if isinstance(value, dict) else ONE),
     ] = Field(
         description="of B A, which is added to a weight that is frozen; 0: none, the weights themselves are trained. Or one a "
-        "target: {attention: 16, mlp: 32}"
+        "target: {attention: 16, mlp: 32}. null, here and below: as adapter.path has it, else 0"
     )
-    alpha: float = Field(gt=0, description="the addition is alpha / rank times B A")
-    targets: tuple[Target, ...] = Field(
-        description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down)"
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        description="the addition is alpha / rank times B A; null: else 32"
     )
-    rslora: bool = Field(description="alpha / sqrt(rank) instead")
+    targets: tuple[Target, ...] | None = Field(
+        description="which matrices have one: attention (q, k, v, o), mlp (gate, up, down), experts (the same of each), head; "
+        "null: else attention and mlp"
+    )
+    publish: Literal["auto", "weights", "factors"] = Field(
+        description="what goes to the engines after a step: the merged weights; A and B, which they merge themselves into the "
+        "frozen weights, which each keeps in host memory; auto: these where they are less and an engine is elsewhere"
+    )
+    rslora: bool | None = Field(description="alpha / sqrt(rank) instead; null: else false")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """Refuses ranks that are not those of the targets."""
-        if not self.targets or len(set(self.targets)) < len(self.targets):
+        if self.targets is not None and not 0 < len(set(self.targets)) == len(self.targets):
             raise PydanticCustomError(
-                "targets", "targets must name each of attention, mlp at most once, and one at least"
+                "targets", "targets must name each of attention, mlp, experts, head at most once, and one at least"
             )
-        if isinstance(self.rank, dict) and set(self.rank) != set(self.targets):
+        if isinstance(self.rank, dict) and self.targets is not None and set(self.rank) != set(self.targets):
             raise PydanticCustomError(
                 "ranks", "rank names {there}, targets {asked}", {"there": list(self.rank), "asked": list(self.targets)}
             )
@@ -162,7 +173,7 @@ class AdapterSection(Section):
     def ranks(self) -> tuple[tuple[Target, int], ...]:
         """Returns the rank of every target; none where the weights are trained."""
         one = self.rank
-        return tuple((t, one if isinstance(one, int) else one[t]) for t in self.targets if one)
+        return tuple((t, one if isinstance(one, int) else one[t]) for t in self.targets or () if one)
 
 
 class WarmupSection(Section):

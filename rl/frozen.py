@@ -21,7 +21,9 @@ class FrozenModel:
 
     key: str  # that asks for it
     model: ModelConfig
-    source: str | int | None  # a model directory, a seed; None: what the warm start ends with
+    source: (
+        str | int | None
+    )  # a model directory, a seed; None: what RL begins with, after a warm start or with adapters
 
 
 def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
@@ -33,7 +35,7 @@ def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
     check_filters(config, asked.key)
     if asked.path is None:
         initial = config.model.path or config.seed
-        return FrozenModel(asked.key, model, None if config.warmup.steps else initial)
+        return FrozenModel(asked.key, model, None if config.warmup.steps or config.adapter.path else initial)
     if not Path(asked.path).is_dir():
         raise UserError(f"{asked.key}={asked.path} is no folder")
     folder = ModelFolder(asked.path)

@@ -10,6 +10,7 @@ import torch
 
 from kernels.device import family_of
 from kernels.gpu.card import card_of
+from kernels.weights.adapters import adapter_sha256
 from kernels.weights.beside import VERSION, name_of
 from rl.config import RunConfig
 from rl.data import Source
@@ -17,6 +18,8 @@ from rl.hosted.asked import by_transformers
 from rl.keys import ADDED, EARLIER, RENAMED
 
 FREE = (  # how a run is computed, and what it leaves; a resumed one may choose anew
+    "adapter.path",  # ADAPTER says what is there
+    "adapter.publish",
     "algorithm.reference",  # the digest of the weights is compared, as is the next one's (`rl/frozen_weights.py`)
     "algorithm.teacher",
     "align",
@@ -62,6 +65,7 @@ FREE = (  # how a run is computed, and what it leaves; a resumed one may choose 
 _SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # the keys of a mixture's sources are those of `data`
 CONTENT = "the data's content (sha256)"
 ROWS = "the other fields of the data (sha256)"
+ADAPTER = "the adapters that are trained further (sha256)"
 ENDS = "the ids that end a completion"
 ARITHMETIC = "the version of the arithmetic"
 FAMILY = "the family of the GPU kernels"
@@ -83,6 +87,8 @@ def identity(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
         flat[FAMILY] = family
     if versions := by_transformers(config):
         flat[BY_OTHERS] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if config.adapter.path:
+        flat[ADAPTER] = adapter_sha256(config.adapter.path)
     return flat | {CONTENT: _checksum(source), **rows, ENDS: list(source.tokenizer.ends), ARITHMETIC: VERSION}
 
 

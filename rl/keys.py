@@ -12,6 +12,8 @@ REFUSED: Mapping[str, str] = {
 }
 """Keys that other systems have, and why there is none here."""
 ADDED: Mapping[str, Any] = {
+    "adapter.path": None,
+    "adapter.publish": "auto",
     "adapter.rank": 0,
     "adapter.alpha": 32.0,
     "adapter.targets": ["attention", "mlp"],
@@ -79,6 +81,7 @@ _CALLED = {  # by key: names that other systems have for it
     "adapter.alpha": "lora_alpha",
     "adapter.targets": "target_modules lora_target_modules",
     "adapter.rslora": "use_rslora",
+    "adapter.path": "lora_path adapter_name_or_path lora_adapter_path",
     "steps": "max_steps epochs",
     "algorithm.prompts_per_step": "batch_size train_batch_size",
     "algorithm.group_size": "num_generations n",

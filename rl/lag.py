@@ -31,7 +31,7 @@ from rl.journal import Compared, found
 from rl.metrics import Mismatch
 from rl.pack import pack
 from rl.resume import Start
-from rl.step import Step, crossed
+from rl.step import Step, sent
 from trainer.batch import Batch
 
 FILE = "ahead.pickle"
@@ -93,7 +93,7 @@ class Lagging:
             with clock("wait", of="none"):
                 self._ready[ahead] = drawing.result()
         with clock("publish", of="both"):
-            metrics |= crossed(self.publish(step))
+            metrics |= sent(self.publish(step))
         return metrics | _added(metrics, clock.seconds) | clock.whole(), batch
 
     def ahead(self) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ class Steps(Protocol):
     """Declares what the loop asks of whoever takes its steps (`step.py`, `lag.py`)."""
 
     @property
-    def publish(self) -> Callable[[int], int | None]:
+    def publish(self) -> Callable[[int], tuple[int, int] | None]:
         """Returns what makes both sides hold the same bits, as the version it is called with, or stops the run."""
 
     def __call__(self, step: int, show: bool) -> tuple[dict[str, Any], Batch]:

@@ -7,18 +7,21 @@ from kernels.model import ModelConfig
 from kernels.model.fields import TOKENS
 from kernels.weights.beside import LEAVES, Beside, Contract
 from kernels.weights.folder import ModelFolder
+from rl.adapters import with_adapter
 from rl.config import RunConfig
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """Returns `config` with what the contract of its model says of leaves and dtype, where the user does not."""
+    """Returns `config` with what the contract of its model says of leaves and dtype, and the adapter that it begins with of
+    ranks, where the user does not."""
     section = config.model
     own = _folder(section.path).contract if section.path else None
     leaves = section.leaves or (own.leaves if own else LEAVES)
     dtype = own.dtype if own and section.dtype == "auto" else section.dtype
-    return config.model_copy(update={"model": section.model_copy(update={"leaves": leaves, "dtype": dtype})})
+    model = section.model_copy(update={"leaves": leaves, "dtype": dtype})
+    return config.model_copy(update={"model": model, "adapter": with_adapter(config)})
 
 
 def contract_of(config: RunConfig, model: ModelConfig) -> Contract:

@@ -59,6 +59,9 @@ class Plan:
     checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
     snapshot_bytes: int  # host memory of one trainer process while it writes one
     disk_bytes: int  # the checkpoints that are kept, one that is being written, the trained model, and a kept reference
+    frozen_bytes: (
+        int  # of a rollout process in host memory: the weights under adapters of which A and B alone are published
+    )
     sequences: int
     micro_batches: int  # of each trainer process in one update, with sequences of full length
     warmup_micro_batches: int
@@ -66,7 +69,8 @@ class Plan:
     @property
     def rollout_bytes(self) -> int:
         """Counts the bytes of one rollout process: tensors on its GPU, or on a CPU all that it has."""
-        return self.weights_bytes + self.kv_bytes + self.serving_bytes + (ENGINE_PROCESS if self.on_cpu else 0)
+        own = ENGINE_PROCESS + self.frozen_bytes if self.on_cpu else 0
+        return self.weights_bytes + self.kv_bytes + self.serving_bytes + own
 
     @property
     def trainer_host_bytes(self) -> int:
@@ -124,6 +128,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
+        frozen_bytes=costs.held_bytes(model, rollout.tp, width) if _may_send_factors(config) else 0,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
@@ -163,6 +168,12 @@ def _memory(
     for one in critics:
         trainer = together(trainer, memory(one))
     return trainer
+
+
+def _may_send_factors(config: RunConfig) -> bool:
+    section = config.adapter
+    over_hosts = section.publish == "auto" and config.cluster.address != "local"
+    return bool(section.ranks) and (over_hosts or section.publish == "factors")
 
 
 def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:
@@ -260,7 +271,7 @@ def _host_shortage(config: RunConfig, plan: Plan, node: Node, share: Share) -> s
     """Says what to change; "" where there is enough. For a run on GPUs it is a warning: their virtual machines may be given
     memory as they use it, and show less at first than they can have."""
     trainer = plan.trainer_bytes if plan.on_cpu else _PROCESS + plan.trainer_host_bytes
-    rollout = plan.rollout_bytes * share.engines * config.rollout.tp if plan.on_cpu else 0
+    rollout = (plan.rollout_bytes if plan.on_cpu else plan.frozen_bytes) * share.engines * config.rollout.tp
     need = share.trainer * (trainer + plan.snapshot_bytes) + rollout
     if not node.memory or need <= node.memory:
         return ""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from kernels.host.place import Place
 from kernels.model import served
 from kernels.weights.bucket import Ticket
+from kernels.weights.cargo import Kind, factors_are_less
 from kernels.weights.fingerprint import unsigned
 from kernels.weights.routes import Recipient, Way, serving, way
 from rl.cluster import RolloutFleet, TrainerFleet
@@ -50,7 +51,31 @@ def publish(
 
 
 def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progress: Progress, half: int) -> str:
-    tickets, total, late = _begin(trainer, rollout, half)
+    rollout.crossed, rollout.packed = {}, 0
+    kind: Kind = "factors" if _sends_factors(trainer, rollout) else "weights"
+    if kind == "factors" and not rollout.founded:
+        _carry(trainer, rollout, "frozen", progress, half)
+        rollout.keep()
+        rollout.founded = True
+    sent = _carry(trainer, rollout, kind, progress, half)
+    _compare(rollout, rollout.received(), sent, f"received other weights than the trainer sent as version {version}")
+    rollout.commit(version)
+    rollout.published = sent
+    check_served(rollout)
+    return _digest(rollout, sent)
+
+
+def _sends_factors(trainer: TrainerFleet, rollout: RolloutFleet) -> bool:
+    """Says whether A and B are sent in the place of the weights that they change."""
+    model = trainer.model
+    if model is None or model.adapter is None or trainer.sends == "weights":
+        return False
+    return trainer.sends == "factors" or (_over_hosts(trainer, rollout) and factors_are_less(model, trainer.dtype))
+
+
+def _carry(trainer: TrainerFleet, rollout: RolloutFleet, kind: Kind, progress: Progress, half: int) -> list[list[int]]:
+    """Brings what is to be carried to all engines; returns the fingerprints of what the trainer serves: [parameter][shard]."""
+    tickets, total, late = _begin(trainer, rollout, half, kind)
     far = any(ticket.place != to.place for ticket in tickets for to in rollout.recipients)
     progress(0, total)
     gather(trainer.packing(0), patience=trainer.patience)
@@ -61,20 +86,26 @@ def _publish(trainer: TrainerFleet, rollout: RolloutFleet, version: int, progres
             pending |= trainer.packing(number + 1)
         gather(pending, patience=trainer.patience)
         progress(min(number + 1, total), total)
-    sent = _end(trainer, rollout)
-    _compare(rollout, rollout.received(), sent, f"received other weights than the trainer sent as version {version}")
-    rollout.commit(version)
-    rollout.published = sent
-    check_served(rollout)
-    return _digest(rollout, sent)
+    return _end(trainer, rollout)
 
 
-def _begin(trainer: TrainerFleet, rollout: RolloutFleet, half: int) -> tuple[Sequence[Ticket], int, bool]:
+def _replicas(trainer: TrainerFleet) -> list[Sequence[Place]]:
+    size = len(trainer.places) // trainer.replicas
+    return [trainer.places[i : i + size] for i in range(0, len(trainer.places), size)]
+
+
+def _over_hosts(trainer: TrainerFleet, rollout: RolloutFleet) -> bool:
+    """Says whether an engine is on another host than one of the ranks that serve it."""
+    replicas = _replicas(trainer)
+    pairs = zip(rollout.recipients, serving(replicas, rollout.recipients), strict=True)
+    return any(source.host != to.place.host for to, g in pairs for source in replicas[g])
+
+
+def _begin(trainer: TrainerFleet, rollout: RolloutFleet, half: int, kind: Kind) -> tuple[Sequence[Ticket], int, bool]:
     """Begins a publication on both sides; returns the trainer's tickets, how many buckets there are, and whether some are taken
     a bucket late, since another rank of the host passes them on."""
     name, recipients = uuid.uuid4().hex, rollout.recipients
-    size = len(trainer.places) // trainer.replicas
-    replicas = [trainer.places[i : i + size] for i in range(0, len(trainer.places), size)]
+    size, replicas = len(trainer.places) // trainer.replicas, _replicas(trainer)
     by = serving(replicas, recipients)
     companies = [[to for to, replica in zip(recipients, by, strict=True) if replica == g] for g in range(len(replicas))]
     follow = {
@@ -84,13 +115,14 @@ def _begin(trainer: TrainerFleet, rollout: RolloutFleet, half: int) -> tuple[Seq
         if found and found.relay
     }
     shards = 1 + max(to.shard for to in recipients)
-    if any(source.host != to.place.host for to, g in zip(recipients, by, strict=True) for source in replicas[g]):
+    if _over_hosts(trainer, rollout):
         half = min(half, FAR)
     if follow:  # who passes on holds its shard of a bucket of every rank elsewhere
         half = min(half, max(half * shards // size // 16 * 16, _LEAST))
-    tickets, counts = zip(*trainer.begin_publication(name, companies, shards, half), strict=True)
+    tickets, counts = zip(*trainer.begin_publication(name, companies, shards, half, kind), strict=True)
     parts = [tickets[i : i + size] for i in range(0, len(tickets), size)]
-    passed_on = rollout.begin_publication(name, [(parts[g], companies[g]) for g in by], half)
+    served_by = [(parts[g], companies[g]) for g in by]
+    passed_on = rollout.begin_publication(name, served_by, half, kind, trainer.model)
     rollout.follow({name: passed_on[relay] for name, relay in follow.items()})
     return tickets, max(counts), bool(follow)
 
@@ -110,7 +142,7 @@ def _end(trainer: TrainerFleet, rollout: RolloutFleet) -> list[list[int]]:
         for parameter, mine, theirs in zip(served(rollout.model), first, other, strict=True):
             if mine != theirs:
                 raise RunError(f"replica {number} of the trainer holds other weights than replica 0: {parameter.name}")
-    rollout.crossed = {}
+    rollout.packed += sum(part.packed for part in sent)
     for part in sent:
         for way_, size in part.crossed.items():
             rollout.crossed[way_] = rollout.crossed.get(way_, 0) + size

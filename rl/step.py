@@ -83,9 +83,12 @@ class Critic:
     lr: Callable[[int], float]  # of a step
 
 
-def crossed(published: int | None) -> dict[str, float]:
-    """Returns the metric of a publication of which so many bytes went to other hosts; none where nothing did."""
-    return {"network/published_gib": published / 2**30} if published else {}
+def sent(published: tuple[int, int] | None) -> dict[str, float]:
+    """Returns the metrics of a publication: the bytes that it carried, and those that went to other hosts, where any did."""
+    if published is None:
+        return {}
+    carried, crossed = (size / 2**30 for size in published)
+    return {"publish/carried_gib": carried} | ({"network/published_gib": crossed} if crossed else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,10 @@ class Step:
     trainer: Trainer
     cards: Cards
     journal: Journal
-    publish: Callable[[int], int | None]  # both sides hold the same bits after it, as this version, or the run stops
+    publish: Callable[
+        [int], tuple[int, int] | None
+    ]  # both sides hold the same bits after it, as this version, or the run
+    # stops; bytes that were carried, and that crossed the network
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
@@ -137,7 +143,7 @@ class Step:
         updates += self._train(step, clock, later)
         metrics = self.measured(step, drawn, batch, updates, compared) | found(mismatch)
         with clock("publish", of="both"):
-            metrics |= crossed(self.publish(step))
+            metrics |= sent(self.publish(step))
         return metrics | clock.told(), batch
 
     def ahead(self) -> dict[str, bytes]:

@@ -395,12 +395,12 @@ class Parts:
         own = {n: set_environment(self.config, n, one.problems, one.reward, *how) for n, one in sets.items()}
         return {name: make_set_evaluator(self.config, name, s, tokenizer.ends, own[name]) for name, s in sets.items()}
 
-    def _publish(self, version: int) -> int:
+    def _publish(self, version: int) -> tuple[int, int]:
         """Publishes the trainer's weights: both sides hold the same bits after this, or the run stops. Returns the bytes that
-        crossed the network."""
+        were carried, and those of them that crossed the network."""
         publish_aloud(self.console, version, partial(publish, self.trainer, self.rollout, version))
         self.checkpoints.settle()
-        return sum(self.rollout.crossed.values())
+        return self.rollout.packed, sum(self.rollout.crossed.values())
 
     def _memory(self) -> dict[str, float]:
         """Returns GiB of the fullest rank of each kind, over the steps of this process, and what was planned."""

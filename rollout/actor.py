@@ -13,6 +13,7 @@ from kernels.host.failures import with_typed_failures
 from kernels.host.place import Place
 from kernels.model import ModelConfig
 from kernels.weights.bucket import Ticket, remove_leftovers
+from kernels.weights.cargo import Kind
 from kernels.weights.routes import Recipient
 from rollout.drafts.speculation import Counts
 from rollout.engine import Engine, EngineConfig, freeze_heap
@@ -66,10 +67,16 @@ class RolloutRank:
         return os.getpid()
 
     def begin_publication(
-        self, name: str, tickets: Sequence[Ticket], company: Sequence[Recipient], half: int
+        self,
+        name: str,
+        tickets: Sequence[Ticket],
+        company: Sequence[Recipient],
+        half: int,
+        kind: Kind = "weights",
+        model: ModelConfig | None = None,
     ) -> Ticket | None:
         """Begins a publication: opens the buckets of the trainer ranks of its place, as `Receiver.begin`."""
-        return self.receiver.begin(name, tickets, company, half)
+        return self.receiver.begin(name, tickets, company, half, kind, model)
 
     def follow(self, ticket: Ticket) -> None:
         """Opens what another rank of its place passes on."""
@@ -78,6 +85,10 @@ class RolloutRank:
     def take(self, number: int) -> None:
         """Copies this shard's part of bucket `number` out of it."""
         self.receiver.take(number)
+
+    def keep(self) -> None:
+        """Ends a publication of frozen weights."""
+        self.receiver.keep()
 
     def received(self) -> list[int]:
         """Returns the fingerprint of this shard's part of every parameter as it arrived."""

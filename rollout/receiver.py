@@ -5,9 +5,11 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from kernels.host.pinned import host_tensor
 from kernels.host.place import Place
-from kernels.model import served
+from kernels.model import ModelConfig, served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
+from kernels.weights.cargo import Kind, cargo, merge_shard
 from kernels.weights.fingerprint import fingerprint, unsigned
 from kernels.weights.reshard import Bucket, buckets, extent, shard_rows
 from kernels.weights.routes import Recipient, Way, followers, way
@@ -18,6 +20,10 @@ from rollout.memory import Reclaimable
 class Receiver:
     """Receives publications on one rank of an engine. One publication at a time: `begin`; `follow` where another rank of the
     host passes bytes on; `take` of every bucket; `received`, then `commit` or `abandon`.
+
+    Where weights are frozen ones with adapters merged into them, a publication may bring the frozen ones once (`begin` with
+    `frozen`, `take`, `keep`), which then stay in host memory through all sleep, and from then on A and B alone: they are merged
+    here, by the trainer's op, into what the engine is to serve.
 
     Atomic: an engine that has weights goes on with them until `commit`; the new ones gather in a second set of the shard's
     size, which is there for the publication only. An engine without weights (not loaded yet, or asleep at level 2) has nothing
@@ -31,12 +37,24 @@ class Receiver:
         self._shadow: Reclaimable | None = None
         self._halves: dict[int, list[torch.Tensor]] = {}
         self._mirror: SharedBucket | None = None
+        self._target: Mapping[str, torch.Tensor] = {}
+        self._arriving: Mapping[str, torch.Tensor] = {}
         self._under_way = False
+        self._frozen: dict[str, torch.Tensor] = {}
 
-    def begin(self, name: str, tickets: Sequence[Ticket], company: Sequence[Recipient], half: int) -> Ticket | None:
+    def begin(
+        self,
+        name: str,
+        tickets: Sequence[Ticket],
+        company: Sequence[Recipient],
+        half: int,
+        kind: Kind = "weights",
+        model: ModelConfig | None = None,
+    ) -> Ticket | None:
         """Begins a publication: `tickets` of all trainer ranks that serve the `company`, of which this rank is one; `name` and
-        `half` as on their side. Returns the ticket of what it passes on to others of its place, if there are any.
-        torch.OutOfMemoryError where there is no room for the second set."""
+        `half` as on their side. `kind`: what it carries; `model`: with its adapters, where these are sent. Returns the ticket
+        of what it passes on to others of its place, if there are any. torch.OutOfMemoryError where there is no room for the
+        second set."""
         if self._under_way:
             self.abandon()
         self._publication, self._places = name, [ticket.place for ticket in tickets]
@@ -44,28 +62,45 @@ class Receiver:
         me = next(to for to in company if to.name == self.name)
         self._ways = [way(place, me, company) for place in self._places]
         self._wired = [to.name for to in followers(me, self._places, company, shared=False)]
-        size = runner.group.shard.size
+        size, self._kind, self._model = runner.group.shard.size, kind, model or runner.config
+        self._cargo = cargo(kind, self._model, config.dtype)
         self._plans: list[list[Bucket]] = [
             [
                 [piece for piece in bucket if piece.shard == runner.group.shard]
-                for bucket in buckets(runner.config, w, len(tickets), size, half, config.dtype)
+                for bucket in buckets(self._cargo.parameters, w, len(tickets), size, half, self._cargo.dtype)
             ]
             for w in range(len(tickets))
         ]
         self._halves = {w: tickets[w].open(self.place) for w, by in enumerate(self._ways) if by == Way(None, True)}
-        self._target = runner.weights
-        if self.engine.version >= 0:
-            shapes = {name: tuple(tensor.shape) for name, tensor in runner.weights.items()}
-            self._shadow = Reclaimable(shapes, config.dtype, config.device)
-            self._target = self._shadow.tensors
-        else:
-            runner.weight_memory.regain()
+        self._make_room()
         self._under_way = True
         if not followers(me, self._places, company, shared=True):
             return None
         self._mirror = SharedBucket(max(16, sum(self._sizes())), self.place)
         self._divide(self._mirror.halves)
         return self._mirror.ticket
+
+    def _make_room(self) -> None:
+        """Finds the tensors that the buckets are copied to, and those that the engine is to serve."""
+        runner, config = self.engine.runner, self.engine.config
+        shapes = {name: tuple(tensor.shape) for name, tensor in runner.weights.items()}
+        if self._kind == "frozen":
+            if not self._frozen:
+                self._frozen = {n: host_tensor(shape, config.dtype, config.device) for n, shape in shapes.items()}
+            self._arriving = self._frozen
+            return
+        self._target = runner.weights
+        if self.engine.version >= 0:
+            self._shadow = Reclaimable(shapes, config.dtype, config.device)
+            self._target = self._shadow.tensors
+        else:
+            runner.weight_memory.regain()
+        self._arriving = self._target
+        if self._kind == "factors":
+            parts = [(p, p.part(runner.group.shard)) for p in self._cargo.parameters]
+            self._arriving = {
+                p.name: torch.empty(mine.shape, dtype=self._cargo.dtype, device=config.device) for p, mine in parts
+            }
 
     def follow(self, ticket: Ticket) -> None:
         """Opens what another rank of this place passes on."""
@@ -80,7 +115,7 @@ class Receiver:
 
     def _sizes(self) -> list[int]:
         """Bytes of each rank's part of a mirror's half: the most of any bucket, a multiple of 16; 0 of a rank of this host."""
-        dtype = self.engine.config.dtype
+        dtype = self._cargo.dtype
         spans = [[extent(bucket, dtype) for bucket in plan] for plan in self._plans]
         most = [max((span.stop - span.start for span in of_rank), default=0) for of_rank in spans]
         far = (place.host != self.place.host for place in self._places)
@@ -97,7 +132,7 @@ class Receiver:
             at = number - 1 if by.shared and by.relay else number
             if not 0 <= at < len(plan) or not plan[at]:
                 continue
-            there = extent(plan[at], self.engine.config.dtype)
+            there = extent(plan[at], self._cargo.dtype)
             bucket, start = self._bytes(w, at, there)
             if not by.shared:
                 ends = f"{by.relay.name} {self.name}" if by.relay else f"{self.name} {w}"
@@ -126,9 +161,9 @@ class Receiver:
 
     def _copy(self, pieces: Bucket, bucket: torch.Tensor, start: int) -> None:
         for piece in pieces:
-            target = self._target[piece.parameter.name]
+            target = self._arriving[piece.parameter.name]
             rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
-            rows.copy_(piece.of(bucket, self.engine.config.dtype, piece.start - start))
+            rows.copy_(piece.of(bucket, self._cargo.dtype, piece.start - start))
 
     def _wait(self) -> None:
         if self.engine.config.device != "cuda":
@@ -142,9 +177,18 @@ class Receiver:
             self.abandon()
             raise
 
+    def keep(self) -> None:
+        """Ends a publication of the frozen weights, which stay here."""
+        self._close()
+
+    @torch.no_grad()
     def received(self) -> list[int]:
-        """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
+        """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory; A and B are
+        merged first."""
         self._halves, self._mirror = {}, None
+        if self._kind == "factors":
+            shard = self.engine.runner.group.shard
+            merge_shard(self._model, shard, self._target, self._frozen, self._arriving)
         return self._fingerprints(self._target)
 
     def served(self) -> list[int]:
@@ -184,4 +228,5 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        self._shadow, self._mirror, self._halves, self._target, self._under_way = None, None, {}, {}, False
+        self._shadow, self._mirror, self._halves, self._under_way = None, None, {}, False
+        self._target, self._arriving = {}, {}

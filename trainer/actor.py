@@ -16,6 +16,7 @@ from kernels.tree import WHOLE
 from kernels.weights.adapters import write as write_adapter
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket, remove_leftovers
+from kernels.weights.cargo import Kind, cargo
 from kernels.weights.digest import Leaves, digest, slice_digests
 from kernels.weights.files import save
 from kernels.weights.initial import initial
@@ -68,6 +69,8 @@ class TrainerRank(PublishingRank):
         weights = source if isinstance(source, Checkpoint) else self._weights(model, source)
         mesh = init_device_mesh(self.device, (self.size,))
         base = self._weights(model, self.base) if self.base else None
+        if self.training.adapter:
+            self._there(self.training.adapter)
         self.trainer = Trainer(model, self.training, mesh, weights, base)
         self.critic: Trainer | None = None
         self.writer = ShardWriter()
@@ -160,10 +163,14 @@ class TrainerRank(PublishingRank):
             trainer.onload()
 
     def begin_publication(
-        self, name: str, recipients: Sequence[Recipient], shards: int, half: int
+        self, name: str, recipients: Sequence[Recipient], shards: int, half: int, kind: Kind = "weights"
     ) -> tuple[Ticket, int]:
         """Begins a publication of this rank's rows; returns the ticket of its bucket, and how many buckets follow."""
-        return self.publisher.begin(name, self.trainer.rows(), recipients, shards, half)
+        to = (recipients, shards, half)
+        if kind != "factors":
+            return self.publisher.begin(name, self.trainer.rows(kind), *to)
+        factors = cargo(kind, self.trainer.model.config, self.training.dtype)
+        return self.publisher.begin(name, self.trainer.rows() | self.trainer.rows(kind), *to, factors)
 
     def digest(self) -> str:
         """Returns `kernels.weights.digest` of the weights as they are served, on rank 0 (others: ""). A collective."""
@@ -216,7 +223,10 @@ class TrainerRank(PublishingRank):
     def _weights(self, model: ModelConfig, source: str | int) -> Weights:
         if isinstance(source, int):
             return initial(model, source, soonest=True)
-        if not Path(source).is_dir():
+        return self._there(source)
+
+    def _there(self, folder: str) -> Path:
+        if not Path(folder).is_dir():
             where = self.places[self.rank].host
-            raise ConfigError(f"{source} is no folder on {where}: copy it there, or name one that all nodes share")
-        return Path(source)
+            raise ConfigError(f"{folder} is no folder on {where}: copy it there, or name one that all nodes share")
+        return Path(folder)

@@ -9,21 +9,22 @@ comes from the activations (`kernels.ops.with_low_rank_gradient`): nothing of th
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from kernels.host.pinned import host_tensor
 from kernels.model import Adapter, Parameter, served, trained
 from kernels.model.adapter import A, B
-from kernels.ops import merge_low_rank, normal
+from kernels.ops import normal
+from kernels.weights.adapters import held, read
+from kernels.weights.cargo import merge_rows
 from kernels.weights.reshard import fsdp_rows
-from trainer.host import host_tensor
 from trainer.model import TrainerModel
 from trainer.parallelize import fill, gather
 from trainer.rows import local_rows
-
-_ROWS = 1 << 13  # of a weight that are merged at once: bounds what the merge holds beside it
 
 
 class Adapters:
@@ -43,9 +44,9 @@ class Adapters:
             self._frozen[parameter.name] = kept.copy_(rows)
 
     @property
-    def frozen(self) -> list[torch.Tensor]:
-        """Returns the frozen rows of all weights that have an adapter, in place."""
-        return list(self._frozen.values())
+    def frozen(self) -> Mapping[str, torch.Tensor]:
+        """Returns the frozen rows of all weights that have an adapter, by name, in place."""
+        return self._frozen
 
     @torch.no_grad()
     def begin(self, seed: int) -> None:
@@ -53,14 +54,21 @@ class Adapters:
         first W' is W. The noise is keyed by (seed, name), and so independent of how A is sharded."""
         named = dict(self._model.named_parameters())
         for parameter in self._adapted:
-            rank, sections = self._adapter.rank(parameter), len(parameter.sections)
+            rank, matrices = self._adapter.rank(parameter), len(parameter.matrices)
             a = self._adapter.tensors(parameter)[0]
             key, deviation = zlib.crc32(a.name.encode()), 1 / math.sqrt(3 * a.columns)
-            drawn = normal((sections * rank, a.columns), seed, key, deviation).view(sections, rank, -1)
-            whole = torch.zeros(sections, a.shape[0] // sections, a.columns)
+            drawn = normal((matrices * rank, a.columns), seed, key, deviation).view(matrices, rank, -1)
+            whole = torch.zeros(matrices, a.shape[0] // matrices, a.columns)
             whole[:, :rank] = drawn
             fill(named[a.name], whole.view(a.shape))
             cast(torch.Tensor, local_rows(self._model)[parameter.name + B]).zero_()
+
+    @torch.no_grad()
+    def load(self, directory: str) -> None:
+        """Takes A and B from a folder of `peft`, in the place of `begin`."""
+        named, config = dict(self._model.named_parameters()), self._model.config
+        for name, whole in held(config, read(directory, config)):
+            fill(named[name], whole)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -68,18 +76,9 @@ class Adapters:
         named, local = dict(self._model.named_parameters()), local_rows(self._model)
         for parameter in self._adapted:
             a = gather(named[parameter.name + A].detach())
-            self._merge_rows(parameter, a, local[parameter.name + B], local[parameter.name])
-
-    def _merge_rows(self, parameter: Parameter, a: torch.Tensor, b: torch.Tensor, merged: torch.Tensor) -> None:
-        frozen, scale, device = self._frozen[parameter.name], self._adapter.scale(parameter), self._mesh.device_type
-        mine = fsdp_rows(parameter.shape[0], self._mesh.get_local_rank(), self._mesh.size())
-        stop = 0
-        for rows, of_section in zip(parameter.sections, a.chunk(len(parameter.sections)), strict=True):
-            first, stop = stop, stop + rows
-            for start in range(max(first, mine.start), min(stop, mine.stop), _ROWS):
-                here = slice(start - mine.start, min(start + _ROWS, stop, mine.stop) - mine.start)
-                given = frozen[here].to(device), of_section, b[here].to(device)
-                merged[here].copy_(merge_low_rank(*given, scale, merged.dtype))
+            mine = fsdp_rows(parameter.shape[0], self._mesh.get_local_rank(), self._mesh.size())
+            given = local[parameter.name], self._frozen[parameter.name], a, local[parameter.name + B]
+            merge_rows(parameter, mine, *given, self._adapter.scale(parameter))
 
 
 def adapter_tensors(model: TrainerModel) -> list[tuple[Parameter, torch.Tensor]]:

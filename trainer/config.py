@@ -40,6 +40,7 @@ class TrainerConfig:
     router_aux_loss_coef: float = 0.0  # of a mixture of experts: of the load-balancing loss (`trainer.routing`)
     replicas: int = 1  # times that the ranks hold the model: changes memory and what crosses the network, and no bit
     seed: int = 0  # of the noise that adapters begin with
+    adapter: str | None = None  # a folder of `peft` that they begin with instead
     family: str = field(
         default_factory=chosen_family
     )  # of the kernels that a GPU runs; this process's own, if not said

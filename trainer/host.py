@@ -4,43 +4,17 @@
 that live there, in pieces that pass through the card. Both copy bits: nothing here rounds or adds.
 """
 
-import mmap
 import resource
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 
 import torch
+
+from kernels.host.pinned import host_tensor
 
 PIECE = 1 << 25
 """Elements of a tensor that are on the card at once while it passes: 128 MiB in float32."""
 _DEPTH = 3  # pieces in flight: one arrives, one is worked on, one leaves
-
-
-def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Allocates zeros on the CPU; pinned where `device` is a GPU, and exactly as long as asked for (torch's own pinned
-    allocator rounds up to a power of two). RuntimeError where the system refuses to pin so much."""
-    size = prod(shape) * dtype.itemsize
-    if not size:
-        return torch.zeros(tuple(shape), dtype=dtype)
-    memory = mmap.mmap(
-        -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )  # pages appear, zero, when they are touched
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    out = torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
-    if device == "cuda":
-        _pin(out, size)
-    return out
-
-
-def _pin(tensor: torch.Tensor, size: int) -> None:
-    """In one call: a copy that spans two pinned ranges is refused by the driver. About 4 GiB a second."""
-    runtime, address = torch.cuda.cudart(), tensor.data_ptr()
-    if code := int(runtime.cudaHostRegister(address, size, 0)):
-        raise RuntimeError(f"not enough memory: {size} bytes of host memory could not be pinned (CUDA error {code})")
-    weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, address)
 
 
 def clear(tensors: Iterable[torch.Tensor], device: str) -> None:

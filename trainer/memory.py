@@ -61,7 +61,8 @@ def trainer_memory(
     whole = model.adapter is None
     own, held = costs.parameter_count(model) if whole else costs.trained_elements(model), costs.trained_elements(model)
     outer, layer = costs.outer_elements(model), costs.layer_elements(model)
-    learned, outside = costs.layer_trained_elements(model), outer * whole  # of a layer, and outside, what has gradients
+    learned = costs.layer_trained_elements(model)  # of a layer what has gradients; and outside
+    outside = outer if whole else costs.outer_trained_elements(model)
     masters, pair = costs.MASTER * held // world_size, 2 * moments.itemsize * own // world_size
     merged = 0 if whole else width * costs.trainer_elements(model) // world_size
     under = width * costs.adapted_elements(model) // world_size

@@ -25,10 +25,13 @@ from kernels.model import (
     token_logprobs,
     token_values,
 )
+from kernels.model.adapter import A, B
 from kernels.ops import Mixture, Truncation
 from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
 from trainer.routing import Routing
+
+HEAD = "head"
 
 
 def gradients_in_float32(module: nn.Module) -> None:
@@ -106,6 +109,9 @@ class TrainerModel(nn.Module):
         self.embed = _held(outer["embed"], dtype)
         self.norm = _held(outer["norm"], dtype)
         self.head = _held(outer.get("head", outer["embed"]), dtype)
+        for name in (HEAD + A, HEAD + B):  # of its adapter
+            if name in outer:
+                self.register_parameter(name, _held(outer[name], dtype))
         self.layers = nn.ModuleList(Block(config, i, dtype, checkpointing) for i in range(config.layers))
         with torch.device("cpu"):
             self.table = position_table(config)
@@ -126,8 +132,13 @@ class TrainerModel(nn.Module):
         hidden = self.hidden(token_ids, layout, routed)
         if self.config.head == "value":
             return token_values(self.config, hidden[rows - 1], whole(self.head), row_groups)
-        of_rows = (token_ids[rows], temperatures, row_groups, truncation)
+        of_rows = (token_ids[rows], temperatures, row_groups, truncation, self._low_rank())
         return token_logprobs(self.config, hidden[rows - 1], whole(self.head), *of_rows)
+
+    def _low_rank(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Returns A and B of the head's adapter, if it has one."""
+        both = [self._parameters.get(name) for name in (HEAD + A, HEAD + B)]
+        return (whole(both[0]), whole(both[1])) if both[0] is not None and both[1] is not None else None
 
     def hidden(self, token_ids: torch.Tensor, layout: Layout, routed: Routed = not_told) -> torch.Tensor:
         """Computes what the LM head reads: [T, H] in the dtype of activations."""

@@ -7,11 +7,12 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from kernels.collectives import TreeGroup
+from kernels.host.pinned import host_tensor
 from kernels.ops import adamw, fold_rows, square_rows
 from kernels.scalars import sqrt_f32
 from kernels.tree import Counter, fold
 from trainer.config import AdamWConfig, Offload
-from trainer.host import Passage, clear, host_tensor
+from trainer.host import Passage, clear
 from trainer.model import TrainerModel
 from trainer.rows import tie
 

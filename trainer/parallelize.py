@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from kernels.collectives import TreeGroup
 from kernels.collectives.levels import by_levels, subgroup
-from trainer.host import host_tensor
+from kernels.host.pinned import host_tensor
 from trainer.model import TrainerModel
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from kernels.host.place import Place
 from kernels.model import ModelConfig, served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
+from kernels.weights.cargo import Cargo, cargo
 from kernels.weights.fingerprint import fingerprint, unsigned
 from kernels.weights.reshard import Bucket, Piece, buckets, extent
 from kernels.weights.routes import Recipient, wired
@@ -22,6 +24,7 @@ class Sent:
 
     sums: list[list[int]]  # fingerprints of what it serves, by its masters: [parameter][shard], each below 2^64
     crossed: dict[tuple[str, str], int]  # bytes that it sent to other hosts: (its own, the other)
+    packed: int  # bytes that it put into buckets
 
 
 def _half(plan: list[Bucket], dtype: torch.dtype) -> int:
@@ -43,19 +46,30 @@ class Publisher:
         self._under_way = False
 
     def begin(
-        self, name: str, rows: Mapping[str, torch.Tensor], recipients: Sequence[Recipient], shards: int, half: int
+        self,
+        name: str,
+        rows: Mapping[str, torch.Tensor],
+        recipients: Sequence[Recipient],
+        shards: int,
+        half: int,
+        factors: Cargo | None = None,
     ) -> tuple[Ticket, int]:
         """Begins a publication. `name`: of this publication, on all ranks of both sides; new. `rows`: this rank's of every
         parameter, float32, which must stay as they are until `finish`. `recipients`: whom this rank and those with the other
-        rows serve; `shards`: the tensor-parallel size of all. Returns how to open the bucket, and how many buckets there will
-        be."""
+        rows serve; `shards`: the tensor-parallel size of all. `factors`: A and B, if these are sent in the place of what they
+        are merged into; `rows` then have them too. Returns how to open the bucket, and how many buckets there will be."""
         if self._under_way:
             self.cut()
         self._name = name
         self._rows, self._far = rows, wired(self.place, recipients)
-        self._plan = buckets(self.model, self.rank, self.size, shards, half, self.dtype)
-        self._bucket = SharedBucket(_half(self._plan, self.dtype), self.place)
+        whole = cargo("weights", self.model, self.dtype)
+        self._apart, self._cargo = factors is not None, factors or whole
+        self._plan, self._promises = (
+            buckets(one.parameters, self.rank, self.size, shards, half, one.dtype) for one in (self._cargo, whole)
+        )
+        self._bucket = SharedBucket(_half(self._plan, self._cargo.dtype), self.place)
         self._crossed: dict[tuple[str, str], int] = {}
+        self._packed = 0
         self._order = {p.name: i for i, p in enumerate(served(self.model))}
         self._sums = torch.zeros(len(self._order), shards, dtype=torch.int64, device=self.device)
         self._sending: tuple[list[dist.Work], list[dist.Work]] = [], []
@@ -74,9 +88,10 @@ class Publisher:
         for piece in self._pieces(number):
             held = self._rows[piece.parameter.name]
             rows = held.view(len(held), -1)[piece.source : piece.source + piece.rows, piece.columns]
-            self.fill(piece.of(half, self.dtype), rows)
-            sums = self._sums[self._order[piece.parameter.name]]
-            sums[piece.shard.rank] += self._promised(piece, rows)
+            self.fill(piece.of(half, self._cargo.dtype), rows)
+            self._packed += piece.bytes(self._cargo.dtype)
+            if not self._apart:
+                self._promise(piece)
         if self.device == "cuda":
             self._wait()
 
@@ -84,15 +99,17 @@ class Publisher:
         """Rounds masters to the served dtype, into the bucket."""
         place.copy_(rows.to(self.device))
 
-    def _promised(self, piece: Piece, rows: torch.Tensor) -> torch.Tensor:
-        """The fingerprint of what the trainer's own forward pass reads of these masters: rounded anew, never read from the
+    def _promise(self, piece: Piece) -> None:
+        """Adds the fingerprint of what the trainer's own forward pass reads of these masters: rounded anew, never read from the
         bucket, so that a fault of the bucket's rounding is one of the publication."""
+        held = self._rows[piece.parameter.name]
+        rows = held.view(len(held), -1)[piece.source : piece.source + piece.rows, piece.columns]
         step = max(1, _AT_ONCE // rows.shape[1])
         parts = [
             fingerprint(some.to(self.device).to(self.dtype).contiguous(), piece.row + i * step, piece.columns.start)
             for i, some in enumerate(rows.split(step))
         ]
-        return torch.stack(parts).sum()
+        self._sums[self._order[piece.parameter.name], piece.shard.rank] += torch.stack(parts).sum()
 
     def _wait(self) -> None:
         if not self._far:
@@ -113,7 +130,7 @@ class Publisher:
                 if to.name not in self._wires:
                     wire = Wire(f"{self._name} {to.name} {self.rank}", self.store, sender=True, place=self.place)
                     self._wires[to.name] = wire
-                part = half[extent(theirs, self.dtype)]
+                part = half[extent(theirs, self._cargo.dtype)]
                 self._sending[number % 2].append(self._wires[to.name].send(part))
                 if to.place.host != self.place.host:
                     way = (self.place.host, to.place.host)
@@ -124,6 +141,9 @@ class Publisher:
 
     def finish(self) -> Sent:
         """Returns what was sent, once it is. Frees the bucket."""
+        if self._apart:
+            for piece in chain.from_iterable(self._promises):
+                self._promise(piece)
         for works in self._sending:
             for work in works:
                 work.wait()
@@ -131,7 +151,7 @@ class Publisher:
             self._wait()
         sums = [[unsigned(value) for value in row] for row in self._sums.tolist()]
         self._bucket, self._rows, self._under_way = None, {}, False
-        return Sent(sums, self._crossed)
+        return Sent(sums, self._crossed, self._packed)
 
     def cut(self) -> None:
         """Ends a publication that failed, on any rank: here, and the wires, whose other ends may still wait."""

@@ -9,7 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.collectives import TreeGroup
 from kernels.gpu.card import choose_family
-from kernels.model import ModelConfig, Parameter, saved, served, trained
+from kernels.model import ModelConfig, Parameter, saved, trained
+from kernels.weights.cargo import Kind, cargo
 from trainer.adapters import Adapters, adapter_tensors
 from trainer.batch import Batch, MicroBatch, Rows, StepReport, cut, cut_by_tokens
 from trainer.checkpoint import PARTS, Checkpoint
@@ -75,6 +76,8 @@ class Trainer:
         self.adapters = Adapters(self.model, self.shards, on_host=self.config.offload != "none")
         if isinstance(weights, Checkpoint):
             self._restore(weights)
+        elif self.config.adapter:
+            self.adapters.load(self.config.adapter)
         else:
             self.adapters.begin(self.config.seed)
         self.adapters.merge()
@@ -224,7 +227,7 @@ class Trainer:
         held: list[torch.Tensor] = []
         if self.config.offload == "none":
             held += self.optimizer.all_moments()
-            held += self.adapters.frozen if self.adapters else []
+            held += self.adapters.frozen.values() if self.adapters else ()
         if self.config.offload != "all":
             held += local_rows(self.model).values()
         for beside in filter(None, (self.frozen, self.past)):
@@ -264,12 +267,14 @@ class Trainer:
                 )
         self.optimizer.steps = checkpoint.optimizer_steps
 
-    def rows(self) -> dict[str, torch.Tensor]:
-        """Returns this rank's rows of all that is served, in place: float32 masters or, merged with their adapters, weights in
-        the dtype of activations."""
+    def rows(self, kind: Kind = "weights") -> dict[str, torch.Tensor]:
+        """Returns this rank's rows of what a publication carries, in place. All that is served: float32 masters or, merged with
+        their adapters, weights in the dtype of activations; with the frozen ones in their place; or A and B, float32."""
         self._check_onloaded()
         local = local_rows(self.model)
-        return {p.name: local[p.name] for p in served(self.model.config)}
+        under = self.adapters.frozen if kind == "frozen" and self.adapters else {}
+        carried = cargo(kind, self.model.config, self.config.dtype).parameters
+        return {p.name: under.get(p.name, local[p.name]) for p in carried}
 
     def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
         """Yields all that is saved, whole, one at a time, on every rank: float32 masters or merged weights, as of `rows`. A

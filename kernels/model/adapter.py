@@ -1,11 +1,12 @@
 """Adapters: low-rank additions to frozen weights, W' = W + scale B A (LoRA, Hu et al. 2021), and the tensors that they add.
 
-A matrix that the model holds may be several of a file, one below the other (q, k, v). Each of these sections has an A of its
-own, so that a file of adapters has them apart: A [sections r, K], B [N, r]; row n of W' is W[n] + scale B[n] A[section of n].
+A matrix that the model holds may be several of a file, one below the other (q, k, v; those of all experts). Each of these has
+an A of its own, so that a file of adapters has them apart: A [matrices r, K], B [N, r]; row n of W' is W[n] + scale B[n]
+A[matrix of n].
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -15,6 +16,13 @@ from kernels.model.parameter import Parameter, Target
 A, B = "_A", "_B"
 """What the names of the two end in, after that of the weight."""
 _UNIT = 16  # a tensor core's step: ranks are held as multiples, filled up with zeros that stay zeros
+_WITHOUT: Mapping[Target, str] = {
+    "attention": "",
+    "mlp": "",
+    "experts": "",
+    "head": " (its head is its embedding, which is read by rows and has none)",
+}
+"""Why a model has not what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,16 @@ class Adapter:
         return -(-self.rank(parameter) // _UNIT) * _UNIT
 
     def tensors(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
-        """Describes A and B of a weight that has an adapter."""
-        rank = self.held_rank(parameter)
-        a = Parameter(parameter.name + A, (len(parameter.sections) * rank,), parameter.columns, (), None)
-        b = Parameter(parameter.name + B, (parameter.shape[0],), rank, (), None)
-        return replace(a, served=False, saved=False), replace(b, served=False, saved=False)
+        """Describes A and B of a weight that has an adapter; B is laid out in rows as the weight is. Shards of the weight need
+        its rows of B, or its columns of A; one of whole experts needs their A."""
+        rank, axis, matrices = self.held_rank(parameter), parameter.axis, len(parameter.matrices)
+        whole = axis == 0 and matrices > len(parameter.sections)  # matrices that no shard cuts
+        a_axis, b_axis = axis if axis == 1 or whole else None, 0 if axis == 0 else None
+        a = Parameter(parameter.name + A, (matrices * rank,), parameter.columns, (), a_axis)
+        b = replace(
+            parameter, name=parameter.name + B, columns=rank, hf_names=(), axis=b_axis, to_stream=False, target=None
+        )
+        return replace(a, served=False, saved=False), replace(b, trained=True, served=False, saved=False)
 
     def added_to(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """Lists the parameters of a model, which are frozen, and after each that has an adapter its A and B."""
@@ -59,11 +72,11 @@ class Adapter:
         there = [target for target in get_args(Target) if any(p.target == target for p in parameters)]
         for target, rank in self.ranks:
             if target not in there:
-                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}")
+                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}{_WITHOUT[target]}")
             if not isinstance(rank, int) or rank < 1:
                 raise ConfigError(f"adapter of {target}: rank {rank} must be a positive integer")
             for p in parameters:
-                width = min(p.columns, *p.sections)
+                width = min(p.columns, *p.matrices)
                 if p.target == target and rank > width:
                     raise ConfigError(
                         f"adapter of {target}: rank {rank} is above {width}, the width of {p.name}: the product of two such "

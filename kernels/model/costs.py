@@ -59,7 +59,7 @@ def adapter_count(config: ModelConfig) -> int:
     adapter, count = config.adapter, 0
     for parameter in served(config):
         if adapter and (rank := adapter.rank(parameter)):
-            count += rank * (len(parameter.sections) * parameter.columns + parameter.shape[0])
+            count += rank * (len(parameter.matrices) * parameter.columns + parameter.shape[0])
     return count
 
 
@@ -78,6 +78,11 @@ def layer_trained_elements(config: ModelConfig) -> int:
     """Counts the numbers of the largest layer that have a gradient."""
     layers = (layer_parameters(config, i) for i in range(config.layers))
     return max(sum(p.held if config.adapter else p.elements for p in layer if p.trained) for layer in layers)
+
+
+def outer_trained_elements(config: ModelConfig) -> int:
+    """Counts the numbers of adapters outside the layers: the head's."""
+    return sum(p.held for p in trained(config) if config.adapter and not p.name.startswith("layers."))
 
 
 # Operations -----------------------------------------------------------------------------------------------------------

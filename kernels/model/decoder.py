@@ -13,6 +13,7 @@ the tree. Weights are in that dtype or are float32 masters, which every op round
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from kernels.model.blocks import (
 )
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
-from kernels.model.parameters import OuterWeights
+from kernels.model.parameters import OuterWeights, served
 from kernels.ops import Mixture, Truncation, embedding, exclude_padding, rope_table
 from kernels.tree import WHOLE, Shard
 
@@ -108,11 +109,16 @@ def token_logprobs(
     temperature: torch.Tensor,
     groups: torch.Tensor | None = None,
     truncation: Truncation | None = None,
+    low_rank: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Returns the log-probs float32 [R] of `targets` [R] given final hidden states [R, H], with their gradient: what a sampler
     computes from `head_logits`, whoever holds which part of them. `groups`, `truncation`: as of
-    `kernels.ops.linear_logprob`."""
-    of_rows = (targets, temperature, config.leaves, groups, truncation, config.vocab_size)
+    `kernels.ops.linear_logprob`; `low_rank`: A and B of the head's adapter, where it has one."""
+    of_rows: tuple[Any, ...] = (targets, temperature, config.leaves, groups, truncation, config.vocab_size)
+    if low_rank:
+        assert config.adapter is not None
+        of = next(p for p in served(config) if p.name == "head")
+        of_rows = (*of_rows, (*low_rank, config.adapter.scale(of)))
     return config.ops.linear_logprob(hidden, head, *of_rows)
 
 

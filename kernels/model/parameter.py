@@ -8,8 +8,8 @@ import torch
 
 from kernels.tree import Shard
 
-Target = Literal["attention", "mlp"]
-"""What adapters are asked for by: the matrices of a block."""
+Target = Literal["attention", "mlp", "experts", "head"]
+"""What adapters are asked for by: the matrices of a block, or the head."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,27 @@ class Parameter:
     def stored(self) -> tuple[int, ...]:
         """Counts the rows of each Hugging Face tensor in a file."""
         return self.tensors or (*self.sections[:-1], self.sections[-1] - self.padding)
+
+    @property
+    def matrices(self) -> tuple[int, ...]:
+        """Counts the rows that are held of each Hugging Face tensor, padding included."""
+        return self.tensors or self.sections
+
+    def owners(self, rows: range) -> list[tuple[int, slice | torch.Tensor]]:
+        """Returns which of `rows`, counted from their first, are of which Hugging Face tensor: (its number, where)."""
+        out: list[tuple[int, slice | torch.Tensor]] = []
+        if self.stripe:
+            row = torch.arange(rows.start, rows.stop)
+            pair = 2 * self.tensors[0]
+            of = row // pair * 2 + row // self.stripe % 2
+            return [(number, (of == number).nonzero()[:, 0]) for number in of.unique().tolist()]
+        stop = 0
+        for number, held in enumerate(self.matrices):
+            start, stop = stop, stop + held
+            first, last = max(start, rows.start), min(stop, rows.stop)
+            if first < last:
+                out.append((number, slice(first - rows.start, last - rows.start)))
+        return out
 
     @property
     def elements(self) -> int:

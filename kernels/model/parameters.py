@@ -55,7 +55,8 @@ def declared(config: ModelConfig) -> list[Parameter]:
     if config.head == "value":
         out.append(Parameter("head", (config.value_rows,), H, (), None, served=False, saved=False))
     elif not config.tied:
-        out.append(Parameter("head", rows, H, ("lm_head.weight",), 0, padding, trained=not frozen))
+        head = Parameter("head", rows, H, ("lm_head.weight",), 0, padding, target="head")
+        out += config.adapter.added_to([head]) if config.adapter else [head]
     return out
 
 

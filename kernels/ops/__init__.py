@@ -11,6 +11,7 @@ from kernels.ops.exp import exp
 from kernels.ops.experts import expert_matmul, gated_experts
 from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
+from kernels.ops.low_rank.experts import with_expert_low_rank_gradient
 from kernels.ops.matmul import matmul
 from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
 from kernels.ops.normal import normal

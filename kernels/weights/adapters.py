@@ -4,6 +4,7 @@ A module is a matrix of a Hugging Face model with its A [r, K], B [N, r] and sca
 the merge (`kernels.ops.merge_low_rank`), of W rounded to the dtype that it is used in.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kernels.model import ConfigError, ModelConfig, Parameter, served
-from kernels.model.adapter import A, B
+from kernels.model import Adapter, ConfigError, ModelConfig, Parameter, served
+from kernels.model.parameter import Target
 from kernels.ops import merge_low_rank
 from kernels.weights.beside import read_json
 from kernels.weights.files import load
@@ -58,8 +59,9 @@ def modules_of(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Modu
     assert adapter is not None
     for parameter in served(config):
         if rank := adapter.rank(parameter):
-            of_a = tensors[parameter.name + A].chunk(len(parameter.sections))
-            of_b = tensors[parameter.name + B].split(parameter.sections)
+            a_held, b_held = adapter.tensors(parameter)
+            of_a = tensors[a_held.name].chunk(len(parameter.matrices))
+            of_b = b_held.to_files(tensors[b_held.name]).split(parameter.stored)
             for name, a, b in zip(parameter.hf_names, of_a, of_b, strict=True):
                 out[name] = Module(a[:rank], b[:, :rank], adapter.scale(parameter))
     return out
@@ -85,11 +87,11 @@ def load_merged(
 def write(directory: Path, config: ModelConfig, tensors: Mapping[str, torch.Tensor], base: str) -> None:
     """Writes the A and B that a trainer holds into a folder that `peft` loads. `base`: the model directory under them."""
     directory.mkdir(parents=True, exist_ok=True)
-    held: dict[str, torch.Tensor] = {}
+    files: dict[str, torch.Tensor] = {}
     for name, module in modules_of(config, tensors).items():
-        held |= dict(zip((_key(name, end) for end in _ENDS), (module.a, module.b), strict=True))
-    shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
-    write_tensors(directory / WEIGHTS, shapes, torch.float32, held.items())
+        files |= dict(zip((_key(name, end) for end in _ENDS), (module.a, module.b), strict=True))
+    shapes = {name: tuple(tensor.shape) for name, tensor in files.items()}
+    write_tensors(directory / WEIGHTS, shapes, torch.float32, files.items())
     fields = _fields(config, base)
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
@@ -109,7 +111,9 @@ def _fields(config: ModelConfig, base: str) -> dict[str, Any]:
             for name in parameter.hf_names:
                 module = name.removesuffix(".weight")
                 ranks[module.removeprefix("model.") if config.experts else module.rpartition(".")[2]] = rank
-    first = next(iter(ranks.values()))
+    first = dict(adapter.ranks).get("experts") or next(
+        iter(ranks.values())
+    )  # `peft` fuses experts, by r and no pattern
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -143,14 +147,76 @@ def read(directory: str | Path, config: ModelConfig) -> Modules:
     return {name: Module(a, b, _scale(fields, name, a.shape[0], folder / CONFIG)) for name, (a, b) in pairs.items()}
 
 
-def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns (A, B) of each matrix, checked against the model's."""
-    path, found = folder / WEIGHTS, dict[str, torch.Tensor]()
+def adapter_of(directory: str | Path, config: ModelConfig) -> Adapter:
+    """Returns the adapter that a folder holds, for a run that trains it further. ConfigError where it is of another kind than a
+    run trains: of a part of a target's matrices, of several ranks in one target, or of several alphas."""
+    modules, fields = read(directory, config), read_json(Path(directory) / CONFIG)
+    ranks: dict[Target, int] = {}
+    for parameter in served(config):
+        for name in parameter.hf_names:
+            module, target = modules.get(name), parameter.target
+            if module and target is None:
+                raise ConfigError(f"{directory} has an adapter of {name}, which is served and merged, and not trained")
+            if module and target and ranks.setdefault(target, len(module.a)) != len(module.a):
+                raise ConfigError(
+                    f"{directory}: rank {len(module.a)} of {name}, and {ranks[target]} of others of {target}; a run trains "
+                    f"one rank a target"
+                )
+    adapter = Adapter(tuple(ranks.items()), float(fields["lora_alpha"]), bool(fields.get("use_rslora")))
+    for parameter in served(config):
+        if not adapter.rank(parameter):
+            continue
+        for name in parameter.hf_names:
+            if name not in modules:
+                raise ConfigError(
+                    f"{directory} has adapters of {parameter.target}, and none of {name}: a run trains all matrices of a target"
+                )
+            if modules[name].scale != adapter.scale(parameter):
+                raise ConfigError(
+                    f"{directory}: {name} is scaled by {modules[name].scale:g}, alpha {adapter.alpha:g} of rank "
+                    f"{adapter.rank(parameter)} means {adapter.scale(parameter):g}; a run trains one alpha"
+                )
+    return adapter
+
+
+def held(config: ModelConfig, modules: Modules) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields every A and B by name, float32, as a trainer of the adapter of `config` holds them: undoes `modules_of`."""
+    adapter = config.adapter
+    assert adapter is not None
+    for parameter in served(config):
+        if not adapter.rank(parameter):
+            continue
+        a_held, b_held = adapter.tensors(parameter)
+        of_a, rank = torch.zeros(a_held.shape), b_held.columns
+        for name, a in zip(parameter.hf_names, of_a.chunk(len(parameter.matrices)), strict=True):
+            a[: len(modules[name].a)] = modules[name].a
+        files = [torch.nn.functional.pad(b, (0, rank - b.shape[1])) for b in (modules[n].b for n in parameter.hf_names)]
+        yield a_held.name, of_a
+        yield b_held.name, b_held.from_files(torch.cat(files)).contiguous()
+
+
+def adapter_sha256(directory: str | Path) -> str:
+    """Returns the SHA-256 of the adapters in a folder, by name, as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(Path(directory) / WEIGHTS).items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads what a file holds, float32."""
     try:
         with safe_open(path, "pt") as file:
-            found = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Returns (A, B) of each matrix, checked against the model's."""
+    path = folder / WEIGHTS
+    found = _tensors(path)
     names = sorted({key.removesuffix(end) for key in found for end in _ENDS if key.endswith(end)})
     if not names:
         raise ConfigError(f"{path} holds no lora_A.weight and lora_B.weight")
@@ -161,12 +227,7 @@ def _pairs(folder: Path, there: Mapping[str, Parameter]) -> dict[str, tuple[torc
     for module in names:
         name = module.removeprefix(_PREFIX) + ".weight"
         parameter = there.get(name)
-        if (
-            parameter is None
-            or not module.startswith(_PREFIX)
-            or parameter.stripe
-            or name == "model.embed_tokens.weight"
-        ):
+        if parameter is None or not module.startswith(_PREFIX) or name == "model.embed_tokens.weight":
             raise ConfigError(f"{path} holds an adapter of {module}, which the model has no matrix for that takes one")
         both = [found.get(module + end) for end in _ENDS]
         rows = parameter.stored[parameter.hf_names.index(name)]

@@ -4,15 +4,14 @@ Trainer rank w of W holds rows of every parameter (`fsdp_rows`); rollout rank s 
 compute the same plan, so a bucket carries no header. No rank ever holds a whole parameter for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 
 import torch
 
-from kernels.model import Parameter, served
-from kernels.model.config import ModelConfig
+from kernels.model import Parameter
 from kernels.tree import Shard
 
 _ALIGNMENT = 16  # bytes of a piece's place in a bucket
@@ -69,13 +68,15 @@ def shard_rows(parameter: Parameter, shard: Shard) -> Iterator[tuple[range, int]
         section, at = section + rows, at + cut.stop - cut.start
 
 
-def buckets(config: ModelConfig, rank: int, size: int, shards: int, limit: int, dtype: torch.dtype) -> list[Bucket]:
-    """Returns all that trainer rank `rank` of `size` sends to `shards` tensor-parallel ranks, in the order of
-    `parameters`, in buckets of at most `limit` bytes, a multiple of 16 that no row exceeds. In a bucket, the pieces of
+def buckets(
+    parameters: Sequence[Parameter], rank: int, size: int, shards: int, limit: int, dtype: torch.dtype
+) -> list[Bucket]:
+    """Returns all that trainer rank `rank` of `size` sends of the `parameters` to `shards` tensor-parallel ranks, in their
+    order, in buckets of at most `limit` bytes, a multiple of 16 that no row exceeds. In a bucket, the pieces of
     a shard stand together."""
     out: list[Bucket] = [[]]
     used = 0
-    for parameter in served(config):
+    for parameter in parameters:
         mine = fsdp_rows(parameter.shape[0], rank, size)
         for shard in (Shard(s, shards) for s in range(shards)):
             for theirs, target in shard_rows(parameter, shard):

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+import torch
 
 from kernels.host.place import Place
 from kernels.model import ModelConfig
 from kernels.weights.beside import Beside
 from kernels.weights.bucket import Ticket
+from kernels.weights.cargo import Kind
 from kernels.weights.routes import Recipient
 from kernels.weights.tensor_file import WrittenFile
 from rl.cluster.calls import Calls, gather, settle
@@ -26,6 +28,10 @@ from trainer.batch import Batch, Rows, StepReport
 from trainer.config import TrainerConfig
 from trainer.loss import Loss
 from trainer.publisher import Sent
+
+Sends = Literal["auto", "weights", "factors"]
+"""What a publication of adapters carries: merged weights; A and B, which the engines merge; or these where they are fewer
+bytes and an engine is on another host."""
 
 
 class _Fleet:
@@ -62,10 +68,14 @@ class RolloutFleet(_Fleet):
         shards = [shard for engine in engines for shard in range(len(engine))]
         self.recipients = [Recipient(r.name, s, p) for r, s, p in zip(self._ranks, shards, places, strict=True)]
         self._counts: Calls = {}
+        self.founded = False
+        """Whether they keep the frozen weights under the adapters that are trained."""
         self.published: list[list[int]] | None = None
         """What they are to serve: the trainer's fingerprints, [parameter][shard]."""
         self.crossed: dict[tuple[str, str], int] = {}
         """Bytes that the last publication sent over the network, by the two hosts."""
+        self.packed = 0
+        """Bytes that it put into buckets."""
 
     def generate(self, requests: Sequence[Request], replies: Replies | None = None) -> list[Completion]:
         """Returns all completions, in the order of the requests, the samples of each side by side. Requests of one prompt stay
@@ -109,12 +119,18 @@ class RolloutFleet(_Fleet):
     # A publication (rl.publish), in the order of its calls.
 
     def begin_publication(
-        self, name: str, sources: Sequence[tuple[Sequence[Ticket], Sequence[Recipient]]], half: int
+        self,
+        name: str,
+        sources: Sequence[tuple[Sequence[Ticket], Sequence[Recipient]]],
+        half: int,
+        kind: Kind = "weights",
+        model: ModelConfig | None = None,
     ) -> dict[str, Ticket]:
         """Begins a publication as `rollout.receiver.Receiver.begin`, on every rank. `sources`: of each, the tickets of whom
         it is served by, and who else is. Returns the tickets of those who pass on what they get, by name."""
         begun = zip(self._ranks, sources, strict=True)
-        calls = {rank.actor.begin_publication.remote(name, *source, half): rank for rank, source in begun}
+        of_all = (half, kind, model)
+        calls = {rank.actor.begin_publication.remote(name, *source, *of_all): rank for rank, source in begun}
         found = zip(self._ranks, gather(calls, patience=self.patience), strict=True)
         return {rank.name: ticket for rank, ticket in found if ticket is not None}
 
@@ -126,6 +142,10 @@ class RolloutFleet(_Fleet):
     def taking(self, number: int) -> Calls:
         """Begins to copy bucket `number`, on every rank."""
         return self._calls(lambda rank: rank.take.remote(number))
+
+    def keep(self) -> None:
+        """Ends a publication of frozen weights: the engines keep them beside what they serve."""
+        self._all(lambda rank: rank.keep.remote())
 
     def received(self) -> list[list[int]]:
         """Returns [rank][parameter]: fingerprints of what was copied."""
@@ -158,6 +178,12 @@ class TrainerFleet(_Fleet):
         ranks hold the model, one after another."""
         super().__init__(ranks, patience)
         self.ranks, self.places, self.replicas = ranks, places, replicas
+        self.model: ModelConfig | None = None
+        """What it trains; with adapters, once it has any."""
+        self.dtype = torch.float32
+        """Of what it serves."""
+        self.sends: Sends = "auto"
+        """What a publication of adapters carries."""
         self.shelves: Shelves | None = None
         """Of the nodes' files, where they do not share the run's folder."""
 
@@ -171,6 +197,7 @@ class TrainerFleet(_Fleet):
 
     def begin_adapters(self, model: ModelConfig) -> None:
         """Freezes what was trained so far, and trains the adapters of `model` on it, as `TrainerRank.begin_adapters`."""
+        self.model = model
         self._all(lambda rank: rank.begin_adapters.remote(model))
 
     def save_adapter(self, directory: str, base: str) -> None:
@@ -284,13 +311,14 @@ class TrainerFleet(_Fleet):
     # A publication (rl.publish), in the order of its calls.
 
     def begin_publication(
-        self, name: str, served: Sequence[Sequence[Recipient]], shards: int, half: int
+        self, name: str, served: Sequence[Sequence[Recipient]], shards: int, half: int, kind: Kind = "weights"
     ) -> list[tuple[Ticket, int]]:
         """Begins a publication and returns, of every rank, how to open its bucket and how many buckets there will be. `served`:
         by each replica; `shards`: of an engine."""
         size = len(self._ranks) // self.replicas
         ranks = enumerate(self._ranks)
-        calls = {rank.actor.begin_publication.remote(name, served[i // size], shards, half): rank for i, rank in ranks}
+        of_all = (shards, half, kind)
+        calls = {rank.actor.begin_publication.remote(name, served[i // size], *of_all): rank for i, rank in ranks}
         return gather(calls, patience=self.patience)
 
     def packing(self, number: int) -> Calls:

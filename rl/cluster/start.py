@@ -52,6 +52,7 @@ def cluster(
         patience, placement = section.patience, where.placement
         rollout = RolloutFleet(engines, model, () if trains_only else placement.rollout, patience)
         trainer = TrainerFleet(ranks, placement.trainer, patience, config.trainer.replicas)
+        trainer.model, trainer.dtype, trainer.sends = begun, config.dtype, config.adapter.publish
         trainer.shelves = shelves
         try:
             every = [*ranks, *(rank for engine in engines for rank in engine)]
@@ -182,6 +183,7 @@ def training_of(config: RunConfig, prefix: str = "") -> TrainerConfig:
         section.router_aux_loss_coef,
         section.replicas,
         config.seed,
+        config.adapter.path and str(Path(config.adapter.path).absolute()),
         config.kernels.family,
     )
 

@@ -102,7 +102,7 @@ def read_config(model: Path, overrides: Sequence[str]) -> RunConfig:
     except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{model / 'config.yaml'}: {' '.join(str(error).split())}") from None
     values["model"] |= {"path": str(model / "model"), "hf": {}}
-    values["adapter"] |= {"rank": 0}  # merged
+    values["adapter"] |= {"rank": 0, "path": None}  # merged
     return validate(values | {"out_dir": str(model)})
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from kernels.host.place import Place
 from kernels.model import served as parameters
+from kernels.tree import Shard
+from kernels.weights.cargo import cargo
 from rl.cluster import cluster
 from rl.cluster.nodes import Reserved
 from rl.compose import check
@@ -113,3 +116,35 @@ def test_replicas_serve_their_own_hosts(monkeypatch: pytest.MonkeyPatch) -> None
 def spoil(rank: Any) -> None:
     """An element of a master weight changes."""
     rank.trainer.rows()["layers.0.down"].view(-1)[7] += 1
+
+
+def test_adapters_cross_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another host go the frozen weights once, and from then on A and B: the weights are those of a whole publication, and
+    an engine that slept without memory gets them too."""
+    adapter = ("warmup.steps=0", "adapter.rank={attention:4,head:3}")
+    with started(monkeypatch, (ONE, ONE), (ONE, TWO), 2, *adapter) as fleets:
+        rollout, trainer = fleets
+        assert trainer.model and trainer.model.adapter
+        factors = cargo("factors", trainer.model, torch.float32).parameters
+        shards = 4 * sum(p.part(Shard(s, 2)).held for p in factors for s in range(2))
+        first = publish(trainer, rollout, 1, half=HALF)
+        assert size(fleets) + shards <= sum(rollout.crossed.values()) < 1.1 * (size(fleets) + shards)
+        rollout.wake()
+        before = served(rollout)
+        for version, asleep in ((2, False), (3, True)):
+            train(trainer, rollout.model)
+            if asleep:
+                rollout.sleep(2)
+            assert publish(trainer, rollout, version, half=HALF) != first
+            if asleep:
+                rollout.wake()
+            assert rollout.packed == shards <= sum(rollout.crossed.values()) < 1.1 * shards
+        after = [one[:2] for one in served(rollout)]
+        assert after != [one[:2] for one in before]
+        corrupt(rollout.engines[1][1].actor, "head")
+        with pytest.raises(RunError, match=r"engine 1 rank 1 .* received other weights .*: head"):
+            publish(trainer, rollout, 4, half=HALF)
+        apart = publish(trainer, rollout, 4, half=HALF)
+        trainer.sends = "weights"
+        assert publish(trainer, rollout, 5, half=HALF) == apart and rollout.packed > 1.9 * size(fleets) / 2
+        assert [one[:2] for one in served(rollout)] == after

@@ -70,6 +70,20 @@ RUNS: dict[str, tuple] = {
         8,
         torch.bfloat16,
     ),
+    "adapters of experts, a dense layer, 8 leaves of 1": (
+        replace(MIXED, adapter=Adapter((("experts", 2), ("mlp", 3)), 8.0)),
+        lambda c: random_weights(c),
+        1,
+        8,
+        torch.float32,
+    ),
+    "an adapter of the head, 37 ids, 8 leaves of 1": (
+        replace(TINY, leaves=8, vocab_size=37, layers=1, adapter=Adapter((("mlp", 2), ("head", 3)), 8.0)),
+        lambda c: random_weights(c),
+        1,
+        8,
+        torch.float32,
+    ),
 }
 LOSSES: dict[str, Loss] = {  # of runs whose policy loss is another
     "sequence ratios, 8 leaves of 2": SequencePolicyLoss(0.01, 0.01),

@@ -1,6 +1,7 @@
 """Adapters: the merged weights are what is computed with, what is trained are A and B, and nothing else moves."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from kernels.model import Adapter, ConfigError, ModelConfig, saved, served, trained
 from kernels.ops import merge_low_rank
+from kernels.weights.adapters import adapter_of, write
 from tests.bits import assert_same_bits, sha256
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
@@ -17,6 +19,8 @@ from trainer.rows import local_rows
 from trainer.trainer import Trainer, TrainerConfig
 
 BOTH = Adapter((("attention", 4), ("mlp", 3)), 8.0)
+ALL = Adapter((("attention", 4), ("mlp", 3), ("head", 5)), 8.0)
+EXPERTS = Adapter((("attention", 4), ("experts", 3), ("head", 2)), 8.0)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -39,11 +43,11 @@ def trainer_of(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts"])
+@pytest.mark.parametrize("name", ["tiny", "tied", "qwen2", "experts", "experts, dense layers", "61 ids"])
 def test_a_full_run_with_the_merged_weights_says_the_same(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
     """The forward pass and dX are those of a full model whose weights are W'."""
     config = SHAPES[name]
-    adapter = Adapter((("attention", 4),), 8.0) if config.experts else BOTH
+    adapter = EXPERTS if config.experts else BOTH if config.tied else ALL
     trainer = trainer_of(adapted(config, adapter), mesh, dtype, steps=3)
     full = Trainer(config, TrainerConfig(1, 2, dtype=dtype), mesh, trainer.weights())
     batch = random_batch(config, 4, seed=9)
@@ -82,14 +86,27 @@ def test_before_the_first_step_it_is_the_frozen_model(mesh: DeviceMesh) -> None:
         assert_same_bits(held, whole, parameter.name)
 
 
+def test_a_folder_is_trained_further(mesh: DeviceMesh, tmp_path: Path) -> None:
+    """With A and B as they were written: the same merged weights, and other moments."""
+    first = trainer_of(adapted(), mesh, steps=2)
+    held = {p.name: t for p, t in first.adapter_tensors()}
+    write(tmp_path, first.model.config, held, "")
+    second = trainer_of(adapted(), mesh, adapter=str(tmp_path))
+    for parameter, tensor in second.adapter_tensors():
+        assert_same_bits(tensor, held[parameter.name], parameter.name)
+    assert sha256(w for _, w in second.weights()) == sha256(w for _, w in first.weights())
+    assert adapter_of(tmp_path, TINY) == BOTH
+
+
 @pytest.mark.parametrize("rslora", [False, True])
-def test_the_gradient_is_that_of_float64(rslora: bool, mesh: DeviceMesh) -> None:
-    """dA = scale B^T dW', dB = scale dW' A^T, by the gradient of a full model at W'."""
-    adapter = replace(BOTH, rslora=rslora)
-    config = adapted(adapter=adapter)
+@pytest.mark.parametrize("name", ["tiny", "experts"])
+def test_the_gradient_is_that_of_float64(name: str, rslora: bool, mesh: DeviceMesh) -> None:
+    """dA = scale B^T dW', dB = scale dW' A^T, matrix by matrix, by the gradient of a full model at W'."""
+    plain, adapter = SHAPES[name], replace(EXPERTS if SHAPES[name].experts else ALL, rslora=rslora)
+    config = adapted(plain, adapter)
     trainer = trainer_of(config, mesh, steps=2)
-    full = Trainer(TINY, TrainerConfig(1, 2), mesh, trainer.weights())
-    batch = random_batch(TINY, 4, seed=9)
+    full = Trainer(plain, TrainerConfig(1, 2), mesh, trainer.weights())
+    batch = random_batch(plain, 4, seed=9)
     for one in (trainer, full):
         (batch_logprobs(one.model, batch, 1, "cpu") * torch.from_numpy(batch.advantages)).sum().backward()
     whole = {n: p.grad.to_local().double() for n, p in full.model.named_parameters()}  # type: ignore[union-attr]
@@ -99,22 +116,18 @@ def test_the_gradient_is_that_of_float64(rslora: bool, mesh: DeviceMesh) -> None
             assert found[parameter.name].grad is None
             continue
         a, b = (found[parameter.name + end].detach().to_local().double() for end in ("_A", "_B"))  # type: ignore[attr-defined]
-        held, scale = adapter.held_rank(parameter), adapter.scale(parameter)
-        parts = list(
-            zip(
-                whole[parameter.name].split(parameter.sections), b.split(parameter.sections), a.split(held), strict=True
-            )
-        )
-        want = {
-            "_A": torch.cat([scale * of_b.T @ dw for dw, of_b, _ in parts]),
-            "_B": torch.cat([scale * dw @ of_a.T for dw, _, of_a in parts]),
-        }
+        held, scale, dw = adapter.held_rank(parameter), adapter.scale(parameter), whole[parameter.name]
+        want = {"_A": torch.zeros_like(a), "_B": torch.zeros_like(b)}
+        for number, rows in parameter.owners(range(parameter.shape[0])):
+            mine = slice(number * held, (number + 1) * held)
+            want["_A"][mine] = scale * b[rows].T @ dw[rows]
+            want["_B"][rows] = scale * dw[rows] @ a[mine].T
         for end, value in want.items():
             got = found[parameter.name + end].grad.to_local().double()  # type: ignore[union-attr]
             error = ((got - value).abs().max() / value.abs().max()).item()
             assert error < 64 * torch.finfo(torch.float32).eps, f"{parameter.name}{end}: {error}"
             seen += 1
-    assert seen == 2 * 4 * TINY.layers
+    assert seen == 2 * (4 * plain.layers + 1)
 
 
 def test_frozen_weights_have_no_master_no_moment_and_no_gradient(mesh: DeviceMesh) -> None:
@@ -137,9 +150,25 @@ def test_any_rank_up_to_the_width(rank: int, mesh: DeviceMesh) -> None:
     assert sha256(w for _, w in trainer.weights()) != sha256(w for _, w in random_weights(TINY))
 
 
+def test_a_rank_of_the_width_reaches_every_weight(mesh: DeviceMesh) -> None:
+    """With A = 1 and scale 1 the merged weight is W + B, to the bit, whatever B is."""
+    width = TINY.hidden_size
+    trainer = trainer_of(adapted(adapter=Adapter((("attention", width),), float(width))), mesh)
+    local = local_rows(trainer.model)
+    a, b, merged = (local[f"layers.1.qkv{end}"] for end in ("_A", "_B", ""))
+    frozen = merged.clone()
+    a.copy_(torch.eye(width).repeat(3, 1))
+    b.normal_(generator=torch.Generator().manual_seed(3))
+    assert trainer.adapters
+    trainer.adapters.merge()
+    assert_same_bits(merged, frozen + b, "layers.1.qkv")
+
+
 def test_what_no_adapter_can_be_is_refused() -> None:
     width = min(TINY.hidden_size, TINY.kv_heads * TINY.head_dim)
     with pytest.raises(ConfigError, match=f"rank {width + 1} is above {width}, the width of layers.0.qkv"):
         Adapter((("attention", width + 1),), 1.0).check(served(TINY))
-    with pytest.raises(ConfigError, match="adapter of mlp: this model has attention"):
+    with pytest.raises(ConfigError, match=r"head: this model has attention and mlp \(its head is its embedding"):
+        Adapter((("head", 1),), 1.0).check(served(SHAPES["tied"]))
+    with pytest.raises(ConfigError, match="adapter of mlp: this model has attention and experts and head"):
         Adapter((("mlp", 1),), 1.0).check(served(SHAPES["experts"]))

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
 
+from kernels.host.pinned import host_tensor
 from tests.bits import assert_same_bits
 from tests.model.shapes import TINY, random_weights
 from tests.trainer.batches import random_batch
-from trainer.host import Passage, clear, host_tensor
+from trainer.host import Passage, clear
 from trainer.loss import LikelihoodLoss
 from trainer.optimizer import Offload
 from trainer.trainer import Trainer, TrainerConfig, TrainerError

@@ -1,6 +1,7 @@
 """A publication in one process: rows of any world size become an engine's weights; what becomes of requests meanwhile."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig
+from kernels.weights.cargo import Cargo, Kind, cargo
 from kernels.weights.reshard import fsdp_rows
 from kernels.weights.routes import Recipient
 from rollout.engine import Engine, InFlight
 from rollout.receiver import Receiver
 from tests.model.shapes import SHAPES, TINY, random_weights
 from tests.rollout.scenarios import bits, engine, requests
-from trainer.publisher import Publisher
+from tests.weights.test_cargo import adapted, factors_of, merged_whole
+from trainer.publisher import Publisher, Sent
 
 HALF = 1 << 14
 Between = Callable[[list[Publisher], Receiver], None]
@@ -132,3 +135,46 @@ def test_one_that_nobody_ended_leaves_nothing_to_the_next() -> None:
     publish(served, TINY, 1, 9, receiver=receiver)
     served.wake()
     assert served.version == 9 and served.runner.digests() == engine(TINY, 1).runner.digests()
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_and_b_alone_are_a_whole_publication(dtype: torch.dtype, size: int, asleep: bool) -> None:
+    """The frozen weights once, then A and B of two versions: what an engine serves that was given merged weights."""
+    config = adapted("61 ids", 3)
+    plain, frozen = replace(config, adapter=None), {p.name: w.to(dtype) for p, w in random_weights(config)}
+    served, other = engine(plain, dtype=dtype), engine(plain, dtype=dtype)
+    receiver, company = Receiver(served, "engine", "", Place(HOST)), [Recipient("engine", 0, Place(HOST))]
+    ranks = [Publisher(plain, w, size, dtype, Place(HOST), "") for w in range(size)]
+
+    def carry(kind: Kind, whole: dict[str, torch.Tensor], factors: Cargo | None) -> list[Sent]:
+        begun = []
+        for w, rank in enumerate(ranks):
+            rows = {n: x[(mine := fsdp_rows(len(x), w, size)).start : mine.stop] for n, x in whole.items()}
+            begun.append(rank.begin(kind, rows, company, 1, HALF, factors))
+        receiver.begin(kind, [ticket for ticket, _ in begun], company, HALF, kind, config)
+        for number in range(max(count for _, count in begun)):
+            for rank in ranks:
+                rank.pack(number)
+            receiver.take(number)
+        return [rank.finish() for rank in ranks]
+
+    whole = carry("frozen", frozen, None)
+    receiver.keep()
+    for version in (8, 9):
+        if asleep:
+            served.sleep(2)
+        factors = factors_of(config, seed=version)
+        merged = merged_whole(config, factors, dtype)
+        sent = carry("factors", merged | factors, cargo("factors", config, dtype))
+        assert receiver.received() == [
+            sum(s) % 2**64 for s in zip(*([r[0] for r in one.sums] for one in sent), strict=True)
+        ]
+        receiver.commit(version)
+        if asleep:
+            served.wake()
+        other.load(((p, merged[p.name]) for p, _ in random_weights(plain)), version)
+        assert served.version == version and served.runner.digests() == other.runner.digests()
+        assert sum(one.packed for one in sent) == sum(4 * f.numel() for f in factors.values())
+    assert sum(one.packed for one in whole) == sum(w.numel() * dtype.itemsize for w in frozen.values())

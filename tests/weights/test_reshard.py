@@ -32,7 +32,7 @@ def test_pieces_make_up_the_shards(config, size: int, shards: int, seed: int, dt
     }
     written = dict.fromkeys(held, 0)
     for w in range(size):
-        for bucket in buckets(config, w, size, shards, half, dtype):
+        for bucket in buckets(served(config), w, size, shards, half, dtype):
             data = torch.full((half,), 255, dtype=torch.uint8)
             ends = [0, *(p.start + p.bytes(dtype) for p in bucket)]
             assert all(p.start >= end for p, end in zip(bucket, ends, strict=False)) and ends[-1] <= half
@@ -54,7 +54,7 @@ def test_pieces_make_up_the_shards(config, size: int, shards: int, seed: int, dt
 
 def test_a_row_that_no_bucket_holds() -> None:
     with pytest.raises(ValueError, match=r"a row of embed is \d+ bytes, a bucket 16"):
-        buckets(CONFIGS[0], 0, 1, 1, 16, torch.float32)
+        buckets(served(CONFIGS[0]), 0, 1, 1, 16, torch.float32)
 
 
 def whole(w: torch.Tensor) -> int:
@@ -127,6 +127,6 @@ def test_a_fingerprint_in_pieces_is_the_same(chunk: int, monkeypatch: pytest.Mon
 
 def test_the_pieces_of_a_shard_stand_together() -> None:
     """A receiver on another card is sent one range of bytes."""
-    for bucket in buckets(TINY, 0, 2, 2, 1 << 14, torch.float32):
+    for bucket in buckets(served(TINY), 0, 2, 2, 1 << 14, torch.float32):
         ranks = [piece.shard.rank for piece in bucket]
         assert ranks == sorted(ranks) and bucket[0].start == 0

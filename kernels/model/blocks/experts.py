@@ -12,12 +12,23 @@ ever holds a part of them; its output is rounded to the model's dtype; the weigh
 import torch
 
 from kernels.device import implementation
+from kernels.model.adapter import A, B
 from kernels.model.blocks.block import Costs, Delta, Pass, Weights
 from kernels.model.config import ModelConfig
 from kernels.model.experts import Experts
 from kernels.model.operations import not_seen
 from kernels.model.parameter import Parameter
-from kernels.ops import Mixture, combine, dispatch, gated_experts, gather, route, route_and_dispatch, swiglu
+from kernels.ops import (
+    Mixture,
+    combine,
+    dispatch,
+    gated_experts,
+    gather,
+    route,
+    route_and_dispatch,
+    swiglu,
+    with_expert_low_rank_gradient,
+)
 from kernels.ops.dispatch import Slots
 from kernels.ops.experts import STRIPE, TILE
 
@@ -36,8 +47,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     return [
         Parameter("mlp_norm", (H,), 0, ("post_attention_layernorm.weight",), None),
         Parameter("router", (E,), H, ("mlp.gate.weight",), None),
-        Parameter("experts_gate_up", (2 * E * I,), H, up, 0, tensors=(I,) * (2 * E), stripe=STRIPE),
-        Parameter("experts_down", (E * H,), I, down, 0, tensors=(H,) * E, to_stream=True),
+        Parameter("experts_gate_up", (2 * E * I,), H, up, 0, tensors=(I,) * (2 * E), stripe=STRIPE, target="experts"),
+        Parameter("experts_down", (E * H,), I, down, 0, tensors=(H,) * E, to_stream=True, target="experts"),
     ]
 
 
@@ -73,13 +84,14 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
     if torch.is_grad_enabled() or config.numerics != "exact":  # torch's matmuls want sorted rows
         ids, share = route(logits, own.chosen, own.normalize)
         slots = dispatch(ids, *where, run.layout.groups)
-        z = _gated(run, h, weights["experts_gate_up"], slots)
+        z = _gated(run, h, weights, slots)
     else:
         ids, share, slots = route_and_dispatch(logits, own.chosen, own.normalize, *where)
         z = gated_experts(h, weights["experts_gate_up"], slots)
     run.seen("route", ids, share)
     share = run.routed(run.layer, ids, logits, share)
     y = config.ops.expert_matmul(z, weights["experts_down"], slots)
+    y = _adapted(run, weights, "experts_down", z, y, slots)
     del z
     if run.cache and shard.size == 1 and config.ops.seen is not_seen:
         return x, Mixture(y, share, ids, slots, config.leaves)
@@ -89,11 +101,24 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
     return x, out
 
 
-def _gated(run: Pass, h: torch.Tensor, weight: torch.Tensor, slots: Slots) -> torch.Tensor:
+def _adapted(run: Pass, weights: Weights, name: str, x: torch.Tensor, y: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """Returns y, which is x times the experts' weight `name`, as it is; in training its backward pass gives their adapters, if
+    there are any, their gradient."""
+    adapter = run.config.adapter
+    if adapter is None or name + A not in weights or not torch.is_grad_enabled():
+        return y
+    of = next(p for p in parameters(run.config) if p.name == name)
+    return with_expert_low_rank_gradient(
+        y, x, weights[name + A], weights[name + B], adapter.scale(of), of.stripe, slots
+    )
+
+
+def _gated(run: Pass, h: torch.Tensor, weights: Weights, slots: Slots) -> torch.Tensor:
     """Returns silu(gate) up of every choice. The experts' inputs, k copies of a token's norm, may be forgotten."""
     rows = gather(h, slots)
     run.recompute((rows,), _rows, h, slots)
-    gate_up = run.config.ops.expert_matmul(rows, weight, slots)
+    gate_up = run.config.ops.expert_matmul(rows, weights["experts_gate_up"], slots)
+    gate_up = _adapted(run, weights, "experts_gate_up", rows, gate_up, slots)
     z = swiglu(gate_up, STRIPE)
     run.recompute((z,), _product, gate_up)
     return z

@@ -1,5 +1,7 @@
 """CPU log-probabilities: see cpu.c. The logits of one micro-batch are materialised and computed again for the gradient."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from kernels.cpu import call
@@ -71,11 +73,15 @@ def backward(
     kept: None,
     truncation: Truncation | None,
     vocabulary: int,
+    told: Callable[[Sequence[torch.Tensor]], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Computes the gradients to x, and to the head where it is asked for, from logits that are computed again."""
+    """Computes the gradients to x, and to the head where it is asked for, from logits that are computed again. `told`: is shown
+    the gradient of the logits, in the dtype of x, leaf by leaf: [R, V / leaves] each."""
     logits = _logits(x, head, temperature, leaves, truncation, vocabulary)
     of_rows = (t.contiguous() for t in (temperature, lse, targets, d_logprob.float()))
     call("vocab_backward", logits, *of_rows, *logits.shape)
     d_logits = logits.to(x.dtype)
+    if told:
+        told(d_logits.chunk(leaves, 1))
     dx = input_gradient(d_logits, head, leaves)
     return dx, None if groups is None else weight_gradient(d_logits, x, groups)

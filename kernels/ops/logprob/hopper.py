@@ -9,6 +9,8 @@ Rows that draw from a part of the vocabulary have their logits in memory, a few 
 for no token, the tile that both kinds share is computed again without them; tiles of nothing else are (-inf, 0).
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from kernels.device import UnsupportedError
@@ -108,17 +110,21 @@ def backward(
     kept: Exponentials | None,
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
+    told: Callable[[Sequence[torch.Tensor]], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the
-    exponentials are computed again."""
+    exponentials are computed again. `told`: is shown the gradient of the logits, bfloat16, leaf by leaf: [R, V / leaves]
+    each."""
     (rows, n), vocab = x.shape, head.shape[0]
     if not _fused(x, head, leaves) or not rows:
-        given = (x, head, targets, temperature, lse, d_logprob, leaves, groups, kept, truncation, vocabulary)
+        given = (x, head, targets, temperature, lse, d_logprob, leaves, groups, kept, truncation, vocabulary, told)
         return portable.backward(*given, contract=contract)
     if kept is None:
         kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary)[2]
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
     width, padded = vocab // leaves, d_logits.shape[1] // leaves
+    if told:
+        told([d_logits[:, i * padded : i * padded + width] for i in range(leaves)])
     dx = x.new_empty(rows, n)
     many_rows.launch(d_logits, head, dx, rows, n, leaves, b_mn=True, apart=padded)
     if groups is None:

@@ -7,7 +7,10 @@ import torch
 
 from kernels.device import UnsupportedError, gradient_dtype, same_device
 from kernels.ops.matmul import weight_gradient
-from kernels.tree import leaf_bounds
+from kernels.tree import fold, leaf_bounds
+
+LowRank = tuple[torch.Tensor, torch.Tensor, float]
+"""a [r, K], b [N, r] and scale of what was merged into a weight."""
 
 
 def merge_low_rank(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
@@ -101,6 +104,27 @@ def low_rank_gradients(
     v = torch.cat([_scaled(part, of_b.T, leaves, scale) for part, of_b, _ in parts], 1)
     db = torch.cat([weight_gradient(part, of_u, groups) for part, _, of_u in parts])
     return weight_gradient(v, x, groups), db
+
+
+def low_rank_gradients_by_leaf(
+    dy: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    groups: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the (da, db) of `low_rank_gradients` of one section from a dy that comes leaf by leaf, [T, N / leaves] each: the
+    same bits."""
+    a, b, scale, leaves = a.to(x.dtype), b.to(x.dtype), nearest(scale), len(dy)
+    u = _scaled(x, a, leaves, scale)
+    contract = same_device("matmul", x, b).contract
+    roots = [
+        contract(part, of_b.T, [0, part.shape[1]], torch.float32)
+        for part, of_b in zip(dy, b.chunk(leaves), strict=True)
+    ]
+    v = (fold(roots, torch.add) * scale).to(x.dtype)
+    return weight_gradient(v, x, groups), torch.cat([weight_gradient(part, u, groups) for part in dy])
 
 
 def _scaled(x: torch.Tensor, w: torch.Tensor, leaves: int, scale: float) -> torch.Tensor:

@@ -2,7 +2,11 @@
 
 import torch
 
+from kernels.ops.dispatch import dispatch, gather
+from kernels.ops.dispatch.spec import make_choices
+from kernels.ops.experts import STRIPE
 from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
+from kernels.ops.low_rank.experts import expert_low_rank_gradients
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 _SCALE = 0.3
@@ -116,4 +120,79 @@ GRADIENT = OpSpec(
     vendor=_products,
     bench=({"rows": 512, "columns": 64, "leaf": 32, "leaves": 8, "rank": 32, "sections": 2, "groups": 8},),
 )
-SPECS = (MERGE, GRADIENT)
+
+
+def _make_experts(case, generator, device, dtype) -> Inputs:  # type: ignore[no-untyped-def]
+    rank, matrices = case["rank"], case["matrices"]
+    N, K, E = case["N"] * (2 * STRIPE if matrices == 2 else 1), case["K"], case["experts"]
+    choices = make_choices(case, generator, device)
+    return {
+        "dy": spread((*choices["ids"].shape, N), generator, device, dtype),
+        "x": spread((case["rows"], K), generator, device, dtype),
+        "a": spread((E * matrices * rank, K), generator, device, dtype),
+        "b": spread((E * N, rank), generator, device, dtype),
+        "stripe": STRIPE if matrices == 2 else 0,
+        "rounding": torch.finfo(dtype).eps / torch.finfo(torch.float32).eps,
+        **choices,
+    }
+
+
+def _of_experts(i: Inputs, align: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    slots = dispatch(i["ids"], 0, i["experts"], align, i["groups"])
+    dy = i["dy"].new_zeros(slots.capacity, i["dy"].shape[2])
+    dy[slots.of.flatten().long()] = i["dy"].flatten(0, 1)
+    return expert_low_rank_gradients(dy, gather(i["x"], slots), i["a"], i["b"], _SCALE, i["stripe"], slots)
+
+
+def _expert_products(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """da and db by way of the gradient of each expert's whole matrix."""
+    chosen = torch.nn.functional.one_hot(i["ids"].long(), i["experts"]).to(i["x"].dtype)
+    whole = torch.einsum("tie,tin,tk->enk", chosen, i["dy"], i["x"])
+    b, rank = i["b"].view(i["experts"], -1, i["b"].shape[1]), i["b"].shape[1]
+    a = i["a"].view(i["experts"], -1, rank, i["a"].shape[1])
+    row = torch.arange(b.shape[1], device=b.device)
+    of = row // i["stripe"] % 2 if i["stripe"] else row * 0
+    da = [_SCALE * torch.einsum("enr,enk->erk", b[:, of == m], whole[:, of == m]) for m in range(a.shape[1])]
+    db = _SCALE * torch.einsum("enk,enrk->enr", whole, a[:, of])
+    return torch.stack(da, 1).flatten(0, 2), db.flatten(0, 1)
+
+
+def _expert_magnitude(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what is added up; u and v were rounded to the dtype of x, twice."""
+    da, db = _expert_products({**i, **{name: i[name].abs() for name in ("dy", "x", "a", "b")}})
+    return da * 2 * i["rounding"], db * 2 * i["rounding"]
+
+
+EXPERTS = OpSpec(
+    name="expert_low_rank_gradients",
+    make=_make_experts,
+    run=_of_experts,
+    variants={"alignments of experts": lambda i, _: _of_experts(i, 128)},
+    reference=_expert_products,
+    scale=_expert_magnitude,
+    cases=(
+        {"rows": 1, "K": 2, "N": 1, "experts": 1, "k": 1, "rank": 1, "matrices": 1, "groups": 1},
+        {"rows": 30, "K": 40, "N": 1, "experts": 8, "k": 8, "rank": 16, "matrices": 2, "groups": 3},
+        {"rows": 53, "K": 96, "N": 3, "experts": 16, "k": 3, "rank": 16, "matrices": 2, "groups": 7},
+    ),
+    space={
+        "rows": (1, 2, 7, 20),
+        "K": (1, 3, 16, 40),
+        "N": (1, 2),
+        "experts": (1, 2, 8, 13),
+        "k": (1, 2),
+        "rank": (1, 2, 16),
+        "matrices": (1, 2),
+        "groups": (1, 2, 5),
+    },
+    claims=("groups", "threads", "alignment", "strides", "alignments of experts"),
+    accuracy=4.0,
+    row_inputs=("dy", "x", "ids"),
+    group_sums=("output",),
+    work=lambda c, size: Work(
+        8.0 * c["rows"] * c["k"] * c["rank"] * (16 * c["N"] + c["K"]), size * c["experts"] * c["K"], backward=0
+    ),
+    vendor=_expert_products,
+    bench=({"rows": 64, "K": 256, "N": 8, "experts": 16, "k": 4, "rank": 16, "matrices": 2, "groups": 8},),
+)
+SPECS = (MERGE, GRADIENT, EXPERTS)

@@ -4,7 +4,7 @@ Logits are in memory, one leaf of the vocabulary and `at_once` rows at a time. R
 all of theirs there, fewer rows at a time; those that are not kept become -inf, whose exponential is 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -132,12 +132,16 @@ def backward(
     kept: Exponentials | None,
     truncation: Truncation | None = None,
     vocabulary: int | None = None,
+    told: Callable[[Sequence[torch.Tensor]], None] | None = None,
     contract: Contract = contract,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns the gradients to x and head. `kept` is used up: a second gradient of one forward passes None, and the
-    exponentials are computed again."""
+    exponentials are computed again. `told`: is shown the gradient of the logits, bfloat16, leaf by leaf: [R, V / leaves]
+    each."""
     (rows, n), vocab = x.shape, head.shape[0]
     if rows == 0:
+        if told:
+            told(x.new_empty(0, vocab).chunk(leaves, 1))
         return x.new_empty(0, n), None if groups is None else head.new_zeros(head.shape, dtype=torch.float32)
     if kept is None:
         kept = linear(x, head, targets, temperature, leaves, True, truncation, vocabulary, contract)[2]
@@ -145,6 +149,8 @@ def backward(
     d_logits = logit_gradient(kept, targets, temperature, lse, d_logprob, vocab, leaves)
     width, padded = vocab // leaves, d_logits.shape[1] // leaves
     d = d_logits.view(rows, leaves, padded)[:, :, :width]
+    if told:
+        told(d.unbind(1))
     dx = contract(d.reshape(rows, vocab), head.T, leaf_bounds(vocab, leaves), x.dtype)
     if groups is None:
         return dx, None
