@@ -6,7 +6,7 @@ A[matrix of n].
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -16,13 +16,7 @@ from kernels.model.parameter import Parameter, Target
 A, B = "_A", "_B"
 """What the names of the two end in, after that of the weight."""
 _UNIT = 16  # a tensor core's step: ranks are held as multiples, filled up with zeros that stay zeros
-_WITHOUT: Mapping[Target, str] = {
-    "attention": "",
-    "mlp": "",
-    "experts": "",
-    "head": " (its head is its embedding, which is read by rows and has none)",
-}
-"""Why a model has not what is asked for."""
+_TIED = " (its head is its embedding, which is read by rows and has none)"
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,8 @@ class Adapter:
         there = [target for target in get_args(Target) if any(p.target == target for p in parameters)]
         for target, rank in self.ranks:
             if target not in there:
-                raise ConfigError(f"adapter of {target}: this model has {' and '.join(there)}{_WITHOUT[target]}")
+                why = _TIED if target == "head" else ""
+                raise ConfigError(f"adapter of {target}: this model has {', '.join(there)}{why}; ask for these alone")
             if not isinstance(rank, int) or rank < 1:
                 raise ConfigError(f"adapter of {target}: rank {rank} must be a positive integer")
             for p in parameters:

@@ -2,6 +2,7 @@
 
 python -m tests.rl.recorded ROWS.json   adds those of `rl.prove --json ROWS.json`; only for a change of bits that is meant
 python -m tests.rl.recorded small       those of `tests.rl.small_run`; likewise
+python -m tests.rl.recorded OUT_DIR     that of the run of `test_a_small_model_learns_by_adapters`, by its folder; likewise
 """
 
 import json
@@ -18,6 +19,7 @@ from rl.identity import CONTENT, identity
 from rl.prove import SMALL
 from tests.rl.small_run import OWN
 
+LORA = "lora_tiny, its first steps"
 RECORDED = Path(__file__).with_name("recorded_runs.json")
 
 
@@ -57,6 +59,8 @@ def main(what: str) -> None:
             command = [sys.executable, "-m", "tests.rl.small_run", dtype]
             stages = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             known[f"small run, {dtype}"] = {name: h for name, h in stages.items() if name != OWN}
+    elif (Path(what) / "summary.json").exists():
+        known[LORA] = json.loads((Path(what) / "summary.json").read_text())["weights_sha256"]
     else:
         for row in json.loads(Path(what).read_text()):
             known[name_of(row)] = row["sha256"]

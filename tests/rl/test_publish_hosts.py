@@ -118,6 +118,11 @@ def spoil(rank: Any) -> None:
     rank.trainer.rows()["layers.0.down"].view(-1)[7] += 1
 
 
+def flip(rank: Any) -> None:
+    """A bit of the frozen weights that an engine keeps."""
+    rank.receiver._frozen["head"].view(-1).view(torch.int32)[77] ^= 1
+
+
 def test_adapters_cross_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """To another host go the frozen weights once, and from then on A and B: the weights are those of a whole publication, and
     an engine that slept without memory gets them too."""
@@ -141,9 +146,12 @@ def test_adapters_cross_alone(monkeypatch: pytest.MonkeyPatch) -> None:
             assert rollout.packed == shards <= sum(rollout.crossed.values()) < 1.1 * shards
         after = [one[:2] for one in served(rollout)]
         assert after != [one[:2] for one in before]
-        corrupt(rollout.engines[1][1].actor, "head")
+        actor = rollout.engines[1][1].actor
+        ray.get(actor.__ray_call__.remote(flip))
         with pytest.raises(RunError, match=r"engine 1 rank 1 .* received other weights .*: head"):
             publish(trainer, rollout, 4, half=HALF)
+        assert [one[:2] for one in served(rollout)] == after
+        ray.get(actor.__ray_call__.remote(flip))
         apart = publish(trainer, rollout, 4, half=HALF)
         trainer.sends = "weights"
         assert publish(trainer, rollout, 5, half=HALF) == apart and rollout.packed > 1.9 * size(fleets) / 2

@@ -168,7 +168,9 @@ def test_what_no_adapter_can_be_is_refused() -> None:
     width = min(TINY.hidden_size, TINY.kv_heads * TINY.head_dim)
     with pytest.raises(ConfigError, match=f"rank {width + 1} is above {width}, the width of layers.0.qkv"):
         Adapter((("attention", width + 1),), 1.0).check(served(TINY))
-    with pytest.raises(ConfigError, match=r"head: this model has attention and mlp \(its head is its embedding"):
+    with pytest.raises(ConfigError, match=r"head: this model has attention, mlp \(its head is its embedding"):
         Adapter((("head", 1),), 1.0).check(served(SHAPES["tied"]))
-    with pytest.raises(ConfigError, match="adapter of mlp: this model has attention and experts and head"):
+    with pytest.raises(
+        ConfigError, match="adapter of mlp: this model has attention, experts, head; ask for these alone"
+    ):
         Adapter((("mlp", 1),), 1.0).check(served(SHAPES["experts"]))
