@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rl.compose import CONFIGS  # noqa: E402
-from rl.config import DATA, RunConfig, _sections  # noqa: E402
+from rl.config import RunConfig, _sections  # noqa: E402
+from rl.data.section import DATA  # noqa: E402
 from rl.rewards.section import RewardSection  # noqa: E402
 from rl.section import Section  # noqa: E402
 

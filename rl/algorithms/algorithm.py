@@ -4,14 +4,27 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from rl.errors import UserError
+from rl.hosted.loading import check_device_map
 from rl.samples import Group
-from rl.section import Folder, Natural, Positive, Section, Text
+from rl.section import Folder, Natural, Positive, Section
 from trainer.batch import Batch
 from trainer.loss import KlEstimator, Loss
 
+
+def _device_map(value: Any) -> Any:
+    try:
+        if value is not None:
+            check_device_map(value)
+    except ValueError as error:
+        raise PydanticCustomError("device_map", "{reason}", {"reason": str(error)}) from None
+    return value
+
+
+DeviceMap = Annotated[Any, AfterValidator(_device_map)]
 LossMean = Literal["token", "sequence", "constant"]
 
 
@@ -71,7 +84,7 @@ class AlgorithmSection(Section):
     reference: Folder | None = Field(
         description="model directory of the reference; null: the weights that RL begins with, after the warm start"
     )
-    device_map: Text | dict[str, int | Text] | None = Field(
+    device_map: DeviceMap = Field(
         description="of the reference or teacher: null: the exact kernels compute it, in the trainer's ranks; else "
         "transformers does, in its own arithmetic, placed by accelerate: auto (the cards of a node that no rank has), cpu, "
         "cuda:1, {...}"

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl.config import DatasetSection
 from rl.data.fields import Message
+from rl.data.section import DatasetSection
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 

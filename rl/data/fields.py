@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rl.config import DatasetSection
 from rl.data.rows import Row
+from rl.data.section import DatasetSection
 from rl.errors import UserError
 
 Message = dict[str, Any]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from rl.config import MixtureSection
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import Problem, Share, Source
 from rl.data.question_answer import seen
+from rl.data.section import MixtureSection
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 

@@ -3,9 +3,9 @@
 import string
 from collections.abc import Iterator
 
-from rl.config import NumberedSection
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import Problem, Source, is_held_out
+from rl.data.section import NumberedSection
 from rl.data.template import fill
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer

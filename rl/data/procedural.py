@@ -5,9 +5,9 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl.config import ReasoningGymSection
 from rl.data import tokenizer as tokenizers
 from rl.data.problem import Problem, Source, is_held_out
+from rl.data.section import ReasoningGymSection
 from rl.data.template import check_apart, fill
 from rl.errors import UserError
 from rl.run.screen import Waiting

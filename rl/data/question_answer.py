@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rl.config import DatasetSection
 from rl.data import tokenizer as tokenizers
 from rl.data.chat import Chat, named_template
 from rl.data.fields import (
@@ -25,6 +24,7 @@ from rl.data.fields import (
 )
 from rl.data.problem import Judge, Problem, Source, is_held_out
 from rl.data.rows import Row
+from rl.data.section import DatasetSection
 from rl.data.splits import read_splits
 from rl.data.template import check_apart, fill
 from rl.errors import UserError

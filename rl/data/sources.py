@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rl.config import AnyData, DatasetSection, MixtureSection, NumberedSection, ReasoningGymSection, RunConfig
+from rl.config import RunConfig
 from rl.data import tokenizer as tokenizers
 from rl.data.mixture import Mixture, Unread
 from rl.data.numbered import Numbered
 from rl.data.problem import Problem, Source
 from rl.data.procedural import Drawn
 from rl.data.question_answer import Questions
+from rl.data.section import AnyData, DatasetSection, MixtureSection, NumberedSection, ReasoningGymSection
 from rl.errors import UserError
 from rl.rewards.section import RewardSection, reads_answers
 from rollout.tokenizer import Tokenizer

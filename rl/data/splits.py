@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl.config import DatasetSection
 from rl.data.rows import SUFFIXES, Row, read_rows
+from rl.data.section import DatasetSection
 from rl.errors import UserError
 
 Splits = Mapping[str, Callable[[], list[Row]]]

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from rl.config import NumberedSection, RunConfig
+from rl.config import RunConfig
 from rl.data import Problem, Source
+from rl.data.section import NumberedSection
 from rl.environments.environment import Environment
 from rl.environments.hosts import Hosts
 from rl.environments.single_turn import SingleTurn

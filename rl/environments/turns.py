@@ -7,9 +7,10 @@ beginning of the next: the tokens that the policy wrote stay between them as the
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rl.config import DatasetSection, MixtureSection, RunConfig
+from rl.config import RunConfig
 from rl.data import Problem
 from rl.data.chat import PLAIN, check_undated, named_template
+from rl.data.section import DatasetSection, MixtureSection
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
 

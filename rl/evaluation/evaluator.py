@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from rl.config import DatasetSection, MixtureSection, RunConfig
+from rl.config import RunConfig
 from rl.data import Problem, Source
+from rl.data.section import DatasetSection, MixtureSection
 from rl.environments.environment import Environment, Generate, score
 from rl.errors import UserError
 from rl.evaluation.measures import Evaluation, Stated, measure

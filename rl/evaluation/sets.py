@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from rl.config import DatasetSection, FileSet, RunConfig, TaskSet
+from rl.config import FileSet, RunConfig, TaskSet
 from rl.data import Problem
+from rl.data.section import DatasetSection
 from rl.data.sources import open_set
 from rl.errors import UserError
 from rl.rewards.golds import check_golds

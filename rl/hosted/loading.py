@@ -1,6 +1,7 @@
 """Loads a model directory by transformers, placed by accelerate."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,22 @@ AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that accelerate makes itself, of the devices that it sees."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WEIGHTS = (".safetensors", ".bin", ".json")
+
+
+def check_device_map(value: Any) -> None:
+    """Raises ValueError, in one line, for what is no device map: a word of AUTOMATIC, a device, or a device of each module."""
+    import torch
+
+    known = f"must be {', '.join(AUTOMATIC)}, a device (cpu, cuda:1), or {{module: device}}"
+    if value in AUTOMATIC:
+        return
+    for device in (value.values() or [value]) if isinstance(value, Mapping) else [value]:
+        if type(device) is int and device >= 0:
+            continue
+        try:
+            torch.device(device if isinstance(device, str) else "")
+        except RuntimeError:
+            raise ValueError(f"{known}, and not {device!r}") from None
 
 
 def loaded(kind: str, path: str, dtype: str, device_map: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -27,6 +44,8 @@ def loaded(kind: str, path: str, dtype: str, device_map: Any) -> tuple[Any, Any,
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
     folder = str(Path(path).expanduser())
+    if device_map is not None:
+        check_device_map(device_map)
     if (("/" in path and path.count("/") > 1) or path.startswith((".", "~"))) and not Path(folder).is_dir():
         raise ValueError(f"{path} is no folder")
     transformers.logging.set_verbosity_error()

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rl.errors import UserError
+from rl.hosted.loading import check_device_map
 from rl.rewards.section import MODEL, RewardSection
 
 
@@ -29,7 +31,11 @@ class PlacedModels:
         """By what a message calls them."""
 
     def of(self, reward: RewardSection) -> Placed:
-        """Returns what stands for the model."""
+        """Returns what stands for the model. UserError where its `device_map` is none."""
+        try:
+            check_device_map(reward.args["device_map"])
+        except ValueError as error:
+            raise UserError(f"reward={MODEL}: device_map: {error}") from None
         return self.found.setdefault(f"reward={MODEL} {json.dumps(reward.args)}", Placed(reward.args))
 
 

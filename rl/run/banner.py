@@ -9,8 +9,9 @@ import torch
 from kernels.model import ModelConfig
 from kernels.packages import version_of
 from kernels.weights.beside import name_of
-from rl.config import AnyData, DatasetSection, MixtureSection, ReasoningGymSection, RunConfig
+from rl.config import RunConfig
 from rl.data import Source, left_out
+from rl.data.section import AnyData, DatasetSection, MixtureSection, ReasoningGymSection
 from rl.evaluation.sets import EvaluationSet
 from rl.hosted.asked import elsewhere
 from rl.plan import Plan, gib

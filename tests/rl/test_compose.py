@@ -8,7 +8,8 @@ import yaml
 
 from rl.algorithms import ALGORITHMS
 from rl.compose import CONFIGS, RECIPES, check, recipe_names, sweep_name
-from rl.config import DATA, RunConfig, Section, validate
+from rl.config import RunConfig, Section, validate
+from rl.data.section import DATA
 from rl.errors import UserError
 from tests.rl.command import GSM8K, call
 

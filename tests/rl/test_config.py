@@ -10,7 +10,8 @@ import pytest
 
 from kernels.model import ConfigError
 from rl.compose import check
-from rl.config import ReasoningGymSection, RunConfig, Section, _all_keys, validate
+from rl.config import RunConfig, Section, _all_keys, validate
+from rl.data.section import ReasoningGymSection
 from rl.errors import BAD_INPUT, UserError
 from rl.model import model_config, resolved
 from rl.plan import make_plan

@@ -20,6 +20,7 @@ from rl.hosted.language_model import LanguageModel
 from rl.identity import identity
 from rl.model import model_config
 from rl.placement import Node, beside
+from rl.prepare import prepare
 from rl.prove import main as prove
 from rl.report import read_lines
 from tests.rl.command import Outcome, command, summary
@@ -191,6 +192,22 @@ def test_a_reward_model_that_is_placed_has_cards_too() -> None:
     for devices, needed in (("auto", True), ("balanced", True), ("cuda:1", False), ("null", False)):
         (config,) = check([*RUN, "device=cuda", f"reward={model.replace('DEVICES', devices)}"])
         assert bool(needs_cards(config)) == needed, devices
+
+
+@pytest.mark.parametrize("value", ["atuo", "cuda:x", "{h: auto}", "1.5", "true", "[cpu]", "{}", "''"])
+def test_a_device_map_that_is_none_is_one_line(value: str, teacher: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^algorithm.device_map=.*: must be auto, balanced, .* a device \(cpu, cuda:1\)"
+    ):
+        check([*distils(teacher), f"algorithm.device_map={value}"])
+    reward = f"reward={{function: model, args: {{path: {teacher}, device_map: {value}}}}}"
+    with pytest.raises(UserError, match=r"^reward=model: device_map: must be auto, balanced, "):
+        prepare(check([*RUN, reward])[0])
+
+
+def test_device_maps_that_are(teacher: Path) -> None:
+    for value in ("balanced_low_0", "cpu", "cuda:3", "1", "{transformer: cuda:1}", "{a: 0, b: cpu}"):
+        assert check([*distils(teacher), f"algorithm.device_map={value}"])[0].algorithm.device_map is not None
 
 
 def finish(folder: Path, *keys: str) -> Outcome:
