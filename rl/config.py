@@ -418,13 +418,16 @@ def unknown_key(key: str, known: list[str], asked: str = "") -> str:
     return f"unknown key {key!r}{hint}; {f'keys of {parent}' if parent else 'keys'}: {', '.join(known)}"
 
 
+_CHOSEN = ("kind", "name")
+
+
 def _all_keys(section: Any, path: str = "") -> Iterator[str]:
-    """Every dotted key, of any choice."""
+    """Every dotted key, of any choice; but not what a choice of sections sets (data=dataset: data.kind)."""
     for name, field in section.model_fields.items():
         below = _sections(field.annotation)
         for choice in below:
             yield from _all_keys(choice, f"{path}{name}.")
-        if not below:
+        if not below and name not in _CHOSEN:
             yield f"{path}{name}"
 
 

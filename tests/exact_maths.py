@@ -14,6 +14,13 @@ ALLOWED = {  # why: "file, function, what"
     "whole numbers: counts, lengths, offsets, digests modulo 2^64; int64, or Python's": (
         "kernels/weights/fingerprint.py fingerprint .sum",
         "rl/cluster/streams.py Streams._send sum",
+        "rl/carry.py Taken.metrics sum",
+        "rl/carry.py Carrying.compared np.cumsum",
+        "rl/carry.py Carrying._enough sum",
+        "rl/carry.py Carrying._take sum",
+        "rl/publish.py _end sum",
+        "kernels/model/costs.py outer_trained_elements sum",
+        "kernels/weights/cargo.py factors_are_less sum",
         "rl/placement.py _all_have_one sum",
         "rl/train.py Parts._publish sum",
         "rollout/receiver.py Receiver.begin sum",
@@ -88,7 +95,7 @@ ALLOWED = {  # why: "file, function, what"
         "rollout/engine.py Engine._measure sum",
         "rollout/memory.py Reclaimable.__init__ sum",
         "rollout/receiver.py Receiver._fingerprints .sum",
-        "trainer/publisher.py Publisher._promised .sum",
+        "trainer/publisher.py Publisher._promise .sum",
         "rollout/server/openai.py Endpoint._usage sum",
         "rollout/server/tokens.py Tokens.whole sum",
         "rollout/server/service.py Call.__init__ sum",
@@ -119,6 +126,11 @@ ALLOWED = {  # why: "file, function, what"
         "trainer/routing.py Routing.told .exp",
         "trainer/routing.py RoutingReport.metrics .mean",
         "trainer/routing.py RoutingReport.metrics .std",
+        "rl/journal.py Journal.measure .mean",
+    ),
+    "seconds, for the log and the report": (
+        "rl/clock.py busy_seconds sum",
+        "rl/report/timeline.py Timeline.caption sum",
     ),
     "bytes of a step in the mean, for plans and benchmarks; it decides no bit": (
         "kernels/model/costs.py step_bytes **",
@@ -136,6 +148,9 @@ ALLOWED = {  # why: "file, function, what"
     "a proposal that whole numbers confirm or correct": ("kernels/scalars.py root_of_power math.pow",),
     "numpy's Philox alone, whose words numpy keeps from version to version (NEP 19)": (
         "rl/data/draws.py Draws.__init__ random.Philox",
+    ),
+    "what transformers computes where a run asks for it (algorithm.device_map), whose identity says so with its version": (
+        "rl/hosted/language_model.py LanguageModel._of_one torch.log_softmax",
     ),
     "the project's own matmul and log-prob, by another name": (
         "kernels/model/decoder.py head_logits .matmul",

@@ -349,7 +349,7 @@ def test_every_key_is_of_the_run_or_free() -> None:
         "algorithm.mini_batches", "algorithm.update_epochs",
         "algorithm.sampling_rounds", "algorithm.lag", "algorithm.overlong_buffer", "algorithm.mask_overlong",
         "adapter.rank", "adapter.alpha", "adapter.targets", "adapter.rslora",
-        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in", "algorithm.entropy_coef",
+        "algorithm.kl_coef", "algorithm.kl_estimator", "algorithm.kl_in", "algorithm.entropy_coef", "algorithm.device_map",
         "warmup.steps", "warmup.sequences", "warmup.lr", "warmup.wrong_frac",
         "warmup.kind", "warmup.beta", "warmup.chosen", "warmup.rejected",
         "eval.problems", "eval.samples", "eval.temperature",

@@ -2,11 +2,11 @@
 
 import torch
 
-from kernels.ops.dispatch import dispatch, gather
+from kernels.ops.dispatch import Slots, dispatch, gather
 from kernels.ops.dispatch.spec import make_choices
 from kernels.ops.experts import STRIPE
 from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
-from kernels.ops.low_rank.experts import expert_low_rank_gradients
+from kernels.ops.low_rank.experts import expert_low_rank_gradients, with_expert_low_rank_gradient
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
 _SCALE = 0.3
@@ -137,11 +137,25 @@ def _make_experts(case, generator, device, dtype) -> Inputs:  # type: ignore[no-
     }
 
 
-def _of_experts(i: Inputs, align: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+def _expert_rows(i: Inputs, align: int) -> tuple[torch.Tensor, torch.Tensor, Slots]:
+    """Returns (dy, x, slots), the rows as experts compute them."""
     slots = dispatch(i["ids"], 0, i["experts"], align, i["groups"])
     dy = i["dy"].new_zeros(slots.capacity, i["dy"].shape[2])
     dy[slots.of.flatten().long()] = i["dy"].flatten(0, 1)
-    return expert_low_rank_gradients(dy, gather(i["x"], slots), i["a"], i["b"], _SCALE, i["stripe"], slots)
+    return dy, gather(i["x"], slots), slots
+
+
+def _of_experts(i: Inputs, align: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    dy, x, slots = _expert_rows(i, align)
+    return expert_low_rank_gradients(dy, x, i["a"], i["b"], _SCALE, i["stripe"], slots)
+
+
+def _experts_by_autograd(i: Inputs, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    dy, x, slots = _expert_rows(i, 16)
+    a, b = (i[name].float().requires_grad_() for name in ("a", "b"))
+    with_expert_low_rank_gradient(torch.zeros_like(dy), x, a, b, _SCALE, i["stripe"], slots).backward(dy)
+    assert a.grad is not None and b.grad is not None
+    return a.grad, b.grad
 
 
 def _expert_products(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +181,7 @@ EXPERTS = OpSpec(
     name="expert_low_rank_gradients",
     make=_make_experts,
     run=_of_experts,
-    variants={"alignments of experts": lambda i, _: _of_experts(i, 128)},
+    variants={"alignments of experts": lambda i, _: _of_experts(i, 128), "the backward pass": _experts_by_autograd},
     reference=_expert_products,
     scale=_expert_magnitude,
     cases=(
@@ -185,7 +199,7 @@ EXPERTS = OpSpec(
         "matrices": (1, 2),
         "groups": (1, 2, 5),
     },
-    claims=("groups", "threads", "alignment", "strides", "alignments of experts"),
+    claims=("groups", "threads", "alignment", "strides", "alignments of experts", "the backward pass"),
     accuracy=4.0,
     row_inputs=("dy", "x", "ids"),
     group_sums=("output",),
