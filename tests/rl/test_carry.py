@@ -312,10 +312,18 @@ def test_a_run_is_one_hash_over_layouts_and_killed(lag: int, tmp_path: Path) -> 
     ]
     rows = list(prove(chosen, keys, tmp_path, 512))
     assert not against(rows) and len({row.compared for row in rows}) == 1
+    told = list[list[Any]]()
     for i in range(len(chosen)):
         steps = [row for row in read_lines(tmp_path / str(i) / "metrics.jsonl") if "policy/version_lag" in row]
         assert all(row["sampling/carried"] > 0 and row["divergence/tokens_compared"] > 0 for row in steps)
         assert steps[-1]["policy/version_lag"] > lag and steps[-1]["policy/version_lag_mean"] > lag
+        told.append([[x for name, x in row.items() if name.startswith("sampling/")] for row in steps])
+        sides = [{side for side, *_ in row["time/spans"]} for row in steps]
+        assert (
+            all({"sampler", "trainer", "both"} <= one for one in sides) and steps[-1]["time/step_over_longer_half"] > 0
+        )
+        assert "Both sides at work" in (tmp_path / str(i) / "report.html").read_text()
+    assert told[0] == told[1] == told[2], "another layout carried other samples"
 
 
 @pytest.mark.parametrize(
