@@ -37,7 +37,7 @@ FILE = "carried.pickle"
 
 
 @dataclass(frozen=True)
-class Under:
+class Unfinished:
     """Holds the samples of a problem while they are under way."""
 
     number: int  # of the problems of the run, in the order in which they began
@@ -87,7 +87,7 @@ class Pool:
     """Holds what one step leaves to the next. It is plain data: a checkpoint has it."""
 
     started: int = 0  # problems
-    under_way: list[Under] = field(default_factory=list)
+    under_way: list[Unfinished] = field(default_factory=list)
     done: list[tuple[int, Group]] = field(default_factory=list)  # by the number of its problem
     proven: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)
     """The trainer's log-probs of samples that no step has trained on yet: by seed, by the first of the tokens."""
@@ -116,7 +116,7 @@ class Carrying:
             self._step.cards.to_rollout()
         pool, wanted = self.pool, self._step.prompts
         pool.under_way = [_waited(under) for under in pool.under_way]
-        done: list[Under] = []
+        done: list[Unfinished] = []
         rounds = spare = 0  # spare: rounds after that in which there were enough
         while not self._enough(spare):
             problems = self._step.stream.take(wanted)
@@ -151,15 +151,15 @@ class Carrying:
         teaching = len(done) if step.rounds == 1 else sum(has_signal(group) for _, group in done)
         return teaching >= step.prompts or (len(done) >= step.prompts and spare >= step.rounds)
 
-    def _begin(self, problems: Sequence[Problem], step: int, first: int) -> Iterator[Under]:
+    def _begin(self, problems: Sequence[Problem], step: int, first: int) -> Iterator[Unfinished]:
         requests = self._step.requests_for(problems, step, first)
         size = len(requests) // len(problems)
         for i, problem in enumerate(problems):
             mine = tuple(requests[i * size : (i + 1) * size])
-            yield Under(self.pool.started, problem, mine, (None,) * size, (0,) * size)
+            yield Unfinished(self.pool.started, problem, mine, (None,) * size, (0,) * size)
             self.pool.started += 1
 
-    def _round(self, clock: Clock) -> list[Under]:
+    def _round(self, clock: Clock) -> list[Unfinished]:
         """Draws on with every sample under way; returns, judged and put aside, what is done then."""
         pool = self.pool
         asked = [request for under in pool.under_way for request in self._requests(under)]
@@ -176,7 +176,7 @@ class Carrying:
             pool.done += [(under.number, group) for under, group in zip(done, groups, strict=True)]
         return done
 
-    def _requests(self, under: Under) -> Iterator[Request]:
+    def _requests(self, under: Unfinished) -> Iterator[Request]:
         """Asks for what follows the tokens of every sample that is not done."""
         for first, so_far in zip(under.first, under.drawn, strict=True):
             if left := _left(first, so_far):
@@ -205,7 +205,7 @@ class Carrying:
         )
 
 
-def _waited(under: Under) -> Under:
+def _waited(under: Unfinished) -> Unfinished:
     """Notes what each sample has when a step begins."""
     return replace(under, before=tuple(len(c.token_ids) if c else 0 for c in under.drawn))
 
@@ -217,7 +217,7 @@ def _left(first: Request, drawn: Completion | None) -> int:
     return first.sampling.max_new_tokens - len(drawn.token_ids) if drawn.finish_reason == "length" else 0
 
 
-def _went_on(under: Under, told: Iterator[Completion]) -> Under:
+def _went_on(under: Unfinished, told: Iterator[Completion]) -> Unfinished:
     """Adds to every sample that is not done the next one of what was drawn."""
     pairs = zip(under.first, under.drawn, strict=True)
     return replace(under, drawn=tuple(_added(first, c, next(told)) if _left(first, c) else c for first, c in pairs))
@@ -238,12 +238,12 @@ def _added(first: Request, before: Completion | None, more: Completion) -> Compl
     )
 
 
-def _transcripts(under: Under) -> list[Transcript]:
+def _transcripts(under: Unfinished) -> list[Transcript]:
     """Returns the sequences of a problem whose samples are done."""
     return [(first.prompt_ids, c) for first, c in zip(under.first, under.drawn, strict=True) if c]
 
 
-def _parts(under: Under) -> Iterator[Part]:
+def _parts(under: Unfinished) -> Iterator[Part]:
     """Yields what each sample of a problem drew since the step began."""
     for first, drawn, before in zip(under.first, under.drawn, under.before, strict=True):
         if drawn and before < len(drawn.token_ids):
@@ -269,5 +269,5 @@ def _seed(completion: Completion) -> int:
     return completion.sampling.seed
 
 
-def _number(under: Under) -> int:
+def _number(under: Unfinished) -> int:
     return under.number

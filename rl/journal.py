@@ -35,7 +35,7 @@ class Compared:
     batch: Batch
     logprobs: np.ndarray
     places: np.ndarray | None = (
-        None  # int64 [R], of each row among the sampled tokens of its sequence; None: all are rows
+        None  # int64 [R], of the rows among their sequence's sampled tokens; None: those are all rows
     )
 
 

@@ -10,6 +10,9 @@ its denominator is exact.
 What proves that: every `align.every`-th step's samples get a further forward pass with the weights that drew them, before
 these are trained on. In turn the trainer still has them; at once it keeps a rounded copy, and asks it in the next step, while
 the engines draw on. The price is that forward pass and, at once, the copy.
+
+Where samples may be carried over (`carry.py`), what a step drew is not what it trains on: the former is compared, the latter is
+told of.
 """
 
 import pickle
@@ -223,7 +226,7 @@ class _Plain(pickle.Unpickler):
         "numpy._core.numeric": ("_frombuffer",),
         "numpy.core.multiarray": ("_reconstruct", "scalar"),
         "numpy.core.numeric": ("_frombuffer",),
-        "rl.carry": ("Part", "Pool", "Taken", "Under"),
+        "rl.carry": ("Part", "Pool", "Taken", "Unfinished"),
         "rl.environments.conversation": ("Outcome", "Played"),
     }
 

@@ -55,10 +55,14 @@ class Parameter:
         """Returns which of `rows`, counted from their first, are of which Hugging Face tensor: (its number, where)."""
         out: list[tuple[int, slice | torch.Tensor]] = []
         if self.stripe:
-            row = torch.arange(rows.start, rows.stop)
             pair = 2 * self.tensors[0]
-            of = row // pair * 2 + row // self.stripe % 2
-            return [(number, (of == number).nonzero()[:, 0]) for number in of.unique().tolist()]
+            for first in range(rows.start // pair * pair, rows.stop, pair):
+                own = torch.arange(max(first, rows.start), min(first + pair, rows.stop))
+                second = own // self.stripe % 2 == 1
+                for turn, mine in enumerate((own[~second], own[second])):
+                    if len(mine):
+                        out.append((first // pair * 2 + turn, mine - rows.start))
+            return out
         stop = 0
         for number, held in enumerate(self.matrices):
             start, stop = stop, stop + held

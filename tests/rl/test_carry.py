@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from rl.prove import SMALL, Layout, against, prove
 from rl.report import read_lines
 from rl.resume import Start
 from rl.samples import Sample
+from rollout.engine import Engine
 from rollout.sampling import Completion, Request, SamplingParams
 from tests.rl.in_process import Run, plain
 from tests.rl.test_lag import Slow, begin
+from tests.rollout.liars import Liar, speculate
 from trainer.batch import Batch
 
 MOST = 12  # tokens of a sample
@@ -260,14 +263,18 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_one_digest(lag: int, mesh: DeviceMesh) -> None:
-    """With a real engine and a real trainer: in turn, at once, in other micro-batches, and where the run was stopped."""
+    """With a real engine and a real trainer: in turn, at once, in other micro-batches, with drafts, and where it stopped."""
     keys = (f"algorithm.lag={lag}", "algorithm.mini_batches=2", "trainer.lr=1e-2")
 
     def run(
         micro_leaves: int, at_once: bool, first: int, last: int, left: Run | None, pool: Pool | None, ready: Any
     ) -> Any:
         one = Run(mesh, keys, micro_leaves, left)
-        step = Lagging(one.step, lag, 1, None, at_once, ready, Carrying(one.step, 2, pool))
+        if left:
+            one.engine = Engine(one.model, replace(one.engine.config, speculate="auto"))
+            speculate(one.engine, Liar("random", one.model.vocab_size))
+            one.step = replace(one.step, rollout=one.engine)
+        step = Lagging(one.step, lag, 1, None, at_once, ready, Carrying(one.step, 3, pool))
         step.publish(first - 1)
         return one, step, [plain(step(n, show=False)[0]) for n in range(first, last + 1)]
 
@@ -280,6 +287,7 @@ def test_one_digest(lag: int, mesh: DeviceMesh) -> None:
     pool = pickle.loads(pickle.dumps(step._carrying.pool))
     rest, _, after = run(2, True, 4, 5, cut, pool, step._ready)
     assert before + after == told and rest.digest() == whole.digest()
+    assert rest.engine.drafts.drafted > 0
 
 
 def test_a_run_that_carries_nothing_has_the_usual_digest(mesh: DeviceMesh) -> None:
@@ -304,10 +312,18 @@ def test_a_run_is_one_hash_over_layouts_and_killed(lag: int, tmp_path: Path) -> 
     ]
     rows = list(prove(chosen, keys, tmp_path, 512))
     assert not against(rows) and len({row.compared for row in rows}) == 1
+    told = list[list[Any]]()
     for i in range(len(chosen)):
         steps = [row for row in read_lines(tmp_path / str(i) / "metrics.jsonl") if "policy/version_lag" in row]
         assert all(row["sampling/carried"] > 0 and row["divergence/tokens_compared"] > 0 for row in steps)
         assert steps[-1]["policy/version_lag"] > lag and steps[-1]["policy/version_lag_mean"] > lag
+        told.append([[x for name, x in row.items() if name.startswith("sampling/")] for row in steps])
+        sides = [{side for side, *_ in row["time/spans"]} for row in steps]
+        assert (
+            all({"sampler", "trainer", "both"} <= one for one in sides) and steps[-1]["time/step_over_longer_half"] > 0
+        )
+        assert "Both sides at work" in (tmp_path / str(i) / "report.html").read_text()
+    assert told[0] == told[1] == told[2], "another layout carried other samples"
 
 
 @pytest.mark.parametrize(

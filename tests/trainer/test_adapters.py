@@ -130,6 +130,15 @@ def test_the_gradient_is_that_of_float64(name: str, rslora: bool, mesh: DeviceMe
     assert seen == 2 * (4 * plain.layers + 1)
 
 
+@pytest.mark.parametrize("name", ["61 ids", "experts"])
+def test_the_contrast_trains_them_too(name: str, mesh: DeviceMesh) -> None:
+    """`numerics=fast`: near the exact adapters, and other bits."""
+    config = adapted(SHAPES[name], EXPERTS if SHAPES[name].experts else ALL)
+    exact, fast = (trainer_of(replace(config, numerics=n), mesh, steps=2).adapter_tensors() for n in ("exact", "fast"))
+    gaps = [(a - b).abs().max().item() for (_, a), (_, b) in zip(exact, fast, strict=True)]
+    assert 0 < max(gaps) < 1e-3
+
+
 def test_frozen_weights_have_no_master_no_moment_and_no_gradient(mesh: DeviceMesh) -> None:
     config = adapted()
     trainer = trainer_of(config, mesh, torch.bfloat16, steps=1)

@@ -86,6 +86,23 @@ def test_a_shard_gets_no_more_than_it_needs(name: str) -> None:
         assert part.held == (p.held // 2 if cut else p.held), p.name
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["experts", "61 ids", "qwen2"]), st.data())
+def test_every_row_has_its_matrix(name: str, data: st.DataObject) -> None:
+    """Of any rows, as of all of them: by the tensors of files, whose rows are numbered and laid out as they are held."""
+    parameter = data.draw(st.sampled_from([p for p in served(SHAPES[name]) if p.columns]))
+    rows = torch.arange(sum(parameter.stored)).repeat_interleave(max(parameter.columns, 1)).view(-1, parameter.columns)
+    numbers = torch.arange(len(parameter.stored)).repeat_interleave(torch.tensor(parameter.stored))
+    want = numbers[parameter.from_files(rows)[:, 0]]
+    want[len(want) - parameter.padding :] = len(parameter.stored) - 1
+    start = data.draw(st.integers(0, len(want) - 1))
+    stop = data.draw(st.integers(start, len(want)))
+    got = torch.full((stop - start,), -1)
+    for number, where in parameter.owners(range(start, stop)):
+        got[where] = number
+    assert_same_bits(got, want[start:stop])
+
+
 @pytest.mark.parametrize(("rank", "less"), [(1, True), (32, False)])
 def test_what_is_less(rank: int, less: bool) -> None:
     config = replace(SHAPES["tiny"], adapter=Adapter((("attention", rank), ("mlp", rank)), 1.0))

@@ -5,7 +5,12 @@ import torch
 from kernels.ops.dispatch import Slots, dispatch, gather
 from kernels.ops.dispatch.spec import make_choices
 from kernels.ops.experts import STRIPE
-from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
+from kernels.ops.low_rank import (
+    low_rank_gradients,
+    low_rank_gradients_by_leaf,
+    merge_low_rank,
+    with_low_rank_gradient,
+)
 from kernels.ops.low_rank.experts import expert_low_rank_gradients, with_expert_low_rank_gradient
 from kernels.spec import Inputs, OpSpec, Work, offsets, spread
 
@@ -67,6 +72,16 @@ def _by_autograd(i: Inputs, _: torch.Generator) -> tuple[torch.Tensor, torch.Ten
     return a.grad, b.grad
 
 
+def _by_leaf(i: Inputs, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = zip(
+        i["dy"].split(i["sections"], 1), i["a"].split(i["b"].shape[1]), i["b"].split(i["sections"]), strict=True
+    )
+    both = [
+        low_rank_gradients_by_leaf(dy.chunk(i["leaves"], 1), i["x"], a, b, _SCALE, i["groups"]) for dy, a, b in parts
+    ]
+    return torch.cat([da for da, _ in both]), torch.cat([db for _, db in both])
+
+
 def _products(i: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """da and db by way of the gradient of the whole weight."""
     da, db = [], []
@@ -95,7 +110,7 @@ GRADIENT = OpSpec(
     name="low_rank_gradients",
     make=_make_gradient,
     run=lambda i: low_rank_gradients(i["dy"], i["x"], i["a"], i["b"], _SCALE, i["sections"], i["leaves"], i["groups"]),
-    variants={"the backward pass": _by_autograd},
+    variants={"the backward pass": _by_autograd, "leaf by leaf": _by_leaf},
     reference=_products,
     scale=_magnitude,
     cases=(
@@ -112,7 +127,7 @@ GRADIENT = OpSpec(
         "sections": (1, 2, 3),
         "groups": (1, 2, 3, 5, 8),
     },
-    claims=("groups", "threads", "alignment", "strides", "the backward pass"),
+    claims=("groups", "threads", "alignment", "strides", "the backward pass", "leaf by leaf"),
     accuracy=4.0,
     row_inputs=("dy", "x"),
     group_sums=("output",),
