@@ -101,25 +101,25 @@ def rows(x: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torch.Tenso
     """Quantizes blocks of 1 x 128: x [T, K] bfloat16 -> (values e4m3 [T, K], scales float32 [T, K / 128])."""
     T, K = x.shape
     columns, apart = K // _BLOCK, cdiv(T, _ROOM) * _ROOM
-    values = torch.empty(T, K, dtype=_FP8, device=x.device)
+    values = torch.empty(T, K, dtype=torch.uint8, device=x.device)
     scales = torch.empty(columns, apart, dtype=torch.float32, device=x.device)[:, :T]
     if T:
         height, width = (1, 4) if T < 64 else (8, 4)
         grid = cdiv(T, height), cdiv(columns, width)
-        given = x, *x.stride(), values.view(torch.uint8), scales, T, columns, apart, power_of_two
+        given = x, *x.stride(), values, scales, T, columns, apart, power_of_two
         run(rows_kernel, grid, *given, height, width, num_warps=height, enable_fp_fusion=False)
-    return values, scales.T
+    return values.view(_FP8), scales.T
 
 
 def blocks(w: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantizes blocks of 128 x 128: w [N, K] bfloat16 -> (values e4m3 [N, K], scales float32 [N / 128, K / 128])."""
     (N, K), grid = w.shape, tuple(n // _BLOCK for n in w.shape)
-    values = torch.empty(N, K, dtype=_FP8, device=w.device)
+    values = torch.empty(N, K, dtype=torch.uint8, device=w.device)
     scales = torch.empty(*grid, dtype=torch.float32, device=w.device)
     if values.numel():
-        given = w, *w.stride(), values.view(torch.uint8), scales, grid[1], power_of_two
+        given = w, *w.stride(), values, scales, grid[1], power_of_two
         run(blocks_kernel, grid, *given, num_warps=8, enable_fp_fusion=False)
-    return values, scales
+    return values.view(_FP8), scales
 
 
 def dequantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ order.py          the order as it reads, for tests and benchmarks
 import torch
 
 from kernels.device import UnsupportedError
-from kernels.gpu.card import card_of
 from kernels.gpu.hopper.ring import reachable
 from kernels.ops.matmul.hopper.tuning import ManyRows
 from kernels.ops.matmul_fp8.hopper import many_rows, weight_stream
@@ -40,7 +39,7 @@ def contract(
     x, w = (t if reachable(t) else t.contiguous() for t in (x, w))
     w_scales = w_scales if w_scales.stride(1) == 1 else w_scales.contiguous()
     given = x, column_scales(x_scales), w, w_scales, leaves, out_dtype
-    chosen = plan(M, N, K, leaves, card_of(x.device).multiprocessors)
+    chosen = plan(M, N, K, leaves)
     if isinstance(chosen, ManyRows):
         return many_rows.contract(*given)
     return weight_stream.contract(*given, **chosen._asdict())

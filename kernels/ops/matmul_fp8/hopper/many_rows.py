@@ -124,7 +124,10 @@ def tree_kernel(
     y,
     nodes,
     pace,
-    all_scales,
+    x_scales,
+    apart,
+    w_scales,
+    ldw_scales,
     M,
     N,
     columns,
@@ -141,6 +144,7 @@ def tree_kernel(
     PARK: gl.constexpr = park_layout(BN)
     LEVELS: gl.constexpr = 2 if LEAVES == 8 and not NODES else 1
     shape = Shape(M, N, columns, N, columns, extent, extent)
+    all_scales = AllScales(x_scales, apart, w_scales, ldw_scales)
     ring = allocate(ad, bd, BN, STAGES, False, False)
     if LEAVES > 2:
         park0 = gl.allocate_shared_memory(gl.float32, [LEVELS, 64, BN], PARK)
@@ -207,7 +211,10 @@ def contract(
         y,
         parked,
         counters(x.device, 2),
-        AllScales(x_scales, x_scales.stride(1), w_scales, w_scales.stride(0)),
+        x_scales,
+        x_scales.stride(1),
+        w_scales,
+        w_scales.stride(0),
         M,
         N,
         columns,

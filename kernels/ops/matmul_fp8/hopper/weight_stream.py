@@ -95,7 +95,10 @@ def stream_kernel(
     whole,
     columns,
     extent,
-    all_scales,
+    x_scales,
+    apart,
+    w_scales,
+    ldw_scales,
     BN: gl.constexpr,
     STAGES: gl.constexpr,
     LEAVES: gl.constexpr,
@@ -107,6 +110,7 @@ def stream_kernel(
     the kernels before, and everyone waits for what it loads."""
     ring = allocate(wd, xd, BN, STAGES, False, False, HALVES)
     todo = Items(items, whole, columns, M, N, extent)
+    all_scales = AllScales(x_scales, apart, w_scales, ldw_scales)
     if HALVES == 2:
         gl.warp_specialize(
             [
@@ -134,9 +138,10 @@ def stream_kernel(
         )
 
 
-def least_split(leaves: int) -> int:
-    """Returns the smallest split whose leaves can be merged in registers: three levels of a tile of 64 tokens."""
-    return max(1, leaves // 8)
+def least_split(leaves: int, BN: int, rows: int) -> int:
+    """Returns the smallest split whose leaves can be merged in registers beside a product: three levels of 64 x 64 with the
+    registers of one warpgroup alone, two where two share a block."""
+    return max(1, leaves // (4 if BN == 64 and rows == 128 else 8))
 
 
 def contract(
@@ -156,13 +161,13 @@ def contract(
     """Computes y = X W^T on the tree: x [M, K] and w [N, K] e4m3, both as TMA reads them, x_scales as `column_scales` returns
     them, w_scales [N / 128, K / 128] with contiguous rows; `leaves` equal leaves of whole blocks of 128.
 
-    BN tokens (16, 32 or 64) and `rows` rows of w (64 or 128) are a tile. Every tile goes to `split` blocks of threads, or, where
-    that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
+    BN tokens (16, 32 or 64) and `rows` rows of w (64 or 128) are a tile. Every tile goes to `split` blocks of threads (to
+    `least_split` at least), or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
     (M, K), N = x.shape, w.shape[0]
     card = card_of(x.device)
     blocks = blocks or card.multiprocessors
     y = torch.empty(M, N, dtype=out_dtype, device=x.device)
-    split = max(min(split, leaves), least_split(leaves))
+    split = max(min(split, leaves), least_split(leaves, BN, rows))
     columns = cdiv(M, BN)
     halves = rows // 64
     tiles = cdiv(N, rows) * columns
@@ -190,7 +195,10 @@ def contract(
         whole,
         columns,
         K // leaves,
-        AllScales(x_scales, x_scales.stride(1), w_scales, w_scales.stride(0)),
+        x_scales,
+        x_scales.stride(1),
+        w_scales,
+        w_scales.stride(0),
         BN,
         stages,
         leaves,
