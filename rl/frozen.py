@@ -42,7 +42,8 @@ def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
     if not Path(asked.path).is_dir():
         raise UserError(f"{asked.key}={asked.path} is no folder")
     folder = ModelFolder(asked.path)
-    other = replace(folder.model(model.leaves), numerics=config.numerics)
+    other = replace(folder.model(model.leaves, folder.published or model.format), numerics=config.numerics)
+    other.check_dtype(config.dtype)
     folder.tensors(other)
     return FrozenModel(asked.key, other, asked.path)
 

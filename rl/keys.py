@@ -17,6 +17,7 @@ ADDED: Mapping[str, Any] = {
     "adapter.targets": ["attention", "mlp"],
     "adapter.rslora": False,
     "kernels.family": "auto",
+    "model.format": "plain",
     "mode": "full",
     "batches": None,
     "align.keep_batches": [],

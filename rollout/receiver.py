@@ -1,17 +1,17 @@
 """The rollout's side of a publication: a shard's part of every bucket, checked before it is served."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
 
 from kernels.host.place import Place
-from kernels.model import served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
-from kernels.weights.fingerprint import fingerprint, unsigned
-from kernels.weights.reshard import Bucket, buckets, extent, shard_rows
+from kernels.weights.reshard import Bucket, buckets, extent
 from kernels.weights.routes import Recipient, Way, followers, way
+from rollout.arrival import Arrival, fingerprints
 from rollout.engine import Engine, InFlight
+from rollout.held import weight_memory
 from rollout.memory import Reclaimable
 
 
@@ -29,6 +29,8 @@ class Receiver:
         self.engine, self.name, self.store, self.place = engine, name, store, place
         self._wires: dict[str, Wire] = {}
         self._shadow: Reclaimable | None = None
+        self._arrival: Arrival | None = None
+        self._before: dict[str, torch.Tensor] = {}  # of `Arrival`, of the weights that are served
         self._halves: dict[int, list[torch.Tensor]] = {}
         self._mirror: SharedBucket | None = None
         self._under_way = False
@@ -53,13 +55,13 @@ class Receiver:
             for w in range(len(tickets))
         ]
         self._halves = {w: tickets[w].open(self.place) for w, by in enumerate(self._ways) if by == Way(None, True)}
-        self._target = runner.weights
+        memory = runner.weight_memory
         if self.engine.version >= 0:
-            shapes = {name: tuple(tensor.shape) for name, tensor in runner.weights.items()}
-            self._shadow = Reclaimable(shapes, config.dtype, config.device)
-            self._target = self._shadow.tensors
+            self._shadow = weight_memory(runner.config, runner.group.shard, config.dtype, config.device)
+            memory = self._shadow
         else:
-            runner.weight_memory.regain()
+            memory.regain()
+        self._arrival = Arrival(runner.config, runner.group.shard, config.dtype, memory.tensors)
         self._under_way = True
         if not followers(me, self._places, company, shared=True):
             return None
@@ -125,10 +127,9 @@ class Receiver:
         return self._wires[ends]
 
     def _copy(self, pieces: Bucket, bucket: torch.Tensor, start: int) -> None:
+        assert self._arrival is not None
         for piece in pieces:
-            target = self._target[piece.parameter.name]
-            rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
-            rows.copy_(piece.of(bucket, self.engine.config.dtype, piece.start - start))
+            self._arrival.take(piece, piece.of(bucket, self.engine.config.dtype, piece.start - start))
 
     def _wait(self) -> None:
         if self.engine.config.device != "cuda":
@@ -145,30 +146,22 @@ class Receiver:
     def received(self) -> list[int]:
         """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory."""
         self._halves, self._mirror = {}, None
-        return self._fingerprints(self._target)
+        assert self._arrival is not None
+        return self._arrival.fingerprints()
 
     def served(self) -> list[int]:
         """Returns the same of the tensors from which the engine samples, at any time: each below 2^64."""
-        return self._fingerprints(self.engine.runner.weights)
-
-    def _fingerprints(self, weights: Mapping[str, torch.Tensor]) -> list[int]:
-        runner, out = self.engine.runner, []
-        for p in served(runner.config):
-            held = weights[p.name]
-            column = runner.group.shard.rank * held.shape[1] if p.axis == 1 else 0
-            sums = [
-                fingerprint(held[at : at + len(rows)], rows.start, column)
-                for rows, at in shard_rows(p, runner.group.shard)
-            ]
-            out.append(torch.stack(sums).sum())
-        return [unsigned(value) for value in torch.stack(out).tolist()]
+        runner = self.engine.runner
+        return fingerprints(runner.config, runner.group.shard, runner.weights, self._before)
 
     def commit(self, version: int, in_flight: InFlight = "refuse") -> None:
         """Makes the engine serve the new weights from here on; `in_flight`: what becomes of its requests."""
         self.engine.pause(f"weights of version {version} arrived", in_flight)
         if self._shadow:
             for name, tensor in self._shadow.tensors.items():
-                self.engine.runner.weights[name].copy_(tensor)
+                self.engine.runner.weight_memory.tensors[name].copy_(tensor)
+        assert self._arrival is not None
+        self._before = self._arrival.before
         self.engine.version = version
         self._close()
 
@@ -184,4 +177,4 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        self._shadow, self._mirror, self._halves, self._target, self._under_way = None, None, {}, {}, False
+        self._shadow, self._mirror, self._halves, self._arrival, self._under_way = None, None, {}, None, False

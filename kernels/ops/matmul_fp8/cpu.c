@@ -7,6 +7,15 @@
 enum { SIDE = 128, ROWS = 8, GROUP = 32 }; /* rows that are in registers at once; that meet a packed block of w */
 enum { SIZE = GROUP * WIDTH };
 
+/* Widens `count` e4m3, which is exact: the exponent is brought to that of float32 by one product. */
+static void widen(const uint8_t *from, float *to, int count) {
+    SIMD for (int i = 0; i < count; i++) {
+        int32_t code = from[i] & 0x7f;
+        float magnitude = code == 0x7f ? NAN : float_of(code << 20) * 0x1p120f;
+        to[i] = float_of(bits_of(magnitude) | (from[i] & 0x80) << 24);
+    }
+}
+
 /* d[r][i] = sum of column[k][i] * x[r][k] over a block; acc[r][i] = fma(d, scale of x[r] * scale of w, acc). */
 static void add_block(float *acc, const float *column, const float *const *x, const float *const *x_scale, float w_scale) {
     lanes sum[ROWS];
@@ -23,15 +32,15 @@ static void add_block(float *acc, const float *column, const float *const *x, co
 }
 
 /* GROUP rows from m0 on (the last one again where there are fewer) of WIDTH columns from n0 on: out[r][i]. */
-static void tile(float *out, const float *x, const float *x_scale, int64_t M, int64_t m0, const float *w, const float *w_scale,
+static void tile(float *out, const float *x, const float *x_scale, int64_t M, int64_t m0, const uint8_t *w, const float *w_scale,
                  int64_t n0, int64_t K, int64_t leaves) {
-    float parked[TREE_LEVELS][SIZE], column[SIDE * WIDTH];
+    float parked[TREE_LEVELS][SIZE], column[SIDE * WIDTH], wide[WIDTH][SIDE];
     int64_t columns = K / SIDE, in_leaf = columns / leaves;
     for (int64_t leaf = 0; leaf < leaves; leaf++) {
         memset(out, 0, sizeof(float) * SIZE);
         for (int64_t b = leaf * in_leaf; b < (leaf + 1) * in_leaf; b++) {
             const float *rows[WIDTH];
-            for (int i = 0; i < WIDTH; i++) rows[i] = w + (n0 + i) * K + b * SIDE;
+            for (int i = 0; i < WIDTH; i++) widen(w + (n0 + i) * K + b * SIDE, wide[i], SIDE), rows[i] = wide[i];
             to_columns(column, WIDTH, rows, WIDTH, SIDE);
             for (int g = 0; g < GROUP && m0 + g < M; g += ROWS) {
                 const float *of_x[ROWS], *of_scale[ROWS];
@@ -50,7 +59,7 @@ static void tile(float *out, const float *x, const float *x_scale, int64_t M, in
 }
 
 /* x [M, K] with scales [M, K / 128], w [N, K] with [N / 128, K / 128] -> y [M, N]; leaves a power of two of whole blocks. */
-void matmul_fp8(const float *x, const float *x_scale, int64_t M, const float *w, const float *w_scale, int64_t N, float *y,
+void matmul_fp8(const float *x, const float *x_scale, int64_t M, const uint8_t *w, const float *w_scale, int64_t N, float *y,
                 int64_t K, int64_t leaves, int64_t threads) {
     PARALLEL_FOR
     for (int64_t n0 = 0; n0 < N; n0 += WIDTH)

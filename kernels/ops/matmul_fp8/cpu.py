@@ -1,4 +1,4 @@
-"""CPU matmul of block-scaled FP8: see cpu.c. Values are widened first, which is exact."""
+"""CPU matmul of block-scaled FP8: see cpu.c. The values of x are widened first, which is exact."""
 
 import torch
 
@@ -17,6 +17,6 @@ def contract(
     `kernels.ops.matmul_fp8` says; leaf i is bounds[i] <= k < bounds[i + 1], all of one length."""
     (M, K), N = x.shape, w.shape[0]
     y = torch.empty(M, N)
-    wide = (x.float().contiguous(), x_scales.contiguous(), M, w.float().contiguous(), w_scales.contiguous(), N)
-    call("matmul_fp8", *wide, y, K, len(bounds) - 1)
+    of_x, of_w = (x.float().contiguous(), x_scales.contiguous()), (w.contiguous().view(torch.uint8), w_scales.contiguous())
+    call("matmul_fp8", *of_x, M, *of_w, N, y, K, len(bounds) - 1)
     return y.to(out_dtype)

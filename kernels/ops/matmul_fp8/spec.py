@@ -86,7 +86,7 @@ MATMUL = OpSpec(
     space={
         "M": (1, 2, 7, 8, 9, 31, 33),
         "columns": (1, 2),
-        "blocks": (1, 2, 3),
+        "blocks": (1, 2),
         "leaves": (1, 2, 4, 8),
         "groups": (1, 2, 3, 5, 8),
         "power_of_two": (0, 1),
