@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernels.gpu.card import ALL_FAMILIES, card_of
 from kernels.tree import Shard, fold
 
 Case = Mapping[str, int]
@@ -93,6 +94,7 @@ class OpSpec:
     scale: Callable[[Inputs], Outputs] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     devices: tuple[str, ...] = ("cpu", "cuda")  # ("cpu",): what it makes is made on the host, for every device
+    families: tuple[str, ...] = ALL_FAMILIES  # of the cards that have kernels for it
     row_inputs: tuple[str, ...] = ()  # dimension 0 is the rows, as it is of every output
     row_units: Callable[[Inputs], int] | None = None  # what a batch is made of, where that is not rows: sequences
     unit_rows: Callable[[Inputs, torch.Tensor], torch.Tensor] | None = None  # the rows of some units, concatenated
@@ -129,6 +131,11 @@ class OpSpec:
     def outputs(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         """Runs the op and returns its outputs as a tuple."""
         return as_tuple(self.run(inputs))
+
+    def runs_on(self, device: torch.device) -> bool:
+        """Says whether this op runs on a device; a GPU must be there."""
+        there = device.type in self.devices
+        return there and (device.type != "cuda" or card_of(device).family in self.families)
 
     def dtypes_on(self, device: torch.device) -> tuple[torch.dtype, ...]:
         """Returns float32 and bfloat16 on a CPU; on a GPU bfloat16, and float32 where the op knows nothing else. None

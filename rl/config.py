@@ -19,6 +19,7 @@ from rl.section import Decay, Folder, Fraction, Natural, Positive, Seconds, Sect
 from rollout.engine import EngineConfig
 from rollout.keys import (
     Dtype,
+    Format,
     Leaves,
     MaxBatchTokens,
     MaxRunning,
@@ -41,8 +42,9 @@ class ModelSection(Section):
     leaves: Leaves | None = Field(description="null: as the contract of the model in `path` says, or 8")
     dtype: Dtype = Field(
         description="of activations and of the rollout's weights; auto: as that contract says, or float32 on a CPU and "
-        "bfloat16 on a GPU"
+        "bfloat16 on a GPU or in a quantized format"
     )
+    format: Format = Field(description="auto: as the model's files or contract say, or plain")
 
 
 class RolloutSection(Section):
@@ -359,9 +361,10 @@ class RunConfig(Section):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Returns the dtype of activations: as asked, else float32 on a CPU and bfloat16 on a GPU."""
+        """Returns the dtype of activations: as asked, else float32 on a CPU and bfloat16 on a GPU or in a quantized format."""
         if self.model.dtype == "auto":
-            return torch.bfloat16 if self.device == "cuda" else torch.float32
+            plain = self.model.format in ("auto", "plain")
+            return torch.float32 if plain and self.device != "cuda" else torch.bfloat16
         return torch.float32 if self.model.dtype == "float32" else torch.bfloat16
 
 

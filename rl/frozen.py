@@ -40,7 +40,8 @@ def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
         raise UserError(f"{asked.key}={asked.path} is no folder")
     folder = ModelFolder(asked.path)
     try:
-        other = replace(folder.model(model.leaves), numerics=config.numerics)
+        other = replace(folder.model(model.leaves, folder.published or model.format), numerics=config.numerics)
+        other.check_dtype(config.dtype)
     except ConfigError as error:
         raise UserError(
             f"{asked.key}={asked.path}: {error}; with algorithm.device_map=auto transformers computes it, in its own arithmetic"

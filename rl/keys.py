@@ -20,6 +20,7 @@ ADDED: Mapping[str, Any] = {
     "adapter.rslora": False,
     "kernels.family": "auto",
     "rollout.carry": 0,
+    "model.format": "plain",
     "mode": "full",
     "batches": None,
     "align.keep_batches": [],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kernels.model import ModelConfig
 from kernels.model.fields import TOKENS
+from kernels.model.formats import PLAIN, Format
 from kernels.weights.beside import LEAVES, Beside, Contract
 from kernels.weights.folder import ModelFolder
 from rl.adapters import with_adapter
@@ -14,18 +15,20 @@ from rollout.tokenizer import Tokenizer
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """Returns `config` with what the contract of its model says of leaves and dtype, and the adapter that it begins with of
-    ranks, where the user does not."""
+    """Returns `config` with what the contract of its model says of leaves, dtype and format, and the adapter that it begins
+    with of ranks, where the user does not."""
     section = config.model
-    own = _folder(section.path).contract if section.path else None
+    folder = _folder(section.path) if section.path else None
+    own = folder.contract if folder else None
     leaves = section.leaves or (own.leaves if own else LEAVES)
     dtype = own.dtype if own and section.dtype == "auto" else section.dtype
-    model = section.model_copy(update={"leaves": leaves, "dtype": dtype})
-    return config.model_copy(update={"model": model, "adapter": with_adapter(config)})
+    format = section.format if section.format != "auto" else folder.format if folder else PLAIN
+    told = {"leaves": leaves, "dtype": dtype, "format": format}
+    return config.model_copy(update={"model": section.model_copy(update=told), "adapter": with_adapter(config)})
 
 
 def contract_of(config: RunConfig, model: ModelConfig) -> Contract:
-    """Makes the contract of the run's model: its leaves, and the dtype it is computed in."""
+    """Makes the contract of the run's model: its leaves, its format, and the dtype it is computed in."""
     return Contract.of(model, config.dtype)
 
 
@@ -33,7 +36,7 @@ def remarks(config: RunConfig, model: ModelConfig) -> list[str]:
     """Says where the run computes otherwise than its model's contract says: lines that name both."""
     if not config.model.path:
         return []
-    return _folder(config.model.path).remarks(contract_of(config, model), "model.leaves", "model.dtype")
+    return _folder(config.model.path).remarks(contract_of(config, model), "model.leaves", "model.dtype", "model.format")
 
 
 def beside(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer) -> Beside:
@@ -48,7 +51,7 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
     leaves = section.leaves or LEAVES
     if section.path:
         folder = _folder(section.path)
-        model = folder.model(leaves)
+        model = folder.model(leaves, None if section.format == "auto" else section.format)
         folder.tensors(model)
     else:
         hf = dict(section.hf)
@@ -59,12 +62,14 @@ def model_config(config: RunConfig, vocabulary: int | None) -> ModelConfig:
                 raise UserError("model.hf.vocab_size is null and there is no tokenizer to take it from")
             unit = 4 * leaves  # every leaf of the vocabulary is a multiple of 4
             hf["vocab_size"] = -(-vocabulary // unit) * unit
-        model = ModelConfig.from_hf(hf, leaves, lambda field, value: f"model.hf.{field}={value}")
+        format: Format = PLAIN if section.format == "auto" else section.format
+        model = ModelConfig.from_hf(hf, leaves, lambda field, value: f"model.hf.{field}={value}", format)
     if vocabulary is not None and vocabulary > model.vocab_size:
         raise UserError(f"the tokenizer has {vocabulary} tokens, the model's vocabulary {model.vocab_size}")
     if (coefficient := config.trainer.router_aux_loss_coef) and not model.experts:
         raise UserError(f"trainer.router_aux_loss_coef={coefficient:g}: the model has no experts")
     model.check_shards(config.rollout.tp)
+    model.check_dtype(config.dtype)
     return replace(model, numerics=config.numerics)
 
 

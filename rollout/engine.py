@@ -12,7 +12,7 @@ import torch
 
 from kernels.collectives import TreeGroup
 from kernels.gpu.card import choose_family, chosen_family
-from kernels.model import ModelConfig, Parameter
+from kernels.model import ModelConfig, Parameter, Weight
 from kernels.weights.digest import Leaves
 from rollout.drafts.drafter import Drafter
 from rollout.drafts.lookup import Lookup
@@ -101,7 +101,7 @@ class Engine:
         return self.scheduler.idle and not self._ended
 
     def load(
-        self, weights: Iterable[tuple[Parameter, torch.Tensor]], version: int, in_flight: InFlight = "refuse"
+        self, weights: Iterable[tuple[Parameter, Weight]], version: int, in_flight: InFlight = "refuse"
     ) -> Leaves:
         """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held. Completions of
         requests that this ends are handed out by the next `step`."""

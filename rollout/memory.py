@@ -37,18 +37,26 @@ class _HostArena:
 
 
 class Reclaimable:
-    """Holds named tensors of one dtype on `device`, the current one where that is "cuda". NaN when fresh, so that what was not
+    """Holds named tensors on `device`, the current one where that is "cuda". NaN when fresh, so that what was not
     written cannot be read unnoticed. `release` takes the physical memory from under them, `regain` puts other memory there; the
     tensors stay the same objects, at the same addresses. Between the two nobody may touch them."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> None:
-        sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        device: str,
+        others: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
+        """`others`: the dtypes of the tensors that have another than `dtype`."""
+        dtypes = dict.fromkeys(shapes, dtype) | dict(others or {})
+        sizes = {name: prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
         self.bytes = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())
         self._arena = _arena(self.bytes, device)
         self.tensors: dict[str, torch.Tensor] = {}
         start = 0
         for name, shape in shapes.items():
-            self.tensors[name] = self._arena.bytes[start : start + sizes[name]].view(dtype).view(shape)
+            self.tensors[name] = self._arena.bytes[start : start + sizes[name]].view(dtypes[name]).view(shape)
             start += -(-sizes[name] // _ALIGNMENT) * _ALIGNMENT
         self.held = True
         self._forget()

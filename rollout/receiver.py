@@ -9,11 +9,12 @@ from kernels.host.pinned import host_tensor
 from kernels.host.place import Place
 from kernels.model import ModelConfig, served
 from kernels.weights.bucket import SharedBucket, Ticket, Wire, wait_for_wires
-from kernels.weights.cargo import Kind, cargo, merge_shard
-from kernels.weights.fingerprint import fingerprint, unsigned
-from kernels.weights.reshard import Bucket, buckets, extent, shard_rows
+from kernels.weights.cargo import Kind, cargo, merge_part
+from kernels.weights.reshard import Bucket, buckets, extent
 from kernels.weights.routes import Recipient, Way, followers, way
+from rollout.arrival import Arrival, fingerprints
 from rollout.engine import Engine, InFlight
+from rollout.held import weight_memory
 from rollout.memory import Reclaimable
 
 
@@ -37,8 +38,11 @@ class Receiver:
         self._shadow: Reclaimable | None = None
         self._halves: dict[int, list[torch.Tensor]] = {}
         self._mirror: SharedBucket | None = None
-        self._target: Mapping[str, torch.Tensor] = {}
-        self._arriving: Mapping[str, torch.Tensor] = {}
+        self._arrival: Arrival | None = None  # of weights that the engine is to serve
+        self._before: dict[str, torch.Tensor] = {}  # of `Arrival`, of those that it serves
+        self._beside: Mapping[
+            str, torch.Tensor
+        ] = {}  # what arrives and is not served itself: frozen weights, or A and B
         self._under_way = False
         self._frozen: dict[str, torch.Tensor] = {}
 
@@ -83,23 +87,21 @@ class Receiver:
     def _make_room(self) -> None:
         """Finds the tensors that the buckets are copied to, and those that the engine is to serve."""
         runner, config = self.engine.runner, self.engine.config
-        shapes = {name: tuple(tensor.shape) for name, tensor in runner.weights.items()}
+        shapes = {p.name: p.part(runner.group.shard).shape for p in self._cargo.parameters}
         if self._kind == "frozen":
             if not self._frozen:
                 self._frozen = {n: host_tensor(shape, config.dtype, config.device) for n, shape in shapes.items()}
-            self._arriving = self._frozen
+            self._beside = self._frozen
             return
-        self._target = runner.weights
+        memory = runner.weight_memory
         if self.engine.version >= 0:
-            self._shadow = Reclaimable(shapes, config.dtype, config.device)
-            self._target = self._shadow.tensors
+            memory = self._shadow = weight_memory(runner.config, runner.group.shard, config.dtype, config.device)
         else:
-            runner.weight_memory.regain()
-        self._arriving = self._target
+            memory.regain()
+        self._arrival = Arrival(runner.config, runner.group.shard, config.dtype, memory.tensors)
         if self._kind == "factors":
-            parts = [(p, p.part(runner.group.shard)) for p in self._cargo.parameters]
-            self._arriving = {
-                p.name: torch.empty(mine.shape, dtype=self._cargo.dtype, device=config.device) for p, mine in parts
+            self._beside = {
+                n: torch.empty(shape, dtype=self._cargo.dtype, device=config.device) for n, shape in shapes.items()
             }
 
     def follow(self, ticket: Ticket) -> None:
@@ -161,9 +163,13 @@ class Receiver:
 
     def _copy(self, pieces: Bucket, bucket: torch.Tensor, start: int) -> None:
         for piece in pieces:
-            target = self._arriving[piece.parameter.name]
-            rows = target.view(len(target), -1)[piece.target : piece.target + piece.rows]
-            rows.copy_(piece.of(bucket, self._cargo.dtype, piece.start - start))
+            rows = piece.of(bucket, self._cargo.dtype, piece.start - start)
+            if self._kind == "weights":
+                assert self._arrival is not None
+                self._arrival.take(piece, rows)
+                continue
+            target = self._beside[piece.parameter.name]
+            target.view(len(target), -1)[piece.target : piece.target + piece.rows].copy_(rows)
 
     def _wait(self) -> None:
         if self.engine.config.device != "cuda":
@@ -183,36 +189,30 @@ class Receiver:
 
     @torch.no_grad()
     def received(self) -> list[int]:
-        """Returns the fingerprint of this shard's part of every parameter, in order, as it now lies in memory; A and B are
-        merged first."""
+        """Returns the fingerprint of this shard's part of every parameter, in order, as it was published; A and B are merged
+        first."""
         self._halves, self._mirror = {}, None
+        assert self._arrival is not None
         if self._kind == "factors":
-            shard = self.engine.runner.group.shard
-            merge_shard(self._model, shard, self._target, self._frozen, self._arriving)
-        return self._fingerprints(self._target)
+            for p in served(self._model):
+                merged = self._arrival.open(p)
+                merge_part(self._model, self.engine.runner.group.shard, p, merged, self._frozen, self._beside)
+                self._arrival.close(p)
+        return self._arrival.fingerprints()
 
     def served(self) -> list[int]:
         """Returns the same of the tensors from which the engine samples, at any time: each below 2^64."""
-        return self._fingerprints(self.engine.runner.weights)
-
-    def _fingerprints(self, weights: Mapping[str, torch.Tensor]) -> list[int]:
-        runner, out = self.engine.runner, []
-        for p in served(runner.config):
-            held = weights[p.name]
-            column = runner.group.shard.rank * held.shape[1] if p.axis == 1 else 0
-            sums = [
-                fingerprint(held[at : at + len(rows)], rows.start, column)
-                for rows, at in shard_rows(p, runner.group.shard)
-            ]
-            out.append(torch.stack(sums).sum())
-        return [unsigned(value) for value in torch.stack(out).tolist()]
+        runner = self.engine.runner
+        return fingerprints(runner.config, runner.group.shard, runner.weights, self._before)
 
     def commit(self, version: int, in_flight: InFlight = "refuse") -> None:
         """Makes the engine serve the new weights from here on; `in_flight`: what becomes of its requests."""
         self.engine.pause(f"weights of version {version} arrived", in_flight)
         if self._shadow:
             for name, tensor in self._shadow.tensors.items():
-                self.engine.runner.weights[name].copy_(tensor)
+                self.engine.runner.weight_memory.tensors[name].copy_(tensor)
+        assert self._arrival is not None
+        self._before = self._arrival.before
         self.engine.version = version
         self._close()
 
@@ -229,4 +229,4 @@ class Receiver:
 
     def _close(self) -> None:
         self._shadow, self._mirror, self._halves, self._under_way = None, None, {}, False
-        self._target, self._arriving = {}, {}
+        self._arrival, self._beside = None, {}

@@ -20,6 +20,7 @@ from kernels.model import (
     ModelConfig,
     PagedCache,
     Parameter,
+    Weight,
     decoder_layer,
     forward,
     head_logits,
@@ -32,6 +33,7 @@ from kernels.model import (
 from kernels.ops import Mixture, Truncation, gumbel_argmax, vocab_logprob, vocab_nodes
 from kernels.weights.digest import Leaves, slice_digests
 from rollout.graphs import DecodeGraphs, Row
+from rollout.held import put, views, weight_memory
 from rollout.memory import Reclaimable
 from rollout.sampling import SamplingParams, Top
 from rollout.sequence import NO_NUMBER, RunnerError, Sequence, Span
@@ -136,6 +138,7 @@ class Runner:
         """`graphs_of`: capture decode steps of up to so many sequences (0: none), which with their guesses are up to
         `graph_rows` rows."""
         config.check_shards(group.shard.size)
+        config.check_dtype(dtype)
         self.config, self.group, self.page_size = config, group, page_size
         self.dtype, self.device = dtype, device
         rows = (pages + (graphs_of > 0)) * page_size  # one page to spare for the rows that pad a graph's batch
@@ -144,9 +147,8 @@ class Runner:
         self.cache = PagedCache(**self.page_memory.tensors)
         cosine, sine = position_table(config)
         self.table = (cosine.to(device), sine.to(device))
-        shapes = {p.name: p.part(group.shard).shape for p in served(config)}
-        self.weight_memory = Reclaimable(shapes, dtype, device)
-        self.weights = self.weight_memory.tensors
+        self.weight_memory = weight_memory(config, group.shard, dtype, device)
+        self.weights = views(config, self.weight_memory.tensors)
         self.outer = outer_weights(self.weights)
         self.layers = [layer_weights(self.weights, i) for i in range(config.layers)]
         self.graphs: DecodeGraphs | None = None
@@ -154,9 +156,9 @@ class Runner:
             most = graphs_of, max(graphs_of, graph_rows)
             self.graphs = DecodeGraphs(self._decode, *most, page_size, pages, config.max_positions, device)
 
-    def load(self, parameter: Parameter, whole: torch.Tensor) -> None:
-        """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype."""
-        self.weights[parameter.name].copy_(parameter.shard(whole, self.group.shard))
+    def load(self, parameter: Parameter, whole: Weight) -> None:
+        """Replaces this shard's part of one parameter, in place, rounded to the engine's dtype, or in the model's format."""
+        put(self.config, parameter, self.weights[parameter.name], whole, self.group.shard)
 
     def of_first_rank(self, numbers: list[float]) -> list[float]:
         """Returns those that the first rank of the group gives, as float32. A collective; it waits for what runs."""

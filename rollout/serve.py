@@ -34,6 +34,7 @@ from rollout.engine import EngineConfig, freeze_heap
 from rollout.keys import (
     Device,
     Dtype,
+    Format,
     Family,
     Key,
     Leaves,
@@ -64,7 +65,7 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves` and `dtype` changes a bit of an answer."""
+    """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves`, `dtype` and `format` changes a bit of an answer."""
 
     model: Annotated[str | None, Key(description="a Hugging Face model directory")] = None
     adapter: Annotated[
@@ -73,6 +74,7 @@ class ServeConfig:
     tp: Tp = 1
     leaves: Annotated[Leaves, Open("as the model's contract says, or 8")] = 0
     dtype: Annotated[Dtype, Key(description="auto: as the model's contract says, or the dtype of its tensors")] = "auto"
+    format: Annotated[Format, Key(description="auto: as the model's files or contract say, or plain")] = "auto"
     device: Device = "auto"
     family: Family = "auto"
     threads: Annotated[Threads, Open("the cores divided by tp, 8 at most")] = 0
@@ -206,7 +208,7 @@ def serve(config: ServeConfig) -> int:
         from rollout.server.service import Service, ServiceLimits
     except ImportError as error:
         raise ArgumentError(f"{error.name} is not installed: pip install 'samebit[serve]'") from None
-    source = Source.open(config.model, config.leaves, config.dtype, config.where, config.adapter)
+    source = Source.open(config.model, config.leaves, config.dtype, config.where, config.adapter, config.format)
     source.config.check_shards(config.tp, "tp", "leaves")
     for line in source.remarks:
         warn(line)
@@ -244,7 +246,7 @@ def _info(config: ServeConfig, source: Source, engine: EngineConfig) -> dict[str
     """What /server_info says of how the server was started."""
     told = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "api_key"}
     shape = {"device": engine.device, "pages": engine.pages, "version": version_of("samebit"), **asdict(engine.limits)}
-    return {**told, **shape, "dtype": name_of(source.dtype), "leaves": source.config.leaves}
+    return {**told, **shape, "dtype": name_of(source.dtype), "leaves": source.config.leaves, "format": source.config.format}
 
 
 def _connections(config: ServeConfig) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from kernels.model import ConfigError, ModelConfig, Parameter, saved
+from kernels.model import ConfigError, ModelConfig, Parameter, Weight, saved
+from kernels.model.formats import PLAIN
 from kernels.model.known import TINY_BYTES
 from kernels.weights import adapters
 from kernels.weights.beside import DTYPES
@@ -42,22 +43,26 @@ class Source:
         dtype: str = "auto",
         device: str = "cpu",
         adapter: str | None = None,
+        format: str = "auto",
     ) -> "Source":
-        """Opens a model directory, or the tiny model. `leaves` 0 and `dtype` auto: those of the directory's contract, or else
-        8 leaves and the dtype of its tensors; for the tiny model 8 leaves and the dtype of the device. ConfigError where the
+        """Opens a model directory, or the tiny model. `leaves` 0, `dtype` and `format` auto: those of the directory's contract,
+        or else 8 leaves, the dtype of its tensors and plain; for the tiny model 8 leaves, the dtype of the device and plain. ConfigError where the
         directory holds no model to serve, or the folder `adapter` no adapters of it."""
         asked = None if dtype == "auto" else dtype
         if directory is None:
             if adapter:
                 raise ConfigError(f"adapter={adapter} without a model: say which model directory it was trained on")
+            if format not in ("auto", PLAIN):
+                raise ConfigError(f"format={format} without a model: the tiny model's leaves are not whole blocks")
             name = asked or ("bfloat16" if device == "cuda" else "float32")
             if name not in DTYPES:
                 raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
             made = Tokenizer(_byte_tokenizer())
             return cls("tiny", replace(TINY_BYTES, leaves=leaves or 8), None, DTYPES[name], made, made.ends)
         folder = ModelFolder(directory)
-        contract = folder.asked(leaves or None, asked)
-        config = folder.model(contract.leaves)
+        contract = folder.asked(leaves or None, asked, format=None if format == "auto" else format)
+        config = folder.model(contract.leaves, contract.format)
+        config.check_dtype(DTYPES[contract.dtype])
         folder.tensors(config)
         if adapter:
             adapters.read(adapter, config)
@@ -66,7 +71,7 @@ class Source:
             name, config, directory, DTYPES[contract.dtype], words, words.ends if words else folder.ends, told, adapter
         )
 
-    def weights(self) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    def weights(self) -> Iterator[tuple[Parameter, Weight]]:
         """Yields every parameter whole, one at a time."""
         if self.directory is None:
             return initial(self.config, 0)

@@ -41,7 +41,7 @@ from kernels.weights.files import save
 from rollout.arguments import ArgumentError
 from rollout.differences import Answer, Row, compare
 from rollout.engine import Engine, EngineConfig
-from rollout.keys import Device, Dtype, Leaves, Threads, range_of
+from rollout.keys import Device, Dtype, Format, Leaves, Threads, range_of
 from rollout.lockstep import Lockstep, RankError
 from rollout.runner import RunnerError
 from rollout.sampling import Completion, Request, SamplingParams
@@ -220,6 +220,7 @@ class Verification:
             )
             dtype = name_of(self.source.dtype)
             options = [f"--leaves={self.source.config.leaves}", f"--dtype={dtype}", f"--device={self.device}"]
+            options.append(f"--format={self.source.config.format}")
             options += [f"--threads={self.threads}", f"--family={chosen_family()}"]
             if self.source.adapter:
                 options.append(f"--adapter={self.source.adapter}")
@@ -280,6 +281,7 @@ class Arguments:
     new: int
     leaves: int
     dtype: str
+    format: str
     device: str
     threads: int
     family: str
@@ -301,6 +303,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
         "--leaves", type=count, default=0, help=f"{range_of(Leaves).meaning}; default: as the model says"
     )
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
+    parser.add_argument("--format", choices=range_of(Format).choices, default="auto")
     parser.add_argument("--device", choices=get_args(Device), default="auto")
     parser.add_argument("--threads", type=threads, default=min(4, os.cpu_count() or 1), help=range_of(Threads).meaning)
     parser.add_family()
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None, source: Source | None = None) -> int
         check_packages(("trainer",))  # of which a process is started
     try:
         device = choose_device(asked.device, lambda why: console.print(why, soft_wrap=True), asked.family)
-        source = source or Source.open(asked.model, asked.leaves, asked.dtype, device, asked.adapter)
+        source = source or Source.open(asked.model, asked.leaves, asked.dtype, device, asked.adapter, asked.format)
         for line in source.remarks:
             warn(line)
         if source.config.max_positions <= asked.new:

@@ -20,6 +20,7 @@ from kernels.cpu import BuildError
 from kernels.device import UnsupportedError
 from kernels.host.command import Parser, count, fail, interruptible, output, threads, warn
 from kernels.model import ConfigError
+from kernels.model.formats import FORMATS, PLAIN
 from kernels.tree import TreeError
 from kernels.weights.adapters import load_merged
 from kernels.weights.adapters import read as read_adapter
@@ -92,6 +93,8 @@ def main() -> None:
     )
     parser.add_argument("--leaves", type=count, help="of every sum; default: as the model's contract says, or 8")
     parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: as the contract says, or float32")
+    formats = (PLAIN, *FORMATS)
+    parser.add_argument("--format", choices=formats, help="of projections; default: as the contract says, or plain")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=threads, default=2)
     parser.add_family()
@@ -107,10 +110,11 @@ def run(args: argparse.Namespace) -> None:
     """Reads the model and BATCH, and writes OUT."""
     torch.set_num_threads(args.threads)
     folder = ModelFolder(args.model)
-    contract = folder.asked(args.leaves, args.dtype, otherwise="float32")
-    for line in folder.remarks(contract, "--leaves", "--dtype"):
+    contract = folder.asked(args.leaves, args.dtype, otherwise="float32", format=args.format)
+    for line in folder.remarks(contract, "--leaves", "--dtype", "--format"):
         warn(line)
-    config = folder.model(contract.leaves)
+    config = folder.model(contract.leaves, contract.format)
+    config.check_dtype(DTYPES[contract.dtype])
     folder.tensors(config)
     modules = read_adapter(args.adapter, config) if args.adapter else {}
     batch = read(args.batch, config.vocab_size)

@@ -41,10 +41,13 @@ class Descriptor:
         self.words: list[Any] | None = None  # what the launcher takes: the encoded descriptor, shape, strides
 
 
+_OPERANDS = {torch.bfloat16: gl.bfloat16, torch.float8_e4m3fn: gl.float8e4nv}
+
+
 @cache
-def box_layout(rows: int, columns: int):  # type: ignore[no-untyped-def]
-    """Returns bf16 [rows, columns] in shared memory, as TMA and wgmma take it."""
-    return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
+def box_layout(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def]
+    """Returns [rows, columns] of a tensor core's operand in shared memory, as TMA and wgmma take it."""
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], _OPERANDS[dtype])
 
 
 _PLAIN_LAYOUT = gl.NVMMASharedLayout(0, 32, 2)  # float32, one row after the other
@@ -57,12 +60,12 @@ def _descriptor(
 ) -> Descriptor:
     tensor = _Address(pointer, dtype)
     of_float32 = _PLAIN_LAYOUT if plain else _TILE_LAYOUT
-    layout = box_layout(rows, columns) if dtype == torch.bfloat16 else of_float32
+    layout = box_layout(rows, columns, dtype) if dtype in _OPERANDS else of_float32
     return Descriptor(TensorDescriptor(tensor, list(shape), list(strides), [rows, columns], layout))
 
 
 def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
-    """Describes boxes of `rows` x `columns` of a matrix, bf16 for products or float32 to be read; zeros past its end."""
+    """Describes boxes of `rows` x `columns` of a matrix, bf16 or e4m3 for products or float32 to be read; zeros past its end."""
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
 
 

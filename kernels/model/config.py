@@ -4,10 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from kernels.model.adapter import Adapter
 from kernels.model.experts import Experts, experts_of, experts_to_hf
 from kernels.model.fields import COUNTS, ConfigError, Said, check_understood, real, rope_of, rope_to_hf, shown, whole
-from kernels.model.operations import OPERATIONS, Numerics, Operations
+from kernels.model.formats import FORMATS, PLAIN, Format
+from kernels.model.operations import OPERATIONS, Numerics, Operations, operations
+from kernels.model.parameter import Parameter
+from kernels.ops import Quantized
 from kernels.ops.norm_rope import RopeScaling
 from kernels.tree import is_power_of_two
 
@@ -58,6 +63,7 @@ class ModelConfig:
     numerics: Numerics = "exact"  # whose matmul, attention and log-prob: those on the tree, or the vendor's
     experts: Experts | None = None  # of the layers that are a mixture of experts; None: there is none
     adapter: Adapter | None = None  # what is trained, of weights that are frozen; None: the weights are trained
+    format: Format = PLAIN  # of the projections: plain, or a key of FORMATS
     head: Literal["tokens", "value"] = "tokens"  # what it says of a position: the next token, or what the rest is worth
 
     def __post_init__(self) -> None:
@@ -76,12 +82,53 @@ class ModelConfig:
             raise ConfigError(f"a {self.model_type} {'needs' if self.family.experts else 'has no'} experts")
         if self.experts:
             self.experts.check(self.layers)
+        if self.format != PLAIN:
+            self._check_format()
         for what, extent in self._contractions():
             if extent % self.leaves:
                 most = math.gcd(self.leaves, *(e for _, e in self._contractions()))
                 raise ConfigError(
                     f"{what} {extent} is not divisible by model.leaves={self.leaves}: this model takes at most {most} leaves"
                 )
+
+    def _check_format(self) -> None:
+        what = f"model.format={self.format}"
+        if self.format not in FORMATS:
+            raise ConfigError(f"{what} must be one of {', '.join((PLAIN, *FORMATS))}")
+        if self.numerics != "exact":
+            raise ConfigError(f"{what} with numerics={self.numerics}: the vendor's ops here are plain; set model.format=plain")
+        if self.experts:
+            raise ConfigError(f"{what}: experts are not quantized yet; set model.format=plain for a {self.model_type}")
+        block = FORMATS[self.format].block
+        for name, extent in self._contractions():
+            if extent % (block * self.leaves):
+                raise ConfigError(
+                    f"{what}: {name} {extent} in model.leaves={self.leaves} are {extent / self.leaves:g} each, which is not whole "
+                    f"blocks of {block}: {self._fewer_leaves(block)}"
+                )
+
+    def _fewer_leaves(self, block: int) -> str:
+        shared = math.gcd(*(extent for _, extent in self._contractions()))
+        if shared % block:
+            return f"this model takes model.format={PLAIN} only"
+        return f"this model takes at most {shared // block & -(shared // block)} leaves in it"
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raises ConfigError where the model's format knows no activations of `dtype`."""
+        if self.format != PLAIN and dtype != torch.bfloat16:
+            raise ConfigError(
+                f"model.format={self.format} quantizes activations of bfloat16, and model.dtype is "
+                f"{str(dtype).removeprefix('torch.')}: set model.dtype=bfloat16, or model.format={PLAIN}"
+            )
+
+    def quantizes(self, parameter: Parameter) -> bool:
+        """Says whether a parameter is multiplied with in the model's format, and not as it is."""
+        return self.format != PLAIN and parameter.projection
+
+    def quantize(self, weight: torch.Tensor) -> Quantized:
+        """Quantizes a weight [N, K], or whole blocks of one, in the model's format: what the trainer's forward pass multiplies
+        with, and what an engine holds."""
+        return FORMATS[self.format].quantize(weight)
 
     def _contractions(self) -> list[tuple[str, int]]:
         out = [
@@ -127,13 +174,15 @@ class ModelConfig:
 
     @property
     def ops(self) -> Operations:
-        """Returns the ops that the model is computed with: the exact ones, or torch's fast ones."""
-        return OPERATIONS[self.numerics]
+        """Returns the ops that the model is computed with: the exact ones, in its format, or torch's fast ones."""
+        return operations(self.numerics, self.format)
 
     @classmethod
-    def from_hf(cls, hf: dict[str, Any], leaves: int, said: Said | None = None) -> "ModelConfig":
+    def from_hf(
+        cls, hf: dict[str, Any], leaves: int, said: Said | None = None, format: Format = PLAIN
+    ) -> "ModelConfig":
         """Reads the fields of a Hugging Face config of one of FAMILIES; ConfigError for one that is not understood.
-        `said`: what the user calls a field."""
+        `said`: what the user calls a field. `format`: of the projections, which the fields do not say."""
         said = said or (lambda field, value: f"the model's {field} is {value}; it")
         kind = hf.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -165,6 +214,7 @@ class ModelConfig:
             model_type=kind,
             rope_scaling=scaling,
             experts=experts,
+            format=format,
         )
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:

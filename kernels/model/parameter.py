@@ -6,10 +6,17 @@ from typing import Literal
 
 import torch
 
+from kernels.ops.quantize import BLOCK
 from kernels.tree import Shard
 
 Target = Literal["attention", "mlp", "experts", "head"]
 """What adapters are asked for by: the matrices of a block, or the head."""
+
+
+SCALES = "_scales"
+"""What the name of a quantized weight's scales ends in, after that of the weight."""
+SCALES_IN_FILES = "_scale_inv"
+"""The same in a published file. It is the factor that a value is multiplied with, in spite of its name."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Parameter:
     tensors: tuple[int, ...] = ()  # rows of each Hugging Face tensor, where they are not the sections
     stripe: int = 0
     to_stream: bool = False  # its product is added to the residual stream
-    target: Target | None = None  # by which an adapter is asked for; None: it can have none
+    target: Target | None = None  # of a projection: by which an adapter is asked for. None: it is none
     trained: bool = True
     served: bool = True
     saved: bool = True
@@ -80,6 +87,18 @@ class Parameter:
     def held(self) -> int:
         """Counts how many numbers a shard of one holds of it, padding included."""
         return prod(self.shape)
+
+    @property
+    def projection(self) -> bool:
+        """Says whether a format of `kernels.model.formats` may quantize it, and an adapter be asked for."""
+        return self.target is not None
+
+    @property
+    def scales(self) -> "Parameter":
+        """Describes the scales of its blocks where it is quantized: a tensor that is cut as it is."""
+        sections, columns = tuple(rows // BLOCK for rows in self.sections), self.columns // BLOCK
+        hf = tuple(name + SCALES_IN_FILES for name in self.hf_names)
+        return replace(self, name=self.name + SCALES, sections=sections, columns=columns, hf_names=hf, target=None)
 
     def of_layer(self, index: int) -> "Parameter":
         """Names a block's parameter as one of layer `index`."""

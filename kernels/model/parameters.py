@@ -5,10 +5,11 @@ saved and not trained; an adapter that is merged before weights are published is
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from kernels.model.blocks import Weights, blocks_of
+from kernels.model.blocks import Weight, Weights, blocks_of
 from kernels.model.config import ModelConfig
 from kernels.model.parameter import Parameter
 
@@ -60,12 +61,12 @@ def declared(config: ModelConfig) -> list[Parameter]:
     return out
 
 
-def layer_weights(weights: Mapping[str, torch.Tensor], index: int) -> Weights:
+def layer_weights(weights: Mapping[str, Weight], index: int) -> Weights:
     """Picks the weights of a layer, by the names that its blocks know."""
     prefix = f"layers.{index}."
     return {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
 
 
-def outer_weights(weights: Mapping[str, torch.Tensor]) -> OuterWeights:
+def outer_weights(weights: Mapping[str, Any]) -> OuterWeights:
     """Picks what stands outside the layers; a tied head is the embedding."""
     return OuterWeights(weights["embed"], weights["norm"], weights.get("head", weights["embed"]))

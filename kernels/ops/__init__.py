@@ -13,8 +13,10 @@ from kernels.ops.logprob import linear_logprob, vocab_logprob, vocab_nodes
 from kernels.ops.low_rank import low_rank_gradients, merge_low_rank, with_low_rank_gradient
 from kernels.ops.low_rank.experts import with_expert_low_rank_gradient
 from kernels.ops.matmul import matmul
+from kernels.ops.matmul_fp8 import matmul_fp8
 from kernels.ops.norm_rope import cos_sin, norm_rope, rope_table
 from kernels.ops.normal import normal
+from kernels.ops.quantize import Quantized, dequantize_blocks, quantize_blocks, quantize_rows
 from kernels.ops.reduce import fold_rows, square_rows, sum_rows
 from kernels.ops.rms_norm import add_rms_norm, rms_norm
 from kernels.ops.route import route

@@ -10,6 +10,7 @@ import torch
 
 from kernels.model.config import ModelConfig
 from kernels.model.fields import CONTRACT, TOKENS, ConfigError, shown
+from kernels.model.formats import FORMATS, PLAIN, Format
 from kernels.tree import is_power_of_two
 
 VERSION = 2
@@ -53,11 +54,12 @@ class Contract:
     leaves: int  # of every contraction
     dtype: str  # of activations, and of the weights as they are used: a key of DTYPES
     version: int = VERSION
+    format: Format = PLAIN  # of the projections
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype) -> "Contract":
-        """Makes the contract of a model's leaves and a dtype."""
-        return cls(config.leaves, name_of(dtype))
+        """Makes the contract of a model's leaves and format, and a dtype."""
+        return cls(config.leaves, name_of(dtype), format=config.format)
 
     @classmethod
     def read(cls, config: Mapping[str, Any], path: Path) -> "Contract | None":
@@ -68,23 +70,29 @@ class Contract:
         names = ("leaves", "dtype", "contract")
         parts: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None] * 3
         leaves, dtype, version = parts
+        format = said.get("format", PLAIN) if isinstance(said, dict) else None
         whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31 for n in (leaves, version))
-        if not whole or not is_power_of_two(leaves) or not isinstance(dtype, str) or dtype not in DTYPES:
+        known = isinstance(dtype, str) and dtype in DTYPES and isinstance(format, str) and format in (PLAIN, *FORMATS)
+        if not whole or not is_power_of_two(leaves) or not known:
             raise ConfigError(
                 f"{path}: {CONTRACT}={shown(said)} is no contract; one is {{'contract': 1, 'leaves': 8, 'dtype': 'float32'}}"
             )
-        return cls(leaves, dtype, version)
+        return cls(leaves, dtype, version, format)
 
     def fields(self) -> dict[str, Any]:
         """Returns the contract's fields as config.json has them."""
-        return {CONTRACT: {"contract": self.version, "leaves": self.leaves, "dtype": self.dtype}}
+        own = {"contract": self.version, "leaves": self.leaves, "dtype": self.dtype}
+        return {CONTRACT: own if self.format == PLAIN else own | {"format": self.format}}
 
-    def departures(self, other: "Contract", leaves: str = "leaves", dtype: str = "dtype") -> list[str]:
+    def departures(
+        self, other: "Contract", leaves: str = "leaves", dtype: str = "dtype", format: str = "format"
+    ) -> list[str]:
         """Returns what `other` has otherwise, one line each."""
         pairs = (
             ("the version of the arithmetic", self.version, other.version),
             (leaves, self.leaves, other.leaves),
             (dtype, self.dtype, other.dtype),
+            (format, self.format, other.format),
         )
         return [
             f"{name} is {b} and its contract says {a}: its log-probs have other bits" for name, a, b in pairs if a != b

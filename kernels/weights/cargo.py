@@ -77,23 +77,24 @@ def merge_rows(
             merged[some].copy_(merge_low_rank(*given, scale, merged.dtype))
 
 
-def merge_shard(
+def merge_part(
     config: ModelConfig,
     shard: Shard,
-    merged: Mapping[str, torch.Tensor],
+    parameter: Parameter,
+    merged: torch.Tensor,
     frozen: Mapping[str, torch.Tensor],
     factors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Fills what a shard serves, `merged`, from what it holds of the frozen weights and of A and B: the trainer's bits."""
-    for parameter in served(config):
-        out, under = merged[parameter.name], frozen[parameter.name]
-        if not (config.adapter and config.adapter.rank(parameter)):
-            out.copy_(under)
-            continue
-        of_a, of_b = (factors[p.name] for p in config.adapter.tensors(parameter))
-        cut = config.adapter.tensors(parameter)[0].axis == 0  # of an A that is cut a shard has the part of its experts
-        first = shard.rank * len(parameter.matrices) // shard.size if cut else 0
-        for rows, at in shard_rows(parameter, shard):
-            here = slice(at, at + len(rows))
-            given = out[here], under[here], of_a, of_b[here], config.adapter.scale(parameter)
-            merge_rows(parameter, rows, *given, first)
+    """Fills a shard's part of one weight, `merged`, from what it holds of the frozen weights and of A and B: the trainer's
+    bits."""
+    under = frozen[parameter.name]
+    if not (config.adapter and config.adapter.rank(parameter)):
+        merged.copy_(under)
+        return
+    of_a, of_b = (factors[p.name] for p in config.adapter.tensors(parameter))
+    cut = config.adapter.tensors(parameter)[0].axis == 0  # of an A that is cut a shard has the part of its experts
+    first = shard.rank * len(parameter.matrices) // shard.size if cut else 0
+    for rows, at in shard_rows(parameter, shard):
+        here = slice(at, at + len(rows))
+        given = merged[here], under[here], of_a, of_b[here], config.adapter.scale(parameter)
+        merge_rows(parameter, rows, *given, first)

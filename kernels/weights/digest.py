@@ -5,22 +5,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kernels.model import ModelConfig, Parameter
+from kernels.model import ModelConfig, Parameter, Weight
+from kernels.ops import Quantized
 from kernels.tree import Shard
 
 Leaves = dict[tuple[str, int], str]
 """SHA-256 of slices of parameters, by (name, slice number)."""
 
 
-def slice_digests(config: ModelConfig, parameter: Parameter, held: torch.Tensor, shard: Shard) -> Leaves:
-    """Hashes each 1 / leaves slice of `parameter` that this shard holds, keyed by (name, slice number)."""
+def slice_digests(config: ModelConfig, parameter: Parameter, held: Weight, shard: Shard) -> Leaves:
+    """Hashes each 1 / leaves slice of `parameter` that this shard holds, keyed by (name, slice number). Of a projection in a
+    quantized format: its values, then its scales; bfloat16, which is what was published, is quantized for that. Float32
+    masters are hashed as they are."""
+    if isinstance(held, torch.Tensor) and held.dtype == torch.bfloat16 and config.quantizes(parameter):
+        held = config.quantize(held.detach())
     if parameter.axis is None:
         return {(parameter.name, 0): _sha256(held)}
     slices = config.leaves // shard.size
     part = parameter.part(shard)
-    held = held.detach().cpu()
+    parts = [(part, held)]
+    if isinstance(held, Quantized):
+        parts = [(part, held.values), (part.scales, held.scales)]
+    parts = [(of, tensor.detach().cpu()) for of, tensor in parts]
+
+    def hashed(i: int) -> str:
+        return _sha256(*(of.shard(tensor, Shard(i, slices)) for of, tensor in parts))
+
     with ThreadPoolExecutor(min(8, slices)) as pool:  # hashing leaves the interpreter free
-        hashes = list(pool.map(lambda i: _sha256(part.shard(held, Shard(i, slices))), range(slices)))
+        hashes = list(pool.map(hashed, range(slices)))
     return {(parameter.name, shard.rank * slices + i): value for i, value in enumerate(hashes)}
 
 
@@ -31,5 +43,8 @@ def digest(leaves: Leaves) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+def _sha256(*tensors: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from kernels.model import ConfigError, ModelConfig, Parameter, saved
+from kernels.model import ConfigError, ModelConfig, Parameter, Weight, saved
+from kernels.model.parameter import SCALES_IN_FILES
+from kernels.ops import Quantized
+from kernels.ops.quantize import BLOCK, FP8
 from kernels.weights.beside import Beside, Contract
-from kernels.weights.stored import INDEX, SINGLE, stored_tensors
+from kernels.weights.stored import INDEX, SINGLE, Stored, stored_tensors
 from kernels.weights.tensor_file import write_tensors
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_FP8 = "F8_E4M3"  # as safetensors names it
 
 
 def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
@@ -31,17 +35,33 @@ def find(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
             tensor = stored[name]
             if tensor.shape != (rows, *columns):
                 raise ConfigError(f"{tensor.path}: {name} is {tensor.shape}, the config says {(rows, *columns)}")
-            if tensor.dtype not in _FLOATS:
+            if tensor.dtype == _FP8 and config.quantizes(parameter):
+                _check_scales(stored, name, tensor.shape)
+            elif tensor.dtype not in _FLOATS:
                 raise ConfigError(f"{tensor.path}: {name} is {tensor.dtype}; taken are {', '.join(_FLOATS)}")
     where = {name: tensor.path for name, tensor in stored.items()}
     _check_unread(config, where)
     return where
 
 
+def _check_scales(stored: Mapping[str, Stored], name: str, shape: tuple[int, ...]) -> None:
+    """Refuses an FP8 tensor without one scale for each of its blocks."""
+    path, scales = stored[name].path, stored.get(name + SCALES_IN_FILES)
+    if scales is None:
+        raise ConfigError(f"{path}: {name} is {_FP8}, and no file has its {name + SCALES_IN_FILES}")
+    blocks = tuple(n // BLOCK for n in shape)
+    if scales.shape != blocks or scales.dtype not in _FLOATS:
+        raise ConfigError(
+            f"{scales.path}: {name + SCALES_IN_FILES} is {scales.dtype} {scales.shape}; of {shape} in blocks of {BLOCK} it must be "
+            f"{blocks}, one of {', '.join(_FLOATS)}"
+        )
+
+
 def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
     """Refuses a bias or a norm inside a layer of the config: it would change its numbers; other heads and further
     layers would not."""
     read = {name for parameter in saved(config) for name in parameter.hf_names}
+    read |= {name + SCALES_IN_FILES for p in saved(config) if config.quantizes(p) for name in p.hf_names}
     layer = re.compile(r"model\.layers\.(\d{1,9})\.(?!.*\.inv_freq$)")
     for name in sorted(where.keys() - read):
         if (match := layer.match(name)) and int(match[1]) < config.layers:
@@ -50,18 +70,25 @@ def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
 
 def load(
     config: ModelConfig, directory: str | Path, change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
-) -> Iterator[tuple[Parameter, torch.Tensor]]:
-    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time. `change`: what is
-    done to each of its tensors, by name (`kernels.weights.adapters`)."""
+) -> Iterator[tuple[Parameter, Weight]]:
+    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time; one that a file holds
+    as FP8 is `Quantized`, bit by bit as it is there. `change`: what is done to each of its tensors, by name
+    (`kernels.weights.adapters`), FP8 multiplied out."""
     where = find(config, directory)
 
     def read(name: str) -> torch.Tensor:
         with safe_open(where[name], "pt") as file:
             tensor = file.get_tensor(name)
-        return tensor if change is None else change(name, tensor)
+        return tensor if change is None else change(name, _multiplied_out(where, name, tensor, 0))
 
     for parameter in saved(config):
-        yield parameter, parameter.from_files(torch.cat([read(name) for name in parameter.hf_names]))
+        tensors = [read(name) for name in parameter.hf_names]
+        if {t.dtype for t in tensors} == {FP8}:
+            scales = [read(name).float() for name in parameter.scales.hf_names]
+            yield parameter, Quantized(torch.cat(tensors), torch.cat(scales))
+        else:
+            whole = [_multiplied_out(where, name, t, 0) for name, t in zip(parameter.hf_names, tensors, strict=True)]
+            yield parameter, parameter.from_files(torch.cat(whole))
 
 
 def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:
@@ -94,7 +121,19 @@ def _read_stripes(where: Mapping[str, Path], parameter: Parameter, start: int, s
 
 def _read(where: Mapping[str, Path], name: str, start: int, stop: int) -> torch.Tensor:
     with safe_open(where[name], "pt") as file:
-        return file.get_slice(name)[start:stop]  # type: ignore[no-any-return]
+        return _multiplied_out(where, name, file.get_slice(name)[start:stop], start)
+
+
+def _multiplied_out(where: Mapping[str, Path], name: str, rows: torch.Tensor, start: int) -> torch.Tensor:
+    """Returns rows from `start` on of a tensor; those of FP8 as value x scale, rounded once to float32."""
+    if rows.dtype != FP8:
+        return rows
+    scales = name + SCALES_IN_FILES
+    first, last = start // BLOCK, -(-(start + len(rows)) // BLOCK)
+    with safe_open(where[scales], "pt") as file:
+        of_blocks = file.get_slice(scales)[first:last].float()
+    of_rows = of_blocks.repeat_interleave(BLOCK, 0)[start - first * BLOCK :][: len(rows)]
+    return rows.float() * of_rows.repeat_interleave(BLOCK, 1)
 
 
 def to_hf(parameter: Parameter, whole: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 _CHUNK = 1 << 24  # elements whose products are in memory at once, 8 bytes each
 _COLUMNS = 1 << 40  # the column keys' counters begin here
-_INTEGER = {4: torch.int32, 2: torch.int16}
+_INTEGER = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 _MASK = (1 << 64) - 1
 
 

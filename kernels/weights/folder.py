@@ -7,8 +7,10 @@ from typing import Any
 
 from kernels.model.config import ModelConfig
 from kernels.model.fields import TOKENS, ConfigError, shown
+from kernels.model.formats import FORMATS, PLAIN, Format
 from kernels.weights.beside import DTYPES, LEAVES, Contract, read_json
 from kernels.weights.files import find
+from kernels.weights.published import FIELD, check_converted, format_of
 from kernels.weights.stored import check_tied, passed_over
 
 GENERATION = "generation_config.json"
@@ -27,28 +29,54 @@ class ModelFolder:
         self.path = Path(path)
         self.fields: dict[str, Any] = read_json(self.path / "config.json")
         self.contract = Contract.read(self.fields, self.path / "config.json")
+        self.published = format_of(self.fields, self.path / "config.json")
+        """The format that its projections are stored in; None: they are plain numbers."""
 
-    def asked(self, leaves: int | None, dtype: str | None, otherwise: str | None = None) -> Contract:
+    @property
+    def format(self) -> Format:
+        """Returns the format that its files or its contract say its projections are computed in, else plain."""
+        return self.published or (self.contract.format if self.contract else PLAIN)
+
+    def asked(
+        self, leaves: int | None, dtype: str | None, otherwise: str | None = None, format: str | None = None
+    ) -> Contract:
         """Returns the contract to compute by: as asked for, else the model's own, else LEAVES and `otherwise` (None:
-        the dtype of its tensors)."""
-        own = self.contract
+        the dtype of its tensors), or bfloat16 in a quantized format."""
+        own, chosen = self.contract, self._format(format)
+        if chosen != PLAIN and dtype is None and own is None:
+            dtype = "bfloat16"
         stored = self.fields.get("dtype") or self.fields.get("torch_dtype") or "float32"
         name = dtype or (own.dtype if own else otherwise or str(stored).removeprefix("torch."))
         if name not in DTYPES:
             raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)} (dtype=NAME chooses)")
-        return Contract(leaves or (own.leaves if own else LEAVES), name)
+        return Contract(leaves or (own.leaves if own else LEAVES), name, format=chosen)
 
-    def remarks(self, contract: Contract, leaves: str = "leaves", dtype: str = "dtype") -> list[str]:
+    def _format(self, asked: str | None) -> Format:
+        if asked is not None and asked not in (PLAIN, *FORMATS):
+            raise ConfigError(f"format {asked!r} is not supported; supported: {', '.join((PLAIN, *FORMATS))}")
+        if self.published and asked not in (None, self.published):
+            raise ConfigError(
+                f"{self.path} holds its projections as {self.published}: they cannot be computed as {asked}; leave the format out"
+            )
+        return asked or self.format  # type: ignore[return-value]
+
+    def remarks(
+        self, contract: Contract, leaves: str = "leaves", dtype: str = "dtype", format: str = "format"
+    ) -> list[str]:
         """Lists the lines that whoever loads the model is to be told: where `contract` is not its own, and which file is
-        passed over. `leaves`, `dtype`: what the user calls the two."""
-        other = self.contract.departures(contract, leaves, dtype) if self.contract else []
+        passed over. `leaves`, `dtype`, `format`: what the user calls them."""
+        other = self.contract.departures(contract, leaves, dtype, format) if self.contract else []
         return [*(f"{self.path}: {line}" for line in other), *filter(None, [passed_over(self.path)])]
 
-    def model(self, leaves: int | None = None) -> ModelConfig:
-        """Returns its shape; `leaves` as of `asked`."""
+    def model(self, leaves: int | None = None, format: str | None = None) -> ModelConfig:
+        """Returns its shape; `leaves`, `format` as of `asked`."""
         path = self.path / "config.json"
         number = leaves or (self.contract.leaves if self.contract else LEAVES)
-        return ModelConfig.from_hf(self.fields, number, lambda field, value: f"{path}: {field} is {value}; it")
+        fields = {name: value for name, value in self.fields.items() if name != FIELD}
+        told = lambda field, value: f"{path}: {field} is {value}; it"  # noqa: E731
+        config = ModelConfig.from_hf(fields, number, told, self._format(format))
+        check_converted(config, self.fields, path)
+        return config
 
     def tensors(self, config: ModelConfig) -> dict[str, Path]:
         """Returns the file of each tensor that `config` asks for."""

@@ -55,8 +55,8 @@ class Watched(ModelConfig):
 
     @property
     def ops(self) -> Operations:
-        """Returns the ops of the model's numerics, and who is shown their outputs."""
-        return replace(OPERATIONS[self.numerics], seen=self.shown)
+        """Returns the ops of the model, and who is shown their outputs."""
+        return replace(super().ops, seen=self.shown)
 
 
 def watched(config: ModelConfig, shown: Seen) -> Watched:

@@ -5,6 +5,7 @@ preemption, company that comes and goes, drafters that lie, and tensor paralleli
 models, on a GPU with two layers of Qwen3-8B's and of Qwen3-30B-A3B's widths.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations, product
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from tests.alignment.matrix import Cell, Served, Weights, as_batch, asked, pairw
 from tests.alignment.scenes import EXPERTS, LARGE, score, trainer_model, weights
 from tests.alignment.threads import run_threads
 from tests.bits import assert_same_bits
-from tests.model.shapes import EIGHT, SHAPES, random_weights
+from tests.model.shapes import EIGHT, FP8, SHAPES, random_weights
 from tests.rollout.scenarios import bits
 from tests.trainer.batches import plain_model
 
@@ -36,6 +37,7 @@ ON_GPU = {"chunk": (8192, 33), "page_size": (16, 64), **COMMON, "how": ("launche
 MODELS = {
     "cpu": EIGHT,
     "cpu, experts": SHAPES["experts, dense layers"],
+    "cpu, fp8_block": replace(FP8, hidden_size=512, intermediate_size=512, heads=4, kv_heads=4, leaves=4),
     "cuda": LARGE,
     "cuda, experts": EXPERTS,
 }
@@ -69,7 +71,8 @@ def scene(request: pytest.FixtureRequest) -> Scene:
 def made(name: str) -> Scene:
     config, device = MODELS[name], name.partition(",")[0]
     if device == "cpu":
-        empty = Scene(config, list(random_weights(config)), torch.float32, device, [], [])
+        dtype = torch.float32 if config.format == "plain" else torch.bfloat16
+        empty = Scene(config, list(random_weights(config)), dtype, device, [], [])
     else:
         empty = Scene(config, list(weights(config, device)), torch.bfloat16, device, [], [])
     lengths = (3, 17, 70) if device == "cpu" else (3, 65, 520)

@@ -37,13 +37,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out what no device but the host makes, on any other device."""
+    """Leaves out what a device, or the family of its card, does not run."""
     items[:] = [item for item in items if _runs_there(getattr(getattr(item, "callspec", None), "params", {}))]
 
 
 def _runs_there(params: dict[str, Any]) -> bool:
-    spec = params.get("spec")
-    return not isinstance(spec, OpSpec) or params.get("device", "cpu") in spec.devices
+    spec, device = params.get("spec"), torch.device(params.get("device", "cpu"))
+    if not isinstance(spec, OpSpec):
+        return True
+    return spec.runs_on(device) if device.type == "cpu" or torch.cuda.is_available() else device.type in spec.devices
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -66,6 +66,26 @@ def contract(a: Array, b: Array, bounds: Sequence[int]) -> Array:
     return tree([chain(a, b, low, high) for low, high in pairwise(bounds)])
 
 
+def e4m3(bits: Array) -> Array:
+    """The numbers that e4m3 of these uint8 are: sign, 4 bits of exponent with bias 7, 3 of mantissa; 0x7f is no number."""
+    exponent, mantissa = (bits >> 3 & 15).astype(int), (bits & 7).astype(F8)
+    magnitude = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10))
+    return np.where(bits & 0x7F == 0x7F, np.nan, np.where(bits & 0x80, -magnitude, magnitude)).astype(F4)
+
+
+def contract_fp8(x: Array, sx: Array, w: Array, sw: Array, leaves: int) -> Array:
+    """Of values x [M, K], w [N, K] and scales [M, K / 128], [N / 128, K / 128]: a leaf is a chain over its blocks, and of each
+    block one over its columns."""
+    nodes, blocks = [], x.shape[1] // 128 // leaves
+    for leaf in range(leaves):
+        acc = np.zeros((len(x), len(w)), F4)
+        for b in range(leaf * blocks, (leaf + 1) * blocks):
+            scale = sx[:, b, None] * np.repeat(sw[:, b], 128)[None]
+            acc = fma(chain(x, w, 128 * b, 128 * b + 128), scale, acc)
+        nodes.append(acc)
+    return tree(nodes)
+
+
 def row_dot(a: Array, b: Array) -> Array:
     """Over the last dimension: element i to lane i mod 16."""
     lanes = [np.zeros(np.broadcast_shapes(a.shape, b.shape)[:-1], F4) for _ in range(16)]

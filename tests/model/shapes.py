@@ -32,6 +32,8 @@ EIGHT = replace(TINY, heads=8, kv_heads=8, intermediate_size=128, leaves=8)
 WIDE = replace(BENCH, hidden_size=512, intermediate_size=1024, layers=2, head_dim=64, max_positions=512, leaves=2)
 WIDE = replace(WIDE, vocab_size=1208)  # a last tile of 56 columns
 """Whose kernels on a GPU are those of real widths."""
+FP8 = replace(TINY, hidden_size=256, intermediate_size=256, heads=2, kv_heads=2, head_dim=128, format="fp8_block")
+"""Whose leaves are one block of 128."""
 SHAPES = {
     "tiny": TINY,
     "eight": EIGHT,

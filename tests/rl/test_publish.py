@@ -8,6 +8,8 @@ import pytest
 import ray
 import torch
 
+from kernels.model import Weight
+from kernels.ops import Quantized
 from rl.cluster import RolloutFleet, TrainerFleet, cluster
 from rl.compose import check
 from rl.errors import RunError
@@ -28,12 +30,27 @@ ASKED = [Request(i, (1 + i, 2, 3), SamplingParams(6, seed=i)) for i in range(6)]
 LAYOUT = ("rollout.tp=2", "rollout.replicas=2", "rollout.max_new_tokens=6", "trainer.world_size=2")
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+SHAPES = {
+    "plain": ("model.hf.num_hidden_layers=1",),
+    "fp8_block": (
+        *("model.format=fp8_block", "model.leaves=2", "model.hf.num_hidden_layers=1", "model.hf.hidden_size=256"),
+        *("model.hf.intermediate_size=256", "model.hf.num_attention_heads=4", "model.hf.num_key_value_heads=4"),
+        "model.hf.head_dim=64",
+    ),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("cpu", "plain"), ("cpu", "fp8_block"), pytest.param(("cuda", "plain"), marks=pytest.mark.gpu)],
+    ids=" ".join,
+)
 def fleets(request: pytest.FixtureRequest) -> Iterator[Fleets]:
     """Two engines of two ranks, two trainer ranks; on a GPU they share the cards there are."""
-    if request.param == "cuda" and not torch.cuda.is_available():
+    device, shape = request.param
+    if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    config = check([*SHORT, *LAYOUT, f"device={request.param}", "model.hf.num_hidden_layers=1", "out_dir=unused"])[0]
+    config = check([*SHORT, *LAYOUT, *SHAPES[shape], f"device={device}", "out_dir=unused"])[0]
     with cluster(config, model_config(config, 64)) as started:
         publish(started[1], started[0], 1, half=HALF)
         started[0].wake()
@@ -84,6 +101,12 @@ def test_one_bit_is_seen_and_not_served(fleets: Fleets, asleep: bool) -> None:
     assert {version for *_, version in served(rollout)} == {4}
 
 
+def flip(held: Weight) -> None:
+    """The lowest bit of one element."""
+    bits = (held.values if isinstance(held, Quantized) else held).view(-1)
+    bits.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[bits.itemsize])[77] ^= 1
+
+
 def corrupt(actor: Any, name: str) -> None:
     """The lowest bit of an element of what it receives flips, once."""
 
@@ -92,8 +115,7 @@ def corrupt(actor: Any, name: str) -> None:
 
         def other() -> list[int]:
             receiver.received = real
-            held = receiver._target[name].view(-1)
-            held.view(torch.int16 if held.itemsize == 2 else torch.int32)[77] ^= 1
+            flip(receiver._arrival.weights[name])
             return real()
 
         receiver.received = other
@@ -153,19 +175,15 @@ def spoil(actor: Any, name: str, after_commit: bool) -> None:
     def install(rank: Any) -> None:
         receiver, real = rank.receiver, rank.receiver.commit
 
-        def flip() -> None:
-            held = rank.engine.runner.weights[name].view(-1)
-            held.view(torch.int16 if held.itemsize == 2 else torch.int32)[77] ^= 1
-
         def commit(*what: Any) -> None:
             receiver.commit = real
             real(*what)
-            flip()
+            flip(rank.engine.runner.weights[name])
 
         if after_commit:
             receiver.commit = commit
         else:
-            flip()
+            flip(rank.engine.runner.weights[name])
 
     ray.get(actor.__ray_call__.remote(install))
 

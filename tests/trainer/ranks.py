@@ -14,7 +14,7 @@ from kernels.model import Adapter
 from kernels.model.experts import Experts
 from kernels.weights.initial import initial
 from tests.bits import sha256
-from tests.model.shapes import SHAPES, TINY, random_weights
+from tests.model.shapes import FP8, SHAPES, TINY, random_weights
 from tests.trainer.batches import random_batch
 from trainer.batch import Batch, Rows, StepReport
 from trainer.loss import (
@@ -56,6 +56,14 @@ RUNS: dict[str, tuple] = {
     "experts, a dense layer, 8 leaves of 2": (MIXED, lambda c: random_weights(c), 2, 16, torch.float32),
     "experts, bfloat16, 8 leaves of 1": (SHAPES["experts"], lambda c: random_weights(c), 1, 8, torch.bfloat16),
     "moments in bfloat16, 8 leaves of 1": (TINY, lambda c: random_weights(c), 1, 8, torch.float32, torch.bfloat16),
+    "fp8_block, 8 leaves of 1": (replace(FP8, layers=1), lambda c: random_weights(c), 1, 8, torch.bfloat16),
+    "fp8_block_ue8m0, adapters, 8 leaves of 1": (
+        replace(FP8, layers=1, format="fp8_block_ue8m0", adapter=Adapter((("attention", 4),), 8.0)),
+        lambda c: random_weights(c),
+        1,
+        8,
+        torch.bfloat16,
+    ),
     "adapters, 8 leaves of 2": (
         replace(TINY, adapter=Adapter((("attention", 4), ("mlp", 3)), 8.0)),
         lambda c: random_weights(c),

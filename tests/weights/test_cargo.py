@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernels.model import Adapter, ModelConfig, served
 from kernels.ops import merge_low_rank
 from kernels.tree import Shard
-from kernels.weights.cargo import cargo, factors_are_less, merge_shard
+from kernels.weights.cargo import cargo, factors_are_less, merge_part
 from tests.bits import assert_same_bits
 from tests.model.shapes import SHAPES, random_weights
 
@@ -70,8 +70,9 @@ def test_a_shard_merges_to_its_part_of_the_whole(name: str, shards: int, rank: i
     for shard in (Shard(s, shards) for s in range(shards)):
         mine = {p.name: p.shard(frozen[p.name], shard) for p in served(config)}
         got = {n: torch.full_like(w, torch.nan) for n, w in mine.items()}
-        merge_shard(config, shard, got, mine, {p.name: p.shard(factors[p.name], shard) for p in carried})
+        parts = {p.name: p.shard(factors[p.name], shard) for p in carried}
         for p in served(config):
+            merge_part(config, shard, p, got[p.name], mine, parts)
             assert_same_bits(got[p.name], p.shard(want[p.name], shard), f"{p.name}, {shard}")
 
 

@@ -24,20 +24,30 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.gpu.dialect import aggregate, load_boxes
 from kernels.gpu.launch import Descriptor, boxes
 
-BK = 64
-"""Contraction steps of one stage: 128 bytes of bf16, one swizzle row."""
+STAGE_BYTES = gl.constexpr(128)
+"""Bytes of a row in one stage: one swizzle row."""
+BK = STAGE_BYTES.value // 2
+"""Contraction steps of one stage of bf16."""
+
+
+@gluon.constexpr_function
+def stage_steps(dtype):  # type: ignore[no-untyped-def]
+    """Returns the contraction steps of a stage of a dtype."""
+    return STAGE_BYTES.value * 8 // dtype.primitive_bitwidth
 
 
 @aggregate
 class Ring:
-    """Holds STAGES stages in shared memory, and their barriers. Of a: 64 rows for each consumer."""
+    """Holds STAGES stages in shared memory, and their barriers. Of a: 64 rows for each consumer. BK: contraction steps of a
+    stage, 64 of bf16 or 128 of e4m3."""
 
-    a0: gl.shared_memory_descriptor  # bf16 [STAGES, 64, BK]; [STAGES, BK, 64] where A_MN
+    a0: gl.shared_memory_descriptor  # [STAGES, 64, BK]; [STAGES, BK, 64] where A_MN
     a1: gl.shared_memory_descriptor  # the same
-    b: gl.shared_memory_descriptor  # bf16 [STAGES, BN, BK]; [STAGES, BK, BN] where B_MN
+    b: gl.shared_memory_descriptor  # [STAGES, BN, BK]; [STAGES, BK, BN] where B_MN
     full: gl.shared_memory_descriptor  # [STAGES]: the stage has arrived
     empty: gl.shared_memory_descriptor  # [STAGES]: every consumer has used it
     BN: gl.constexpr
+    BK: gl.constexpr
     STAGES: gl.constexpr
     A_MN: gl.constexpr
     B_MN: gl.constexpr
@@ -50,15 +60,17 @@ class Ring:
         self.full = full
         self.empty = empty
         self.BN = gl.constexpr(BN)
+        self.BK = gl.constexpr(stage_steps(a0.dtype))
         self.STAGES = gl.constexpr(STAGES)
         self.A_MN = gl.constexpr(A_MN)
         self.B_MN = gl.constexpr(B_MN)
 
 
 @gluon.constexpr_function
-def accumulator(BN: int):  # type: ignore[no-untyped-def]
-    """Returns the register layout of a 64 x BN wgmma accumulator of one warpgroup."""
-    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
+def accumulator(BN: int, STEPS: int = 16):  # type: ignore[no-untyped-def]
+    """Returns the register layout of a 64 x BN wgmma accumulator of one warpgroup. STEPS of one instruction: 16 of bf16, 32 of
+    e4m3; registers are the same."""
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, STEPS])
 
 
 @gluon.constexpr_function
@@ -90,12 +102,12 @@ def allocate(
     HALVES: gl.constexpr = 2,
 ):
     """Returns a ring for the boxes of two descriptors. HALVES: consumers, of 64 rows each."""
-    a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
+    a0 = gl.allocate_shared_memory(ad.dtype, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
     if HALVES == 2:
-        a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
+        a1 = gl.allocate_shared_memory(ad.dtype, [STAGES, ad.block_shape[0], ad.block_shape[1]], ad.layout)
     else:
         a1 = a0
-    b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, bd.block_shape[0], bd.block_shape[1]], bd.layout)
+    b = gl.allocate_shared_memory(bd.dtype, [STAGES, bd.block_shape[0], bd.block_shape[1]], bd.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -142,7 +154,7 @@ def before(stage, STAGES: gl.constexpr):
 
 @gluon.jit
 def copy(ring, ad, bd, m0, n0, k_a, k_b, stage, HALVES: gl.constexpr = 2):
-    """Copies one stage of both operands: 64 * HALVES rows of a, BN of b, 64 contraction steps from k_a and k_b."""
+    """Copies one stage of both operands: 64 * HALVES rows of a, BN of b, BK contraction steps from k_a and k_b."""
     bar = ring.full.index(stage)
     if ring.A_MN:
         load_boxes(ad, [k_a, m0], bar, ring.a0.index(stage))
@@ -162,13 +174,13 @@ def copy(ring, ad, bd, m0, n0, k_a, k_b, stage, HALVES: gl.constexpr = 2):
 def reserve(ring, stage, phase, HALVES: gl.constexpr = 2):
     """Waits until the stage is free, and announces the bytes that will come."""
     mbarrier.wait(ring.empty.index(stage), phase)
-    mbarrier.expect(ring.full.index(stage), (64 * HALVES + ring.BN) * 64 * 2)
+    mbarrier.expect(ring.full.index(stage), (64 * HALVES + ring.BN) * STAGE_BYTES)
 
 
 @gluon.jit
 def fill(ring, ad, bd, m0, n0, first_a, first_b, extent, stage, phase, HALVES: gl.constexpr = 2):
     """Fills the stages of one leaf: `extent` steps from first_a in a and first_b in b."""
-    for k in range(0, extent, 64):
+    for k in range(0, extent, ring.BK):
         reserve(ring, stage, phase, HALVES)
         copy(ring, ad, bd, m0, n0, first_a + k, first_b + k, stage, HALVES)
         stage, phase = advance(stage, phase, ring.STAGES)
@@ -198,7 +210,7 @@ def leaf(ring, a, stage, phase, extent):
     """Computes one fp32 chain over the stages of a leaf, from zero; `a`: this consumer's rows in the ring. Product i
     runs while stage i - 1 is handed back. An empty leaf has no stage."""
     total = gl.zeros([64, ring.BN], gl.float32, accumulator(ring.BN))
-    steps = gl.cdiv(extent, 64)
+    steps = gl.cdiv(extent, ring.BK)
     for i in range(steps):
         mbarrier.wait(ring.full.index(stage), phase)
         total = product(a.index(stage), ring.b.index(stage), total, i > 0, ring.A_MN, ring.B_MN)
@@ -224,14 +236,14 @@ def zeros(BN: gl.constexpr):
 def pair(ring, a, stage, phase, extent0, extent1, even, odd):
     """Returns (sum of two leaves, neither empty, ...). The second begins while the last product of the first still
     runs. `even`, `odd`: registers for them."""
-    steps = gl.cdiv(extent0, 64)
+    steps = gl.cdiv(extent0, ring.BK)
     for i in range(steps):
         mbarrier.wait(ring.full.index(stage), phase)
         even = product(a.index(stage), ring.b.index(stage), even, i > 0, ring.A_MN, ring.B_MN)
         even = warpgroup_mma_wait(1, deps=(even,))
         mbarrier.arrive(ring.empty.index(before(stage, ring.STAGES)), count=1, pred=i > 0)
         stage, phase = advance(stage, phase, ring.STAGES)
-    more = gl.cdiv(extent1, 64)
+    more = gl.cdiv(extent1, ring.BK)
     for i in range(more):
         mbarrier.wait(ring.full.index(stage), phase)
         odd = product(a.index(stage), ring.b.index(stage), odd, i > 0, ring.A_MN, ring.B_MN)
@@ -310,14 +322,16 @@ def stages(shared: int, L: int, BN: int, output: bool = True) -> int:
     """Counts the stages that fit into `shared` bytes of a block beside the parked level (or, where there is one, the output
     tile)."""
     parked = (1.0 if L == 8 else 0.5 * output) * 128 * BN * 4
-    return int((shared - 1024 - parked) // ((128 + BN) * BK * 2))
+    return int((shared - 1024 - parked) // ((128 + BN) * STAGE_BYTES.value))
 
 
 def descriptor(t: torch.Tensor, rows: int, mn: bool = False) -> Descriptor:
     """Describes TMA boxes of `rows` x BK of an operand [rows, k]; where `mn`, `t` is given as it lies, [k, rows]."""
-    return boxes(t, BK, rows) if mn else boxes(t, rows, BK)
+    steps = STAGE_BYTES.value // t.itemsize
+    return boxes(t, steps, rows) if mn else boxes(t, rows, steps)
 
 
 def reachable(t: torch.Tensor) -> bool:
     """Says whether TMA can read `t`: contiguous rows, 16-byte aligned base and row stride."""
-    return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(0) >= t.shape[1]
+    aligned = t.data_ptr() % 16 == 0 and t.stride(0) * t.itemsize % 16 == 0
+    return t.stride(1) == 1 and aligned and t.stride(0) >= t.shape[1]

@@ -11,6 +11,7 @@ from kernels.model.blocks.block import (
     Pass,
     Recompute,
     Routed,
+    Weight,
     Weights,
     add_and_norm,
     no_recompute,

@@ -81,8 +81,8 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
 
 def _project(run: Pass, weights: Weights, h: torch.Tensor) -> torch.Tensor:
     """Returns q, k and v side by side; a bias is added before the product is rounded."""
-    matmul, leaves, groups = run.config.ops.matmul, run.config.leaves, run.layout.groups
+    project, leaves, groups = run.config.ops.project, run.config.leaves, run.layout.groups
     if not run.config.family.qkv_bias:
-        return matmul(h, weights["qkv"], leaves, groups=groups)
-    root = matmul(h, weights["qkv"], leaves, groups=groups, out_dtype=torch.float32)
+        return project(h, weights["qkv"], leaves, groups=groups)
+    root = project(h, weights["qkv"], leaves, groups=groups, out_dtype=torch.float32)
     return add_bias(root, weights["qkv_bias"], h.dtype, groups=groups)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -11,13 +11,17 @@ from kernels.model.adapter import A, B
 from kernels.model.config import ModelConfig
 from kernels.model.layout import Layout, PagedCache
 from kernels.model.parameter import Parameter
-from kernels.ops import Mixture, add_rms_norm, combine_add_norm, rms_norm, with_low_rank_gradient
+from kernels.ops import Mixture, Quantized, add_rms_norm, combine_add_norm, rms_norm, with_low_rank_gradient
 
 Delta = torch.Tensor | Mixture | None
 """What the next norm adds to the residual stream: [T, H]; one that is summed only then; or nothing, before the first block."""
 
-Weights = Mapping[str, torch.Tensor]
-"""A layer's weights on one shard, by the names that its blocks declare; one that the family lacks is not there."""
+Weight = torch.Tensor | Quantized
+"""A tensor of a layer; of a projection an engine may hold it quantized."""
+
+Weights = Mapping[str, Any]
+"""A layer's weights on one shard, each a `Weight`, by the names that its blocks declare; one that the family lacks is not
+there."""
 
 Recompute = Callable[..., None]
 """recompute(outputs, function, *inputs): `outputs` are function(*inputs), which is cheap: a trainer that is short of memory may
@@ -71,11 +75,11 @@ class Pass:
         """Shows what an op of this layer returned to who looks (`kernels.model.operations`)."""
         self.config.ops.seen(self.layer, op, *outputs)
 
-    def row_parallel(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def row_parallel(self, y: torch.Tensor, weight: Weight) -> torch.Tensor:
         """Multiplies y [T, K / S] by this rank's columns of a weight [H, K / S] and sums over all ranks: [T, H],
         rounded once."""
-        matmul, leaves = self.config.ops.matmul, self.config.leaves // self.group.shard.size
-        partial = matmul(y, weight, leaves, groups=self.layout.groups, out_dtype=self.partial_dtype(y.dtype))
+        project, leaves = self.config.ops.project, self.config.leaves // self.group.shard.size
+        partial = project(y, weight, leaves, groups=self.layout.groups, out_dtype=self.partial_dtype(y.dtype))
         return self.group.all_reduce(partial, y.dtype)
 
     def adapted(

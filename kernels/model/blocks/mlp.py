@@ -37,8 +37,7 @@ def forward(run: Pass, weights: Weights, x: torch.Tensor, delta: Delta) -> tuple
     """Returns the residual stream, and down(silu(gate) up) of its norm."""
     h, x = run.add_and_norm(x, delta, weights["mlp_norm"])
     run.seen("mlp_norm", h)
-    matmul = run.config.ops.matmul
-    gate_up = matmul(h, weights["gate_up"], run.config.leaves, groups=run.layout.groups)
+    gate_up = run.config.ops.project(h, weights["gate_up"], run.config.leaves, groups=run.layout.groups)
     gate_up = run.adapted(parameters, weights, "gate_up", h, gate_up)
     run.seen("gate_up", gate_up)
     y = swiglu(gate_up)

@@ -24,6 +24,7 @@ from kernels.ops import (
     attention,
     combine,
     combine_add_norm,
+    dequantize_blocks,
     dispatch,
     embedding,
     exp,
@@ -35,8 +36,11 @@ from kernels.ops import (
     linear_logprob,
     low_rank_gradients,
     matmul,
+    matmul_fp8,
     merge_low_rank,
     norm_rope,
+    quantize_blocks,
+    quantize_rows,
     rms_norm,
     rope_table,
     route,
@@ -102,6 +106,33 @@ def product_gradients(M: int, N: int, K: int, leaves: int, *at: int, dtype: torc
     return lambda g: with_gradients(
         lambda x, w: matmul(x, w, leaves, groups=ends(*at)), g, numbers(g, M, K), numbers(g, N, K, dtype=dtype)
     )
+
+
+def product_fp8(M: int, N: int, K: int, leaves: int, dtype: torch.dtype = bf16) -> Call:
+    """The forward of block-scaled FP8: of a weight and of what it is quantized to."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x, w = numbers(g, M, K), numbers(g, N, K)
+        with torch.no_grad():
+            y = matmul_fp8(x, w, leaves, out_dtype=dtype)
+            agree([y], [matmul_fp8(x, quantize_blocks(w), leaves, out_dtype=dtype)])
+        return (y,)
+
+    return call
+
+
+def quantized(rows: int, K: int, power_of_two: bool = False) -> Call:
+    """Rows, blocks and back; a row of zeros, and one of subnormals."""
+
+    def call(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x, w = numbers(g, rows, K, octaves=12), numbers(g, 256, K, dtype=f32)
+        x[rows // 2] = 0
+        x[rows // 3] *= 2.0**-120
+        of_rows, of_blocks = quantize_rows(x, power_of_two), quantize_blocks(w, power_of_two)
+        made = (t for q in (of_rows, of_blocks) for t in (q.values.view(torch.uint8), q.scales))
+        return (*made, dequantize_blocks(of_blocks))
+
+    return call
 
 
 def packed_attention(lengths: Sequence[int], heads: int, kv_heads: int, D: int) -> Call:
@@ -352,6 +383,16 @@ SMALL: dict[str, Call] = {
     "exp": exponentials(1100),
 }
 
+SMALL_HOPPER: dict[str, Call] = {
+    "matmul of FP8, 1 row": product_fp8(1, 256, 256, 1),
+    "matmul of FP8, 70 rows": product_fp8(70, 384, 1024, 8),
+    "matmul of FP8, 300 rows": product_fp8(300, 384, 1024, 8),
+    "matmul of FP8, 150 rows, 4 leaves": product_fp8(150, 256, 1024, 4, f32),
+    "quantization": quantized(5, 256),
+    "quantization, many rows": quantized(150, 640, power_of_two=True),
+}
+"""Of kernels that Hopper's family alone has."""
+
 HIDDEN = {"0.6B": (1024, 3072), "8B": (4096, 12288)}
 WIDE: dict[str, Call] = {
     **{f"matmul {m} rows, K 4096, 8 leaves": product(m, 768, 4096, 8) for m in (1, 64, 200, 700)},
@@ -391,11 +432,39 @@ WIDE: dict[str, Call] = {
     "fold": folded(8, 100_003),
     "noise": noise(151_936),
 }
+WIDE_HOPPER: dict[str, Call] = {
+    **{f"matmul of FP8, {m} rows, K 4096, 8 leaves": product_fp8(m, 768, 4096, 8) for m in (1, 64, 200, 700)},
+    **{
+        f"matmul of FP8, {m} rows, K {k}, {leaves} leaves": product_fp8(m, 768, k, leaves, f32)
+        for m in (16, 700)
+        for k, leaves in ((12288, 8), (2048, 4), (6144, 2), (1536, 1))
+    },
+    "quantization, 70 rows": quantized(70, 4096),
+    "quantization, powers of two": quantized(70, 4096, power_of_two=True),
+}
 
 
-def spec_calls() -> Iterator[tuple[str, Call]]:
+def small(family: str) -> dict[str, Call]:
+    """The small calls that a family runs."""
+    return SMALL | SMALL_HOPPER if family == "hopper" else SMALL
+
+
+def wide(family: str) -> dict[str, Call]:
+    """The wide calls that a family runs."""
+    return WIDE | WIDE_HOPPER if family == "hopper" else WIDE
+
+
+def hashed(family: str) -> Iterator[tuple[str, Call]]:
+    """Every call of a family that has a recorded hash."""
+    yield from spec_calls(family)
+    yield from wide(family).items()
+
+
+def spec_calls(family: str) -> Iterator[tuple[str, Call]]:
     """The largest case of every spec on a GPU, with its gradients: odd shapes, which the kernels for wide ones do not take."""
     for spec in all_specs():
+        if family not in spec.families:
+            continue
         case = max(spec.cases, key=lambda case: prod(case.values()))
         for dtype in spec.dtypes_on(CUDA):
 

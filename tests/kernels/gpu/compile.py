@@ -50,12 +50,12 @@ def calls(quick: bool, family: str) -> None:
     from tests.kernels.gpu import calls as listed
 
     listed.CUDA = torch.device("cpu")
-    for name, call in listed.SMALL.items():
+    for name, call in listed.small(family).items():
         call(listed.generator(name))
     peers()
     model()
     if not quick:
-        for name, call in listed.WIDE.items():
+        for name, call in listed.wide(family).items():
             call(listed.generator(name))
         if family == "hopper":
             plans()
@@ -119,6 +119,32 @@ def plans() -> None:
         bounds = torch.linspace(0, 2048, groups + 1).to(torch.int64)
         out = zeros(width, width, dtype=f32)
         grouped.launch(zeros(2048, width), zeros(2048, width), bounds, out)
+    fp8_plans()
+
+
+def fp8_plans() -> None:
+    """Every kernel of the matmul of block-scaled FP8, by leaves and output, and every plan of its table."""
+    import torch
+
+    from kernels.ops.matmul.hopper.tuning import Stream
+    from kernels.ops.matmul_fp8.hopper import many_rows, weight_stream
+    from kernels.ops.matmul_fp8.hopper.leaf import column_scales
+    from kernels.ops.matmul_fp8.hopper.tuning import TABLE
+
+    def given(m: int, leaves: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        x, w = (torch.zeros(n, 4096, dtype=torch.uint8).view(torch.float8_e4m3fn) for n in (m, 2048))
+        return x, column_scales(torch.zeros(m, 32)), w, torch.zeros(16, 32), leaves
+
+    listed = {(m, leaves, getattr(plan, "below", plan)) for (m, _, _, leaves), plan in TABLE.items()}
+    listed |= {(m, leaves, Stream(m, 1, rows)) for m in (16, 32, 64) for leaves in (1, 2, 4, 8) for rows in (64, 128)}
+    listed |= {(64, 8, Stream(64, split)) for split in (2, 4, 8)} | {(64, 8, Stream(64, 1, 64, 2))}
+    for m, leaves, plan in sorted(listed):
+        weight_stream.contract(*given(m, leaves), torch.bfloat16, **plan._asdict())
+    weight_stream.contract(*given(16, 2), torch.float32, BN=16, split=1)
+    for leaves in (1, 2, 4, 8):
+        for dtype in (torch.bfloat16, torch.float32):
+            for nodes in (False, True):
+                many_rows.contract(*given(512, leaves), dtype, nodes=nodes)
 
 
 def model() -> None:
@@ -184,7 +210,7 @@ def main() -> int:
         f"{max(r.stack for r in rows)} B of stack and {max(r.shared for r in rows):,} B shared; products by {', '.join(kinds)}"
     )
     expected = expected_of(family)
-    if unrecorded := (entries() ^ json.loads(expected.read_text()).keys()) ^ AWAITED:
+    if unrecorded := (entries(family) ^ json.loads(expected.read_text()).keys()) ^ awaited(family):
         print(f"{expected.name} lacks, or has too many: {sorted(unrecorded)}")
     return 1 if failed or missing or unrecorded else 0
 
@@ -199,11 +225,35 @@ AWAITED = frozenset(
 """Entries that no card has run since their ops came: `hashes --write` records them, and then they leave this list."""
 
 
-def entries() -> set[str]:
-    """Returns the names of what has a recorded hash."""
-    from tests.kernels.gpu.calls import WIDE, spec_calls
+AWAITED_HOPPER = frozenset(
+    {
+        *(f"matmul of FP8, {m} rows, K 4096, 8 leaves" for m in (1, 64, 200, 700)),
+        *(
+            f"matmul of FP8, {m} rows, K {k}, {leaves} leaves"
+            for m in (16, 700)
+            for k, leaves in ((12288, 8), (2048, 4), (6144, 2), (1536, 1))
+        ),
+        "quantization, 70 rows",
+        "quantization, powers of two",
+        "spec dequantize_blocks: blocks 3, columns 2, bfloat16",
+        "spec matmul_fp8: M 33, N 256, K 1024, 4 leaves, scales powers of two, bfloat16",
+        "spec quantize_blocks: blocks 3, columns 2, power_of_two 1, bfloat16",
+        "spec quantize_rows: rows 40, columns 3, power_of_two 1, bfloat16",
+    }
+)
+"""The same of kernels that Hopper's family alone has."""
 
-    return {name for name, _ in spec_calls()} | WIDE.keys()
+
+def awaited(family: str) -> frozenset[str]:
+    """Returns the entries of a family that no card has run."""
+    return AWAITED | AWAITED_HOPPER if family == "hopper" else AWAITED
+
+
+def entries(family: str) -> set[str]:
+    """Returns the names of what has a recorded hash."""
+    from tests.kernels.gpu.calls import hashed
+
+    return {name for name, _ in hashed(family)}
 
 
 if __name__ == "__main__":

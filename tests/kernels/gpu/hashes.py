@@ -14,13 +14,13 @@ import torch
 from kernels.device import family_of
 from kernels.gpu.card import ALL_FAMILIES, card_of, choose_family
 from tests.bits import sha256
-from tests.kernels.gpu.calls import CUDA, WIDE, generator, not_launched, spec_calls
+from tests.kernels.gpu.calls import CUDA, generator, hashed, not_launched
 from tests.kernels.gpu.compile import expected_of
 
 
-def hashes() -> Iterator[tuple[str, str]]:
+def hashes(family: str) -> Iterator[tuple[str, str]]:
     """(entry, SHA-256 of the shapes, dtypes and bytes of its outputs and gradients)."""
-    for name, call in (*spec_calls(), *WIDE.items()):
+    for name, call in hashed(family):
         yield name, sha256(call(generator(name)))
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     family = family_of(card_of(CUDA))
     file = expected_of(family)
     found = {}
-    for name, value in hashes():
+    for name, value in hashes(family):
         found[name] = value
         print(value, name, flush=True)
     if missing := not_launched(family):

@@ -53,7 +53,7 @@ class Shape(NamedTuple):
     part: Any  # columns of a part
     part_tiles: Any  # its tiles
     extent: Any  # contraction steps from one leaf of b to the next
-    apart: Any  # the same in a; a multiple of 64, with zeros past the end of a leaf
+    apart: Any  # the same in a; a multiple of a stage's, with zeros past the end of a leaf
 
 
 @gluon.jit
@@ -86,7 +86,7 @@ def producer(
         m0, column, n0, end = tile_at(tile, shape, GROUP, ring.BN, PARTS)
         everyone = tile - gl.program_id(0) + blocks <= tiles
         for j in range(LEAVES):
-            since, target, patient = in_step(pace, everyone, shape.apart // 64, since, target, patient, EVERY)
+            since, target, patient = in_step(pace, everyone, shape.apart // ring.BK, since, target, patient, EVERY)
             stage, phase = fill(ring, ad, bd, m0, n0, j * shape.apart, j * shape.extent, shape.apart, stage, phase)
     leave(pace)
 

@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 
 from kernels.gpu.card import card_of
 from kernels.gpu.dialect import thread_barrier
-from kernels.gpu.hopper.ring import BK, accumulator, allocate, descriptor, fill, idle, leaf
+from kernels.gpu.hopper.ring import STAGE_BYTES, allocate, descriptor, fill, idle, leaf
 from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import all_previous_done, bring_rows_near, early
@@ -47,10 +47,10 @@ def near(ring, w, ldw, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HALVES:
     lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
     n0 = tile // items.columns * (64 * HALVES)
     first = gl.maximum(part, 0) * (LEAVES // SPLIT) * items.extent
-    steps = gl.minimum(ring.STAGES * 64, gl.where(part < 0, LEAVES, LEAVES // SPLIT) * items.extent)
+    steps = gl.minimum(ring.STAGES * ring.BK, gl.where(part < 0, LEAVES, LEAVES // SPLIT) * items.extent)
     for i in gl.static_range(2 * HALVES):
         n = gl.minimum(n0 + i * 32 + lane, items.N - 1)
-        bring_rows_near(w + n.to(gl.int64) * ldw + first, 0 * lane + 2 * steps)
+        bring_rows_near(w + n.to(gl.int64) * ldw + first, 0 * lane + STAGE_BYTES // ring.BK * steps)
 
 
 @gluon.jit
@@ -70,50 +70,54 @@ def producer(ring, wd, xd, items, LEAVES: gl.constexpr, SPLIT: gl.constexpr, HAL
 
 
 @gluon.jit
+def close(v, level0, level1, level2, J: gl.constexpr):
+    """Adds v, leaf J, to as many finished levels as J has trailing one bits; returns (v, the levels)."""
+    if J % 2 == 0:
+        level0 = v
+    else:
+        v = level0 + v
+        if J % 4 == 1:
+            level1 = v
+        else:
+            v = level1 + v
+            if J == 3:
+                level2 = v
+            else:
+                v = level2 + v
+    return v, level0, level1, level2
+
+
+@gluon.jit
 def merged(ring, w, stage, phase, extent, LEAVES: gl.constexpr):
     """Returns the root of LEAVES leaves."""
-    for j in gl.static_range(LEAVES):
+    v, stage, phase = leaf(ring, w, stage, phase, extent)
+    level0 = v
+    level1 = v
+    level2 = v
+    for j in gl.static_range(1, LEAVES):
         v, stage, phase = leaf(ring, w, stage, phase, extent)
-        if j % 2 == 0:
-            level0 = v
-        else:
-            v = level0 + v
-            if j % 4 == 1:
-                level1 = v
-            else:
-                v = level1 + v
-                if j == 3:
-                    level2 = v
-                else:
-                    v = level2 + v
+        v, level0, level1, level2 = close(v, level0, level1, level2, j)
     return v, stage, phase
 
 
 @gluon.jit
-def whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES: gl.constexpr):
-    """Computes a tile of all leaves and stores it; returns the ring's next stage and phase."""
-    BN: gl.constexpr = ring.BN
-    ACC: gl.constexpr = accumulator(BN)
-    v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES)
-    n = n0 + gl.arange(0, 64, gl.SliceLayout(1, ACC))
-    m = m0 + gl.arange(0, BN, gl.SliceLayout(0, ACC))
+def store_tile(v, y, items, n0, m0):
+    """Stores the root v of a tile of y^T."""
+    BN: gl.constexpr = v.shape[1]
+    n = n0 + gl.arange(0, 64, gl.SliceLayout(1, v.type.layout))
+    m = m0 + gl.arange(0, BN, gl.SliceLayout(0, v.type.layout))
     to = gl.expand_dims(m.to(gl.int64) * items.N, 0) + gl.expand_dims(n, 1)
     inside = gl.expand_dims(m < items.M, 0) & gl.expand_dims(n < items.N, 1)
     gl.store(y + to, v.to(y.dtype.element_ty), mask=inside)
-    return stage, phase
 
 
 @gluon.jit
-def part_of_tile(
-    ring, w, y, nodes, counter, items, n0, m0, part, stage, phase, LEAVES: gl.constexpr, SPLIT: gl.constexpr
-):
-    """Parks the root of a part in nodes [SPLIT, BN, 64]. The last to arrive adds them all."""
-    BN: gl.constexpr = ring.BN
-    ACC: gl.constexpr = accumulator(BN)
-    v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES // SPLIT)
+def park_part(v, y, nodes, counter, items, n0, m0, part, SPLIT: gl.constexpr):
+    """Parks v, the root of a part, in nodes [SPLIT, BN, 64]. The last to arrive adds them all."""
+    BN: gl.constexpr = v.shape[1]
     step: gl.constexpr = BN * 64
-    n = gl.arange(0, 64, gl.SliceLayout(1, ACC))
-    m = gl.arange(0, BN, gl.SliceLayout(0, ACC))
+    n = gl.arange(0, 64, gl.SliceLayout(1, v.type.layout))
+    m = gl.arange(0, BN, gl.SliceLayout(0, v.type.layout))
     gl.store(nodes + part * step + gl.expand_dims(m * 64, 0) + gl.expand_dims(n, 1), v, cache_modifier=".cg")
     thread_barrier()
     if gl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
@@ -143,7 +147,6 @@ def part_of_tile(
             inside = gl.expand_dims(m0 + c * CHUNK + cm < items.M, 1) & gl.expand_dims(n0 + cn < items.N, 0)
             gl.store(y + to, root.to(y.dtype.element_ty), mask=inside)
         gl.store(counter, 0)
-    return stage, phase
 
 
 @gluon.jit
@@ -170,17 +173,17 @@ def consumer(
         spot = (tile - items.whole) * HALVES + ROW // 64
         mine = nodes + spot.to(gl.int64) * (SPLIT * 64 * ring.BN)
         if SPLIT == 1:
-            stage, phase = whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES)
+            v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES)
+            store_tile(v, y, items, n0, m0)
         elif not WHOLE:
-            stage, phase = part_of_tile(
-                ring, w, y, mine, arrived + spot, items, n0, m0, part, stage, phase, LEAVES, SPLIT
-            )
+            v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES // SPLIT)
+            park_part(v, y, mine, arrived + spot, items, n0, m0, part, SPLIT)
         elif part < 0:
-            stage, phase = whole_tile(ring, w, y, items, n0, m0, stage, phase, LEAVES)
+            v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES)
+            store_tile(v, y, items, n0, m0)
         else:
-            stage, phase = part_of_tile(
-                ring, w, y, mine, arrived + spot, items, n0, m0, part, stage, phase, LEAVES, SPLIT
-            )
+            v, stage, phase = merged(ring, w, stage, phase, items.extent, LEAVES // SPLIT)
+            park_part(v, y, mine, arrived + spot, items, n0, m0, part, SPLIT)
 
 
 @early
@@ -275,7 +278,7 @@ def contract(
     nodes = x.new_empty(rest * rows * split * BN if split > 1 else 1, dtype=torch.float32)
     arrived = counters(x.device, rest * halves)
     grid = (min(blocks, items),)
-    stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * BK * 2))
+    stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * STAGE_BYTES.value))
     run(
         stream_kernel,
         grid,
