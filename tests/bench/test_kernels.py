@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.bench import card_rows, cards, specs, timer
+from kernels.gpu.card import ALL_FAMILIES, KNOWN
 from kernels.host.command import Parser
 from kernels.spec import Inputs, OpSpec, all_specs, as_tuple
 
@@ -104,6 +105,11 @@ def test_every_row_has_a_target_or_a_group_and_a_name_of_its_own() -> None:
     assert all(r.work > 0 and r.claim for r in rows)
 
 
+def test_a_family_times_what_it_has() -> None:
+    ops = {family: {r.op for r in cards.rows_of(family)} for family in ALL_FAMILIES}
+    assert ops["hopper"] - ops["portable"] == {"matmul_fp8", "quantize_rows"} and "matmul" in ops["portable"]
+
+
 def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:  # type: ignore[type-arg]
     """The command, with what each row's timing would give in place of a GPU."""
 
@@ -114,6 +120,7 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:
 
     rows = [timer.Row("matmul", "o", size, "its bits", 1.0, "TFLOP/s", lambda: None) for size in outcomes]  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(cards, "rows", lambda: rows)
+    monkeypatch.setattr(cards, "card_of", lambda device: KNOWN[90])
     monkeypatch.setattr(cards, "measure", outcome)
     monkeypatch.setattr(cards, "ceilings", lambda: {"copy TB/s": 3.0})
     monkeypatch.setattr(Parser, "require", lambda parser, device, family="auto": None)

@@ -1,8 +1,9 @@
 """GPU quantization to block-scaled FP8: the operations of cpu.c one by one, so the bits are the CPU's. The card rounds to e4m3
-as cpu.c does (to nearest even, at most 448). It lies with Hopper's kernels, as its only reader does; cards before 8.9 know no e4m3.
+as cpu.c does (to nearest even, at most 448). It is among Hopper's kernels, as the one op that reads it is; cards before 8.9
+know no e4m3.
 
-The scales of rows lie in columns, so that those of a block, which a product reads together, are contiguous, with room for a whole
-tile's after them (kernels.ops.matmul_fp8.hopper.leaf: `column_scales`)."""
+The scales of rows lie in columns, so that those of a block, which a product reads together, are contiguous, with room for a
+whole tile's after them (kernels.ops.matmul_fp8.hopper.leaf: `column_scales`)."""
 
 import torch
 import triton

@@ -4,8 +4,8 @@
     acc = fma(d, sx * sw, acc)
 
 Triton adds what is inside the tensor core to other registers after so many steps as `max_num_imprecise_acc` says, and each
-number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a wgmma;
-which operand is its M changes nothing.
+number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a
+wgmma; which operand is its M changes nothing.
 
 The scales of a block are on their way before its product runs. What there is to be loaded is contiguous and in bounds without a
 mask: `column_scales`."""
@@ -68,8 +68,8 @@ def pinned_zeros(BN: gl.constexpr):
 def leaf(ring, a, scales, sx, sw, d, stage, phase, first, blocks, AXIS: gl.constexpr):
     """Computes the chain of `blocks` blocks from `first`. AXIS: see `scales_of`.
 
-    sx, sw: the scales of the first block; d: registers for a product. Returns (acc, scales of the block after, d, the ring's next
-    stage and phase)."""
+    sx, sw: the scales of the first block; d: registers for a product. Returns (acc, scales of the block after, d, the ring's
+    next stage and phase)."""
     total = gl.zeros([64, ring.BN], gl.float32, accumulator(ring.BN, STEPS))
     for block in range(first, first + blocks):
         mbarrier.wait(ring.full.index(stage), phase)
