@@ -2,9 +2,9 @@
 warp-specialised.
 
 Ring, producer and output are those of kernels.ops.matmul.hopper.many_rows; the leaf is that of leaf.py. One warpgroup
-multiplies its block from zero while the other adds its own, scaled: neither drains the ring. A product has registers of its own,
-so of a 128 x 128 tile one level less of the tree waits for its sibling there than in bf16: level 0 in registers, levels 1 and 2
-in shared memory, or, where `NODES`, level 2 in global memory (which L2 holds), so that the ring has two stages more.
+multiplies its block from zero while the other adds its own, scaled: neither drains the ring. A product has registers of its
+own, so of a 128 x 128 tile one level less of the tree waits for its sibling there than in bf16: level 0 in registers, levels 1
+and 2 in shared memory, or, where `NODES`, level 2 in global memory (which L2 holds), so that the ring has two stages more.
 """
 
 import torch
