@@ -27,6 +27,7 @@ from kernels.bench.table import console, show
 from kernels.bench.timer import ceilings, versions
 from kernels.host.command import write_json
 from kernels.model import ModelConfig, costs, known, served
+from kernels.ops import Quantized
 from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.keys import Speculate
@@ -153,7 +154,10 @@ def start_engine(config: ModelConfig, works: Sequence[Work], speculate: Speculat
     torch.cuda.manual_seed(0)
     for parameter in served(config):
         held = engine.runner.weights[parameter.name]
-        if parameter.columns:
+        if isinstance(held, Quantized):
+            drawn = torch.empty(held.shape, dtype=torch.bfloat16, device=held.device)
+            engine.runner.load(parameter, drawn.normal_(0, config.init_std))
+        elif parameter.columns:
             held.normal_(0, config.init_std)
         else:
             held.fill_(1)
@@ -218,7 +222,8 @@ def start_peer(engine: Engine) -> Any:
     hf = transformers.AutoConfig.for_model(**fields)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(hf, dtype=torch.bfloat16, attn_implementation="sdpa")
-    state = {n: t for p in served(config) for n, t in to_hf(p, engine.runner.weights[p.name]).items()}
+    held = engine.runner.weight_memory.tensors
+    state = {n: t for p in served(config) for n, t in to_hf(p, held[p.name]).items()}
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(hf).to("cuda")  # its table is no parameter
     return model.eval()
