@@ -122,7 +122,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.file_bytes(model) * saved,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,

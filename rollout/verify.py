@@ -206,7 +206,7 @@ class Verification:
             directory = self.source.directory
             if directory is None:
                 directory = str(Path(folder, "model"))
-                save(self.source.config, self.source.weights(), directory)
+                save(self.source.config, self.source.weights(), directory)  # type: ignore[arg-type]  # random, and plain
             batch, out = Path(folder, "batch.npz"), Path(folder, "out.npy")
             np.savez(
                 batch,

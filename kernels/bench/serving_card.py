@@ -226,8 +226,8 @@ def start_peer(engine: Engine) -> Any:
     hf = transformers.AutoConfig.for_model(**fields)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(hf, dtype=torch.bfloat16, attn_implementation="sdpa")
-    plain = {name: held for name, held in engine.runner.weights.items() if isinstance(held, torch.Tensor)}
-    state = {n: t for p in served(config) for n, t in to_hf(p, plain[p.name]).items()}
+    held = engine.runner.weight_memory.tensors
+    state = {n: t for p in served(config) for n, t in to_hf(p, held[p.name]).items()}
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(hf).to("cuda")  # its table is no parameter
     return model.eval()
