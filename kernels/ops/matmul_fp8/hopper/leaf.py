@@ -7,8 +7,8 @@ Triton adds what is inside the tensor core to other registers after so many step
 number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a
 wgmma; which operand is its M changes nothing.
 
-The scales of a block are on their way before its product runs. What there is to be loaded is contiguous and in bounds without a
-mask: `column_scales`."""
+The scales of the next block are on their way while the product of this one runs. What there is to be loaded is contiguous, and in
+bounds without a mask: `column_scales`."""
 
 from typing import Any, NamedTuple
 
@@ -75,14 +75,10 @@ def leaf(ring, a, scales, sx, sw, d, stage, phase, first, blocks, AXIS: gl.const
         mbarrier.wait(ring.full.index(stage), phase)
         d = product(a.index(stage), ring.b.index(stage), d, False, False, False)
         scale = gl.expand_dims(sx * sw, AXIS)
-        following = gl.minimum(block + 1, scales.last)
-        if AXIS == 1:  # two numbers a thread: they have a product's time to come
-            sx, sw = scales_of(scales, following, ring.BN, AXIS)
+        sx, sw = scales_of(scales, gl.minimum(block + 1, scales.last), ring.BN, AXIS)
         d = warpgroup_mma_wait(0, deps=(d,))
         mbarrier.arrive(ring.empty.index(stage), count=1)
         total = gl.fma(d, scale, total)
-        if AXIS == 0:  # BN / 4 numbers: not beside those in use
-            sx, sw = scales_of(scales, following, ring.BN, AXIS)
         stage, phase = advance(stage, phase, ring.STAGES)
     return total, sx, sw, d, stage, phase
 
