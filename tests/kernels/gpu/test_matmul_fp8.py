@@ -10,8 +10,8 @@ from kernels.ops import dequantize_blocks, matmul_fp8, quantize_blocks, quantize
 from kernels.ops.matmul.hopper.tuning import ManyRows, Stream
 from kernels.ops.matmul_fp8 import hopper
 from kernels.ops.matmul_fp8.hopper import many_rows, order, tuning, weight_stream
-from kernels.ops.matmul_fp8.hopper.leaf import column_scales
 from kernels.ops.quantize import Quantized
+from kernels.ops.quantize.hopper import column_scales
 from kernels.ops.quantize.spec import each_element
 from kernels.spec import spread
 from kernels.tree import fold, leaf_bounds

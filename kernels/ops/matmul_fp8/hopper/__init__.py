@@ -13,8 +13,8 @@ from kernels.device import UnsupportedError
 from kernels.gpu.hopper.ring import reachable
 from kernels.ops.matmul.hopper.tuning import ManyRows
 from kernels.ops.matmul_fp8.hopper import many_rows, weight_stream
-from kernels.ops.matmul_fp8.hopper.leaf import column_scales
 from kernels.ops.matmul_fp8.hopper.tuning import plan
+from kernels.ops.quantize.hopper import column_scales
 
 _MOST_LEAVES = 64
 """Of a tree that weight_stream.py walks: eight blocks of threads, of eight leaves each."""

@@ -7,23 +7,19 @@ Triton adds what is inside the tensor core to other registers after so many step
 number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a
 wgmma; which operand is its M changes nothing.
 
-The scales of the next block are on their way while the product of this one runs. What there is to be loaded is contiguous, and in
-bounds without a mask: `column_scales`."""
+The scales of the next block are on their way while the product of this one runs. What there is to be loaded is contiguous, and
+in bounds without a mask: `kernels.ops.quantize.hopper.column_scales`."""
 
 from typing import Any, NamedTuple
 
-import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
 from kernels.gpu.hopper.ring import accumulator, advance, product
-from kernels.gpu.launch import cdiv
 
 STEPS = gl.constexpr(32)
 """Contraction steps of one instruction."""
-ROOM = 128
-"""Rows of a tile, at most: `column_scales` have room for as many."""
 
 
 class AllScales(NamedTuple):
@@ -81,14 +77,3 @@ def leaf(ring, a, scales, sx, sw, d, stage, phase, first, blocks, AXIS: gl.const
         total = gl.fma(d, scale, total)
         stage, phase = advance(stage, phase, ring.STAGES)
     return total, sx, sw, d, stage, phase
-
-
-def column_scales(scales: torch.Tensor) -> torch.Tensor:
-    """Returns scales of rows [M, K / 128] as `Scales.x` reads them: a block's lie together, and after them there is room for a
-    whole tile's, which holds anything. A copy where it is not so; `kernels.ops.quantize` makes them so."""
-    (M, blocks), room = scales.shape, cdiv(scales.shape[0], ROOM) * ROOM
-    apart, held = scales.stride(1), scales.untyped_storage().nbytes() // scales.itemsize
-    if scales.stride(0) == 1 and apart >= room and scales.storage_offset() + (blocks - 1) * apart + room <= held:
-        return scales
-    made = scales.new_empty(blocks, room)[:, :M].T
-    return made.copy_(scales)
