@@ -15,6 +15,7 @@ from rich.table import Table
 
 from kernels.host.place import HOST, Place
 from kernels.model import ModelConfig, costs
+from kernels.model.formats import PLAIN
 from kernels.tree import is_power_of_two
 from rl.adapters import adapted_model, given, shown
 from rl.config import RunConfig, TrainerSection
@@ -127,8 +128,10 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         trainer=trainer,
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
-        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.weight_bytes(model, 1, 4) * saved,
-        frozen_bytes=costs.held_bytes(model, rollout.tp, width) if _may_send_factors(config) else 0,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.file_bytes(model) * saved,
+        frozen_bytes=costs.held_bytes(replace(model, format=PLAIN), rollout.tp, width)
+        if _may_send_factors(config)
+        else 0,
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,

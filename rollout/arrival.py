@@ -1,5 +1,5 @@
-"""Pieces of a publication on their way into an engine's weights: copied, or of a projection in a quantized format gathered until
-it is there, quantized, and then forgotten."""
+"""Pieces of a publication on their way into an engine's weights: copied, or of a projection in a quantized format gathered
+until it is whole, quantized, and then forgotten."""
 
 from collections.abc import Mapping
 from math import prod

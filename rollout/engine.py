@@ -100,9 +100,7 @@ class Engine:
         """Says whether nothing is in flight, and nothing to be handed out."""
         return self.scheduler.idle and not self._ended
 
-    def load(
-        self, weights: Iterable[tuple[Parameter, Weight]], version: int, in_flight: InFlight = "refuse"
-    ) -> Leaves:
+    def load(self, weights: Iterable[tuple[Parameter, Weight]], version: int, in_flight: InFlight = "refuse") -> Leaves:
         """Replaces all weights, forgets cached prefixes, and returns the digests of the slices now held. Completions of
         requests that this ends are handed out by the next `step`."""
         self.pause(f"weights of version {version} arrived", in_flight)

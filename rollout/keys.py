@@ -37,8 +37,9 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Format = Annotated[
     Literal["auto", "plain", "fp8_block", "fp8_block_ue8m0"],
     Key(
-        description="of the projections' weights, and of what they multiply: plain: numbers of the model's dtype; fp8_block: e4m3, "
-        "a scale for each 128 x 128 of a weight and 128 columns of an activation; fp8_block_ue8m0: its scales are powers of two"
+        description="of the projections' weights, and of what they multiply: plain: numbers of the model's dtype; fp8_block: "
+        "e4m3, a scale for each 128 x 128 of a weight and 128 columns of an activation; fp8_block_ue8m0: its scales are powers "
+        "of two"
     ),
 ]
 Device = Literal["auto", "cpu", "cuda"]

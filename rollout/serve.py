@@ -34,8 +34,8 @@ from rollout.engine import EngineConfig, freeze_heap
 from rollout.keys import (
     Device,
     Dtype,
-    Format,
     Family,
+    Format,
     Key,
     Leaves,
     MaxBatchTokens,
@@ -65,7 +65,8 @@ BAD_INPUT = (ArgumentError, ConfigError, RequestError, TreeError, BuildError, Un
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves`, `dtype` and `format` changes a bit of an answer."""
+    """Holds the server's arguments; nothing here but `model`, `adapter`, `leaves`, `dtype` and `format` changes a bit of an
+    answer."""
 
     model: Annotated[str | None, Key(description="a Hugging Face model directory")] = None
     adapter: Annotated[
@@ -246,7 +247,13 @@ def _info(config: ServeConfig, source: Source, engine: EngineConfig) -> dict[str
     """What /server_info says of how the server was started."""
     told = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "api_key"}
     shape = {"device": engine.device, "pages": engine.pages, "version": version_of("samebit"), **asdict(engine.limits)}
-    return {**told, **shape, "dtype": name_of(source.dtype), "leaves": source.config.leaves, "format": source.config.format}
+    return {
+        **told,
+        **shape,
+        "dtype": name_of(source.dtype),
+        "leaves": source.config.leaves,
+        "format": source.config.format,
+    }
 
 
 def _connections(config: ServeConfig) -> Any:

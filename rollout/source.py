@@ -12,7 +12,7 @@ from kernels.model.formats import PLAIN
 from kernels.model.known import TINY_BYTES
 from kernels.weights import adapters
 from kernels.weights.beside import DTYPES
-from kernels.weights.files import load
+from kernels.weights.files import load_as_stored
 from kernels.weights.folder import ModelFolder
 from kernels.weights.initial import initial
 from rollout.text import BYTE_LETTERS, Decode
@@ -46,8 +46,8 @@ class Source:
         format: str = "auto",
     ) -> "Source":
         """Opens a model directory, or the tiny model. `leaves` 0, `dtype` and `format` auto: those of the directory's contract,
-        or else 8 leaves, the dtype of its tensors and plain; for the tiny model 8 leaves, the dtype of the device and plain. ConfigError where the
-        directory holds no model to serve, or the folder `adapter` no adapters of it."""
+        or else 8 leaves, the dtype of its tensors and plain; for the tiny model 8 leaves, the dtype of the device and plain.
+        ConfigError where the directory holds no model to serve, or the folder `adapter` no adapters of it."""
         asked = None if dtype == "auto" else dtype
         if directory is None:
             if adapter:
@@ -76,7 +76,7 @@ class Source:
         if self.directory is None:
             return initial(self.config, 0)
         if self.adapter is None:
-            return load(self.config, self.directory)
+            return load_as_stored(self.config, self.directory)
         modules = adapters.read(self.adapter, self.config)
         return adapters.load_merged(self.config, self.directory, modules, self.dtype)
 

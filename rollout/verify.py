@@ -206,7 +206,7 @@ class Verification:
             directory = self.source.directory
             if directory is None:
                 directory = str(folder / "model")
-                save(self.source.config, self.source.weights(), directory)
+                save(self.source.config, self.source.weights(), directory)  # type: ignore[arg-type]  # random, and plain
             batch, out = folder / "batch.npz", folder / "out.npy"
             np.savez(
                 batch,

@@ -82,6 +82,7 @@ def trainer_memory(
     gathered = _rounded(model, width) if alone else width * (outer + layer) + fetched
     packed = 0 if alone else width * outer + fetched + 8 * learned  # once it is resharded
     works = 4 * learned + width * costs.backward_elements(model, tokens)  # gradients of a layer, and of its inputs
+    works += costs.quantizing_bytes(model, width)
     if checkpointing == "layer":
         works += width * costs.layer_saved_elements(model, tokens)
     backward = 4 * table * whole + max(gathered + works, packed)

@@ -15,6 +15,7 @@ from kernels.model import (
     Parameter,
     Recompute,
     Routed,
+    Weight,
     declared,
     decoder_layer,
     forward,
@@ -26,7 +27,7 @@ from kernels.model import (
     token_values,
 )
 from kernels.model.adapter import A, B
-from kernels.ops import Mixture, Truncation
+from kernels.ops import Mixture, Quantized, Truncation
 from trainer.batch import Batch
 from trainer.recompute import Checkpointing, Forgetting
 from trainer.routing import Routing
@@ -57,6 +58,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, index: int, dtype: torch.dtype, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.config, self.index, self.checkpointing = config, index, checkpointing
+        self.stored: dict[str, Quantized] = {}  # of a model that is not trained: `trainer.rows.hold_as_stored`
         for parameter in layer_parameters(config, index):
             self.register_parameter(parameter.name, _held(parameter, dtype))
 
@@ -87,7 +89,8 @@ class Block(nn.Module):
         recompute: Recompute = no_recompute,
     ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         gradients_in_float32(self)
-        weights = {name: whole(parameter) for name, parameter in self.named_parameters(recurse=False)}
+        weights: dict[str, Weight] = {name: whole(p) for name, p in self.named_parameters(recurse=False)}
+        weights |= self.stored
         given = (weights, self.index, x, delta, layout, None, table)
         return decoder_layer(self.config, TreeGroup(), *given, recompute, routed)
 

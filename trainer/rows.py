@@ -9,9 +9,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from kernels.model import Parameter, declared
-from kernels.weights.files import find, read_rows
+from kernels.ops import Quantized
+from kernels.weights.files import find, load_as_stored, read_rows
 from kernels.weights.reshard import fsdp_rows
-from trainer.model import TrainerModel
+from trainer.model import Block, TrainerModel
 from trainer.parallelize import fill
 
 Weights = Iterable[tuple[Parameter, torch.Tensor]] | Path | TrainerModel
@@ -61,3 +62,14 @@ def load(model: TrainerModel, mesh: DeviceMesh, weights: Weights) -> None:
     named = dict(model.named_parameters())
     for parameter, whole in weights:
         fill(named[parameter.name], whole)
+
+
+def hold_as_stored(model: TrainerModel, directory: Path) -> None:
+    """Makes a model that is not trained, on one rank, multiply with the projections that a directory holds as FP8 as they are
+    there, as an engine that loads it does: what a trainer starts from, their values rounded to bfloat16 and quantized again,
+    may have other bits."""
+    for parameter, held in load_as_stored(model.config, directory):
+        if isinstance(held, Quantized):
+            _, layer, name = parameter.name.split(".")
+            block, device = cast(Block, model.layers[int(layer)]), model.table[0].device
+            block.stored[name] = Quantized(held.values.to(device), held.scales.to(device))

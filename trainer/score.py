@@ -28,7 +28,7 @@ from kernels.weights.beside import DTYPES
 from kernels.weights.folder import ModelFolder
 from trainer.batch import COLUMNS, Batch, BatchError
 from trainer.model import batch_logprobs
-from trainer.rows import Weights
+from trainer.rows import Weights, hold_as_stored
 from trainer.trainer import Trainer, TrainerConfig
 
 
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
         how = TrainerConfig(1, 1, dtype=DTYPES[contract.dtype])
         weights: Weights = load_merged(config, args.model, modules, how.dtype) if args.adapter else args.model
         trainer = Trainer(config, how, init_device_mesh(args.device, (1,)), weights)
+        if folder.published and not args.adapter:
+            hold_as_stored(trainer.model, args.model)
         with open(args.out, "wb") as out:
             np.save(out, score(trainer, batch))
     finally:

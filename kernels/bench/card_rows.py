@@ -15,6 +15,8 @@ from kernels.ops import (
     linear_logprob,
     matmul,
     norm_rope,
+    quantize_blocks,
+    quantize_rows,
     rms_norm,
     rope_table,
     swiglu,
@@ -24,6 +26,7 @@ from kernels.ops import (
 from kernels.ops.attention import Pages
 from kernels.ops.attention.spec import packed
 from kernels.ops.matmul import input_gradient, weight_gradient
+from kernels.ops.quantize import FP8, Quantized
 from kernels.tree import leaf_bounds
 
 PROJECTIONS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
@@ -79,6 +82,50 @@ def matmul_rows() -> Iterator[Row]:
             case = f"{name} {n}x{k}, {leaves} {'leaf' if leaves == 1 else 'leaves'}"
             for M in (1, 16, 64):
                 yield matmul_row(case, M, n, k, leaves, f"matmul, a rank of {size}, M <= 64", root=not columns)
+
+
+def matmul_fp8_row(name: str, M: int) -> Row:
+    """Describes the product alone of block-scaled FP8, of rows that are quantized; the vendor's has one scale a tensor, and 16
+    rows at least."""
+    N, K = PROJECTIONS[name]
+
+    def build() -> Bout:
+        from kernels.ops.matmul_fp8 import hopper
+        from kernels.ops.matmul_fp8.hopper import order
+
+        bounds = leaf_bounds(K, 8)
+        x = quantize_rows(normal(M, K))
+        count = copies(N * K) if M <= 256 else 1
+        weights = [quantize_blocks(normal(N, K, std=K**-0.5)) for _ in range(count)]
+        padded, one = torch.zeros(max(16, M), K, device="cuda").to(FP8), torch.ones((), device="cuda")
+        padded[:M].copy_(x.values)
+
+        def product(w: Quantized) -> torch.Tensor:
+            return hopper.contract(x.values, x.scales, w.values, w.scales, bounds, torch.bfloat16)
+
+        def vendor(w: Quantized) -> torch.Tensor:
+            return torch._scaled_mm(padded, w.values.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+        def holds() -> bool:
+            w = weights[0]
+            want = order.contract(x.values, x.scales, w.values, w.scales, bounds)
+            return same_bits(product(w), want.to(torch.bfloat16))
+
+        ours: list[Call] = [lambda w=w: product(w) for w in weights]
+        theirs: list[Call] = [lambda w=w: vendor(w) for w in weights]
+        baseline = "torch's FP8, a scale a tensor"
+        return Bout(*(turns(ours), {baseline: turns(theirs)}) if M <= 256 else (ours, {baseline: theirs}), holds)
+
+    group = "matmul_fp8, M <= 256" if M <= 256 else "matmul_fp8, 8192 rows"
+    claim = "the bits of the reference order"
+    return Row("matmul_fp8", f"{name} {N}x{K}, 8 leaves", f"M {M}", claim, 2.0 * M * N * K, "TFLOP/s", build, group)
+
+
+def matmul_fp8_rows() -> Iterator[Row]:
+    """Yields the rows of the matmul of block-scaled FP8: Qwen3-8B's projections, whole."""
+    for name in PROJECTIONS:
+        for M in (1, 16, 64, 256, 8192):
+            yield matmul_fp8_row(name, M)
 
 
 def matmul_gradient_rows(tokens: int = 8192) -> Iterator[Row]:
@@ -315,12 +362,17 @@ def elementwise_rows(T: int = 16384) -> Iterator[Row]:
         x = normal(T, 2 * INTERMEDIATE)
         return [lambda rows: (swiglu(x[rows]),)]
 
+    def quantized() -> list[Callable]:
+        x = normal(T, HIDDEN)
+        return [lambda rows: (quantize_rows(x[rows]).values,)]
+
     size = 2.0 * T * HIDDEN
     heads = f"heads {HEADS} of {HEAD_DIM}"
     yield elementwise_row("rms_norm", f"rows of {HIDDEN}", 2 * size, T, lambda: norm(HIDDEN))
     yield elementwise_row("rms_norm", heads, 2 * size, T, lambda: norm(HEADS, HEAD_DIM))
     yield elementwise_row("add_rms_norm", f"rows of {HIDDEN}", 4 * size, T, add_norm)
     yield elementwise_row("rope", heads, 2 * size, T, rotary)
+    yield elementwise_row("quantize_rows", f"rows of {HIDDEN}", 1.5 * size, T, quantized)
     yield elementwise_row("swiglu", f"rows of 2 x {INTERMEDIATE}", 6.0 * T * INTERMEDIATE, T, gated)
 
 
@@ -328,6 +380,7 @@ def rows() -> list[Row]:
     """Returns all rows of the table, in its order."""
     return [
         *matmul_rows(),
+        *matmul_fp8_rows(),
         *attention_rows(),
         *decode_rows(),
         *matmul_gradient_rows(),

@@ -4,9 +4,10 @@ A ratio is the baseline's time over ours: above 1 we are faster. The baseline is
 
 matmul, matmul_dx, matmul_dw    cuBLAS (torch.mm) on the same operands; its output is always bfloat16, while ours is float32
                                 for dW and for the root that a rank with some of the leaves leaves
+matmul_fp8                      torch's FP8 matmul (torch._scaled_mm), which has one scale a tensor, on the same values
 attention, attention_backward   the faster of cuDNN and torch's flash attention
 attention_decode, rms_norm,     the faster of two device-to-device copies that move as many bytes as the op must (half read,
-  add_rms_norm, rope, swiglu    half written), so the ratio is the share of copy bandwidth
+  add_rms_norm, rope, swiglu,   half written), so the ratio is the share of copy bandwidth
 linear_logprob                  cuBLAS for the three matmuls of forward and backward alone, with no softmax
 
 Kernels compile on first use, so a pool of processes first runs every case once and leaves the compiled kernels on disk.
@@ -29,11 +30,15 @@ from rich.progress import Progress
 from kernels.bench.card_rows import rows
 from kernels.bench.table import Cell, show
 from kernels.bench.timer import Result, Row, ceilings, measure, versions
-from kernels.gpu.card import choose_family, chosen_family
+from kernels.device import family_of
+from kernels.gpu.card import card_of, choose_family, chosen_family
 from kernels.host.command import write_json
+from kernels.spec import all_specs
 
 TARGETS = {
     "matmul, M <= 64": 1.05,
+    "matmul_fp8, M <= 256": None,
+    "matmul_fp8, 8192 rows": 0.85,
     "matmul one by one, M <= 64": None,
     "matmul, M 128 and 256": 0.95,
     **{f"matmul, M >= 1024, {leaves} leaves": 0.95 for leaves in (8, 4, 2)},
@@ -164,10 +169,16 @@ def _time(chosen: list[Row], progress: Progress, failed: list[str]) -> Iterator[
         progress.advance(task)
 
 
+def rows_of(family: str) -> list[Row]:
+    """Lists the rows whose op a family has."""
+    lacks = {spec.name for spec in all_specs() if family not in spec.families}
+    return [row for row in rows() if row.op not in lacks]
+
+
 def run(ops: list[str], path: Path | None, workers: int, out: Console) -> int:
     """Times every row, or those of `ops`, and prints the table; 1 if a row was refused or raised."""
     start = time.perf_counter()
-    chosen = [row for row in rows() if not ops or row.op in ops]
+    chosen = [row for row in rows_of(family_of(card_of(torch.device("cuda")))) if not ops or row.op in ops]
     failed: list[str] = []
     with Progress(console=out, transient=True) as progress, torch.no_grad():
         if workers:

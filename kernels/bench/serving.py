@@ -13,6 +13,7 @@ import torch
 
 from kernels.bench.peer import Comparison, arguments, median_seconds, peer
 from kernels.host.command import count, progress
+from kernels.model.formats import FORMATS, PLAIN
 from kernels.model.known import BENCH
 from kernels.weights.initial import initial
 from rollout.engine import Engine, EngineConfig
@@ -39,11 +40,16 @@ def parsed() -> argparse.Namespace:
         default=75,
         help="no row of transformers is begun after so many seconds of its own",
     )
+    parser.add_argument("--format", choices=(PLAIN, *FORMATS), default=PLAIN, help="of the projections, on a GPU")
     parser.add_family()
     args = parser.parse_args()
     args.rows = args.rows.split(",")
     if unknown := sorted(set(args.rows) - {*ROWS, *MORE}):
         parser.error(f"--rows {','.join(unknown)}: the rows are {', '.join(ROWS + MORE)}")
+    if args.format != PLAIN and (args.device != "cuda" or set(args.rows) & set(MORE)):
+        parser.error(f"--format={args.format} is for --device=cuda and the rows {', '.join(ROWS)}")
+    if args.format != PLAIN and args.model != "qwen3_8b":
+        parser.error(f"--format={args.format} is for --model=qwen3_8b, not {args.model}")
     parser.require(args.device, args.family)
     if args.device == "cpu" and (length := args.prompt + args.new) > BENCH.max_positions:
         parser.error(f"--prompt and --new are {length} tokens; the model has {BENCH.max_positions} positions")
@@ -57,7 +63,7 @@ def main() -> None:
         from kernels.bench import serving_card, speculation_card  # triton, which a machine without a GPU may lack
 
         if rows := [row for row in args.rows if row not in MORE]:
-            serving_card.run(args.model, rows, args.peer_new, args.peer_seconds, args.json)
+            serving_card.run(args.model, rows, args.peer_new, args.peer_seconds, args.json, args.format)
         if "speculate" in args.rows:
             speculation_card.run(args.model, args.json, beside=bool(rows))
         return

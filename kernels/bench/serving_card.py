@@ -8,7 +8,7 @@ without a host between, which shows what the host costs.
 The peer holds the same weights (views of ours) and runs after our cache is freed. It is far slower on a card without a flash
 attention package, so it decodes `--peer-new` tokens of each request: its rate over the whole work is projected from its own
 timestamps, first tokens + the median of its steps, which favours it as contexts grow. It holds experts otherwise, so that a
-mixture has no peer here: two copies of its weights are more than a card has.
+mixture has no peer here: two copies of its weights are more than a card has. Nor has a model whose projections are quantized.
 """
 
 import statistics
@@ -27,6 +27,8 @@ from kernels.bench.table import console, show
 from kernels.bench.timer import ceilings, versions
 from kernels.host.command import write_json
 from kernels.model import ModelConfig, costs, known, served
+from kernels.model.formats import PLAIN, Format
+from kernels.ops import Quantized
 from kernels.weights.files import to_hf
 from rollout.engine import Engine, EngineConfig, freeze_heap
 from rollout.keys import Speculate
@@ -68,6 +70,8 @@ DENSE = [
 ]
 TARGETS = {"qwen3_8b": [work.target for work in DENSE], "qwen3_30b_a3b": [3.2, 10.5, 15.5, 17.5, 10000, 0, 63000]}
 """By model, of each row; 0: none."""
+QUANTIZED_TARGETS = [4.0, 4.3, 5.2, 9.5, 12500, 0, 52000]
+"""The same of Qwen3-8B in block-scaled FP8."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,10 @@ def figure(work: Work, timing: Timing) -> float:
     return tokens / timing.whole
 
 
-def works_of(model: str, rows: Sequence[str]) -> list[Work]:
-    """Lists the rows of these names, with the targets of a model."""
-    return [replace(w, target=t) for w, t in zip(DENSE, TARGETS[model], strict=True) if w.rows in rows]
+def works_of(model: str, rows: Sequence[str], format: Format) -> list[Work]:
+    """Lists the rows of these names, with the targets of a model in a format."""
+    targets = TARGETS[model] if format == PLAIN else QUANTIZED_TARGETS
+    return [replace(w, target=t) for w, t in zip(DENSE, targets, strict=True) if w.rows in rows]
 
 
 def tokens_of(work: Work) -> int:
@@ -153,7 +158,10 @@ def start_engine(config: ModelConfig, works: Sequence[Work], speculate: Speculat
     torch.cuda.manual_seed(0)
     for parameter in served(config):
         held = engine.runner.weights[parameter.name]
-        if parameter.columns:
+        if isinstance(held, Quantized):
+            drawn = torch.empty(held.shape, dtype=torch.bfloat16, device=held.device)
+            engine.runner.load(parameter, drawn.normal_(0, config.init_std))
+        elif parameter.columns:
             held.normal_(0, config.init_std)
         else:
             held.fill_(1)
@@ -218,7 +226,8 @@ def start_peer(engine: Engine) -> Any:
     hf = transformers.AutoConfig.for_model(**fields)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(hf, dtype=torch.bfloat16, attn_implementation="sdpa")
-    state = {n: t for p in served(config) for n, t in to_hf(p, engine.runner.weights[p.name]).items()}
+    held = engine.runner.weight_memory.tensors
+    state = {n: t for p in served(config) for n, t in to_hf(p, held[p.name]).items()}
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(hf).to("cuda")  # its table is no parameter
     return model.eval()
@@ -308,10 +317,10 @@ def fits(config: ModelConfig, work: Work) -> bool:
     return needed + tokens_of(work) * costs.token_bytes(config, 1, 2) < free
 
 
-def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: Path | None) -> None:
+def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: Path | None, format: Format) -> None:
     """Times the rows of these names and prints them; `peer_new` tokens of each request by `transformers`, none where it
-    is 0."""
-    config = replace(known.ON_CARDS[model], max_positions=MOST)
+    is 0, or cannot hold the engine's weights: of experts, or in a format."""
+    config = replace(known.ON_CARDS[model], max_positions=MOST, format=format)
     out = console()
     begin = time.perf_counter()
 
@@ -323,7 +332,7 @@ def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: P
         say(", ".join(f"{name} {value:.2f}" for name, value in limits.items()))
         torch.cuda.empty_cache()
         works = []
-        for work in works_of(model, rows):
+        for work in works_of(model, rows, format):
             if fits(config, work):
                 works.append(work)
             else:
@@ -335,9 +344,10 @@ def run(model: str, rows: list[str], peer_new: int, peer_seconds: float, path: P
         for work in works:
             timings[work.case] = ours(engine, work)
             say(f"{work.case}: {figure(work, timings[work.case]):,.2f} {work.unit}")
-        theirs = time_peer(engine, works, peer_new, peer_seconds, say) if peer_new and not config.experts else {}
+        beside = peer_new and not config.experts and format == PLAIN
+        theirs = time_peer(engine, works, peer_new, peer_seconds, say) if beside else {}
     results = [compared(config, w, timings[w.case], theirs.get(w.case), limits["copy TB/s"]) for w in works]
-    where = {**versions(), "transformers": transformers.__version__}
+    where = {**versions(), "transformers": transformers.__version__, "format": format}
     print_table(results, out)
     out.print(", ".join(f"{k} {v}" for k, v in {**where, **limits}.items()))
     write_json(path, {**where, "ceilings": limits, "rows": [{**asdict(r), "met": r.met} for r in results]})

@@ -65,7 +65,7 @@ def _descriptor(
 
 
 def boxes(t: torch.Tensor, rows: int, columns: int) -> Descriptor:
-    """Describes boxes of `rows` x `columns` of a matrix, bf16 or e4m3 for products or float32 to be read; zeros past its end."""
+    """Describes boxes of `rows` x `columns` of a matrix, bf16 or e4m3 for products, float32 to be read; zeros past its end."""
     return _descriptor(t.data_ptr(), t.dtype, t.shape, t.stride(), rows, columns)
 
 

@@ -96,15 +96,17 @@ class ModelConfig:
         if self.format not in FORMATS:
             raise ConfigError(f"{what} must be one of {', '.join((PLAIN, *FORMATS))}")
         if self.numerics != "exact":
-            raise ConfigError(f"{what} with numerics={self.numerics}: the vendor's ops here are plain; set model.format=plain")
+            raise ConfigError(
+                f"{what} with numerics={self.numerics}: the vendor's ops here are plain; set model.format=plain"
+            )
         if self.experts:
             raise ConfigError(f"{what}: experts are not quantized yet; set model.format=plain for a {self.model_type}")
         block = FORMATS[self.format].block
         for name, extent in self._contractions():
             if extent % (block * self.leaves):
                 raise ConfigError(
-                    f"{what}: {name} {extent} in model.leaves={self.leaves} are {extent / self.leaves:g} each, which is not whole "
-                    f"blocks of {block}: {self._fewer_leaves(block)}"
+                    f"{what}: {name} {extent} in model.leaves={self.leaves} are {extent / self.leaves:g} each, which is not "
+                    f"whole blocks of {block}: {self._fewer_leaves(block)}"
                 )
 
     def _fewer_leaves(self, block: int) -> str:

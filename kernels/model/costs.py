@@ -6,9 +6,13 @@ tensor-parallel ranks, `width` the bytes of an element; bytes are those of one r
 
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from kernels.model.blocks import Costs, blocks_of
 from kernels.model.config import ModelConfig
+from kernels.model.parameter import Parameter
 from kernels.model.parameters import layer_parameters, saved, served, trained
+from kernels.ops.quantize import FP8
 from kernels.tree import Shard
 
 MASTER = 4
@@ -101,14 +105,37 @@ def training_flops(config: ModelConfig, lengths: Iterable[int], head: bool = Tru
 # Bytes ----------------------------------------------------------------------------------------------------------------
 
 
+def file_bytes(config: ModelConfig) -> int:
+    """Counts the bytes of a saved model: float32 masters, in every format."""
+    return MASTER * parameter_count(config)
+
+
 def weight_bytes(config: ModelConfig, tp: int, width: int) -> int:
-    """Counts the bytes of a model's weights on each of `tp` ranks, as if all were cut."""
-    return width * parameter_count(config) // tp
+    """Counts the bytes of a model's weights on each of `tp` ranks of an engine, as if all were cut."""
+    return (width * parameter_count(config) - _spared(config, width)) // tp
+
+
+def _spared(config: ModelConfig, width: int) -> int:
+    """Counts the bytes by which projections in the model's format, with their scales, are less than in its dtype."""
+    return sum(width * p.held - _held_bytes(config, p, width) for p in served(config))
+
+
+def _held_bytes(config: ModelConfig, parameter: Parameter, width: int) -> int:
+    if config.quantizes(parameter):
+        return FP8.itemsize * parameter.held + torch.float32.itemsize * parameter.scales.held
+    return width * parameter.held
+
+
+def quantizing_bytes(config: ModelConfig, width: int) -> int:
+    """Counts the bytes of the largest projection that a trainer holds beside its weight in the backward pass: quantized, and
+    multiplied out again; 0 in the plain format."""
+    sizes = [_held_bytes(config, p, width) + width * p.held for p in served(config) if config.quantizes(p)]
+    return max(sizes, default=0)
 
 
 def held_bytes(config: ModelConfig, tp: int, width: int) -> int:
     """Counts the bytes that a rank of an engine holds: what is not cut is whole on each, and padding counts."""
-    return width * sum(parameter.part(Shard(0, tp)).held for parameter in served(config))
+    return sum(_held_bytes(config, parameter.part(Shard(0, tp)), width) for parameter in served(config))
 
 
 def checkpoint_bytes(config: ModelConfig) -> int:
@@ -128,7 +155,8 @@ def step_bytes(config: ModelConfig, contexts: Sequence[float], width: int) -> fl
     for count, chosen, each in (costs.experts for costs in _blocks(config)):
         if count:
             more += each * (count * (1 - (1 - chosen / count) ** len(contexts)) - chosen)
-    return width * (active_parameters(config) + more) + sum(contexts) * token_bytes(config, 1, width)
+    weights = width * (active_parameters(config) + more) - _spared(config, width)
+    return weights + sum(contexts) * token_bytes(config, 1, width)
 
 
 def serving_bytes(config: ModelConfig, tokens: int, rows: int, tp: int, width: int) -> int:

@@ -1,7 +1,7 @@
 """What the projections of a model are multiplied in: `plain`, the dtype of its activations, or a quantized format.
 
-A projection is a matrix between norm and residual stream: q, k, v, o, gate, up, down. Embedding, head, norms, router and attention
-are plain in every format."""
+A projection is a matrix between norm and residual stream: q, k, v, o, gate, up, down. Embedding, head, norms, router and
+attention are plain in every format."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +24,12 @@ class Quantization:
     """Says how a format quantizes weights, and multiplies with them."""
 
     block: int  # rows and columns of a weight that share a scale; every leaf is whole blocks
-    quantize: Callable[[torch.Tensor], Quantized]  # of a weight [N, K]: the one place where both sides get its bits from
-    project: Callable[..., torch.Tensor]  # of the signature of `kernels.ops.matmul`, to which a weight may be `Quantized` too
+    quantize: Callable[
+        [torch.Tensor], Quantized
+    ]  # of a weight [N, K]: the one place where both sides get its bits from
+    project: Callable[
+        ..., torch.Tensor
+    ]  # of the signature of `kernels.ops.matmul`, to which a weight may be `Quantized` too
 
 
 FORMATS: Mapping[str, Quantization] = MappingProxyType(

@@ -70,7 +70,7 @@ class Contract:
         names = ("leaves", "dtype", "contract")
         parts: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None] * 3
         leaves, dtype, version = parts
-        format = said.get("format", PLAIN) if isinstance(said, dict) else None
+        format: Any = said.get("format", PLAIN) if isinstance(said, dict) else None
         whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**31 for n in (leaves, version))
         known = isinstance(dtype, str) and dtype in DTYPES and isinstance(format, str) and format in (PLAIN, *FORMATS)
         if not whole or not is_power_of_two(leaves) or not known:

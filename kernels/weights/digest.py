@@ -19,14 +19,13 @@ def slice_digests(config: ModelConfig, parameter: Parameter, held: Weight, shard
     masters are hashed as they are."""
     if isinstance(held, torch.Tensor) and held.dtype == torch.bfloat16 and config.quantizes(parameter):
         held = config.quantize(held.detach())
-    if parameter.axis is None:
-        return {(parameter.name, 0): _sha256(held)}
-    slices = config.leaves // shard.size
-    part = parameter.part(shard)
-    parts = [(part, held)]
+    part, slices = parameter.part(shard), config.leaves // shard.size
     if isinstance(held, Quantized):
-        parts = [(part, held.values), (part.scales, held.scales)]
-    parts = [(of, tensor.detach().cpu()) for of, tensor in parts]
+        parts = [(part, held.values.cpu()), (part.scales, held.scales.cpu())]
+    elif parameter.axis is None:
+        return {(parameter.name, 0): _sha256(held)}
+    else:
+        parts = [(part, held.detach().cpu())]
 
     def hashed(i: int) -> str:
         return _sha256(*(of.shard(tensor, Shard(i, slices)) for of, tensor in parts))

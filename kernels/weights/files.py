@@ -52,8 +52,8 @@ def _check_scales(stored: Mapping[str, Stored], name: str, shape: tuple[int, ...
     blocks = tuple(n // BLOCK for n in shape)
     if scales.shape != blocks or scales.dtype not in _FLOATS:
         raise ConfigError(
-            f"{scales.path}: {name + SCALES_IN_FILES} is {scales.dtype} {scales.shape}; of {shape} in blocks of {BLOCK} it must be "
-            f"{blocks}, one of {', '.join(_FLOATS)}"
+            f"{scales.path}: {name + SCALES_IN_FILES} is {scales.dtype} {scales.shape}; of {shape} in blocks of {BLOCK} it "
+            f"must be {blocks}, one of {', '.join(_FLOATS)}"
         )
 
 
@@ -70,25 +70,41 @@ def _check_unread(config: ModelConfig, where: Mapping[str, Path]) -> None:
 
 def load(
     config: ModelConfig, directory: str | Path, change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
-) -> Iterator[tuple[Parameter, Weight]]:
-    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time; one that a file holds
-    as FP8 is `Quantized`, bit by bit as it is there. `change`: what is done to each of its tensors, by name
-    (`kernels.weights.adapters`), FP8 multiplied out."""
+) -> Iterator[tuple[Parameter, torch.Tensor]]:
+    """Reads every parameter from the safetensors files of a Hugging Face model directory, one at a time; what they hold as FP8
+    is float32, value x scale. `change`: what is done to each of its tensors, by name (`kernels.weights.adapters`)."""
     where = find(config, directory)
-
-    def read(name: str) -> torch.Tensor:
-        with safe_open(where[name], "pt") as file:
-            tensor = file.get_tensor(name)
-        return tensor if change is None else change(name, _multiplied_out(where, name, tensor, 0))
-
     for parameter in saved(config):
-        tensors = [read(name) for name in parameter.hf_names]
-        if {t.dtype for t in tensors} == {FP8}:
-            scales = [read(name).float() for name in parameter.scales.hf_names]
-            yield parameter, Quantized(torch.cat(tensors), torch.cat(scales))
+        yield parameter, _whole(where, parameter, change)
+
+
+def load_as_stored(config: ModelConfig, directory: str | Path) -> Iterator[tuple[Parameter, Weight]]:
+    """Reads the same; a projection that the files hold as FP8 is `Quantized`, its values and scales as they are there."""
+    where = find(config, directory)
+    for parameter in saved(config):
+        values = [_stored(where, name) for name in parameter.hf_names] if config.quantizes(parameter) else []
+        if {tensor.dtype for tensor in values} == {FP8}:
+            scales = [_stored(where, name).float() for name in parameter.scales.hf_names]
+            yield parameter, Quantized(torch.cat(values), torch.cat(scales))
         else:
-            whole = [_multiplied_out(where, name, t, 0) for name, t in zip(parameter.hf_names, tensors, strict=True)]
-            yield parameter, parameter.from_files(torch.cat(whole))
+            yield parameter, _whole(where, parameter)
+
+
+def _stored(where: Mapping[str, Path], name: str) -> torch.Tensor:
+    with safe_open(where[name], "pt") as file:
+        return file.get_tensor(name)  # type: ignore[no-any-return]
+
+
+def _whole(
+    where: Mapping[str, Path],
+    parameter: Parameter,
+    change: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Reads a parameter, FP8 multiplied out, as it is held."""
+    tensors = [_multiplied_out(where, name, _stored(where, name), 0) for name in parameter.hf_names]
+    if change:
+        tensors = [change(name, tensor) for name, tensor in zip(parameter.hf_names, tensors, strict=True)]
+    return parameter.from_files(torch.cat(tensors))
 
 
 def read_rows(where: Mapping[str, Path], parameter: Parameter, start: int, stop: int) -> torch.Tensor:

@@ -56,7 +56,8 @@ class ModelFolder:
             raise ConfigError(f"format {asked!r} is not supported; supported: {', '.join((PLAIN, *FORMATS))}")
         if self.published and asked not in (None, self.published):
             raise ConfigError(
-                f"{self.path} holds its projections as {self.published}: they cannot be computed as {asked}; leave the format out"
+                f"{self.path} holds its projections as {self.published}: they cannot be computed as {asked}; leave the format "
+                "out"
             )
         return asked or self.format  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""Published FP8 checkpoints: what `quantization_config` says of a folder whose projections are e4m3 with a scale for each block."""
+"""Published FP8 checkpoints: what `quantization_config` says of a folder whose projections are block-scaled e4m3."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ def check_converted(config: ModelConfig, fields: Mapping[str, Any], path: Path) 
     for left_out in (fields.get(FIELD) or {}).get(_EXCEPT) or []:
         for parameter in saved(config):
             for name in parameter.hf_names if config.quantizes(parameter) else ():
-                if f".{str(left_out)}." in f".{name}":
+                if f".{left_out!s}." in f".{name}":
                     raise ConfigError(
                         f"{path}: {FIELD}.{_EXCEPT} names {shown(left_out)}, and {name} is a projection: a format is of all "
                         "projections here"

@@ -127,7 +127,9 @@ def evaluate(
         evaluators[name] = make_set_evaluator(
             config, name, one, tokenizer.ends, environment, partial(_keep, kept, name)
         )
-    served = Served.open(config.model.path, config.model.leaves or 0, config.model.dtype, config.device, format=config.model.format)
+    served = Served.open(
+        config.model.path, config.model.leaves or 0, config.model.dtype, config.device, format=config.model.format
+    )
     if source:
         console.print(
             f"{served.name}: {min(config.eval.problems, len(source.held_out)):,} of {len(source.held_out):,} held-out "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kernels.model import ModelConfig
-from kernels.model.operations import OPERATIONS, Operations, Seen, not_seen
+from kernels.model.operations import Operations, Seen, not_seen
 
 Stage = tuple[int, str]
 """A layer and an op of it; layer -1 comes before the first, and the number of layers after the last."""

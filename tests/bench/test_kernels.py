@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.bench import card_rows, cards, specs, timer
+from kernels.gpu.card import ALL_FAMILIES, KNOWN
 from kernels.host.command import Parser
 from kernels.spec import Inputs, OpSpec, all_specs, as_tuple
 
@@ -48,8 +49,9 @@ def test_every_op_and_its_vendor_run(spec: OpSpec, monkeypatch: pytest.MonkeyPat
     assert [t.direction for t in timings][:1] == ["forward"]
     assert all(t.milliseconds > 0 and t.vendor_milliseconds > 0 and t.ratio > 0 for t in timings)
     inputs = spec.make(small(spec).bench[0], torch.Generator().manual_seed(0), CPU, dtype)
-    # It draws other noise or numbers, steps a copy, gives no mask.
-    if spec.name not in ("gumbel_argmax", "normal", "adamw", "kept_tokens"):
+    # It draws other noise or numbers, steps a copy, gives no mask, has other scales or none.
+    others = "matmul_fp8", "quantize_rows", "quantize_blocks", "dequantize_blocks"
+    if spec.name not in ("gumbel_argmax", "normal", "adamw", "kept_tokens", *others):
         expected = as_tuple(spec.vendor(inputs))[0]
         expected = expected.squeeze(-1) if spec.name == "vocab_logprob" else expected
         torch.testing.assert_close(spec.outputs(inputs)[0], expected, rtol=1e-4, atol=1e-4)
@@ -104,6 +106,11 @@ def test_every_row_has_a_target_or_a_group_and_a_name_of_its_own() -> None:
     assert all(r.work > 0 and r.claim for r in rows)
 
 
+def test_a_family_times_what_it_has() -> None:
+    ops = {family: {r.op for r in cards.rows_of(family)} for family in ALL_FAMILIES}
+    assert ops["hopper"] - ops["portable"] == {"matmul_fp8", "quantize_rows"} and "matmul" in ops["portable"]
+
+
 def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:  # type: ignore[type-arg]
     """The command, with what each row's timing would give in place of a GPU."""
 
@@ -114,6 +121,7 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch, outcomes: dict, path: Path) -> int:
 
     rows = [timer.Row("matmul", "o", size, "its bits", 1.0, "TFLOP/s", lambda: None) for size in outcomes]  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(cards, "rows", lambda: rows)
+    monkeypatch.setattr(cards, "card_of", lambda device: KNOWN[90])
     monkeypatch.setattr(cards, "measure", outcome)
     monkeypatch.setattr(cards, "ceilings", lambda: {"copy TB/s": 3.0})
     monkeypatch.setattr(Parser, "require", lambda parser, device, family="auto": None)

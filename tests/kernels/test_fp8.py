@@ -1,4 +1,4 @@
-"""Block-scaled FP8 on a CPU: every number against the grid of e4m3 written out, and the matmul against the order written out."""
+"""Block-scaled FP8 on a CPU: numbers against the grid of e4m3 written out, the matmul against the order written out."""
 
 from fractions import Fraction
 
@@ -51,7 +51,11 @@ def test_every_bfloat16_alone_in_its_block(power_of_two: bool) -> None:
     plain = torch.maximum(EVERY.float()[finite].abs() / 448, least)
     if power_of_two:
         bits = scales.view(torch.int32)
-        assert not (bits & 0x7FFFFF).any() and (scales >= plain).all() and (scales[scales > least] < 2 * plain[scales > least]).all()
+        assert (
+            not (bits & 0x7FFFFF).any()
+            and (scales >= plain).all()
+            and (scales[scales > least] < 2 * plain[scales > least]).all()
+        )
     else:
         assert_same_bits(scales, plain)
     assert (made.scales.view(torch.int32)[~finite] == NAN_SCALE).all()
@@ -148,7 +152,10 @@ def test_every_value_is_widened_exactly() -> None:
 REFUSED = {
     "columns": (lambda: quantize_rows(torch.zeros(2, 130).bfloat16()), "130 columns are not whole blocks of 128"),
     "rows": (lambda: quantize_blocks(torch.zeros(130, 128)), "130 rows are not whole blocks of 128"),
-    "float32 activations": (lambda: quantize_rows(torch.zeros(2, 128)), "float32 .2, 128. must be a matrix of bfloat16"),
+    "float32 activations": (
+        lambda: quantize_rows(torch.zeros(2, 128)),
+        "float32 .2, 128. must be a matrix of bfloat16",
+    ),
     "a leaf of half a block": (
         lambda: matmul_fp8(torch.zeros(1, 256).bfloat16(), torch.zeros(128, 256), 4),
         "256 columns in 4 leaves are 64 each, which is not whole blocks of 128",
@@ -173,5 +180,5 @@ def test_refused(name: str) -> None:
     attempt, message = REFUSED[name]
     with pytest.raises(UnsupportedError, match=message):
         attempt()
-    with pytest.raises(TreeError, match="not divisible by 3|power of two"):
+    with pytest.raises(TreeError, match="power of two"):
         matmul_fp8(torch.zeros(1, 128).bfloat16(), torch.zeros(128, 128), 3)

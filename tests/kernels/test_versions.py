@@ -99,6 +99,26 @@ def test_no_tile_of_a_b200_is_one_that_triton_gives_tcgen05(known: Card) -> None
                 assert given == warps
 
 
+def test_fp8_is_refused_where_no_card_has_its_bits() -> None:
+    """By name, as mma.sync would have other bits than wgmma; on a Hopper card that runs the portable kernels too."""
+    code = """
+import torch
+from kernels.device import UnsupportedError, implementation, stand_in
+from kernels.gpu.card import KNOWN, choose_family
+choose_family("portable")
+for capability in (80, 90):
+    stand_in("cpu", KNOWN[capability])
+    for op in ("quantize", "matmul_fp8"):
+        try:
+            print(implementation(op, torch.device("cpu")))
+        except UnsupportedError as error:
+            print(error)
+"""
+    lines = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    says = "has no exact implementation for Portable cards; it runs on cpu, hopper"
+    assert lines == [f"{op} {says}" for _ in range(2) for op in ("quantize", "matmul_fp8")]
+
+
 def test_a_process_stays_with_a_family() -> None:
     """Another one is refused, and a card that has no kernels has none in any family."""
     code = """

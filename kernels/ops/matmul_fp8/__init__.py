@@ -20,9 +20,9 @@ def matmul_fp8(
     """Computes y[m, n] = sum_k X[m, k] W[n, k] of the quantized X = quantize_rows(x) and W = quantize_blocks(w), summed on the
     tree of `leaves` leaves over k.
 
-    x [M, K] bfloat16, w [N, K] bfloat16 or a float32 master, or quantized already; N and each leaf of K are whole blocks of 128.
-    y [M, N] in `out_dtype`, float32 or bfloat16 (default), rounded once at the root. With values q and scales s, in a leaf, for
-    each block b of 128 columns from the left, in float32:
+    x [M, K] bfloat16, w [N, K] bfloat16 or a float32 master, or quantized already; N and each leaf of K are whole blocks of
+    128. y [M, N] in `out_dtype`, float32 or bfloat16 (default), rounded once at the root. With values q and scales s, in a
+    leaf, for each block b of 128 columns from the left, in float32:
 
         d   = sum of qx[m, k] qw[n, k] over the block, from zero      products are exact; the order inside is the device's own
         acc = fma(d, sx[m, b] * sw[n / 128, b], acc)                  acc from zero; the product of the scales is rounded
@@ -45,7 +45,9 @@ def matmul_fp8(
     if isinstance(w, Quantized):
         return _MatmulQuantized.apply(x, w.values, w.scales, leaves, out_dtype or x.dtype, power_of_two)
     if groups is None and w.requires_grad:
-        raise UnsupportedError("matmul_fp8: w needs a gradient, so `groups` must say where each group of sequences ends")
+        raise UnsupportedError(
+            "matmul_fp8: w needs a gradient, so `groups` must say where each group of sequences ends"
+        )
     return _Matmul.apply(x, w, leaves, groups, out_dtype or x.dtype, power_of_two)
 
 

@@ -17,6 +17,9 @@ def contract(
     `kernels.ops.matmul_fp8` says; leaf i is bounds[i] <= k < bounds[i + 1], all of one length."""
     (M, K), N = x.shape, w.shape[0]
     y = torch.empty(M, N)
-    of_x, of_w = (x.float().contiguous(), x_scales.contiguous()), (w.contiguous().view(torch.uint8), w_scales.contiguous())
+    of_x, of_w = (
+        (x.float().contiguous(), x_scales.contiguous()),
+        (w.contiguous().view(torch.uint8), w_scales.contiguous()),
+    )
     call("matmul_fp8", *of_x, M, *of_w, N, y, K, len(bounds) - 1)
     return y.to(out_dtype)

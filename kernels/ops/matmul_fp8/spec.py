@@ -48,7 +48,9 @@ def _rounded(x: torch.Tensor, height: int, power_of_two: bool) -> torch.Tensor:
 def _reference(i: Inputs) -> torch.Tensor:
     """The product of what is rounded, with gradients that are straight-through."""
     x, w = _rounded(i["x"], 1, i["power_of_two"]), _rounded(i["w"], BLOCK, i["power_of_two"])
-    through = i["x"] @ (i["w"] + (w.bfloat16().double() - i["w"]).detach()).T  # dx of the dequantized w, dw of x as given
+    through = (
+        i["x"] @ (i["w"] + (w.bfloat16().double() - i["w"]).detach()).T
+    )  # dx of the dequantized w, dw of x as given
     return through + (x @ w.T - through).detach()
 
 

@@ -39,7 +39,7 @@ def quantize_rows(x: torch.Tensor, power_of_two: bool = False) -> Quantized:
 
         s = max(a / 448, 2^-126)                        one IEEE float32 division; 2^-126 of a block of zeros
         s = the smallest power of two that is >= it     with `power_of_two`
-        q = e4m3(x / s)                                 one IEEE float32 division, to nearest even, at most 448; the sign is kept
+        q = e4m3(x / s)                                 one IEEE float32 division; to nearest even, at most 448; with its sign
 
     A block of which any x is infinite or NaN is NaN throughout: s has the bits 0x7fc00000, every q 0x7f. Subnormals count.
     Both devices have the same bits. A block knows nothing of the others.
@@ -66,7 +66,12 @@ def dequantize_blocks(w: Quantized) -> torch.Tensor:
     """Computes value x scale of every element of a weight in float32, rounded once to bfloat16: -> [N, K] bfloat16."""
     values, scales = w.values, w.scales
     blocks = tuple(n // BLOCK for n in values.shape)
-    if values.dtype != FP8 or scales.dtype != torch.float32 or scales.shape != blocks or any(n % BLOCK for n in w.shape):
+    if (
+        values.dtype != FP8
+        or scales.dtype != torch.float32
+        or scales.shape != blocks
+        or any(n % BLOCK for n in w.shape)
+    ):
         raise UnsupportedError(
             f"dequantize_blocks: values {values.dtype} {tuple(values.shape)} and scales {scales.dtype} {tuple(scales.shape)} "
             f"must be {FP8} [N, K] and float32 [N / {BLOCK}, K / {BLOCK}]"

@@ -1,8 +1,9 @@
 """GPU quantization to block-scaled FP8: the operations of cpu.c one by one, so the bits are the CPU's. The card rounds to e4m3
-as cpu.c does (to nearest even, at most 448). It lies with Hopper's kernels, as its only reader does; cards before 8.9 know no e4m3.
+as cpu.c does (to nearest even, at most 448). It is among Hopper's kernels, as the one op that reads it is; cards before 8.9
+know no e4m3.
 
-The scales of rows lie in columns, so that those of a block, which a product reads together, are contiguous, with room for a whole
-tile's after them (kernels.ops.matmul_fp8.hopper.leaf: `column_scales`)."""
+The scales of rows lie in columns: those of a block, which a product reads together, are contiguous, with room for a whole
+tile's after them."""
 
 import torch
 import triton
@@ -13,7 +14,7 @@ from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import early, previous_done
 
 _BLOCK, _FP8 = 128, torch.float8_e4m3fn
-_ROOM = 128
+ROOM = 128
 """Rows of a tile of a product, at most."""
 
 
@@ -100,15 +101,15 @@ def dequantize_kernel(q, qn, qk, s, sn, sk, y, columns):
 def rows(x: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantizes blocks of 1 x 128: x [T, K] bfloat16 -> (values e4m3 [T, K], scales float32 [T, K / 128])."""
     T, K = x.shape
-    columns, apart = K // _BLOCK, cdiv(T, _ROOM) * _ROOM
+    columns = K // _BLOCK
     values = torch.empty(T, K, dtype=torch.uint8, device=x.device)
-    scales = torch.empty(columns, apart, dtype=torch.float32, device=x.device)[:, :T]
+    scales = _empty_columns(T, columns, x.device)
     if T:
         height, width = (1, 4) if T < 64 else (8, 4)
         grid = cdiv(T, height), cdiv(columns, width)
-        given = x, *x.stride(), values, scales, T, columns, apart, power_of_two
+        given = x, *x.stride(), values, scales, T, columns, scales.stride(1), power_of_two
         run(rows_kernel, grid, *given, height, width, num_warps=height, enable_fp_fusion=False)
-    return values.view(_FP8), scales.T
+    return values.view(_FP8), scales
 
 
 def blocks(w: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,3 +130,18 @@ def dequantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         given = values, *values.stride(), scales, *scales.stride(), y, scales.shape[1]
         run(dequantize_kernel, tuple(scales.shape), *given, num_warps=8, enable_fp_fusion=False)
     return y
+
+
+def _empty_columns(rows: int, blocks: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(blocks, cdiv(rows, ROOM) * ROOM, dtype=torch.float32, device=device)[:, :rows].T
+
+
+def column_scales(scales: torch.Tensor) -> torch.Tensor:
+    """Returns scales of rows [M, K / 128] as a product reads them: in columns, with room for a whole tile's after the last row,
+    which holds anything. A copy where they do not lie so, as those of `rows` do."""
+    M, blocks = scales.shape
+    apart, room = scales.stride(1), cdiv(M, ROOM) * ROOM
+    end = scales.storage_offset() + (blocks - 1) * apart + room
+    if scales.stride(0) == 1 and apart >= room and end * scales.itemsize <= scales.untyped_storage().nbytes():
+        return scales
+    return _empty_columns(M, blocks, scales.device).copy_(scales)

@@ -128,8 +128,8 @@ def fp8_plans() -> None:
 
     from kernels.ops.matmul.hopper.tuning import Stream
     from kernels.ops.matmul_fp8.hopper import many_rows, weight_stream
-    from kernels.ops.matmul_fp8.hopper.leaf import column_scales
     from kernels.ops.matmul_fp8.hopper.tuning import TABLE
+    from kernels.ops.quantize.hopper import column_scales
 
     def given(m: int, leaves: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
         x, w = (torch.zeros(n, 4096, dtype=torch.uint8).view(torch.float8_e4m3fn) for n in (m, 2048))

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.gpu
 def test_hashes_are_those_of_every_card_of_the_family() -> None:
     family = family_of(card_of(CUDA))
     expected, found = json.loads(expected_of(family).read_text()), dict(hashes(family))
-    assert expected.keys() == found.keys() - awaited(family), f"not the entries of {expected_of(family).name}: write it anew"
+    assert expected.keys() == found.keys() - awaited(family), (
+        f"not the entries of {expected_of(family).name}: write it anew"
+    )
     different = [
         f"{name}: {found[name][:16]} != {expected[name][:16]}" for name in expected if found[name] != expected[name]
     ]

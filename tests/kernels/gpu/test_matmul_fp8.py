@@ -10,8 +10,9 @@ from kernels.ops import dequantize_blocks, matmul_fp8, quantize_blocks, quantize
 from kernels.ops.matmul.hopper.tuning import ManyRows, Stream
 from kernels.ops.matmul_fp8 import hopper
 from kernels.ops.matmul_fp8.hopper import many_rows, order, tuning, weight_stream
-from kernels.ops.matmul_fp8.hopper.leaf import column_scales
 from kernels.ops.quantize import Quantized
+from kernels.ops.quantize.hopper import column_scales
+from kernels.ops.quantize.spec import each_element
 from kernels.spec import spread
 from kernels.tree import fold, leaf_bounds
 from tests.bits import assert_same_bits
@@ -129,7 +130,11 @@ def test_quantization_is_the_cpus(power_of_two: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     each = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(bf16)
     mixed = each[torch.randperm(1 << 16, generator=generator)].view(128, 512)
-    for x in (each.view(128, 512), mixed, *(spread((n, 640), generator, torch.device("cpu"), bf16, 12) for n in (1, 70, 256))):
+    for x in (
+        each.view(128, 512),
+        mixed,
+        *(spread((n, 640), generator, torch.device("cpu"), bf16, 12) for n in (1, 70, 256)),
+    ):
         for tiny in (0, -100, -126):
             x = (x.float() * 2.0**tiny).to(bf16)
             for run in (quantize_rows, quantize_blocks)[: 2 if x.shape[0] % 128 == 0 else 1]:
@@ -146,7 +151,9 @@ def test_quantization_of_other_strides() -> None:
     for run in (quantize_rows, quantize_blocks):
         for view in (x.T, x[1:513, 128:], x[::4]):
             ours, want = run(view), run(view.contiguous())
-            assert_same_bits((ours.values, ours.scales), (want.values, want.scales), f"{tuple(view.shape)} {view.stride()}")
+            assert_same_bits(
+                (ours.values, ours.scales), (want.values, want.scales), f"{tuple(view.shape)} {view.stride()}"
+            )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -170,8 +177,8 @@ def test_accuracy(M: int, N: int, K: int) -> None:
     a, b = torch.randn(M, K, device="cuda").to(bf16), (torch.randn(N, K, device="cuda") / K**0.5).to(bf16)
     x, w = quantize_rows(a), quantize_blocks(b)
     got = computed(x, w, 8)
-    X, W = (q.values.double() * s.double() for q, s in
-            ((x, x.scales.repeat_interleave(128, 1)), (w, w.scales.repeat_interleave(128, 0).repeat_interleave(128, 1))))  # fmt: skip
+    X = x.values.double() * each_element(x.scales, 1).double()
+    W = w.values.double() * each_element(w.scales, 128).double()
     exact, want = X @ W.T, a.double() @ b.double().T
     scales = [(t.abs().max().float() / 448.0) for t in (a, b)]
     halves = [(t.float() / s).clamp(-448, 448).to(torch.float8_e4m3fn) for t, s in zip((a, b), scales, strict=True)]

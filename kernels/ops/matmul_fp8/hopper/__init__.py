@@ -13,8 +13,8 @@ from kernels.device import UnsupportedError
 from kernels.gpu.hopper.ring import reachable
 from kernels.ops.matmul.hopper.tuning import ManyRows
 from kernels.ops.matmul_fp8.hopper import many_rows, weight_stream
-from kernels.ops.matmul_fp8.hopper.leaf import column_scales
 from kernels.ops.matmul_fp8.hopper.tuning import plan
+from kernels.ops.quantize.hopper import column_scales
 
 _MOST_LEAVES = 64
 """Of a tree that weight_stream.py walks: eight blocks of threads, of eight leaves each."""
@@ -29,8 +29,9 @@ def contract(
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     """Computes y [M, N] of x e4m3 [M, K] with scales [M, K / 128] and w [N, K] with [N / 128, K / 128], as
-    `kernels.ops.matmul_fp8` says; leaf i is bounds[i] <= k < bounds[i + 1], all of one length. UnsupportedError for more than 64
-    leaves."""
+    `kernels.ops.matmul_fp8` says; leaf i is bounds[i] <= k < bounds[i + 1], all of one length.
+
+    Raises UnsupportedError for more than 64 leaves."""
     (M, K), N, leaves = x.shape, w.shape[0], len(bounds) - 1
     if M == 0 or K == 0 or N == 0:
         return torch.zeros(M, N, dtype=out_dtype, device=x.device)

@@ -4,26 +4,22 @@
     acc = fma(d, sx * sw, acc)
 
 Triton adds what is inside the tensor core to other registers after so many steps as `max_num_imprecise_acc` says, and each
-number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a wgmma;
-which operand is its M changes nothing.
+number has other bits. Left out, it is 2^30 on a card of 9.0: never. mma.sync has bits of its own too, so every product is a
+wgmma; which operand is its M changes nothing.
 
-The scales of a block are on their way before its product runs. What there is to be loaded is contiguous and in bounds without a
-mask: `column_scales`."""
+The scales of the next block are on their way while the product of this one runs. What there is to be loaded is contiguous, and
+in bounds without a mask: `kernels.ops.quantize.hopper.column_scales`."""
 
 from typing import Any, NamedTuple
 
-import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
 from kernels.gpu.hopper.ring import accumulator, advance, product
-from kernels.gpu.launch import cdiv
 
 STEPS = gl.constexpr(32)
 """Contraction steps of one instruction."""
-ROOM = 128
-"""Rows of a tile, at most: `column_scales` have room for as many."""
 
 
 class AllScales(NamedTuple):
@@ -68,31 +64,16 @@ def pinned_zeros(BN: gl.constexpr):
 def leaf(ring, a, scales, sx, sw, d, stage, phase, first, blocks, AXIS: gl.constexpr):
     """Computes the chain of `blocks` blocks from `first`. AXIS: see `scales_of`.
 
-    sx, sw: the scales of the first block; d: registers for a product. Returns (acc, scales of the block after, d, the ring's next
-    stage and phase)."""
+    sx, sw: the scales of the first block; d: registers for a product. Returns (acc, scales of the block after, d, the ring's
+    next stage and phase)."""
     total = gl.zeros([64, ring.BN], gl.float32, accumulator(ring.BN, STEPS))
     for block in range(first, first + blocks):
         mbarrier.wait(ring.full.index(stage), phase)
         d = product(a.index(stage), ring.b.index(stage), d, False, False, False)
         scale = gl.expand_dims(sx * sw, AXIS)
-        following = gl.minimum(block + 1, scales.last)
-        if AXIS == 1:  # two numbers a thread: they have a product's time to come
-            sx, sw = scales_of(scales, following, ring.BN, AXIS)
+        sx, sw = scales_of(scales, gl.minimum(block + 1, scales.last), ring.BN, AXIS)
         d = warpgroup_mma_wait(0, deps=(d,))
         mbarrier.arrive(ring.empty.index(stage), count=1)
         total = gl.fma(d, scale, total)
-        if AXIS == 0:  # BN / 4 numbers: not beside those in use
-            sx, sw = scales_of(scales, following, ring.BN, AXIS)
         stage, phase = advance(stage, phase, ring.STAGES)
     return total, sx, sw, d, stage, phase
-
-
-def column_scales(scales: torch.Tensor) -> torch.Tensor:
-    """Returns scales of rows [M, K / 128] as `Scales.x` reads them: a block's lie together, and after them there is room for a
-    whole tile's, which holds anything. A copy where it is not so; `kernels.ops.quantize` makes them so."""
-    (M, blocks), room = scales.shape, cdiv(scales.shape[0], ROOM) * ROOM
-    apart, held = scales.stride(1), scales.untyped_storage().nbytes() // scales.itemsize
-    if scales.stride(0) == 1 and apart >= room and scales.storage_offset() + (blocks - 1) * apart + room <= held:
-        return scales
-    made = scales.new_empty(blocks, room)[:, :M].T
-    return made.copy_(scales)

@@ -1,10 +1,10 @@
 """Many rows (training, prefill): y = X W^T of block-scaled FP8 on the tree of 1, 2, 4 or 8 equal leaves; persistent and
 warp-specialised.
 
-Ring, producer and output are those of kernels.ops.matmul.hopper.many_rows; the leaf is that of leaf.py. One warpgroup multiplies
-its block from zero while the other adds its own, scaled: neither drains the ring. A product has registers of its own, so of a
-128 x 128 tile one level less of the tree waits for its sibling there than in bf16: level 0 in registers, levels 1 and 2 in
-shared memory, or, where `NODES`, level 2 in global memory (which L2 holds), so that the ring has two stages more.
+Ring, producer and output are those of kernels.ops.matmul.hopper.many_rows; the leaf is that of leaf.py. One warpgroup
+multiplies its block from zero while the other adds its own, scaled: neither drains the ring. A product has registers of its
+own, so of a 128 x 128 tile one level less of the tree waits for its sibling there than in bf16: level 0 in registers, levels 1
+and 2 in shared memory, or, where `NODES`, level 2 in global memory (which L2 holds), so that the ring has two stages more.
 """
 
 import torch
@@ -39,7 +39,8 @@ BN = 128
 @gluon.jit
 def subtree(ring, a, parked, node, scales, sx, sw, d, stage, phase, blocks, L: gl.constexpr, NODES: gl.constexpr):
     """Returns the root of L leaves of `blocks` blocks: leaf j closes as many levels as j has trailing one bits. A finished
-    subtree of level 0 waits for its sibling in registers, one of level 1 in parked[0], one of level 2 in parked[1] or at `node`."""
+    subtree of level 0 waits for its sibling in registers, one of level 1 in parked[0], one of level 2 in parked[1] or at
+    `node`."""
     ACC: gl.constexpr = accumulator(ring.BN, STEPS)
     for j in gl.static_range(L):
         v, sx, sw, d, stage, phase = leaf(ring, a, scales, sx, sw, d, stage, phase, j * blocks, blocks, 1)
@@ -98,9 +99,7 @@ def consumer(
     scales = scales_at(all_scales, m0 + 64 * HALF, n0, last)
     sx, sw = scales_of(scales, 0, BN, 1)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        v, d, stage, phase = subtree(
-            ring, a, parked, node, scales, sx, sw, d, stage, phase, blocks, LEAVES, NODES
-        )
+        v, d, stage, phase = subtree(ring, a, parked, node, scales, sx, sw, d, stage, phase, blocks, LEAVES, NODES)
         row = m0 + 64 * HALF
         column0 = n0
         m0, column, n0, end = tile_at(gl.minimum(tile + gl.num_programs(0), tiles - 1), shape, GROUP, BN, False)
@@ -193,8 +192,8 @@ def contract(
     """Computes y = X W^T on the tree: x [M, K] and w [N, K] e4m3, both as TMA reads them, x_scales as `column_scales` returns
     them, w_scales [N / 128, K / 128] with contiguous rows; 1, 2, 4 or 8 equal leaves of whole blocks of 128.
 
-    `group`: rows of tiles in a band; `nodes`: level 2 waits in global memory; `depth`: stages, `blocks` of threads, `period`: see
-    kernels.gpu.hopper.pace. None decides a bit."""
+    `group`: rows of tiles in a band; `nodes`: level 2 waits in global memory; `depth`: stages; `blocks` of threads; `period`:
+    see kernels.gpu.hopper.pace. None decides a bit."""
     (M, K), N = x.shape, w.shape[0]
     card = card_of(x.device)
     y = torch.empty(M, N, dtype=out_dtype, device=x.device)

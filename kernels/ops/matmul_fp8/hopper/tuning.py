@@ -16,4 +16,4 @@ def plan(M: int, N: int, K: int, leaves: int) -> Stream | ManyRows:
     chosen = TABLE.get((padded_rows(M), N, K, leaves)) or ManyRows(MOST_STREAMED, few)
     if not isinstance(chosen, ManyRows):
         return chosen
-    return chosen if M > chosen.above and leaves <= 8 else chosen.below
+    return chosen if chosen.above < M and leaves <= 8 else chosen.below
