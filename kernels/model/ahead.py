@@ -17,12 +17,25 @@ import torch
 import kernels
 from kernels.collectives import TreeGroup
 from kernels.gpu.card import Card, card_of
-from kernels.model.blocks import Delta
+from kernels.model.blocks import Delta, Weight
 from kernels.model.config import ModelConfig
 from kernels.model.decoder import decoder_layer, forward, head_logits
+from kernels.model.formats import PLAIN, Format
 from kernels.model.layout import Layout, PagedCache
+from kernels.model.parameter import Parameter
 from kernels.model.parameters import layer_weights, outer_weights, served, trained
-from kernels.ops import Mixture, adamw, gumbel_argmax, linear_logprob, square_rows, sum_rows, vocab_logprob, vocab_nodes
+from kernels.ops import (
+    Mixture,
+    Quantized,
+    adamw,
+    gumbel_argmax,
+    linear_logprob,
+    square_rows,
+    sum_rows,
+    vocab_logprob,
+    vocab_nodes,
+)
+from kernels.ops.quantize import FP8
 from kernels.tree import KEY_SPLIT, Shard
 
 BATCHES = (1, 2, 8, 16, 24, 32, 64, 128, 256)
@@ -59,6 +72,7 @@ def prepare(
     arguments = {
         "hf": config.to_hf(),
         "leaves": config.leaves,
+        "format": config.format,
         "dtype": str(dtype).removeprefix("torch."),
         "serving": serving and vars(serving),
         "training": training,
@@ -114,9 +128,16 @@ class _OneOf:
         """Leaves in `output` what it holds."""
 
 
-def launches(hf: dict[str, Any], leaves: int, dtype: str, serving: dict[str, int] | None, training: bool) -> None:
+def launches(
+    hf: dict[str, Any],
+    leaves: int,
+    dtype: str,
+    serving: dict[str, int] | None,
+    training: bool,
+    format: Format = PLAIN,
+) -> None:
     """Launches what serving and training the model would. Its tensors hold anything: nothing of them may be read."""
-    config = ModelConfig.from_hf(hf, leaves)
+    config = ModelConfig.from_hf(hf, leaves, format=format)
     config = replace(config, layers=min(2, config.layers))  # the last one reads other rows
     if training:  # first, as its kernels take longest
         _train(config, getattr(torch, dtype))
@@ -127,7 +148,7 @@ def launches(hf: dict[str, Any], leaves: int, dtype: str, serving: dict[str, int
 
 def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
     group, page = TreeGroup(transport=_OneOf(serving.tp)), serving.page_size
-    weights = {p.name: torch.empty(p.part(group.shard).shape, dtype=dtype) for p in served(config)}
+    weights = {p.name: _weight(config, p.part(group.shard), dtype) for p in served(config)}
     most = min(serving.most_tokens, config.max_positions)
     pages = -(-most // page)
     shape = (config.layers, (pages + 1) * page, config.kv_heads // serving.tp, config.head_dim)
@@ -162,6 +183,12 @@ def _serve(config: ModelConfig, dtype: torch.dtype, serving: Serving) -> None:
     if most > 2 * page + 1:
         step([(page, 2 * page)] * 2, True)
         step([(page, min(most, page + 520))], True)
+
+
+def _weight(config: ModelConfig, part: Parameter, dtype: torch.dtype) -> Weight:
+    if config.quantizes(part):
+        return Quantized(torch.empty(part.shape, dtype=FP8), torch.empty(part.scales.shape))
+    return torch.empty(part.shape, dtype=dtype)
 
 
 def _train(config: ModelConfig, dtype: torch.dtype) -> None:

@@ -38,7 +38,7 @@ class Parameter:
     tensors: tuple[int, ...] = ()  # rows of each Hugging Face tensor, where they are not the sections
     stripe: int = 0
     to_stream: bool = False  # its product is added to the residual stream
-    target: Target | None = None  # of a projection: by which an adapter is asked for. None: it is none
+    target: Target | None = None  # by which an adapter of it is asked for; None: it can have none
     trained: bool = True
     served: bool = True
     saved: bool = True
@@ -90,8 +90,8 @@ class Parameter:
 
     @property
     def projection(self) -> bool:
-        """Says whether a format of `kernels.model.formats` may quantize it, and an adapter be asked for."""
-        return self.target is not None
+        """Says whether a format of `kernels.model.formats` may quantize it: a matrix between norm and residual stream."""
+        return self.target not in (None, "head")
 
     @property
     def scales(self) -> "Parameter":

@@ -246,6 +246,37 @@ def least_split(leaves: int, BN: int) -> int:
     return max(1, leaves // {16: 8, 32: 8, 64: 8, 128: 2, 256: 1}[BN])
 
 
+class Cut(NamedTuple):
+    """Says how the tiles of a product are spread: the first `whole` are one item each, the `rest` are `split` items each."""
+
+    columns: int  # tiles of tokens
+    whole: int
+    rest: int
+    split: int
+
+    @property
+    def items(self) -> int:
+        """Counts the items."""
+        return self.whole + self.rest * self.split
+
+    def nodes(self, rows: int, BN: int, device: torch.device) -> torch.Tensor:
+        """Allocates what the parts of tiles of rows x BN are parked in."""
+        parked = self.rest * rows * self.split * BN if self.split > 1 else 1
+        return torch.empty(parked, dtype=torch.float32, device=device)
+
+
+def cut(M: int, N: int, leaves: int, BN: int, rows: int, split: int, tail: int, blocks: int) -> Cut:
+    """Gives every tile of BN tokens and `rows` rows of w to `split` blocks, or, where that is 1, those that do not fill a wave
+    of `blocks` to `tail` each."""
+    columns = cdiv(M, BN)
+    tiles = cdiv(N, rows) * columns
+    if split > 1:
+        return Cut(columns, 0, tiles, split)
+    split = min(tail, leaves)
+    whole = tiles if split == 1 else tiles // blocks * blocks
+    return Cut(columns, whole, tiles - whole, split)
+
+
 def contract(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -260,46 +291,35 @@ def contract(
 ) -> torch.Tensor:
     """Computes y = x w^T on the tree: x [M, K], w [N, K], both as TMA reads them; `leaves` equal leaves, each a multiple of 64.
 
-    Every tile goes to `split` blocks, or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
+    split, rows, tail, blocks: see `cut`."""
     (M, K), N = x.shape, w.shape[0]
     card = card_of(x.device)
     blocks = blocks or card.multiprocessors
     y = x.new_empty(M, N, dtype=out_dtype)
-    split = max(min(split, leaves), least_split(leaves, BN))
-    columns = cdiv(M, BN)
     halves = rows // 64
-    tiles = cdiv(N, rows) * columns
-    whole = 0
-    if split == 1:
-        split = min(tail, leaves)
-        whole = tiles if split == 1 else tiles // blocks * blocks
-    rest = tiles - whole
-    items = whole + rest * split
-    nodes = x.new_empty(rest * rows * split * BN if split > 1 else 1, dtype=torch.float32)
-    arrived = counters(x.device, rest * halves)
-    grid = (min(blocks, items),)
+    how = cut(M, N, leaves, BN, rows, max(min(split, leaves), least_split(leaves, BN)), tail, blocks)
     stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * STAGE_BYTES.value))
     run(
         stream_kernel,
-        grid,
+        (min(blocks, how.items),),
         w,
         w.stride(0),
         descriptor(w, 64),
         descriptor(x, BN),
         y,
-        nodes,
-        arrived,
+        how.nodes(rows, BN, x.device),
+        counters(x.device, how.rest * halves),
         M,
         N,
-        items,
-        whole,
-        columns,
+        how.items,
+        how.whole,
+        how.columns,
         K // leaves,
         BN,
         stages,
         leaves,
-        split,
-        whole > 0,
+        how.split,
+        how.whole > 0,
         halves,
         num_warps=4,
     )

@@ -11,11 +11,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.gpu.card import card_of
 from kernels.gpu.hopper.ring import STAGE_BYTES, allocate, descriptor, idle
-from kernels.gpu.launch import cdiv
 from kernels.gpu.launch import launch as run
 from kernels.gpu.overlap import early
 from kernels.gpu.workspace import counters
-from kernels.ops.matmul.hopper.weight_stream import Items, close, near, park_part, place, producer, store_tile
+from kernels.ops.matmul.hopper.weight_stream import Items, close, cut, near, park_part, place, producer, store_tile
 from kernels.ops.matmul_fp8.hopper.leaf import AllScales, leaf, pinned_zeros, scales_at, scales_of
 
 
@@ -161,39 +160,29 @@ def contract(
     """Computes y = X W^T on the tree: x [M, K] and w [N, K] e4m3, both as TMA reads them, x_scales as `column_scales` returns
     them, w_scales [N / 128, K / 128] with contiguous rows; `leaves` equal leaves of whole blocks of 128.
 
-    BN tokens (16, 32 or 64) and `rows` rows of w (64 or 128) are a tile. Every tile goes to `split` blocks of threads (to
-    `least_split` at least), or, where that is 1, those that do not fill a wave of `blocks` go to `tail` each."""
+    BN: 16, 32 or 64; rows: 64 or 128; split, tail, blocks: see `kernels.ops.matmul.hopper.weight_stream.cut`."""
     (M, K), N = x.shape, w.shape[0]
     card = card_of(x.device)
     blocks = blocks or card.multiprocessors
     y = torch.empty(M, N, dtype=out_dtype, device=x.device)
-    split = max(min(split, leaves), least_split(leaves, BN, rows))
-    columns = cdiv(M, BN)
     halves = rows // 64
-    tiles = cdiv(N, rows) * columns
-    whole = 0
-    if split == 1:
-        split = min(tail, leaves)
-        whole = tiles if split == 1 else tiles // blocks * blocks
-    rest = tiles - whole
-    items = whole + rest * split
-    nodes = torch.empty(rest * rows * split * BN if split > 1 else 1, dtype=torch.float32, device=x.device)
+    how = cut(M, N, leaves, BN, rows, max(min(split, leaves), least_split(leaves, BN, rows)), tail, blocks)
     stages = min(12, (card.shared_memory - 2048) // ((rows + BN) * STAGE_BYTES.value))
     run(
         stream_kernel,
-        (min(blocks, items),),
+        (min(blocks, how.items),),
         w,
         w.stride(0),
         descriptor(w, 64),
         descriptor(x, BN),
         y,
-        nodes,
-        counters(x.device, rest * halves),
+        how.nodes(rows, BN, x.device),
+        counters(x.device, how.rest * halves),
         M,
         N,
-        items,
-        whole,
-        columns,
+        how.items,
+        how.whole,
+        how.columns,
         K // leaves,
         x_scales,
         x_scales.stride(1),
@@ -202,8 +191,8 @@ def contract(
         BN,
         stages,
         leaves,
-        split,
-        whole > 0,
+        how.split,
+        how.whole > 0,
         halves,
         num_warps=4,
     )
