@@ -60,9 +60,7 @@ class Plan:
     checkpoint_bytes: int  # of one, all ranks together; 0 where none are written
     snapshot_bytes: int  # host memory of one trainer process while it writes one
     disk_bytes: int  # the checkpoints that are kept, one that is being written, the trained model, and a kept reference
-    frozen_bytes: (
-        int  # of a rollout process in host memory: the weights under adapters of which A and B alone are published
-    )
+    frozen_bytes: int  # of a rollout process in host memory: weights under adapters, if A and B may be published alone
     sequences: int
     micro_batches: int  # of each trainer process in one update, with sequences of full length
     warmup_micro_batches: int

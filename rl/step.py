@@ -105,10 +105,8 @@ class Step:
     trainer: Trainer
     cards: Cards
     journal: Journal
-    publish: Callable[
-        [int], tuple[int, int] | None
-    ]  # both sides hold the same bits after it, as this version, or the run
-    # stops; bytes that were carried, and that crossed the network
+    publish: Callable[[int], tuple[int, int] | None]
+    """Both sides hold the same bits after it, as this version, or the run stops; bytes carried, and those to other hosts."""
     phase: Callable[[str], contextlib.AbstractContextManager[None]]
     prompts: int  # of a step
     rounds: int  # of sampling, at most
