@@ -173,6 +173,16 @@ def test_rollout_computes_nothing() -> None:
                 assert node.arg != "requires_grad", where
 
 
+@pytest.mark.parametrize(
+    "module", ["rl.train", "rl.evaluate", "rl.data.__main__", "rollout.actor", "rl.rewards.worker"]
+)
+def test_what_starts_no_trainer_rank_imports_no_fsdp2(module: str) -> None:
+    """It takes over a second of every command and of every rollout rank; a run imports it while Ray starts."""
+    told = f"import sys, {module}; print(sorted({{'torch.distributed.tensor', 'sympy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", (done.stdout, done.stderr)
+
+
 def test_no_code_among_the_data() -> None:
     """An experiment of several commands is a folder of its own in recipes/, which nothing imports."""
     for files in ((ROOT / "configs").rglob("*"), (ROOT / "recipes").glob("*")):

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from rl.rewards.claim import found, raised
-from rl.rewards.worker import Wanted, end_with_the_run, load
+from rl.rewards.worker import Wanted, load, while_the_run_lasts
 
 TOGETHER = 16
 """Conversations of which one process has calls under way at the same time."""
@@ -50,8 +50,10 @@ class About(NamedTuple):
 
 def main(handle: int) -> None:
     """Serves calls over the pipe with file descriptor `handle`: first comes what to import, a list of one `Wanted`."""
-    threading.Thread(target=end_with_the_run, args=(handle,), daemon=True).start()
-    pipe = Connection(handle)
+    while_the_run_lasts(_begin, handle)
+
+
+def _begin(pipe: Connection) -> None:
     (wanted,) = pipe.recv()
     serve(pipe, wanted, lambda: load(wanted.function))
 

@@ -5,6 +5,7 @@ the run, however that ends, and what it has started with it.
 """
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from multiprocessing.connection import Connection
@@ -53,8 +54,18 @@ class Kind(NamedTuple):
 
 def main(handle: int) -> None:
     """Serves calls over the pipe with file descriptor `handle`: first comes what to import, a list of `Wanted`."""
-    threading.Thread(target=end_with_the_run, args=(handle,), daemon=True).start()
-    pipe = Connection(handle)
+    while_the_run_lasts(_serve, handle)
+
+
+def while_the_run_lasts(serve: Callable[[Connection], None], handle: int) -> None:
+    """Serves the pipe with file descriptor `handle` until the run ends or lets it go. Whatever is read or said then, an answer
+    that nobody read among it, has nobody to hear of it."""
+    threading.Thread(target=_end_with_the_run, args=(handle,), daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):
+        serve(Connection(handle))
+
+
+def _serve(pipe: Connection) -> None:
     functions: list[Function] = []
     try:
         for wanted in pipe.recv():
@@ -66,10 +77,7 @@ def main(handle: int) -> None:
     loop = asyncio.new_event_loop()  # one for all calls: a client that is kept between them belongs to it
     loop.set_default_executor(ThreadPoolExecutor(TOGETHER))  # no call that is awaited waits for a thread
     while True:
-        try:
-            calls, limit = pipe.recv()
-        except EOFError:
-            return
+        calls, limit = pipe.recv()
         if len(calls) == 1 and not functions[calls[0].function].is_async:
             pipe.send([_alone(functions[calls[0].function], calls[0].claims, loop)])
         else:
@@ -129,7 +137,7 @@ def late(limit: float) -> str:
     return f"took more than {limit:g} s (scoring.timeout; a clock decides that, and another machine may be faster)"
 
 
-def end_with_the_run(handle: int) -> None:
+def _end_with_the_run(handle: int) -> None:
     """Waits until the run has let go of its end: a call that is under way then has nobody to answer to."""
     poll = select.poll()
     poll.register(handle, 0)

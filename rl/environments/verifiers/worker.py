@@ -17,7 +17,7 @@ from typing import Any
 from rl.environments.verifiers.host import PLUGINS, Branch, Episode, Part, Scene, Setting
 from rl.environments.verifiers.line import NAME
 from rl.rewards.claim import raised
-from rl.rewards.worker import Wanted, end_with_the_run
+from rl.rewards.worker import Wanted, while_the_run_lasts
 
 _AGENT = "samebit_chat"
 _KEY = "SAMEBIT_LINE_KEY"  # the environment variable that the client reads the server's key from
@@ -25,8 +25,10 @@ _KEY = "SAMEBIT_LINE_KEY"  # the environment variable that the client reads the 
 
 def main(handle: int) -> None:
     """Serves over the pipe with file descriptor `handle`: first comes a list of one `Wanted`."""
-    threading.Thread(target=end_with_the_run, args=(handle,), daemon=True).start()
-    pipe = Connection(handle)
+    while_the_run_lasts(_begin, handle)
+
+
+def _begin(pipe: Connection) -> None:
     (wanted,) = pipe.recv()
     sys.path.append(str(PLUGINS))
     try:

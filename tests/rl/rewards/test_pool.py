@@ -15,6 +15,7 @@ from rl.errors import UserError
 from rl.rewards import pool as pools
 from rl.rewards.claim import Claim, Found
 from rl.rewards.pool import Pool
+from rl.rewards.process import Process
 from rl.rewards.worker import Call, Wanted
 from tests.rl.rewards.opening import opened, verdicts
 
@@ -193,3 +194,28 @@ def test_files_may_have_any_name(source: Source, tmp_path: Path) -> None:
         {"a": 2.0, "b": 2.0, "f": 2.0},
         {"a": 1.0, "b": 1.0, "f": 2.0},
     ]
+
+
+@pytest.mark.parametrize("worker", ["rl.rewards.worker", "rl.environments.worker"])
+@pytest.mark.parametrize("function", ["math:sqrt", "no_such_module:f", f"{__name__}:Stays"])
+def test_a_process_that_is_let_go_unheard_says_nothing(
+    worker: str, function: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its first answer is left unread, as that of a process which was started last and had no more to do; or there is none."""
+    for heard in (True, False):
+        process = Process([Wanted(function, {})], worker)
+        if heard:
+            assert process.pipe.poll(120)
+        process.close()
+        assert process.has_ended
+    assert capfd.readouterr().err == ""
+
+
+class Stays:
+    """An environment without tools, that is also a reward which nobody calls."""
+
+    def reset(self, **row: object) -> None:
+        pass
+
+    def __call__(self, problem: object, text: str) -> float:
+        return 0.0
