@@ -100,7 +100,9 @@ class ModelConfig:
                 f"{what} with numerics={self.numerics}: the vendor's ops here are plain; set model.format=plain"
             )
         if self.experts:
-            raise ConfigError(f"{what}: experts are not quantized yet; set model.format=plain for a {self.model_type}")
+            raise ConfigError(
+                f"{what}: experts are not quantized yet; a {self.model_type} takes plain weights and format only"
+            )
         block = FORMATS[self.format].block
         for name, extent in self._contractions():
             if extent % (block * self.leaves):

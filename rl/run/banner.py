@@ -7,6 +7,7 @@ from types import MappingProxyType
 import torch
 
 from kernels.model import ModelConfig
+from kernels.model.formats import PLAIN
 from kernels.packages import version_of
 from kernels.weights.beside import name_of
 from rl.config import RunConfig
@@ -28,10 +29,11 @@ def banner(
     """Says in one line each: the run, model, data, further sets, steps, layout, device and folder. `reward`: what judges."""
     section, data, algorithm = config.model, config.data, config.algorithm
     path, others = _named(data), elsewhere(config)
+    format = "" if model.format == PLAIN else f" and {model.format}"
     rows = {
         f"samebit {version_of('samebit') or ''}": f"{config.numerics} numerics, seed {config.seed}",
         "model": f"{section.path or 'random weights'}: {plan.parameters:,} parameters, {model.layers} layers x "
-        f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}, {model.leaves} leaves",
+        f"{model.hidden_size}, vocabulary {model.vocab_size:,}, {name_of(config.dtype)}{format}, {model.leaves} leaves",
         "data": f"{path}: {len(source.train):,} problems to train on, {len(source.held_out):,} held out{left_out(source)}; "
         f"judged by {reward}{''.join(f'; {line}' for line in source.about)}",
         "sets": "; ".join(set_line(name, one, config.eval.problems) for name, one in sets.items()),

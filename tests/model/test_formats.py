@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[ModelConfig, dict[str, Any], str]] = {
     "two and a half": (QWEN3_8B, {"hidden_size": 2560}, "hidden_size 2560 in .*=8 are 320 each, .* at most 4 leaves"),
     "never": (QWEN3_8B, {"hidden_size": 2496}, "hidden_size 2496 in .* this model takes model.format=plain only"),
     "narrow": (FP8, {"intermediate_size": 64, "leaves": 1}, "intermediate_size 64 .* model.format=plain only"),
-    "experts": (QWEN3_30B_A3B, {}, "experts are not quantized yet; set model.format=plain for a qwen3_moe"),
+    "experts": (QWEN3_30B_A3B, {}, "experts are not quantized yet; a qwen3_moe takes plain weights"),
     "fast": (QWEN3_8B, {"numerics": "fast"}, "model.format=fp8_block with numerics=fast"),
     "unknown": (QWEN3_8B, {"format": "fp4"}, "model.format=fp4 must be one of plain, fp8_block, fp8_block_ue8m0"),
 }

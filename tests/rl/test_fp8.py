@@ -61,7 +61,7 @@ BAD = {
     (
         "model=moe_tiny",
         "model.format=fp8_block",
-    ): "experts are not quantized yet; set model.format=plain for a qwen3_moe",
+    ): "experts are not quantized yet; a qwen3_moe takes plain weights",
     (*SHAPE, "model.leaves=4"): "hidden_size 256 in model.leaves=4 are 64 each, .* this model takes at most 2 leaves",
 }
 
