@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -79,10 +80,12 @@ def hosting(
     """Starts an actor for each model, by the key that asks for it, and lets the rewards ask theirs; ends them on the way out.
     UserError where one cannot be loaded, or there is no room. `ranks`: the places of the run's ranks."""
     threads, held = config.trainer.threads, dict[str, Hosted]()
-    wanted: dict[str, tuple[type, Mapping[str, Any]]] = {key: (RewardModel, one.args) for key, one in rewards.items()}
+    wanted: dict[str, tuple[type, dict[str, Any]]] = {
+        key: (RewardModel, _everywhere(one.args)) for key, one in rewards.items()
+    }
     if frozen:
-        about = {"path": os.path.abspath(frozen.path), "device_map": frozen.device_map, "threads": threads}
-        wanted[frozen.key] = (LanguageModel, about)
+        about = {"path": frozen.path, "device_map": frozen.device_map, "threads": threads}
+        wanted[frozen.key] = (LanguageModel, _everywhere(about))
     actor = ray.remote(num_cpus=0, max_restarts=0)(Holder)
     spread = any(is_automatic(config, arguments["device_map"]) for _, arguments in wanted.values())
     with _left_over(config, list(ranks)) if spread else contextlib.nullcontext(Room()) as over:
@@ -98,6 +101,14 @@ def hosting(
             for one in held.values():
                 with contextlib.suppress(Exception):  # of a Ray that is lost, which the run's own failure says
                     ray.kill(one.rank.actor)
+
+
+def _everywhere(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Names a folder as another process finds it, whose working folder may be another; what is none is a name on the hub."""
+    path = arguments.get("path")
+    if isinstance(path, str) and path and Path(path).expanduser().is_dir():
+        return {**arguments, "path": str(Path(path).expanduser().absolute())}
+    return dict(arguments)
 
 
 def _begun(rank: Rank, key: str, kind: type, arguments: Mapping[str, Any], config: RunConfig) -> Hosted:
