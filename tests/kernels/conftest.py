@@ -6,10 +6,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-# Threads that wait must not spin: 4 threads on a machine with fewer free cores would take a thousand times as long. OpenMP
-# reads this when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

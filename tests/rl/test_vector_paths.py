@@ -70,7 +70,7 @@ def stages(dtype: str, path: dict[str, str], *further: str) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.rl.small_run", dtype, *further],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in chosen} | {"OMP_WAIT_POLICY": "passive"} | path,
+        env={k: v for k, v in os.environ.items() if k not in chosen} | path,
         capture_output=True,
         text=True,
         timeout=600,

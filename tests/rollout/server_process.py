@@ -26,7 +26,7 @@ class Server:
         if shell:
             command = ["sh", "-c", f'{shell} && exec "$@"', "sh", *command]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **environment}
+        variables = {**os.environ, "PYTHONPATH": path, **environment}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
