@@ -3,8 +3,8 @@
 import ctypes
 import os
 
-# Threads that wait must not spin: with fewer free cores than threads they take ten to a thousand times as long. OpenMP reads this
-# when torch is loaded, here and in every process that a test starts.
+# Threads that wait must not spin: with fewer free cores than threads they take ten to a thousand times as long. OpenMP reads
+# this when torch is loaded, here and in every process that a test starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
