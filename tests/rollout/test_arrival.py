@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.model import ModelConfig, served
+from kernels.model import Adapter, ModelConfig, served
 from kernels.model.formats import PLAIN
 from kernels.ops import Quantized
 from kernels.tree import Shard
+from kernels.weights.cargo import cargo, merge_part
 from kernels.weights.fingerprint import fingerprint, unsigned
 from kernels.weights.reshard import buckets, fsdp_rows, shard_rows
 from rollout.arrival import Arrival, fingerprints
@@ -20,6 +21,7 @@ from tests.model.shapes import FP8, random_weights
 
 BF16 = torch.bfloat16
 CONFIG = replace(FP8, layers=1)
+CONFIG_PLAIN = replace(CONFIG, format=PLAIN)
 MASTERS = {p.name: w for p, w in random_weights(CONFIG)}
 
 
@@ -27,7 +29,7 @@ def arrived(config: ModelConfig, shard: Shard, trainers: int, limit: int, seed: 
     """What `trainers` ranks send to a shard, their buckets in turns that `seed` draws; and the memory that it is in."""
     memory = weight_memory(config, shard, BF16, "cpu")
     arrival = Arrival(config, shard, BF16, memory.tensors)
-    plans = [buckets(config, w, trainers, shard.size, limit, BF16) for w in range(trainers)]
+    plans = [buckets(served(config), w, trainers, shard.size, limit, BF16) for w in range(trainers)]
     generator = torch.Generator().manual_seed(seed)
     left = [(w, bucket) for w, plan in enumerate(plans) for bucket in plan]
     for i in torch.randperm(len(left), generator=generator).tolist():
@@ -94,7 +96,7 @@ def test_every_bit_of_values_and_scales_counts() -> None:
 def test_a_piece_that_is_missing_is_seen() -> None:
     config, shard = CONFIG, Shard()
     arrival = Arrival(config, shard, BF16, weight_memory(config, shard, BF16, "cpu").tensors)
-    pieces = [piece for bucket in buckets(config, 0, 1, 1, 1 << 15, BF16) for piece in bucket]
+    pieces = [piece for bucket in buckets(served(config), 0, 1, 1, 1 << 15, BF16) for piece in bucket]
     left_out = max(i for i, piece in enumerate(pieces) if piece.parameter.name == "layers.0.o")
     for i, piece in enumerate(pieces):
         if i != left_out:
@@ -102,6 +104,32 @@ def test_a_piece_that_is_missing_is_seen() -> None:
             arrival.take(piece, whole.view(len(whole), -1)[piece.source : piece.source + piece.rows, piece.columns])
     found = zip(served(config), arrival.fingerprints(), promised(config, shard), strict=True)
     assert [p.name for p, a, b in found if a != b] == ["layers.0.o"]
+
+
+@pytest.mark.parametrize("format", ["fp8_block", "fp8_block_ue8m0", PLAIN])
+@pytest.mark.parametrize("shard", [Shard(), Shard(1, 2)])
+def test_adapters_are_merged_and_then_quantized(format: str, shard: Shard) -> None:
+    """What an engine makes of A and B is what it makes of the merged weights that the trainer would send."""
+    config = replace(CONFIG, format=format, adapter=Adapter((("attention", 3), ("mlp", 2)), 8.0))  # type: ignore[arg-type]
+    frozen = {p.name: p.shard(MASTERS[p.name].to(BF16), shard) for p in served(config)}
+    noise = torch.Generator().manual_seed(0)
+    carried = cargo("factors", config, BF16).parameters
+    factors = {p.name: p.shard(torch.randn(p.shape, generator=noise), shard) for p in carried}
+    arrival = Arrival(config, shard, BF16, weight_memory(config, shard, BF16, "cpu").tensors)
+    plain = Arrival(replace(config, format=PLAIN), shard, BF16, weight_memory(CONFIG_PLAIN, shard, BF16, "cpu").tensors)
+    for p in served(config):
+        for one in (arrival, plain):
+            merge_part(config, shard, p, one.open(p), frozen, factors)
+            one.close(p)
+    assert arrival.fingerprints() == plain.fingerprints(), "of what was merged, before it was quantized"
+    for p in served(config):
+        found, merged = arrival.weights[p.name], plain.weights[p.name]
+        assert isinstance(merged, torch.Tensor)
+        if isinstance(found, Quantized):
+            assert_same_bits(found.values, config.quantize(merged).values, p.name)
+            assert_same_bits(found.scales, config.quantize(merged).scales, p.name)
+        else:
+            assert_same_bits(found, merged, p.name)
 
 
 @pytest.mark.parametrize("format", ["fp8_block", PLAIN])
