@@ -15,7 +15,14 @@ PLAIN = {
         "overlong_buffer": 0,
         "mask_overlong": False,
     },
-    **{"kl_coef": 0.0, "kl_estimator": "k3", "kl_in": "loss", "reference": None, "entropy_coef": 0.0},
+    **{
+        "kl_coef": 0.0,
+        "kl_estimator": "k3",
+        "kl_in": "loss",
+        "reference": None,
+        "entropy_coef": 0.0,
+        "device_map": None,
+    },
 }
 """The keys of an algorithm that change nothing."""
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.algorithms import open_algorithm
-from rl.algorithms.algorithm import AlgorithmSection
+from rl.algorithms.algorithm import AlgorithmSection, FrozenAsked
 from rl.algorithms.grpo import GrpoSection
 from rl.algorithms.gspo import GspoSection
 from rl.algorithms.reinforce_plus_plus import ReinforceSection
@@ -127,7 +127,7 @@ def test_entropy_stands_there_too() -> None:
 def test_every_algorithm_has_it(name: str) -> None:
     (config,) = check([f"algorithm={name}", "algorithm.kl_coef=0.1"])
     assert isinstance(open_algorithm(config.algorithm, 9).loss, RegularisedLoss)
-    assert config.algorithm.frozen == ("algorithm.reference", None)
+    assert config.algorithm.frozen == FrozenAsked("algorithm.reference", None, None)
     assert not isinstance(open_algorithm(check([f"algorithm={name}"])[0].algorithm, 9).loss, RegularisedLoss)
 
 
