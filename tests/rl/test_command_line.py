@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,15 +18,39 @@ from tests.weights.folders import write_folder
 words = st.text(alphabet="ab19 #=~/:@!?;&|<>*.%+-é$\\'\"()[]{},", max_size=12)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(words.filter(lambda text: text and "${" not in text))
+some_text = words.filter(lambda text: text and "${" not in text)
+some_path = st.text(alphabet="abz/#=~:@!?;&|<>*.%+é", min_size=1, max_size=12).map("/".__add__)
+SEVERAL = settings(max_examples=300, deadline=None, derandomize=True)
+FEW = settings(max_examples=20, deadline=None, derandomize=True)  # a config each, which takes 0.2 s
+
+
+def read(override: str) -> object:
+    """The value of an override, as Hydra reads what is handed to it."""
+    (parsed,) = OverridesParser.create().parse_overrides(readable([override]))
+    return parsed.value()
+
+
+@SEVERAL
+@given(some_text)
 def test_any_text_can_be_quoted(text: str) -> None:
+    assert read(quoted("data.pattern", text)) == text
+
+
+@FEW
+@given(some_text)
+def test_any_text_comes_into_a_config(text: str) -> None:
     assert check([quoted("data.pattern", text)])[0].data.pattern == text
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(alphabet="abz/#=~:@!?;&|<>*.%+é", min_size=1, max_size=12).map("/".__add__))
+@SEVERAL
+@given(some_path)
 def test_a_text_without_signs_of_the_grammar_needs_no_quotes(text: str) -> None:
+    assert read(f"out_dir={text}") == text
+
+
+@FEW
+@given(some_path)
+def test_a_path_comes_into_a_config_without_quotes(text: str) -> None:
     assert check([f"out_dir={text}"])[0].out_dir == text
 
 
