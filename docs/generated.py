@@ -176,6 +176,10 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return "true, false"
     if annotation is str:
         return "text"
+    if annotation is type(None):
+        return "null"
+    if annotation is Any:
+        return "text, whole number, mapping or null"
     if origin is dict:
         return "mapping"
     if origin in (tuple, list):
@@ -185,8 +189,7 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if hasattr(annotation, "__metadata__"):
         return _values(inside[0], [*metadata, *annotation.__metadata__])
     if origin in (Union, UnionType):
-        kinds = [_values(kind, metadata) for kind in inside if kind is not type(None)]
-        return " or ".join([*kinds, *(["null"] if type(None) in inside else [])])
+        return " or ".join(sorted((_values(kind, metadata) for kind in inside), key=lambda kind: kind == "null"))
     return "see its page"
 
 
