@@ -16,6 +16,7 @@ asks for it, every `align.every`-th step). The ratio of the loss has the sampler
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -123,7 +124,9 @@ class Carrying:
             pool.under_way += self._begin(problems, step, rounds * wanted)
             done += self._round(clock)
             rounds, spare = rounds + 1, spare + (len(pool.done) >= wanted)
-        parts = tuple(part for under in sorted([*done, *pool.under_way], key=_number) for part in _parts(under))
+        parts = tuple(
+            part for under in sorted([*done, *pool.under_way], key=attrgetter("number")) for part in _parts(under)
+        )
         return self._take(parts, rounds)
 
     def compared(self, drawn: Taken, logprobs: np.ndarray | None, batch: Batch) -> Compared | None:
@@ -267,7 +270,3 @@ def _joined(parts: dict[int, np.ndarray], tokens: int) -> tuple[np.ndarray, np.n
 def _seed(completion: Completion) -> int:
     """Returns what tells a sample from all others of the run."""
     return completion.sampling.seed
-
-
-def _number(under: Unfinished) -> int:
-    return under.number

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kernels.model import ConfigError, ModelConfig
 from kernels.weights.folder import ModelFolder
+from rl.algorithms.algorithm import FrozenAsked
 from rl.config import RunConfig
 from rl.errors import UserError
 from rollout.tokenizer import Tokenizer
@@ -32,26 +33,33 @@ def frozen_model(config: RunConfig, model: ModelConfig) -> FrozenModel | None:
     asked = config.algorithm.frozen
     if asked is None or asked.device_map is not None:
         return None
-    check_filters(config, asked.key)
-    if asked.path is None:
+    path = folder_of(config, asked)
+    if path is None:
         initial = config.model.path or config.seed
         return FrozenModel(asked.key, model, None if config.warmup.steps or config.adapter.path else initial)
-    if not Path(asked.path).is_dir():
-        raise UserError(f"{asked.key}={asked.path} is no folder")
-    folder = ModelFolder(asked.path)
+    folder = ModelFolder(path)
     try:
         other = replace(folder.model(model.leaves, folder.published or model.format), numerics=config.numerics)
         other.check_dtype(config.dtype)
     except ConfigError as error:
         raise UserError(
-            f"{asked.key}={asked.path}: {error}; with algorithm.device_map=auto transformers computes it, in its own arithmetic"
+            f"{asked.key}={path}: {error}; with algorithm.device_map=auto transformers computes it, in its own arithmetic"
         ) from None
     folder.tensors(other)
-    check_vocabulary(f"{asked.key}={asked.path}", other.vocab_size, model.vocab_size)
-    return FrozenModel(asked.key, other, asked.path)
+    check_vocabulary(f"{asked.key}={path}", other.vocab_size, model.vocab_size)
+    return FrozenModel(asked.key, other, path)
 
 
-def check_filters(config: RunConfig, key: str) -> None:
+def folder_of(config: RunConfig, asked: FrozenAsked) -> str | None:
+    """Returns the model directory that is asked, by whatever computes it; None: the weights that RL begins with. Raises
+    UserError where it is no folder, or sampling is filtered."""
+    _check_filters(config, asked.key)
+    if asked.path is not None and not Path(asked.path).is_dir():
+        raise UserError(f"{asked.key}={asked.path} is no folder")
+    return asked.path
+
+
+def _check_filters(config: RunConfig, key: str) -> None:
     """Raises UserError where sampling is filtered and another model is asked, by `key`, for log-probs."""
     for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
         if (value := getattr(config.rollout, name)) != off:

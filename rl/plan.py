@@ -127,9 +127,7 @@ def make_plan(config: RunConfig, model: ModelConfig, prompt_tokens: int) -> Plan
         checkpoint_bytes=checkpoint,
         snapshot_bytes=checkpoint * section.replicas // section.world_size,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + costs.file_bytes(model) * saved,
-        frozen_bytes=costs.held_bytes(replace(model, format=PLAIN), rollout.tp, width)
-        if _may_send_factors(config)
-        else 0,
+        frozen_bytes=_frozen_bytes(config, model, width),
         sequences=sequences,
         micro_batches=micro_batches,
         warmup_micro_batches=warmup,
@@ -171,10 +169,13 @@ def _memory(
     return trainer
 
 
-def _may_send_factors(config: RunConfig) -> bool:
+def _frozen_bytes(config: RunConfig, model: ModelConfig, width: int) -> int:
+    """Counts what a rollout process keeps in host memory: weights under adapters, if A and B may be published alone."""
     section = config.adapter
     over_hosts = section.publish == "auto" and config.cluster.address != "local"
-    return bool(section.ranks) and (over_hosts or section.publish == "factors")
+    if not section.ranks or not (over_hosts or section.publish == "factors"):
+        return 0
+    return costs.held_bytes(replace(model, format=PLAIN), config.rollout.tp, width)
 
 
 def _saved_models(config: RunConfig, frozen: FrozenModel | None) -> int:

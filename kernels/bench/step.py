@@ -13,7 +13,6 @@ pass for the old log-probs, then forward, backward and AdamW. (Ours needs no fir
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from kernels.bench.timer import samples
 from kernels.device import UnsupportedError, choose_device
 from kernels.host.command import Parser, count, fail, output, write_json
 from kernels.model import ModelConfig
+from kernels.scratch import scratch
 from rl.align import AlignmentError
 from rl.cluster import session
 from rl.compose import check
@@ -156,11 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise UserError(f"{override}: the benchmark itself chooses {', '.join(CHOSEN)}")
         config = check([*args.overrides, *OWN, "out_dir=unused"])[0]
         choose_device(config.device, out.print, config.kernels.family)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             processes = config.trainer.world_size + config.rollout.replicas * config.rollout.tp
-            with session(config.cluster, processes, Path(folder) / "train.log"):
+            with session(config.cluster, processes, folder / "train.log"):
                 for mode in args.modes:
-                    rows.append(_run(mode, args, Path(folder) / mode))
+                    rows.append(_run(mode, args, folder / mode))
                     write_json(args.json, {"rows": [asdict(row) for row in rows]})
                     out.print(f"{mode}: {rows[-1].seconds['step']:.2f} s a step")
         theirs = None if args.no_peer else _theirs(config, rows[0], args.steps)

@@ -23,13 +23,12 @@ PLAIN: Format = "plain"
 class Quantization:
     """Says how a format quantizes weights, and multiplies with them."""
 
-    block: int  # rows and columns of a weight that share a scale; every leaf is whole blocks
-    quantize: Callable[
-        [torch.Tensor], Quantized
-    ]  # of a weight [N, K]: the one place where both sides get its bits from
-    project: Callable[
-        ..., torch.Tensor
-    ]  # of the signature of `kernels.ops.matmul`, to which a weight may be `Quantized` too
+    block: int
+    """Rows and columns of a weight that share a scale; every leaf is whole blocks."""
+    quantize: Callable[[torch.Tensor], Quantized]
+    """Of a weight [N, K]: the one place where both sides get its bits from."""
+    project: Callable[..., torch.Tensor]
+    """Of the signature of `kernels.ops.matmul`; a weight may be `Quantized` too."""
 
 
 FORMATS: Mapping[str, Quantization] = MappingProxyType(

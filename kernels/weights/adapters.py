@@ -111,9 +111,7 @@ def _fields(config: ModelConfig, base: str) -> dict[str, Any]:
             for name in parameter.hf_names:
                 module = name.removesuffix(".weight")
                 ranks[module.removeprefix("model.") if config.experts else module.rpartition(".")[2]] = rank
-    first = dict(adapter.ranks).get("experts") or next(
-        iter(ranks.values())
-    )  # `peft` fuses experts, by r and no pattern
+    first = dict(adapter.ranks).get("experts") or next(iter(ranks.values()))  # `peft` fuses experts by r alone
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

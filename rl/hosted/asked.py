@@ -1,13 +1,12 @@
 """Says what a run asks of models that transformers computes, as far as its config and their folders tell."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kernels.packages import version_of
 from rl.config import RunConfig
 from rl.errors import UserError
-from rl.frozen import check_filters, check_tokenizer, check_vocabulary
+from rl.frozen import check_tokenizer, check_vocabulary, folder_of
 from rl.hosted.loading import AUTOMATIC
 from rl.lines import short
 from rl.rewards.placed import is_placed
@@ -28,12 +27,10 @@ def hosted_model(config: RunConfig) -> HostedModel | None:
     """Returns the reference or teacher that the exact kernels do not compute; None where there is none. UserError where it is
     no folder."""
     asked = config.algorithm.frozen
-    if asked is None or asked.device_map is None or asked.path is None:
+    if asked is None or asked.device_map is None:
         return None
-    check_filters(config, asked.key)
-    if not Path(asked.path).is_dir():
-        raise UserError(f"{asked.key}={asked.path} is no folder")
-    return HostedModel(asked.key, asked.path, asked.device_map)
+    path = folder_of(config, asked)
+    return HostedModel(asked.key, path, asked.device_map) if path else None
 
 
 def check_hosted(hosted: HostedModel, mine: Tokenizer, vocabulary: int, length: int) -> None:
